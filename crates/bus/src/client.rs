@@ -1,0 +1,393 @@
+//! Typed ends: sending messages, and calls that wait for their answers on the one reply inbox of a process.
+//!
+//! # Flow
+//! [`Replies`] holds the inbox and a table of who waits for which id. A [`Client`] follows its response topic with that
+//! inbox before its first question, so an answer cannot be missed. A call stamps an id, registers, publishes, waits.
+//!
+//! # Guarantees
+//! A call ends with its answer, a typed error, or its deadline. An answer that nobody waits for is dropped. A body that
+//! cannot be read fails the one call it belongs to.
+//!
+//! # Assumes
+//! Somebody drives [`Replies::run`]; until then calls wait for their deadline.
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use serde::Serialize;
+use sluice_schema::{Exchange, Topic, message, wire};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::contract::{Address, Broker, Inbox, InboxAddress, Subscription};
+use crate::message::{Message, property};
+use crate::{Error, Result};
+
+/// Parts of one streamed answer that may wait unread before the call fails.
+const UNREAD_PARTS_MAX: usize = 1_024;
+/// How long a fresh client waits for the reply inbox to come up.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+const REATTACH_DELAY_MIN: Duration = Duration::from_millis(100);
+const REATTACH_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// Sends messages of one type to one topic.
+pub struct Sender<T: ?Sized> {
+    broker: Arc<dyn Broker>,
+    address: Address,
+    topic: Topic,
+    message: PhantomData<fn(&T)>,
+}
+
+impl<T: ?Sized> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Self {
+            broker: self.broker.clone(),
+            address: self.address.clone(),
+            topic: self.topic.clone(),
+            message: PhantomData,
+        }
+    }
+}
+
+impl<T: Serialize + ?Sized> Sender<T> {
+    /// An end that publishes to `topic`.
+    pub fn new(broker: Arc<dyn Broker>, topic: Topic) -> Self {
+        Self { broker, address: Address::Topic(topic.clone()), topic, message: PhantomData }
+    }
+
+    /// Where it publishes.
+    #[must_use]
+    pub const fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// Sends a message; on return the broker has it.
+    ///
+    /// # Errors
+    /// As [`Broker::publish`].
+    pub async fn send(&self, message: &T) -> Result<()> {
+        self.broker.publish(&self.address, Message::new(wire::encode(message))).await
+    }
+
+    /// Sends a message with properties already set.
+    ///
+    /// # Errors
+    /// As [`Broker::publish`].
+    pub async fn send_message(&self, message: Message) -> Result<()> {
+        self.broker.publish(&self.address, message).await
+    }
+}
+
+/// The reply inbox of a process, shared by all its clients. Cheap to clone.
+#[derive(Clone)]
+pub struct Replies {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    broker: Arc<dyn Broker>,
+    waiting: Mutex<HashMap<Box<str>, mpsc::Sender<Message>>>,
+    followed: Mutex<HashMap<Topic, usize>>,
+    inbox: watch::Sender<Option<Arc<dyn Inbox>>>,
+}
+
+impl Replies {
+    /// Replies through `broker`; nothing is attached until [`Replies::run`].
+    pub fn new(broker: Arc<dyn Broker>) -> Self {
+        let shared = Shared {
+            broker,
+            waiting: Mutex::new(HashMap::new()),
+            followed: Mutex::new(HashMap::new()),
+            inbox: watch::Sender::new(None),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The broker that calls go through.
+    #[must_use]
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.shared.broker
+    }
+
+    /// Receives answers until `stop`; after a lost connection it attaches again and follows the same topics.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut delay = REATTACH_DELAY_MIN;
+        while !stop.is_cancelled() {
+            if let Ok(inbox) = self.attach().await {
+                delay = REATTACH_DELAY_MIN;
+                self.shared.inbox.send_replace(Some(inbox.clone()));
+                let ended = stop.run_until_cancelled(self.receive(&*inbox)).await;
+                self.shared.inbox.send_replace(None);
+                if let Some(error) = ended {
+                    tracing::warn!(%error, "the reply inbox was lost; attaching again");
+                }
+            }
+            stop.run_until_cancelled(tokio::time::sleep(delay)).await;
+            delay = (delay * 2).min(REATTACH_DELAY_MAX);
+        }
+    }
+
+    async fn attach(&self) -> Result<Arc<dyn Inbox>> {
+        let inbox = self.shared.broker.subscribe(&Subscription::Own { topics: Vec::new() }).await?;
+        let topics: Vec<Topic> = lock(&self.shared.followed).keys().cloned().collect();
+        for topic in topics {
+            // A topic that went with its flow is not followed again; its callers end by their deadline.
+            if let Err(error) = inbox.follow(&topic).await
+                && error.kind() != crate::ErrorKind::Absent
+            {
+                return Err(error);
+            }
+        }
+        Ok(Arc::from(inbox))
+    }
+
+    async fn receive(&self, inbox: &dyn Inbox) -> Error {
+        loop {
+            match inbox.next().await {
+                Ok(mut delivery) => {
+                    let message = std::mem::take(&mut delivery.message);
+                    delivery.ack();
+                    self.hand_over(message);
+                }
+                Err(error) => return error,
+            }
+        }
+    }
+
+    fn hand_over(&self, message: Message) {
+        let mut waiting = lock(&self.shared.waiting);
+        let Some(id) = message.get(property::ID) else { return };
+        let Some(waiter) = waiting.get(id) else { return };
+        if let Err(mpsc::error::TrySendError::Full(message)) = waiter.try_send(message)
+            && let Some(id) = message.get(property::ID)
+        {
+            // Dropping the waiter ends the call: it sees its channel closed.
+            waiting.remove(id);
+        }
+    }
+
+    async fn inbox(&self) -> Result<Arc<dyn Inbox>> {
+        let mut inbox = self.shared.inbox.subscribe();
+        let attached = tokio::time::timeout(ATTACH_TIMEOUT, inbox.wait_for(Option::is_some)).await;
+        match attached.as_ref().map(|found| found.as_ref().map(|inbox| (**inbox).clone())) {
+            Ok(Ok(Some(inbox))) => Ok(inbox),
+            _ => Err(Error::Unavailable { reason: "the reply inbox is not attached".to_owned() }),
+        }
+    }
+
+    /// Follows a response topic for as long as the guard lives.
+    ///
+    /// # Errors
+    /// As [`Inbox::follow`], and when the inbox does not come up.
+    pub async fn follow(&self, topic: &Topic) -> Result<Following> {
+        let inbox = self.inbox().await?;
+        *lock(&self.shared.followed).entry(topic.clone()).or_default() += 1;
+        let following = Following { shared: Arc::downgrade(&self.shared), topic: topic.clone() };
+        inbox.follow(topic).await?;
+        Ok(following)
+    }
+
+    /// Publishes a question and returns the call that waits for its answer. Sets the id, the reply address and the time
+    /// the answer is waited for.
+    ///
+    /// # Errors
+    /// As [`Broker::publish`], and when the inbox does not come up.
+    pub async fn ask(&self, to: &Topic, mut question: Message, patience: Patience) -> Result<RawCall> {
+        let started = Instant::now();
+        let inbox = self.inbox().await?;
+        let id = uuid::Uuid::new_v4().to_string();
+        question.set(property::ID, &id);
+        if let Some(InboxAddress(address)) = inbox.address() {
+            question.set(property::REPLY_TO, &address);
+        }
+        let ttl_ms = patience.total.as_millis().to_string();
+        question.set(property::TTL, &ttl_ms);
+        let (sender, parts) = mpsc::channel(UNREAD_PARTS_MAX);
+        lock(&self.shared.waiting).insert(id.as_str().into(), sender);
+        let call = RawCall { shared: self.shared.clone(), id, to: to.clone(), parts, patience, started };
+        let address = Address::Topic(to.clone());
+        match tokio::time::timeout(patience.total, self.shared.broker.publish(&address, question)).await {
+            Ok(sent) => sent.map(|()| call),
+            Err(_) => Err(call.timed_out()),
+        }
+    }
+}
+
+/// How long a call waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For the next message of the answer.
+    pub idle: Duration,
+    /// For the last one, counted from the question.
+    pub total: Duration,
+}
+
+impl Patience {
+    /// One deadline, end to end.
+    #[must_use]
+    pub const fn total(total: Duration) -> Self {
+        Self { idle: total, total }
+    }
+}
+
+/// Keeps a response topic followed; see [`Replies::follow`].
+pub struct Following {
+    shared: Weak<Shared>,
+    topic: Topic,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut followed = lock(&shared.followed);
+        if let Some(count) = followed.get_mut(&self.topic) {
+            *count -= 1;
+            if *count == 0 {
+                // The binding itself goes with the topic or with the inbox; after this it only costs ignored copies.
+                followed.remove(&self.topic);
+            }
+        }
+    }
+}
+
+/// A question under way, untyped. Dropping it stops waiting.
+pub struct RawCall {
+    shared: Arc<Shared>,
+    id: String,
+    to: Topic,
+    parts: mpsc::Receiver<Message>,
+    patience: Patience,
+    started: Instant,
+}
+
+impl RawCall {
+    /// The id that the question carries.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The next message of the answer. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] when patience runs out, [`Error::Full`] when too many parts waited unread.
+    pub async fn next(&mut self) -> Result<Message> {
+        let deadline = (Instant::now() + self.patience.idle).min(self.started + self.patience.total);
+        match tokio::time::timeout_at(deadline, self.parts.recv()).await {
+            Ok(Some(part)) => Ok(part),
+            Ok(None) => Err(Error::Full {
+                topic: self.to.clone(),
+                limit: UNREAD_PARTS_MAX as u64,
+                unit: "unread answer parts",
+            }),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    fn timed_out(&self) -> Error {
+        let after_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Error::TimedOut { what: self.to.to_string(), after_ms }
+    }
+}
+
+impl Drop for RawCall {
+    fn drop(&mut self) {
+        lock(&self.shared.waiting).remove(self.id.as_str());
+    }
+}
+
+/// Asks one service. Follows its response topic from the start.
+pub struct Client<X: Exchange> {
+    replies: Replies,
+    request: Topic,
+    _following: Following,
+    exchange: PhantomData<fn() -> X>,
+}
+
+impl<X: Exchange> Client<X> {
+    /// A client of the service behind `request`, whose answers may also come on `response`.
+    ///
+    /// # Errors
+    /// As [`Replies::follow`].
+    pub async fn new(replies: &Replies, request: Topic, response: &Topic) -> Result<Self> {
+        let following = replies.follow(response).await?;
+        Ok(Self { replies: replies.clone(), request, _following: following, exchange: PhantomData })
+    }
+
+    /// Where it asks.
+    #[must_use]
+    pub const fn request_topic(&self) -> &Topic {
+        &self.request
+    }
+
+    /// Asks and waits for the last message of the answer. A failure that the service reports is in the answer's `error`.
+    ///
+    /// # Errors
+    /// As [`Replies::ask`] and [`RawCall::next`]; [`Error::Decode`] when the answer cannot be read.
+    pub async fn call(&self, question: &X::Request, within: Duration) -> Result<X::Response> {
+        let mut call = self.stream(question, Patience::total(within)).await?;
+        loop {
+            let part = call.part().await?;
+            if X::is_last(&part) {
+                return Ok(part);
+            }
+        }
+    }
+
+    /// Asks and hands out the answer message by message.
+    ///
+    /// # Errors
+    /// As [`Replies::ask`].
+    pub async fn stream(&self, question: &X::Request, patience: Patience) -> Result<Call<X>> {
+        self.stream_message(Message::new(wire::encode(question)), patience).await
+    }
+
+    /// As [`Client::stream`] with properties (a trace id) already set.
+    ///
+    /// # Errors
+    /// As [`Replies::ask`].
+    pub async fn stream_message(&self, question: Message, patience: Patience) -> Result<Call<X>> {
+        let raw = self.replies.ask(&self.request, question, patience).await?;
+        Ok(Call { raw, ended: false, exchange: PhantomData })
+    }
+}
+
+/// An answer that comes in parts. Dropping it stops waiting.
+pub struct Call<X: Exchange> {
+    raw: RawCall,
+    ended: bool,
+    exchange: PhantomData<fn() -> X>,
+}
+
+impl<X: Exchange> Call<X> {
+    /// The next part, or `None` after the last. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`RawCall::next`]; [`Error::Decode`] when the part cannot be read.
+    pub async fn next(&mut self) -> Result<Option<X::Response>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let part = self.part().await?;
+        self.ended = X::is_last(&part);
+        Ok(Some(part))
+    }
+
+    async fn part(&mut self) -> Result<X::Response> {
+        let message = self.raw.next().await?;
+        Ok(wire::decode(&message.body)?)
+    }
+}
+
+/// A service's failure as an error of the asker: what [`Exchange::error`] told.
+#[must_use]
+pub fn told<X: Exchange>(response: &X::Response) -> Option<message::Error> {
+    X::error(response).cloned()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,175 @@
+//! What every broker promises. This page is the conformance suite in prose.
+
+use std::fmt;
+use std::sync::Arc;
+
+use sluice_schema::Topic;
+
+use crate::message::{Delivery, Message};
+use crate::{BoxFuture, Result};
+
+/// The name of one reader's inbox, valid while its reader is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct InboxAddress(pub Arc<str>);
+
+impl fmt::Display for InboxAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// To whoever subscribes to a topic.
+    Topic(Topic),
+    /// To one reader's inbox.
+    Inbox(InboxAddress),
+}
+
+impl From<Topic> for Address {
+    fn from(topic: Topic) -> Self {
+        Self::Topic(topic)
+    }
+}
+
+/// What a reader attaches to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subscription {
+    /// A named subscription of a `flow` or `request` topic, made by its owner; consumers of one name compete.
+    Shared {
+        /// The topic.
+        topic: Topic,
+        /// The subscription's name.
+        name: String,
+        /// How many deliveries the reader holds unsettled at most, at least 1.
+        prefetch: u32,
+    },
+    /// An inbox of the reader's own: it gets its own copy of everything published to these `response` and `notify`
+    /// topics from now on, and whatever is sent to its address. It dies with the reader.
+    Own {
+        /// Topics to follow from the start; more can be followed later.
+        topics: Vec<Topic>,
+    },
+}
+
+/// How large things may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest body, in bytes.
+    pub message_bytes_max: usize,
+}
+
+/// The data path. No method here can make or remove a named queue; a reader's inbox lives and dies with its connection.
+///
+/// **Guarantees.** A publish to a `flow` topic returns after the message is durable, once for all subscriptions that the
+/// topic has; with no subscription it is counted, not kept, and succeeds. A publish to a `request` topic without a
+/// subscription is [`crate::Error::Unroutable`]. A publish to a `response` or `notify` topic reaches the inboxes that
+/// follow it now, maybe none. A publish to a topic that was never ensured is [`crate::Error::NoTopic`]. First deliveries
+/// of one subscription keep publish order; redeliveries do not.
+///
+/// **Assumes.** Futures are driven to their end; a dropped publish may or may not have happened.
+pub trait Broker: Send + Sync + 'static {
+    /// Sends a message to a topic or to one reader's inbox.
+    fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<()>>;
+
+    /// Attaches a reader. On return it is bound: whatever is published from now on reaches it.
+    fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>>>;
+
+    /// How large things may be.
+    fn limits(&self) -> Limits;
+}
+
+/// A reader's end. Dropping it detaches the reader; what it held unsettled comes back to the subscription.
+pub trait Inbox: Send + Sync + 'static {
+    /// The next delivery; one caller at a time. Cancel-safe: a delivery is handed over or stays.
+    ///
+    /// Fails with [`crate::Error::NoSubscription`] when the subscription is removed, [`crate::Error::Unavailable`] when
+    /// the broker stops.
+    fn next(&self) -> BoxFuture<'_, Result<Delivery>>;
+
+    /// The address of an own inbox; `None` for a shared subscription.
+    fn address(&self) -> Option<InboxAddress>;
+
+    /// Starts following a `response` or `notify` topic with an own inbox. On return it is bound. Repeatable.
+    fn follow<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<()>>;
+
+    /// Stops following a topic. Repeatable.
+    fn unfollow<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<()>>;
+}
+
+/// A topic with the subscriptions that its owner keeps under it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// The topic.
+    pub topic: Topic,
+    /// Names of its subscriptions; only `flow` and `request` topics have any.
+    pub subscriptions: Vec<String>,
+}
+
+impl TopicSpec {
+    /// A topic without subscriptions.
+    #[must_use]
+    pub const fn bare(topic: Topic) -> Self {
+        Self { topic, subscriptions: Vec::new() }
+    }
+
+    /// A topic with one subscription.
+    pub fn with(topic: Topic, subscription: impl Into<String>) -> Self {
+        Self { topic, subscriptions: vec![subscription.into()] }
+    }
+}
+
+/// What a broker knows of a topic right now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The topic.
+    pub topic: Topic,
+    /// Whether it is there.
+    pub exists: bool,
+    /// Its subscriptions: those asked about and, where the broker can list, all others.
+    pub subscriptions: Vec<SeenSubscription>,
+    /// Messages published while it had no subscription, where the broker counts them.
+    pub unroutable: Option<u64>,
+}
+
+/// What a broker knows of one subscription right now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenSubscription {
+    /// Its name.
+    pub name: String,
+    /// Whether it is there.
+    pub exists: bool,
+    /// Messages waiting, delayed ones included.
+    pub ready: u64,
+    /// Messages handed out and not settled; `None` where the broker cannot show them.
+    pub unsettled: Option<u64>,
+    /// Readers attached; `None` where the broker cannot show them.
+    pub consumers: Option<u64>,
+}
+
+impl SeenSubscription {
+    /// Whether nothing waits and nothing is in anybody's hands, as far as the broker can show.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.ready == 0 && self.unsettled.unwrap_or(0) == 0
+    }
+}
+
+/// The life-cycle path, handed only to the owner of a queue. Every call may be repeated.
+///
+/// A topic is owned together with its subscriptions: a message published before the consumer arrives is kept for it.
+pub trait BrokerAdmin: Send + Sync + 'static {
+    /// Looks at topics; the answer has one entry per question, in order, also for what is not there.
+    fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>>>;
+
+    /// Makes a topic and its subscriptions, bound, where they are missing; leaves other subscriptions alone.
+    fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>>;
+
+    /// Removes a topic, its named subscriptions and everything bound under its name, with what is in them. Readers get
+    /// an error; own inboxes stop following it. What is not there is fine.
+    fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>>;
+
+    /// Every topic whose identifier starts with `prefix` (`""` for all), as far as the broker can list.
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>>;
+}

@@ -1,0 +1,137 @@
+//! What travels: a body with a few text properties, and the duty to settle it that comes with a delivery.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sluice_schema::Topic;
+
+/// Names of message properties. All are text; foreign peers read only [`property::ID`].
+pub mod property {
+    /// Matches answers to their question: a UUID, copied from the request to every response.
+    pub const ID: &str = "id";
+    /// Ours: the inbox that wants the answer directly, beside or instead of the response topic.
+    pub const REPLY_TO: &str = "sluice-reply-to";
+    /// Ours: milliseconds from publishing after which nobody waits for the answer; a broker may drop the request then.
+    /// Relative, so that no two machines' clocks are compared.
+    pub const TTL: &str = "sluice-ttl-ms";
+    /// Ours: the request id that a person sees, carried through every hop.
+    pub const TRACE: &str = "sluice-trace";
+    /// Ours: identity of a pipeline message, stable across redeliveries and restarts.
+    pub const MESSAGE_ID: &str = "sluice-message-id";
+}
+
+/// A body and its properties. Cloning shares the body.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Message {
+    properties: Vec<(Box<str>, Box<str>)>,
+    /// The JSON body, passed on untouched.
+    pub body: Bytes,
+}
+
+impl Message {
+    /// A message without properties.
+    pub fn new(body: impl Into<Bytes>) -> Self {
+        Self { properties: Vec::new(), body: body.into() }
+    }
+
+    /// The same message with one property set.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.set(name, value);
+        self
+    }
+
+    /// Sets a property, replacing its former value.
+    pub fn set(&mut self, name: &str, value: &str) {
+        match self.properties.iter_mut().find(|(known, _)| &**known == name) {
+            Some((_, old)) => *old = value.into(),
+            None => self.properties.push((name.into(), value.into())),
+        }
+    }
+
+    /// A property's value.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.properties.iter().find(|(known, _)| &**known == name).map(|(_, value)| &**value)
+    }
+
+    /// Every property, in the order they were set.
+    pub fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.properties.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+/// What a reader decided about a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done: forget it.
+    Done,
+    /// Deliver again, not before this long from now, behind good messages.
+    Again(Duration),
+}
+
+/// The broker's side of settling; never blocks, never fails (a lost settlement means one more delivery).
+pub trait Settle: Send {
+    /// Takes the verdict.
+    fn settle(self: Box<Self>, verdict: Verdict);
+}
+
+/// A message in somebody's hands, with the duty to settle it. Settling takes it by value, so twice does not compile;
+/// dropped unsettled, it comes back at once, counted as an attempt.
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Where it was published.
+    pub topic: Topic,
+    /// How many times it has been handed out, this time included: 1 at first. Counted before the hand-over, so that a
+    /// message that kills the process is counted too.
+    pub attempt: u32,
+    settle: Option<Box<dyn Settle>>,
+}
+
+impl Delivery {
+    /// A delivery that must be settled.
+    #[must_use]
+    pub fn new(message: Message, topic: Topic, attempt: u32, settle: Box<dyn Settle>) -> Self {
+        Self { message, topic, attempt, settle: Some(settle) }
+    }
+
+    /// A delivery to a reader's own inbox: nothing to settle.
+    #[must_use]
+    pub fn unsettled(message: Message, topic: Topic) -> Self {
+        Self { message, topic, attempt: 1, settle: None }
+    }
+
+    /// Done: the broker forgets it. Does not wait; a crash right after may deliver it once more.
+    pub fn ack(mut self) {
+        self.finish(Verdict::Done);
+    }
+
+    /// Wants it again, not before `delay` from now, behind good messages.
+    pub fn again(mut self, delay: Duration) {
+        self.finish(Verdict::Again(delay));
+    }
+
+    fn finish(&mut self, verdict: Verdict) {
+        if let Some(settle) = self.settle.take() {
+            settle.settle(verdict);
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.finish(Verdict::Again(Duration::ZERO));
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("topic", &self.topic)
+            .field("attempt", &self.attempt)
+            .field("bytes", &self.message.body.len())
+            .finish_non_exhaustive()
+    }
+}

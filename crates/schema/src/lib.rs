@@ -1,0 +1,27 @@
+//! The words Sluice speaks: wire types in both dialects (bus and API), topic names, ids, and the tables that routing,
+//! authorisation and the docs derive from. Pure data.
+//!
+//! It owns what two programs must agree on. It refuses to know how bytes travel or rest: no I/O, no async, no client
+//! library. Begin with [`Topic`] and [`message`]; [`wire`] turns messages into bytes and back.
+//!
+//! ```
+//! use sluice_schema::{Class, Topic, message::Chunk, wire};
+//!
+//! let topic: Topic = "flow:tg:chunk-load:default:f1".parse()?;
+//! assert_eq!(topic.class(), Class::Flow);
+//!
+//! let chunk: Chunk = wire::decode(br#"{"chunk": "Water boils.", "document_id": null}"#)?;
+//! assert_eq!(chunk.chunk, "Water boils.");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod exchange;
+pub mod ids;
+pub mod message;
+pub mod record;
+pub mod topic;
+pub mod wire;
+
+pub use exchange::Exchange;
+pub use ids::{FlowId, IdError, WorkspaceId};
+pub use topic::{Class, Topic, TopicError};

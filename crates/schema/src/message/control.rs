@@ -1,0 +1,164 @@
+//! Config, flow and collection services.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::Error;
+
+message! {
+    /// Names one config value within a workspace.
+    pub struct ConfigKey {
+        r#type: String,
+        key: String,
+    }
+}
+
+message! {
+    /// One config value; `value` is `None` in the answer to `get` for a key that is not there.
+    pub struct ConfigValue {
+        r#type: String,
+        key: String,
+        value: Option<String>,
+        workspace: String,
+        /// Additive: the version at which this value was written; 0 when not told.
+        #[additive] version: i64,
+    }
+}
+
+message! {
+    /// A call to the config service, on `request:tg:config` and `request:tg:config:<workspace>`.
+    pub struct ConfigRequest {
+        operation: String,
+        workspace: String,
+        keys: Vec<ConfigKey>,
+        r#type: String,
+        values: Vec<ConfigValue>,
+        /// Additive: versions that must still hold, for `put`, `delete` and `apply`.
+        #[additive] r#if: Vec<Expectation>,
+        /// Additive: the types that `getvalues-many` reads.
+        #[additive] types: Vec<String>,
+        /// Additive: `getvalues-many` answers only values written after this version.
+        #[additive] since: i64,
+        /// Additive, system queue only: no version, no notice, no history.
+        #[additive] quiet: bool,
+        /// Additive: what `apply` writes, each value with its workspace.
+        #[additive] puts: Vec<ConfigValue>,
+        /// Additive: what `apply` deletes, each key with its workspace.
+        #[additive] deletes: Vec<ScopedKey>,
+    }
+}
+
+message! {
+    /// The answer of the config service.
+    pub struct ConfigResponse {
+        version: i64,
+        values: Vec<ConfigValue>,
+        directory: Vec<String>,
+        config: BTreeMap<String, BTreeMap<String, String>>,
+        error: Option<Error>,
+        /// Additive: what a mixed put left out, and why nothing else was.
+        #[additive] skipped: Vec<ConfigKey>,
+        /// Additive: keys deleted since the `since` of `getvalues-many`.
+        #[additive] deleted: Vec<ScopedKey>,
+    }
+}
+
+message! {
+    /// Workspaces that came and went.
+    pub struct WorkspaceChanges {
+        created: Vec<String>,
+        deleted: Vec<String>,
+    }
+}
+
+message! {
+    /// The notice on `notify:tg:config` that config changed; it says what may have changed, never the values.
+    pub struct ConfigPush {
+        version: i64,
+        changes: BTreeMap<String, Vec<String>>,
+        workspace_changes: Option<WorkspaceChanges>,
+    }
+}
+
+message! {
+    /// A call to the flow service, on `request:tg:flow:<workspace>`.
+    pub struct FlowRequest {
+        operation: String,
+        blueprint_name: String,
+        blueprint_definition: String,
+        description: String,
+        flow_id: String,
+        parameters: Map<String, Value>,
+        /// Additive: `"20s"`, a number of seconds, or `"discard"`: how `stop-flow` treats what is still queued.
+        #[additive] drain: Option<String>,
+    }
+}
+
+message! {
+    /// The answer of the flow service.
+    pub struct FlowResponse {
+        blueprint_names: Vec<String>,
+        flow_ids: Vec<String>,
+        blueprint_definition: String,
+        flow: String,
+        description: String,
+        parameters: BTreeMap<String, String>,
+        error: Option<Error>,
+        /// Additive: phase, run and last report of a flow, as JSON text.
+        #[additive] status: String,
+        /// Additive: things worth knowing that did not stop the request.
+        #[additive] warnings: Vec<String>,
+    }
+}
+
+message! {
+    /// A collection as people see it.
+    pub struct CollectionMetadata {
+        collection: String,
+        name: String,
+        description: String,
+        tags: Vec<String>,
+    }
+}
+
+message! {
+    /// A call on `request:tg:collection:<workspace>`.
+    pub struct CollectionManagementRequest {
+        operation: String,
+        collection: String,
+        timestamp: String,
+        name: String,
+        description: String,
+        tags: Vec<String>,
+        tag_filter: Vec<String>,
+        limit: i64,
+    }
+}
+
+message! {
+    /// The answer to a collection call.
+    pub struct CollectionManagementResponse {
+        error: Option<Error>,
+        timestamp: String,
+        collections: Vec<CollectionMetadata>,
+    }
+}
+
+message! {
+    /// A version that must still hold: 0 means the key must be absent. Part of a conditional config write.
+    pub struct Expectation {
+        workspace: String,
+        r#type: String,
+        key: String,
+        version: i64,
+    }
+}
+message! {
+    /// Names one config value in any workspace. Part of `apply` and `getvalues-many`.
+    pub struct ScopedKey {
+        workspace: String,
+        r#type: String,
+        key: String,
+    }
+}

@@ -1,0 +1,205 @@
+//! Identity and access, and the user context that policy reads.
+
+use std::collections::BTreeMap;
+
+use super::Error;
+
+message! {
+    /// A user to create or change.
+    pub struct UserInput {
+        username: String,
+        name: String,
+        email: String,
+        password: String,
+        roles: Vec<String>,
+        enabled: bool = true,
+        must_change_password: bool,
+    }
+}
+
+message! {
+    /// A user.
+    pub struct UserRecord {
+        id: String,
+        default_workspace: String,
+        username: String,
+        name: String,
+        email: String,
+        roles: Vec<String>,
+        enabled: bool = true,
+        must_change_password: bool,
+        created: String,
+    }
+}
+
+message! {
+    /// A workspace to create or change.
+    pub struct WorkspaceInput {
+        id: String,
+        name: String,
+        enabled: bool = true,
+    }
+}
+
+message! {
+    /// A workspace.
+    pub struct WorkspaceRecord {
+        id: String,
+        name: String,
+        enabled: bool = true,
+        created: String,
+    }
+}
+
+message! {
+    /// An API key to create.
+    pub struct ApiKeyInput {
+        user_id: String,
+        name: String,
+        expires: String,
+    }
+}
+
+message! {
+    /// An API key without its secret.
+    pub struct ApiKeyRecord {
+        id: String,
+        user_id: String,
+        name: String,
+        prefix: String,
+        expires: String,
+        created: String,
+        last_used: String,
+    }
+}
+
+message! {
+    /// A group to create or change.
+    pub struct GroupInput {
+        name: String,
+        description: String,
+        enabled: bool = true,
+    }
+}
+
+message! {
+    /// A capability granted in a workspace.
+    pub struct GrantInput {
+        capability: String,
+        workspace: String,
+    }
+}
+
+message! {
+    /// A call to identity and access, on `request:tg:iam`.
+    pub struct IamRequest {
+        operation: String,
+        workspace: String,
+        actor: String,
+        user_id: String,
+        username: String,
+        key_id: String,
+        api_key: String,
+        password: String,
+        new_password: String,
+        user: Option<UserInput>,
+        workspace_record: Option<WorkspaceInput>,
+        key: Option<ApiKeyInput>,
+        group_id: String,
+        member_type: String,
+        member_id: String,
+        group: Option<GroupInput>,
+        grant: Option<GrantInput>,
+        request_id: String,
+        client_ip: String,
+        user_context_json: String,
+        capability: String,
+        resource_json: String,
+        parameters_json: String,
+        authorise_checks: String,
+    }
+}
+
+message! {
+    /// The answer of identity and access.
+    pub struct IamResponse {
+        user: Option<UserRecord>,
+        users: Vec<UserRecord>,
+        workspace: Option<WorkspaceRecord>,
+        workspaces: Vec<WorkspaceRecord>,
+        api_key_plaintext: String,
+        api_key: Option<ApiKeyRecord>,
+        api_keys: Vec<ApiKeyRecord>,
+        jwt: String,
+        jwt_expires: String,
+        signing_key_public: String,
+        resolved_user_id: String,
+        resolved_default_workspace: String,
+        resolved_roles: Vec<String>,
+        temporary_password: String,
+        bootstrap_admin_user_id: String,
+        bootstrap_admin_api_key: String,
+        bootstrap_available: bool,
+        decision_allow: bool,
+        decision_ttl_seconds: i64,
+        decisions_json: String,
+        group_json: String,
+        groups_json: String,
+        members_json: String,
+        grants_json: String,
+        effective_permissions_json: String,
+        error: Option<Error>,
+    }
+}
+
+message! {
+    /// What a user is assigned to.
+    pub struct Assignment {
+        resource: String,
+        scope: String,
+        status: String,
+        valid_from: String,
+        valid_to: String,
+        qualifiers: BTreeMap<String, String>,
+    }
+}
+
+message! {
+    /// What a user may reach.
+    pub struct Entitlement {
+        resource_scope: String,
+        access_level: String,
+        valid_from: String,
+        valid_to: String,
+    }
+}
+
+message! {
+    /// What a user may override.
+    pub struct OverrideAuthority {
+        policy_area: String,
+        condition: String,
+    }
+}
+
+message! {
+    /// On whose behalf a user acts.
+    pub struct Delegation {
+        delegator_id: String,
+        scope: String,
+    }
+}
+
+message! {
+    /// Attributes of the user that policy reads.
+    pub struct UserContext {
+        user_id: String,
+        roles: Vec<String>,
+        assignments: Vec<Assignment>,
+        entitlements: Vec<Entitlement>,
+        organisational_units: Vec<String>,
+        override_authorities: Vec<OverrideAuthority>,
+        delegation: Option<Delegation>,
+        purpose: String,
+    }
+}

@@ -1,0 +1,121 @@
+//! Retrieval-augmented generation.
+
+use super::{Error, Triple, UserContext};
+
+message! {
+    /// One step of a guided graph walk.
+    pub struct TraversalStep {
+        types: Vec<String>,
+        relationships: Vec<String>,
+        graphs: Vec<String>,
+    }
+}
+
+message! {
+    /// A question for the graph.
+    pub struct GraphRagQuery {
+        query: String,
+        collection: String,
+        entity_limit: i64,
+        triple_limit: i64,
+        max_subgraph_size: i64,
+        max_path_length: i64,
+        edge_score_limit: i64,
+        edge_limit: i64,
+        max_reranker_input: i64,
+        streaming: bool,
+        parent_uri: String,
+        user_context: Option<UserContext>,
+        grounding_seeds: Vec<String>,
+        graph_seeds: Vec<String>,
+        languages: Vec<String>,
+        traversal_instructions: Vec<TraversalStep>,
+        graph: Option<String>,
+    }
+}
+
+message! {
+    /// A source of an answer.
+    pub struct Source {
+        uri: String,
+        title: String,
+    }
+}
+
+message! {
+    /// A graph answer, or an explanation of it.
+    pub struct GraphRagResponse {
+        error: Option<Error>,
+        response: String,
+        end_of_stream: bool,
+        explain_id: Option<String>,
+        explain_graph: Option<String>,
+        explain_triples: Vec<Triple>,
+        message_type: String,
+        end_of_session: bool,
+        in_token: Option<i64>,
+        out_token: Option<i64>,
+        model: Option<String>,
+        sources: Vec<Source>,
+    }
+}
+
+message! {
+    /// A question for the passages.
+    pub struct DocumentRagQuery {
+        query: String,
+        collection: String,
+        doc_limit: i64,
+        fetch_limit: i64,
+        streaming: bool,
+    }
+}
+
+message! {
+    /// An answer from passages, whole or in parts, or an explanation of it.
+    pub struct DocumentRagResponse {
+        error: Option<Error>,
+        response: Option<String>,
+        end_of_stream: bool,
+        explain_id: Option<String>,
+        explain_graph: Option<String>,
+        explain_triples: Vec<Triple>,
+        message_type: String,
+        end_of_session: bool,
+        in_token: Option<i64>,
+        out_token: Option<i64>,
+        model: Option<String>,
+        /// Additive: the passages an answer rests on, on the final message.
+        #[additive] sources: Vec<PassageSource>,
+    }
+}
+
+message! {
+    /// A term to look up.
+    pub struct LookupRequest {
+        kind: String,
+        term: String,
+    }
+}
+
+message! {
+    /// What was found about a term.
+    pub struct LookupResponse {
+        text: String,
+        error: Option<Error>,
+    }
+}
+
+message! {
+    /// A passage that an answer rests on. `offset` and `length` count characters of the page or text it was cut from.
+    pub struct PassageSource {
+        document_id: String,
+        title: String,
+        page: Option<i64>,
+        chunk_id: String,
+        offset: i64,
+        length: i64,
+        score: f64,
+        text: String,
+    }
+}
