@@ -59,6 +59,8 @@ message! {
         error: Option<Error>,
         /// Additive: what a mixed put left out, and why nothing else was.
         #[additive] skipped: Vec<ConfigKey>,
+        /// Additive: in the answer to `getvalues-many`, the `since` that the answer is relative to; 0 = `values` is everything.
+        #[additive] since: i64,
         /// Additive: keys deleted since the `since` of `getvalues-many`.
         #[additive] deleted: Vec<ScopedKey>,
     }
