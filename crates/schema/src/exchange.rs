@@ -49,6 +49,8 @@ exchanges! {
     Flow, "flow", FlowRequest => FlowResponse, last(_r) = true;
     /// Documents and their processing.
     Librarian, "librarian", LibrarianRequest => LibrarianResponse, last(r) = r.is_final, end { is_final: true };
+    /// Messages that could not be processed.
+    DeadLetters, "dead-letters", DeadLettersRequest => DeadLettersResponse, last(r) = r.is_final, end { is_final: true };
     /// Collections of a workspace.
     Collections, "collection-management", CollectionManagementRequest => CollectionManagementResponse, last(_r) = true;
     /// Identity and access.

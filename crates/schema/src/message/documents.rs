@@ -194,6 +194,8 @@ message! {
         upload_id: String,
         chunk_index: i64,
         include_children: bool,
+        /// Additive: `get-progress` answers for this flow only.
+        #[additive] flow: String,
     }
 }
 

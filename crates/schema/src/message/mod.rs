@@ -9,6 +9,7 @@ mod define;
 
 mod agent;
 mod control;
+mod dead;
 mod documents;
 mod embeddings;
 mod events;
@@ -21,6 +22,7 @@ mod triples;
 
 pub use self::agent::*;
 pub use self::control::*;
+pub use self::dead::*;
 pub use self::define::TextOrList;
 pub use self::documents::*;
 pub use self::embeddings::*;

@@ -1,0 +1,49 @@
+//! Calls about messages that could not be processed and were parked.
+
+use super::{DeadLetter, Error};
+
+message! {
+    /// A call about parked messages, on `request:tg:dead-letters:<workspace>`. Operations: `list` (newest first, without
+    /// bodies), `export` (oldest first, with bodies, in parts), `replay` (published again, then removed) and `remove`.
+    /// What it is about: the letters named by `ids`, or else all that match `flow` and `topic`, where empty matches any.
+    pub struct DeadLettersRequest {
+        operation: String,
+        ids: Vec<String>,
+        flow: String,
+        topic: String,
+        /// For `replay`: the run whose topic of the same name gets the messages; empty = the topic they came from.
+        run: String,
+        /// The most letters to handle; 0 = the service's own bound.
+        limit: i64,
+        /// For `list`: only letters older than the one with this id, to page on.
+        before: String,
+        /// For `replay` and `remove` without `ids`, `flow` and `topic`: really all of them.
+        all: bool,
+    }
+}
+
+message! {
+    /// The answer; `export` has several, the last with `is_final`.
+    pub struct DeadLettersResponse {
+        error: Option<Error>,
+        /// `list`: the letters, `body` left out.
+        letters: Vec<DeadLetter>,
+        /// `export`: letters as JSON lines, bodies included.
+        lines: String,
+        /// How many were listed, exported, replayed or removed.
+        count: i64,
+        /// How many more match and were left for another call.
+        remaining: i64,
+        /// `replay`: letters that stay, and why.
+        kept: Vec<KeptLetter>,
+        is_final: bool = true,
+    }
+}
+
+message! {
+    /// A letter that could not be replayed.
+    pub struct KeptLetter {
+        id: String,
+        reason: String,
+    }
+}
