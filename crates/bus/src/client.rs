@@ -303,7 +303,7 @@ impl Drop for RawCall {
 pub struct Client<X: Exchange> {
     replies: Replies,
     request: Topic,
-    _following: Following,
+    _following: Option<Following>,
     exchange: PhantomData<fn() -> X>,
 }
 
@@ -314,7 +314,13 @@ impl<X: Exchange> Client<X> {
     /// As [`Replies::follow`].
     pub async fn new(replies: &Replies, request: Topic, response: &Topic) -> Result<Self> {
         let following = replies.follow(response).await?;
-        Ok(Self { replies: replies.clone(), request, _following: following, exchange: PhantomData })
+        Ok(Self { replies: replies.clone(), request, _following: Some(following), exchange: PhantomData })
+    }
+
+    /// A client whose response topic the caller keeps followed by other means.
+    #[must_use]
+    pub fn followed(replies: &Replies, request: Topic) -> Self {
+        Self { replies: replies.clone(), request, _following: None, exchange: PhantomData }
     }
 
     /// Where it asks.

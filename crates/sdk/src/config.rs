@@ -1,0 +1,213 @@
+//! Typed calls to the config service on its system queue.
+
+use std::time::Duration;
+
+use sluice_bus::{Client, Error as BusError, Replies};
+use sluice_schema::message::{
+    ConfigKey, ConfigRequest, ConfigResponse, ConfigValue, Error, Expectation, ScopedKey,
+};
+use sluice_schema::{Class, Topic, exchange};
+
+/// How long one call may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A failed config call.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConfigError {
+    /// The bus did not carry it, or no answer came.
+    #[error("the config service could not be asked")]
+    Bus(#[from] BusError),
+    /// A value changed since it was read: read again before writing.
+    #[error("config changed meanwhile: {0}")]
+    Conflict(String),
+    /// The service refused.
+    #[error("config refused ({kind}): {message}")]
+    Refused {
+        /// Its stable type.
+        kind: String,
+        /// Its text.
+        message: String,
+    },
+}
+
+impl ConfigError {
+    /// Whether the write may have happened although the call failed.
+    #[must_use]
+    pub fn outcome_is_unknown(&self) -> bool {
+        matches!(self, Self::Bus(error) if error.kind() == sluice_bus::ErrorKind::OutcomeUnknown)
+    }
+}
+
+impl From<Error> for ConfigError {
+    fn from(error: Error) -> Self {
+        if error.r#type == "version-conflict" {
+            Self::Conflict(error.message)
+        } else {
+            Self::Refused { kind: error.r#type, message: error.message }
+        }
+    }
+}
+
+/// One atomic write across workspaces.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Apply {
+    /// Versions that must still hold (0 = the key is absent), else nothing is written.
+    pub expect: Vec<Expectation>,
+    /// Values to write, each with its workspace.
+    pub puts: Vec<ConfigValue>,
+    /// Keys to delete, each with its workspace.
+    pub deletes: Vec<ScopedKey>,
+    /// No version, no notice, no history: for leases and reports.
+    pub quiet: bool,
+}
+
+/// Calls to `request:tg:config`, the queue that only internal callers reach.
+pub struct ConfigClient {
+    client: Client<exchange::Config>,
+}
+
+impl ConfigClient {
+    /// A client on the system queue. The config service must have made its topics.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub async fn new(replies: &Replies) -> Result<Self, BusError> {
+        let client =
+            Client::new(replies, system_topic(Class::Request)?, &system_topic(Class::Response)?).await?;
+        Ok(Self { client })
+    }
+
+    /// Sends any request.
+    ///
+    /// # Errors
+    /// A [`ConfigError`]; an `error` in the answer is one.
+    pub async fn call(&self, request: &ConfigRequest) -> Result<ConfigResponse, ConfigError> {
+        let mut answer = self.client.call(request, CALL_TIMEOUT).await?;
+        match answer.error.take() {
+            None => Ok(answer),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    /// One value with its version, or `None`.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn get(
+        &self,
+        workspace: &str,
+        kind: &str,
+        key: &str,
+    ) -> Result<Option<ConfigValue>, ConfigError> {
+        let request = ConfigRequest {
+            operation: "get".to_owned(),
+            workspace: workspace.to_owned(),
+            keys: vec![ConfigKey { r#type: kind.to_owned(), key: key.to_owned() }],
+            ..Default::default()
+        };
+        let answer = self.call(&request).await?;
+        Ok(answer.values.into_iter().next().filter(|found| found.value.is_some()))
+    }
+
+    /// Every value of a type in a workspace.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn getvalues(&self, workspace: &str, kind: &str) -> Result<Vec<ConfigValue>, ConfigError> {
+        let request = ConfigRequest {
+            operation: "getvalues".to_owned(),
+            workspace: workspace.to_owned(),
+            r#type: kind.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.call(&request).await?.values)
+    }
+
+    /// Every value of a type in all workspaces, reserved ones included.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn getvalues_all(&self, kind: &str) -> Result<ConfigResponse, ConfigError> {
+        let request = ConfigRequest {
+            operation: "getvalues-all-ws".to_owned(),
+            r#type: kind.to_owned(),
+            ..Default::default()
+        };
+        self.call(&request).await
+    }
+
+    /// Values of several types in all workspaces, in one snapshot; with `since` > 0 only what changed after that version
+    /// where the service can tell (the answer's `since` says so).
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn getvalues_many(&self, types: &[String], since: i64) -> Result<ConfigResponse, ConfigError> {
+        let request = ConfigRequest {
+            operation: "getvalues-many".to_owned(),
+            types: types.to_vec(),
+            since,
+            ..Default::default()
+        };
+        self.call(&request).await
+    }
+
+    /// Writes values into one workspace as one step; the new version.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn put(&self, workspace: &str, values: Vec<ConfigValue>) -> Result<i64, ConfigError> {
+        let request = ConfigRequest {
+            operation: "put".to_owned(),
+            workspace: workspace.to_owned(),
+            values,
+            ..Default::default()
+        };
+        Ok(self.call(&request).await?.version)
+    }
+
+    /// Deletes keys of one workspace as one step; the new version.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn delete(&self, workspace: &str, keys: Vec<ConfigKey>) -> Result<i64, ConfigError> {
+        let request = ConfigRequest {
+            operation: "delete".to_owned(),
+            workspace: workspace.to_owned(),
+            keys,
+            ..Default::default()
+        };
+        Ok(self.call(&request).await?.version)
+    }
+
+    /// Writes and deletes across workspaces as one step, if everything expected still holds; the new version.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`]; [`ConfigError::Conflict`] when an expectation failed and nothing was written.
+    pub async fn apply(&self, write: Apply) -> Result<i64, ConfigError> {
+        let request = ConfigRequest {
+            operation: "apply".to_owned(),
+            r#if: write.expect,
+            puts: write.puts,
+            deletes: write.deletes,
+            quiet: write.quiet,
+            ..Default::default()
+        };
+        Ok(self.call(&request).await?.version)
+    }
+}
+
+fn system_topic(class: Class) -> Result<Topic, BusError> {
+    Topic::tg(class, "config").map_err(|error| BusError::Refused { reason: error.to_string() })
+}
+
+/// A value to put.
+#[must_use]
+pub fn value(workspace: &str, kind: &str, key: &str, value: impl Into<String>) -> ConfigValue {
+    ConfigValue {
+        r#type: kind.to_owned(),
+        key: key.to_owned(),
+        value: Some(value.into()),
+        workspace: workspace.to_owned(),
+        version: 0,
+    }
+}

@@ -1,0 +1,42 @@
+//! What every program of a process shares: the broker, the one reply inbox, tasks, the stop signal, metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_bus::{Broker, Replies};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Metrics, Tasks};
+
+/// One per process, handed to every service in it. Cheap to clone.
+#[derive(Clone)]
+pub struct Process {
+    /// The data path.
+    pub broker: Arc<dyn Broker>,
+    /// The one reply inbox.
+    pub replies: Replies,
+    /// Supervised tasks.
+    pub tasks: Tasks,
+    /// Cancelled when the process should stop.
+    pub stop: CancellationToken,
+    /// Counters and durations of everything that runs here.
+    pub metrics: Metrics,
+}
+
+impl Process {
+    /// A process on `broker`; begins to receive replies at once. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn new(broker: Arc<dyn Broker>, stop: CancellationToken) -> Self {
+        let replies = Replies::new(broker.clone());
+        let tasks = Tasks::new(stop.clone());
+        // Replies outlive the stop signal: calls under way end during the drain. They end with the tasks.
+        tasks.spawn("bus/replies", replies.clone().run(stop.child_token()));
+        Self { broker, replies, tasks, stop, metrics: Metrics::default() }
+    }
+
+    /// Gives the stop signal and waits for the tasks; at the deadline cuts what is left and returns the names.
+    pub async fn shutdown(&self, drain_timeout: Duration) -> Vec<String> {
+        self.stop.cancel();
+        self.tasks.finish(drain_timeout).await
+    }
+}

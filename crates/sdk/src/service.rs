@@ -1,0 +1,231 @@
+//! Being a service: answers on a request topic, several at a time, each settled after its answer is sent.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use sluice_bus::{
+    Address, Broker, Delivery, Error, ErrorKind, Inbox, InboxAddress, Message, Subscription, property,
+};
+use sluice_schema::{Exchange, Topic, message, wire};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Process;
+use crate::tasks::{Backoff, panic_text};
+
+/// How long requests under way may take to finish once a service stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pauses between tries to attach.
+const ATTACH: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+/// How often a request whose answer could not be sent is tried again.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// Where a service listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    /// The topic that questions come on.
+    pub request: Topic,
+    /// The topic that answers go to when the asker names no inbox.
+    pub response: Topic,
+    /// The subscription's name; replicas share it.
+    pub subscription: String,
+    /// Requests under way at most.
+    pub concurrency: usize,
+    /// Whether answers may go straight to the asker's inbox instead of the response topic.
+    pub direct: bool,
+}
+
+impl Point {
+    /// A system service's point: direct answers, 64 requests under way.
+    pub fn new(request: Topic, response: Topic, subscription: impl Into<String>) -> Self {
+        Self { request, response, subscription: subscription.into(), concurrency: 64, direct: true }
+    }
+}
+
+/// Sends the answer of one request, in parts where wanted.
+pub struct Responder<X: Exchange> {
+    broker: Arc<dyn Broker>,
+    to: Address,
+    id: Box<str>,
+    trace: Option<Box<str>>,
+    exchange: std::marker::PhantomData<fn(X)>,
+}
+
+impl<X: Exchange> Responder<X> {
+    fn new(broker: &Arc<dyn Broker>, point: &Point, question: &Message) -> Option<Self> {
+        let id = question.get(property::ID)?;
+        let to = match question.get(property::REPLY_TO) {
+            Some(inbox) if point.direct => Address::Inbox(InboxAddress(inbox.into())),
+            _ => Address::Topic(point.response.clone()),
+        };
+        let trace = question.get(property::TRACE).map(Into::into);
+        Some(Self { broker: broker.clone(), to, id: id.into(), trace, exchange: std::marker::PhantomData })
+    }
+
+    /// The request id that a person sees, if the question carried one.
+    #[must_use]
+    pub fn trace(&self) -> Option<&str> {
+        self.trace.as_deref()
+    }
+
+    /// The id that ties the answer to its question.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Sends a part that is not the last.
+    ///
+    /// # Errors
+    /// As [`Broker::publish`]; `Absent` means that nobody waits any more.
+    pub async fn part(&self, part: &X::Response) -> Result<(), Error> {
+        let answer = Message::new(wire::encode(part)).with(property::ID, &self.id);
+        self.broker.publish(&self.to, answer).await
+    }
+}
+
+/// Serves a request topic until `stop` (or the process's stop): attaches, retrying while the topic is not there, hands
+/// each question to `handler`, sends what it returns as the last message.
+///
+/// The topic's owner must have made it with this subscription; nothing here does. Returns a token that is cancelled once
+/// attached for the first time.
+pub fn serve<X, F, Fut>(
+    process: &Process,
+    point: Point,
+    stop: CancellationToken,
+    handler: F,
+) -> CancellationToken
+where
+    X: Exchange,
+    F: Fn(X::Request, Responder<X>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
+{
+    let attached = CancellationToken::new();
+    let broker = process.broker.clone();
+    let name = format!("serve/{}", point.request);
+    let told = attached.clone();
+    process.tasks.supervise(name, ATTACH, move || {
+        attach_and_answer(broker.clone(), point.clone(), stop.clone(), told.clone(), handler.clone())
+    });
+    attached
+}
+
+async fn attach_and_answer<X, F, Fut>(
+    broker: Arc<dyn Broker>,
+    point: Point,
+    stop: CancellationToken,
+    attached: CancellationToken,
+    handler: F,
+) -> Result<(), Error>
+where
+    X: Exchange,
+    F: Fn(X::Request, Responder<X>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
+{
+    let prefetch = u32::try_from(point.concurrency).unwrap_or(u32::MAX);
+    let to =
+        Subscription::Shared { topic: point.request.clone(), name: point.subscription.clone(), prefetch };
+    let Some(inbox) = stop.run_until_cancelled(broker.subscribe(&to)).await else { return Ok(()) };
+    let inbox = inbox?;
+    attached.cancel();
+    let ended = take(&*inbox, point.concurrency, &stop, |delivery| {
+        answer(broker.clone(), point.clone(), delivery, handler.clone())
+    })
+    .await;
+    ended.map_or(Ok(()), Err)
+}
+
+/// Takes deliveries until `stop` or the inbox fails, working on at most `concurrency` at once; then waits for the work
+/// under way. `None` means stopped.
+pub(crate) async fn take<F, Fut>(
+    inbox: &dyn Inbox,
+    concurrency: usize,
+    stop: &CancellationToken,
+    work: F,
+) -> Option<Error>
+where
+    F: Fn(Delivery) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let mut under_way = JoinSet::new();
+    let ended = loop {
+        while under_way.try_join_next().is_some() {}
+        if under_way.len() >= concurrency.max(1) {
+            tokio::select! {
+                () = stop.cancelled() => break None,
+                _ = under_way.join_next() => continue,
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break None,
+            next = inbox.next() => match next {
+                Ok(delivery) => { under_way.spawn(work(delivery)); }
+                Err(error) => break Some(error),
+            },
+        }
+    };
+    let drained = async { while under_way.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+        tracing::warn!("work under way was cut; its messages come back");
+    }
+    ended
+}
+
+pub(crate) async fn answer<X, F, Fut>(
+    broker: Arc<dyn Broker>,
+    point: Point,
+    mut delivery: Delivery,
+    handler: F,
+) where
+    X: Exchange,
+    F: Fn(X::Request, Responder<X>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
+{
+    let question = std::mem::take(&mut delivery.message);
+    let Some(responder) = Responder::<X>::new(&broker, &point, &question) else {
+        tracing::warn!(topic = %point.request, "a request without an id was dropped: nobody could read its answer");
+        delivery.ack();
+        return;
+    };
+    let (to, id) = (responder.to.clone(), responder.id.clone());
+    let outcome = match wire::decode::<X::Request>(&question.body) {
+        Ok(request) => {
+            AssertUnwindSafe(handler(request, responder)).catch_unwind().await.unwrap_or_else(|panic| {
+                let text = panic_text(&*panic);
+                tracing::error!(service = X::NAME, panic = text, "a handler panicked");
+                Err(message::Error::new(
+                    "unexpected-error",
+                    format!("the {} service failed: {text}", X::NAME),
+                ))
+            })
+        }
+        Err(error) => Err(message::Error::new("bad-request", error.to_string())),
+    };
+    let last = outcome.unwrap_or_else(X::failed);
+    let sent = broker.publish(&to, Message::new(wire::encode(&last)).with(property::ID, &id)).await;
+    match sent {
+        Ok(()) => delivery.ack(),
+        Err(error) if error.kind() == ErrorKind::Absent => {
+            tracing::debug!(service = X::NAME, %error, "nobody waits for this answer any more");
+            delivery.ack();
+        }
+        Err(error) if error.kind() == ErrorKind::Refused => {
+            let told = X::failed(message::Error::new("unexpected-error", error.to_string()));
+            let _ = broker.publish(&to, Message::new(wire::encode(&told)).with(property::ID, &id)).await;
+            delivery.ack();
+        }
+        Err(error) => {
+            tracing::warn!(service = X::NAME, %error, "an answer could not be sent");
+            if delivery.attempt < ATTEMPTS_MAX {
+                let pause = Backoff::default().pause(delivery.attempt);
+                delivery.again(pause);
+            } else {
+                delivery.ack();
+            }
+        }
+    }
+}

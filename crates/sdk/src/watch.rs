@@ -1,0 +1,328 @@
+//! Following config: one receiver per process, of the types that somebody in it cares for.
+//!
+//! # Flow
+//! Subscribe to the notices, then fetch, then apply. A notice is a poke: it says what may have changed and carries no
+//! data. Pokes coalesce; one fetch is under way at most, and it asks only for what changed since the last one.
+//!
+//! # Guarantees
+//! A version is shown only together with data at least that new. A failing fetch is tried again for ever, and the last
+//! good state stays. A lost notice is made good within one resync.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sluice_bus::{Error, Inbox, Subscription};
+use sluice_schema::message::{ConfigPush, ConfigResponse};
+use sluice_schema::{Class, Topic, wire};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{ConfigClient, ConfigError};
+use crate::tasks::{Backoff, lock};
+use crate::{Metrics, Process};
+
+/// How often config is fetched without a notice, by default.
+pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
+const SUBSCRIBE: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+type Keys = BTreeMap<Arc<str>, Arc<str>>;
+type Workspaces = BTreeMap<Arc<str>, Keys>;
+
+/// Config of the types of interest, at one version.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct View {
+    /// The version that the data is at least as new as.
+    pub version: i64,
+    types: BTreeMap<String, Arc<Workspaces>>,
+}
+
+impl View {
+    /// One value.
+    #[must_use]
+    pub fn get(&self, kind: &str, workspace: &str, key: &str) -> Option<&Arc<str>> {
+        self.types.get(kind)?.get(workspace)?.get(key)
+    }
+
+    /// Keys and values of a type in a workspace, in key order.
+    pub fn entries(&self, kind: &str, workspace: &str) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        self.types.get(kind).and_then(|workspaces| workspaces.get(workspace)).into_iter().flatten()
+    }
+
+    /// Workspace, key and value of everything of a type, in order.
+    pub fn all(&self, kind: &str) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, &Arc<str>)> {
+        self.types
+            .get(kind)
+            .into_iter()
+            .flat_map(|workspaces| workspaces.iter())
+            .flat_map(|(workspace, keys)| keys.iter().map(move |(key, value)| (workspace, key, value)))
+    }
+
+    /// Whether a type (in whatever workspace) is the same in both, cheaply where nothing changed.
+    #[must_use]
+    pub fn same_type(&self, other: &Self, kind: &str) -> bool {
+        match (self.types.get(kind), other.types.get(kind)) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
+            (None, None) => true,
+            (Some(only), None) | (None, Some(only)) => only.is_empty(),
+        }
+    }
+
+    fn put(&mut self, kind: &str, workspace: &str, key: &str, value: &str) {
+        let workspaces = Arc::make_mut(self.types.entry(kind.to_owned()).or_default());
+        workspaces.entry(workspace.into()).or_default().insert(key.into(), value.into());
+    }
+
+    fn delete(&mut self, kind: &str, workspace: &str, key: &str) {
+        let Some(workspaces) = self.types.get_mut(kind) else { return };
+        let workspaces = Arc::make_mut(workspaces);
+        if let Some(keys) = workspaces.get_mut(workspace) {
+            keys.remove(key);
+            if keys.is_empty() {
+                workspaces.remove(workspace);
+            }
+        }
+    }
+
+    /// The view after an answer to `getvalues-many` for `types`.
+    fn after(&self, types: &BTreeSet<String>, answer: &ConfigResponse) -> Self {
+        let mut next = if answer.since > 0 { self.clone() } else { Self::default() };
+        next.types.retain(|kind, _| types.contains(kind));
+        for gone in &answer.deleted {
+            next.delete(&gone.r#type, &gone.workspace, &gone.key);
+        }
+        for value in &answer.values {
+            match &value.value {
+                Some(text) => next.put(&value.r#type, &value.workspace, &value.key, text),
+                None => next.delete(&value.r#type, &value.workspace, &value.key),
+            }
+        }
+        if answer.since <= 0 {
+            // Types that did not change keep their identity, so that comparing stays cheap.
+            for (kind, workspaces) in &mut next.types {
+                if let Some(old) = self.types.get(kind)
+                    && old == workspaces
+                {
+                    *workspaces = old.clone();
+                }
+            }
+        }
+        next.version = answer.version.max(self.version);
+        next
+    }
+}
+
+/// The config receiver of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct ConfigWatch {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    types: Mutex<BTreeSet<String>>,
+    /// Asked for something new, or told that something may have changed.
+    poke: Notify,
+    view: watch::Sender<Arc<View>>,
+    /// Types that the view covers.
+    covered: watch::Sender<BTreeSet<String>>,
+    resync_interval: Duration,
+    metrics: Metrics,
+}
+
+impl ConfigWatch {
+    /// Starts the receiver of this process; it fetches nothing until somebody is interested.
+    #[must_use]
+    pub fn start(process: &Process, resync_interval: Duration) -> Self {
+        let shared = Arc::new(Shared {
+            types: Mutex::default(),
+            poke: Notify::new(),
+            view: watch::Sender::new(Arc::default()),
+            covered: watch::Sender::new(BTreeSet::new()),
+            resync_interval,
+            metrics: process.metrics.clone(),
+        });
+        let run = shared.clone();
+        let parts = process.clone();
+        process.tasks.supervise("config/watch", SUBSCRIBE, move || follow(run.clone(), parts.clone()));
+        Self { shared }
+    }
+
+    /// Follows more types; the receiver shows every change of the view, of whatever type.
+    pub fn interest<S: AsRef<str>>(&self, types: &[S]) -> watch::Receiver<Arc<View>> {
+        let mut known = lock(&self.shared.types);
+        let before = known.len();
+        known.extend(types.iter().map(|kind| kind.as_ref().to_owned()));
+        if known.len() > before {
+            self.shared.poke.notify_one();
+        }
+        drop(known);
+        self.shared.view.subscribe()
+    }
+
+    /// Waits until the view covers these types; then the view at that moment.
+    pub async fn ready<S: AsRef<str>>(&self, types: &[S]) -> Arc<View> {
+        self.interest(types);
+        let mut covered = self.shared.covered.subscribe();
+        // The sender lives in `shared`, so this ends only with the types covered.
+        let _ = covered.wait_for(|have| types.iter().all(|kind| have.contains(kind.as_ref()))).await;
+        self.shared.view.borrow().clone()
+    }
+
+    /// The view now; empty before the first fetch.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.shared.view.borrow().clone()
+    }
+
+    /// Asks for a fetch now, as a notice would.
+    pub fn poke(&self) {
+        self.shared.poke.notify_one();
+    }
+}
+
+async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
+    let topic = Topic::tg(Class::Notify, "config").map_err(|e| Error::Refused { reason: e.to_string() })?;
+    let inbox = process.broker.subscribe(&Subscription::Own { topics: vec![topic] }).await?;
+    let client = ConfigClient::new(&process.replies).await?;
+    // A new subscription may have missed notices: look again.
+    shared.poke.notify_one();
+    let stop = process.stop.child_token();
+    tokio::select! {
+        error = listen(&*inbox, &shared) => Err(error),
+        () = fetch_when_poked(&shared, &client, &stop) => Ok(()),
+    }
+}
+
+async fn listen(inbox: &dyn Inbox, shared: &Shared) -> Error {
+    loop {
+        let delivery = match inbox.next().await {
+            Ok(delivery) => delivery,
+            Err(error) => return error,
+        };
+        let matters = match wire::decode::<ConfigPush>(&delivery.message.body) {
+            Ok(push) => matters(shared, &push),
+            Err(error) => {
+                tracing::warn!(%error, "an unreadable config notice; fetching to be safe");
+                true
+            }
+        };
+        delivery.ack();
+        if matters {
+            shared.poke.notify_one();
+        }
+    }
+}
+
+fn matters(shared: &Shared, push: &ConfigPush) -> bool {
+    let types = lock(&shared.types);
+    push.workspace_changes.is_some()
+        || push.changes.is_empty()
+        || push.changes.keys().any(|kind| types.contains(kind))
+}
+
+async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &CancellationToken) {
+    let mut failures = 0;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = shared.poke.notified() => {}
+            () = tokio::time::sleep(shared.resync_interval) => {}
+        }
+        while let Err(error) = fetch(shared, client).await {
+            if stop.is_cancelled() {
+                return;
+            }
+            let pause = RETRY.pause(failures);
+            failures += 1;
+            tracing::warn!(%error, ?pause, "config could not be fetched; the last good state stays");
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+        failures = 0;
+    }
+}
+
+async fn fetch(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError> {
+    let types = lock(&shared.types).clone();
+    if types.is_empty() {
+        return Ok(());
+    }
+    let old = shared.view.borrow().clone();
+    let grew = *shared.covered.borrow() != types;
+    let since = if grew { 0 } else { old.version };
+    let list: Vec<String> = types.iter().cloned().collect();
+    let answer = match client.getvalues_many(&list, since).await {
+        Err(ConfigError::Refused { kind, .. }) if kind == "bad-operation" => {
+            one_by_one(client, &list).await?
+        }
+        other => other?,
+    };
+    let next = old.after(&types, &answer);
+    shared.metrics.config_version.set(next.version);
+    if *old != next {
+        shared.view.send_replace(Arc::new(next));
+    }
+    if grew {
+        shared.covered.send_replace(types);
+    }
+    Ok(())
+}
+
+/// For config services without `getvalues-many`: one call per type. The lowest version seen is the one to show.
+async fn one_by_one(client: &ConfigClient, types: &[String]) -> Result<ConfigResponse, ConfigError> {
+    let mut whole = ConfigResponse { version: i64::MAX, ..Default::default() };
+    for kind in types {
+        let mut answer = client.getvalues_all(kind).await?;
+        whole.version = whole.version.min(answer.version);
+        whole.values.append(&mut answer.values);
+    }
+    Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_schema::message::{ConfigValue, ScopedKey};
+
+    fn value(kind: &str, workspace: &str, key: &str, text: &str) -> ConfigValue {
+        crate::config::value(workspace, kind, key, text)
+    }
+
+    #[test]
+    fn a_relative_answer_changes_only_what_it_names() {
+        let types: BTreeSet<String> = ["flow".to_owned(), "tool".to_owned()].into();
+        let whole = ConfigResponse {
+            version: 5,
+            values: vec![
+                value("flow", "a", "f1", "1"),
+                value("flow", "b", "f2", "2"),
+                value("tool", "a", "t", "x"),
+            ],
+            ..Default::default()
+        };
+        let first = View::default().after(&types, &whole);
+        let change = ConfigResponse {
+            version: 7,
+            since: 5,
+            values: vec![value("flow", "a", "f1", "new")],
+            deleted: vec![ScopedKey { workspace: "b".into(), r#type: "flow".into(), key: "f2".into() }],
+            ..Default::default()
+        };
+        let second = first.after(&types, &change);
+        assert_eq!(second.version, 7);
+        assert_eq!(second.get("flow", "a", "f1").map(|v| &**v), Some("new"));
+        assert_eq!(second.all("flow").count(), 1);
+        assert!(second.same_type(&first, "tool") && !second.same_type(&first, "flow"));
+    }
+
+    #[test]
+    fn a_whole_answer_forgets_what_it_does_not_name() {
+        let types: BTreeSet<String> = ["flow".to_owned()].into();
+        let whole = |version, values| ConfigResponse { version, values, ..Default::default() };
+        let first = View::default().after(&types, &whole(5, vec![value("flow", "a", "f1", "1")]));
+        let second = first.after(&types, &whole(6, vec![]));
+        assert_eq!(second.all("flow").count(), 0);
+        let older = second.after(&types, &whole(2, vec![]));
+        assert_eq!(older.version, 6, "a version never goes back");
+    }
+}

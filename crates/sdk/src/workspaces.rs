@@ -1,0 +1,98 @@
+//! Services with a request topic per workspace: their topics are made and served when a workspace appears, and go with it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_bus::{BrokerAdmin, Error, TopicSpec};
+use sluice_schema::record;
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::Backoff;
+use crate::{ConfigWatch, Process, View};
+
+const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
+
+/// What a service does for each workspace.
+pub trait WorkspaceService: Send + Sync + 'static {
+    /// The topics that the service owns in a workspace, with their subscriptions.
+    fn topics(&self, workspace: &str) -> Vec<TopicSpec>;
+
+    /// Starts serving a workspace whose topics are there; ends when `stop` is cancelled. Returns once it is attached.
+    fn start(&self, workspace: &str, stop: CancellationToken) -> impl Future<Output = ()> + Send;
+}
+
+/// Serves every live workspace, now and as they come and go. Returns once those known now are served.
+pub async fn serve_workspaces(
+    process: &Process,
+    admin: Arc<dyn BrokerAdmin>,
+    watch: &ConfigWatch,
+    service: impl WorkspaceService,
+) {
+    let mut views = watch.interest(&[record::WORKSPACE]);
+    let mut served = Served { process: process.clone(), admin, service, running: BTreeMap::new() };
+    let first = watch.ready(&[record::WORKSPACE]).await;
+    served.follow(&first).await;
+    process.tasks.spawn("workspaces", async move {
+        let stop = served.process.stop.clone();
+        while let Some(Ok(())) = stop.run_until_cancelled(views.changed()).await {
+            let view = views.borrow_and_update().clone();
+            served.follow(&view).await;
+        }
+    });
+}
+
+struct Served<S> {
+    process: Process,
+    admin: Arc<dyn BrokerAdmin>,
+    service: S,
+    running: BTreeMap<String, CancellationToken>,
+}
+
+impl<S: WorkspaceService> Served<S> {
+    async fn follow(&mut self, view: &View) {
+        let wanted: Vec<String> =
+            view.entries(record::WORKSPACE, record::WORKSPACES).map(|(key, _)| key.to_string()).collect();
+        self.running.retain(|workspace, stop| {
+            let stays = wanted.contains(workspace);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for workspace in wanted {
+            if self.running.contains_key(&workspace) {
+                continue;
+            }
+            let stop = self.process.stop.child_token();
+            if self.ensure(&workspace, &stop).await {
+                self.service.start(&workspace, stop.clone()).await;
+                self.running.insert(workspace, stop);
+            }
+        }
+    }
+
+    /// Makes the topics, trying again until the process stops.
+    async fn ensure(&self, workspace: &str, stop: &CancellationToken) -> bool {
+        let topics = self.service.topics(workspace);
+        let mut attempt = 0;
+        while let Err(error) = self.ensure_once(&topics).await {
+            if stop.is_cancelled() {
+                return false;
+            }
+            let pause = RETRY.pause(attempt);
+            tracing::warn!(workspace, %error, ?pause, "a workspace's topics could not be made yet");
+            attempt += 1;
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+        true
+    }
+
+    async fn ensure_once(&self, topics: &[TopicSpec]) -> Result<(), Error> {
+        for topic in topics {
+            self.admin.ensure(topic).await?;
+        }
+        Ok(())
+    }
+}
