@@ -60,6 +60,25 @@ pub struct Limits {
     pub message_bytes_max: usize,
 }
 
+/// How much unsettled `flow` traffic a broker holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pressure {
+    /// Bytes of unsettled messages, each counted once however many subscriptions it waits for.
+    pub bytes: u64,
+    /// Above this, nothing new should be let in.
+    pub high_water_bytes: u64,
+    /// The disk took no more at the last try.
+    pub disk_full: bool,
+}
+
+impl Pressure {
+    /// Whether new work should be refused at the doors (inner publishes go on, or cyclic flows would stand still).
+    #[must_use]
+    pub const fn is_high(&self) -> bool {
+        self.disk_full || self.bytes >= self.high_water_bytes
+    }
+}
+
 /// The data path. No method here can make or remove a named queue; a reader's inbox lives and dies with its connection.
 ///
 /// **Guarantees.** A publish to a `flow` topic returns after the message is durable, once for all subscriptions that the
@@ -78,6 +97,11 @@ pub trait Broker: Send + Sync + 'static {
 
     /// How large things may be.
     fn limits(&self) -> Limits;
+
+    /// How much waits, where the broker can tell without asking anybody; doors refuse new work while it is high.
+    fn pressure(&self) -> Option<Pressure> {
+        None
+    }
 }
 
 /// A reader's end. Dropping it detaches the reader; what it held unsettled comes back to the subscription.

@@ -14,9 +14,10 @@ pub mod message;
 
 pub use client::{Call, Client, Following, Patience, RawCall, Replies, Sender};
 pub use contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Seen, SeenSubscription, Subscription,
-    TopicSpec,
+    Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, SeenSubscription,
+    Subscription, TopicSpec,
 };
+pub use embedded::{Config, Embedded};
 pub use error::{Error, ErrorKind};
 pub use message::{Delivery, Message, Settle, Verdict, property};
 

@@ -1,6 +1,7 @@
 //! What travels: a body with a few text properties, and the duty to settle it that comes with a delivery.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,10 +22,10 @@ pub mod property {
     pub const MESSAGE_ID: &str = "sluice-message-id";
 }
 
-/// A body and its properties. Cloning shares the body.
+/// A body and its properties. Cloning shares both.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Message {
-    properties: Vec<(Box<str>, Box<str>)>,
+    properties: Arc<Vec<(Box<str>, Box<str>)>>,
     /// The JSON body, passed on untouched.
     pub body: Bytes,
 }
@@ -32,7 +33,7 @@ pub struct Message {
 impl Message {
     /// A message without properties.
     pub fn new(body: impl Into<Bytes>) -> Self {
-        Self { properties: Vec::new(), body: body.into() }
+        Self { properties: Arc::default(), body: body.into() }
     }
 
     /// The same message with one property set.
@@ -44,9 +45,10 @@ impl Message {
 
     /// Sets a property, replacing its former value.
     pub fn set(&mut self, name: &str, value: &str) {
-        match self.properties.iter_mut().find(|(known, _)| &**known == name) {
+        let properties = Arc::make_mut(&mut self.properties);
+        match properties.iter_mut().find(|(known, _)| &**known == name) {
             Some((_, old)) => *old = value.into(),
-            None => self.properties.push((name.into(), value.into())),
+            None => properties.push((name.into(), value.into())),
         }
     }
 
@@ -59,6 +61,12 @@ impl Message {
     /// Every property, in the order they were set.
     pub fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
         self.properties.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Bytes of the body and of the properties.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.properties().fold(self.body.len(), |sum, (name, value)| sum + name.len() + value.len())
     }
 }
 

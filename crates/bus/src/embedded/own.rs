@@ -1,0 +1,169 @@
+//! A reader's own inbox: copies of what it follows and what is sent to its address, bounded, gone with the reader.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use sluice_schema::Topic;
+
+use super::Core;
+use super::queue::Share;
+use super::topic::{TopicState, check_class, lock};
+use crate::contract::{Inbox, InboxAddress};
+use crate::message::{Delivery, Message};
+use crate::{BoxFuture, Error, Result};
+
+/// The inbox as publishers see it.
+pub(super) struct Own {
+    pub(super) address: Arc<str>,
+    /// Stands for the address where a topic is told.
+    pub(super) direct: Topic,
+    core: std::sync::Weak<Core>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<(Message, Topic, Share)>,
+    bytes: usize,
+    dropped: u64,
+    followed: Vec<Topic>,
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+impl Own {
+    pub(super) fn new(core: &Arc<Core>) -> Result<Self> {
+        let address: Arc<str> = format!("inbox-{}", uuid::Uuid::new_v4().simple()).into();
+        let direct = Topic::parse(&format!("response:tg:{address}"))
+            .map_err(|error| Error::Refused { reason: error.to_string() })?;
+        Ok(Self { address, direct, core: Arc::downgrade(core), state: Mutex::default() })
+    }
+
+    /// Puts a message in, or drops and counts it when the reader is too far behind. Never waits.
+    pub(super) fn push(&self, message: Message, topic: Topic) {
+        let Some(core) = self.core.upgrade() else { return };
+        let bytes = message.size_bytes();
+        let mut state = lock(&self.state);
+        if state.closed {
+            return;
+        }
+        let config = &core.table.config;
+        let has_room =
+            state.waiting.len() < config.inbox_messages_max && state.bytes + bytes <= config.queue_bytes_max;
+        let share = if has_room { core.table.memory.take(bytes) } else { None };
+        let Some(share) = share else {
+            state.dropped += 1;
+            if state.dropped == 1 {
+                tracing::warn!(inbox = %self.address, %topic, "a reader does not read; what is newest is dropped");
+            }
+            return;
+        };
+        state.bytes += bytes;
+        state.waiting.push_back((message, topic, share));
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn poll_next(&self, cx: &Context<'_>) -> Poll<Result<Delivery>> {
+        let mut state = lock(&self.state);
+        if let Some((message, topic, share)) = state.waiting.pop_front() {
+            state.bytes -= message.size_bytes();
+            drop(share);
+            return Poll::Ready(Ok(Delivery::unsettled(message, topic)));
+        }
+        if state.closed {
+            return Poll::Ready(Err(TopicState::stopped()));
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Takes and gives nothing any more.
+    pub(super) fn close(&self) -> Vec<Topic> {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        state.waiting.clear();
+        state.bytes = 0;
+        let waker = state.waker.take();
+        let followed = std::mem::take(&mut state.followed);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        followed
+    }
+
+    pub(super) fn dropped(&self) -> u64 {
+        lock(&self.state).dropped
+    }
+}
+
+/// The inbox as its reader holds it.
+pub(super) struct OwnInbox {
+    pub(super) core: Arc<Core>,
+    pub(super) own: Arc<Own>,
+}
+
+impl OwnInbox {
+    pub(super) fn follow_now(&self, topic: &Topic) -> Result<()> {
+        check_class(topic, false)?;
+        let found = self.core.table.find(topic)?;
+        let mut state = found.lock();
+        if state.end.is_some() {
+            return Err(Error::NoTopic { topic: topic.clone() });
+        }
+        if !state.followers.iter().any(|known| Arc::ptr_eq(known, &self.own)) {
+            state.followers.push(self.own.clone());
+            let followed = &mut lock(&self.own.state).followed;
+            if !followed.contains(topic) {
+                followed.push(topic.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, topic: &Topic) {
+        if let Ok(found) = self.core.table.find(topic) {
+            found.lock().followers.retain(|known| !Arc::ptr_eq(known, &self.own));
+        }
+    }
+}
+
+impl Inbox for OwnInbox {
+    fn next(&self) -> BoxFuture<'_, Result<Delivery>> {
+        Box::pin(std::future::poll_fn(|cx| self.own.poll_next(cx)))
+    }
+
+    fn address(&self) -> Option<InboxAddress> {
+        Some(InboxAddress(self.own.address.clone()))
+    }
+
+    fn follow<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.follow_now(topic) })
+    }
+
+    fn unfollow<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            check_class(topic, false)?;
+            self.forget(topic);
+            lock(&self.own.state).followed.retain(|known| known != topic);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for OwnInbox {
+    fn drop(&mut self) {
+        self.core.forget_inbox(&self.own.address);
+        for topic in self.own.close() {
+            self.forget(&topic);
+        }
+    }
+}
