@@ -1,0 +1,172 @@
+//! The file under the tables: it remembers how writing failed, and plays faults for tests.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::StorageBackend;
+use redb::backends::FileBackend;
+
+/// Faults that the embedded engine plays on itself, so that tests meet a full disk and a failing sync.
+#[derive(Debug)]
+pub struct Faults {
+    space_bytes: AtomicI64,
+    sync_fails: AtomicBool,
+    played: AtomicU64,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            space_bytes: AtomicI64::new(i64::MAX / 2),
+            sync_fails: AtomicBool::new(false),
+            played: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Faults {
+    /// From now on the disk has only this much room left.
+    pub fn leave_space_bytes(&self, bytes: i64) {
+        self.space_bytes.store(bytes, Ordering::SeqCst);
+    }
+
+    /// The disk has room again.
+    pub fn give_space(&self) {
+        self.leave_space_bytes(i64::MAX / 2);
+    }
+
+    /// From now on every sync fails.
+    pub fn fail_syncs(&self) {
+        self.sync_fails.store(true, Ordering::SeqCst);
+    }
+
+    /// How many faults were met so far: a test of faults checks that they happened.
+    #[must_use]
+    pub fn played(&self) -> u64 {
+        self.played.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn use_space(&self, bytes: u64) -> io::Result<()> {
+        let wanted = i64::try_from(bytes).unwrap_or(i64::MAX / 2);
+        let enough = |left: i64| (left >= wanted).then_some(left - wanted);
+        if self.space_bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enough).is_err() {
+            self.played.fetch_add(1, Ordering::SeqCst);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device (played)"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn free_space(&self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(0);
+        self.space_bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        if self.sync_fails.load(Ordering::SeqCst) {
+            self.played.fetch_add(1, Ordering::SeqCst);
+            return Err(io::Error::other("input/output error (played)"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether an error says that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+/// How the disk failed, worst last.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Health {
+    pub(crate) full: Option<String>,
+    pub(crate) broken: Option<String>,
+    pub(crate) sync: Option<String>,
+}
+
+/// What outlives a reopening of the file.
+#[derive(Debug)]
+pub(crate) struct DiskState {
+    pub(crate) faults: Arc<Faults>,
+    health: Mutex<Health>,
+    written_bytes: AtomicU64,
+}
+
+impl DiskState {
+    pub(crate) fn new(faults: Arc<Faults>, written_bytes: u64) -> Self {
+        Self { faults, health: Mutex::default(), written_bytes: AtomicU64::new(written_bytes) }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets that the disk was full, before trying again.
+    pub(crate) fn forget_full(&self) {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).full = None;
+    }
+
+    fn note<T>(&self, result: io::Result<T>, sync: bool) -> io::Result<T> {
+        if let Err(error) = &result {
+            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = match (sync, is_full(error)) {
+                (true, _) => &mut health.sync,
+                (false, true) => &mut health.full,
+                (false, false) => &mut health.broken,
+            };
+            place.get_or_insert_with(|| error.to_string());
+        }
+        result
+    }
+}
+
+/// A file that notes its failures.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    file: FileBackend,
+    state: Arc<DiskState>,
+}
+
+impl Disk {
+    pub(crate) fn new(file: File, state: Arc<DiskState>) -> io::Result<Self> {
+        Ok(Self { file: FileBackend::new(file).map_err(io::Error::other)?, state })
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> Result<u64, io::Error> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        self.state.note(self.file.read(offset, out), false)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.state.note(self.file.set_len(len), false)?;
+        let before = self.state.written_bytes.fetch_min(len, Ordering::SeqCst);
+        self.state.faults.free_space(before.saturating_sub(len));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        self.state.note(self.state.faults.sync().and_then(|()| self.file.sync_data()), true)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        let end = offset + data.len() as u64;
+        let grows = end.saturating_sub(self.state.written_bytes.load(Ordering::SeqCst));
+        let written = self.state.faults.use_space(grows).and_then(|()| self.file.write(offset, data));
+        self.state.note(written, false)?;
+        self.state.written_bytes.fetch_max(end, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), io::Error> {
+        self.file.close()
+    }
+}
