@@ -15,10 +15,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod api;
+pub mod doors;
 pub mod exchange;
 pub mod ids;
 pub mod message;
+pub mod operation;
 pub mod record;
+pub mod slots;
+pub mod standard;
+pub mod system;
 pub mod topic;
 pub mod wire;
 

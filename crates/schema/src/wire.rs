@@ -34,8 +34,8 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, DecodeError> {
         Ok(message) => return Ok(message),
         Err(e) => e,
     };
-    if first.classify() == serde_json::error::Category::Syntax
-        && let Some(strict) = strict_json(body)
+    // The error's own category does not tell a broken text from a wrong type: the field's name is wrapped around it.
+    if let Some(strict) = strict_json(body)
         && let Ok(message) = serde_json::from_slice(&strict)
     {
         return Ok(message);

@@ -117,6 +117,8 @@ message! {
         resource_json: String,
         parameters_json: String,
         authorise_checks: String,
+        /// Additive: the members of `user` that the caller of `update-user` really gave; empty = not told.
+        #[additive] update_mask: Vec<String>,
     }
 }
 
