@@ -1,0 +1,157 @@
+//! How config rests in the store: five tables, keys in byte order, and the two kinds of rows. Pure.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `config.head` | `head` | counters, see [`Head`] |
+//! | `config.value` | type, workspace, key | [`Row`]: versions and the value, or the mark that it was deleted |
+//! | `config.place` | workspace, type, key | nothing: finds what a workspace holds |
+//! | `config.live` | `at`, type, workspace, key | nothing: finds what was written after a version |
+//! | `config.dead` | `at`, type, workspace, key | nothing: finds what was deleted after a version, and the oldest such mark |
+//! | `config.outbox` | version | the notice that belongs to it |
+//!
+//! Names are separated by NUL, which no name holds; numbers are big-endian, so that byte order is number order.
+//!
+//! **Invariant: every commit of a write insists on the head it read.** Writers of several instances are thereby in one
+//! line, and everything else a commit relies on was read after that head.
+
+use serde::{Deserialize, Serialize};
+use sluice_schema::message::ScopedKey;
+
+pub(crate) const HEAD: &str = "config.head";
+pub(crate) const VALUE: &str = "config.value";
+pub(crate) const PLACE: &str = "config.place";
+pub(crate) const LIVE: &str = "config.live";
+pub(crate) const DEAD: &str = "config.dead";
+pub(crate) const OUTBOX: &str = "config.outbox";
+
+/// The one key of the head table.
+pub(crate) const HEAD_KEY: &[u8] = b"head";
+
+/// Where the versions of quiet writes begin. They come from a counter of their own, so that a value's version never
+/// repeats and never looks like a public one.
+pub(crate) const QUIET_BASE: i64 = 1 << 40;
+
+/// The counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// The public version.
+    pub(crate) version: i64,
+    /// Quiet writes so far.
+    pub(crate) quiet: i64,
+    /// Deletions up to here may have been forgotten: a reader that is not past it gets everything.
+    pub(crate) horizon: i64,
+    /// Marks of deletion kept.
+    pub(crate) tombstones: u64,
+}
+
+/// What is known of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// What compare-and-set compares.
+    pub(crate) version: i64,
+    /// The public version with which a reader first sees it: a reader who has seen less than this needs it.
+    pub(crate) at: i64,
+    /// The value; `None` marks a deletion.
+    pub(crate) value: Option<String>,
+}
+
+impl Row {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let text = self.value.as_deref().unwrap_or_default();
+        let mut bytes = Vec::with_capacity(17 + text.len());
+        bytes.extend_from_slice(&self.version.to_be_bytes());
+        bytes.extend_from_slice(&self.at.to_be_bytes());
+        bytes.push(u8::from(self.value.is_some()));
+        bytes.extend_from_slice(text.as_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (version, rest) = bytes.split_first_chunk::<8>()?;
+        let (at, rest) = rest.split_first_chunk::<8>()?;
+        let (alive, text) = rest.split_first()?;
+        let value = match alive {
+            0 => None,
+            _ => Some(std::str::from_utf8(text).ok()?.to_owned()),
+        };
+        Some(Self { version: i64::from_be_bytes(*version), at: i64::from_be_bytes(*at), value })
+    }
+
+    /// The table that finds it by version.
+    pub(crate) fn history(&self) -> &'static str {
+        if self.value.is_some() { LIVE } else { DEAD }
+    }
+}
+
+/// Key of the value table.
+pub(crate) fn value_key(at: &ScopedKey) -> Vec<u8> {
+    joined(&[&at.r#type, &at.workspace, &at.key])
+}
+
+/// The place that a key of the value table names.
+pub(crate) fn place_of(value_key: &[u8]) -> Option<ScopedKey> {
+    let [config_type, workspace, key] = names(value_key)?;
+    Some(ScopedKey { workspace, r#type: config_type, key })
+}
+
+/// Key of the place table.
+pub(crate) fn place_key(at: &ScopedKey) -> Vec<u8> {
+    joined(&[&at.workspace, &at.r#type, &at.key])
+}
+
+/// The type that a key of the place table names.
+pub(crate) fn type_in(place_key: &[u8]) -> Option<String> {
+    let [_, config_type, _] = names(place_key)?;
+    Some(config_type)
+}
+
+/// What keys start with that begin with these names.
+pub(crate) fn prefix(names: &[&str]) -> Vec<u8> {
+    let mut bytes = joined(names);
+    bytes.push(0);
+    bytes
+}
+
+/// Key of the two history tables.
+pub(crate) fn history_key(at: i64, value_key: &[u8]) -> Vec<u8> {
+    [&at.to_be_bytes()[..], value_key].concat()
+}
+
+/// The version and the key of the value table in a key of a history table.
+pub(crate) fn history_of(key: &[u8]) -> Option<(i64, &[u8])> {
+    let (at, value_key) = key.split_first_chunk::<8>()?;
+    Some((i64::from_be_bytes(*at), value_key))
+}
+
+/// Key of the outbox.
+pub(crate) fn outbox_key(version: i64) -> Vec<u8> {
+    version.to_be_bytes().to_vec()
+}
+
+fn joined(names: &[&str]) -> Vec<u8> {
+    names.join("\0").into_bytes()
+}
+
+pub(crate) fn names(key: &[u8]) -> Option<[String; 3]> {
+    let mut parts = std::str::from_utf8(key).ok()?.splitn(3, '\0').map(str::to_owned);
+    Some([parts.next()?, parts.next()?, parts.next()?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_rows_come_back() {
+        let place = ScopedKey { workspace: "acme".into(), r#type: "tool".into(), key: "a:b".into() };
+        assert_eq!(place_of(&value_key(&place)).as_ref(), Some(&place));
+        assert_eq!(type_in(&place_key(&place)).as_deref(), Some("tool"));
+        assert!(value_key(&place).starts_with(&prefix(&["tool", "acme"])));
+        assert_eq!(history_of(&history_key(7, b"x")), Some((7, &b"x"[..])));
+        for value in [None, Some(String::new()), Some("é".to_owned())] {
+            let row = Row { version: QUIET_BASE + 1, at: 9, value };
+            assert_eq!(Row::decode(&row.encode()), Some(row));
+        }
+        assert_eq!(Row::decode(b"short"), None);
+    }
+}
