@@ -1,0 +1,291 @@
+//! What the flow service writes down, and its copy of what config holds about flows. All of it rests in the config
+//! service; the copy is only ever refreshed from there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sluice_schema::message::{ConfigResponse, ConfigValue, Expectation, ScopedKey};
+use sluice_schema::record::{self, Flow, ProcessorEntry};
+
+use crate::blueprint::Topology;
+
+/// Config type of wishes, in [`record::FLOWS`].
+pub const WISH: &str = "flow-wish";
+/// Config type of reports, in [`record::FLOWS`].
+pub const REPORT: &str = "flow-report";
+/// Config type of the row per flow id that outlives its runs, in [`record::FLOWS`].
+pub const RUNS: &str = "flow-runs";
+/// Config type of the row per blueprint that counts the names of its shared section, in [`record::FLOWS`].
+pub const SHARED: &str = "flow-shared";
+/// Config type of the row that every decision bumps, in [`record::FLOWS`].
+pub const LEDGER: &str = "flow-ledger";
+/// Config type of the lease, in [`record::FLOWS`].
+pub const LEASE: &str = "flow-lease";
+/// The only key of [`LEDGER`] and [`LEASE`].
+pub const ONLY: &str = "head";
+
+/// A flow: its workspace and the id that people use.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    /// The workspace.
+    pub workspace: Arc<str>,
+    /// The id.
+    pub id: Arc<str>,
+}
+
+impl FlowKey {
+    /// A key from its parts.
+    #[must_use]
+    pub fn new(workspace: &str, id: &str) -> Self {
+        Self { workspace: workspace.into(), id: id.into() }
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        text.split_once('/').map(|(workspace, id)| Self::new(workspace, id))
+    }
+}
+
+impl fmt::Display for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.workspace, self.id)
+    }
+}
+
+/// What should become of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Want {
+    /// It should run.
+    Running,
+    /// It should be gone.
+    Gone,
+}
+
+/// What a stop does about messages that are still queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drain {
+    /// Lets processors work on them this long; what is left then is parked as dead letters.
+    WithinMs(u64),
+    /// Throws them away.
+    Discard,
+}
+
+/// What somebody asked for, with all that follows from it: the one record that decides.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Wish {
+    /// The number of the decision, unique over all flows.
+    pub generation: i64,
+    /// Id of the request that made the decision.
+    pub request: String,
+    /// What should be.
+    pub want: Want,
+    /// How to stop.
+    pub drain: Drain,
+    /// The run's name.
+    pub run: String,
+    /// The blueprint's name, for people.
+    pub blueprint: String,
+    /// The shared section that the run uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedUse>,
+    /// Text for people.
+    pub description: String,
+    /// Resolved parameters.
+    pub parameters: Map<String, Value>,
+    /// All that the run consists of.
+    pub topology: Topology,
+    /// What the start warned of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl Wish {
+    /// The public record that shows this wish.
+    #[must_use]
+    pub fn public(&self) -> Flow {
+        Flow {
+            description: self.description.clone(),
+            blueprint_name: self.blueprint.clone(),
+            interfaces: self.topology.interfaces.clone(),
+            parameters: self.parameters.clone(),
+            status: (self.want == Want::Gone).then(|| "stopping".to_owned()),
+            run: Some(self.run.clone()),
+        }
+    }
+}
+
+/// Which shared section a run uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedUse {
+    /// What `{blueprint}` became.
+    pub name: String,
+    /// What is in the section.
+    pub content: String,
+}
+
+/// A row that outlives runs: names that were given are never given again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    /// How many names were given.
+    pub last: u64,
+    /// Topics of the last ended run: what reappears under these names is swept.
+    #[serde(skip_serializing_if = "Topology::is_empty")]
+    pub ended: Topology,
+}
+
+impl Topology {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The `n`-th name of a thing: the bare name first, then with `-r2`, `-r3`, …
+#[must_use]
+pub fn nth_name(name: &str, n: u64) -> String {
+    if n <= 1 { name.to_owned() } else { format!("{name}-r{n}") }
+}
+
+/// A value of config, read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recorded<T> {
+    /// The version at which it was written.
+    pub version: i64,
+    /// The value, or why it cannot be read.
+    pub value: Result<Arc<T>, String>,
+}
+
+/// An entry's place: workspace, processor, variant.
+pub type EntryKey = (Arc<str>, Arc<str>, Arc<str>);
+
+/// All that config holds about flows, in one snapshot.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Records {
+    /// The version of the snapshot.
+    pub version: i64,
+    /// Live workspaces.
+    pub workspaces: BTreeMap<Arc<str>, ()>,
+    /// Wishes.
+    pub wishes: BTreeMap<FlowKey, Recorded<Wish>>,
+    /// Public records.
+    pub flows: BTreeMap<FlowKey, Recorded<Flow>>,
+    /// Processor entries.
+    pub entries: BTreeMap<EntryKey, Recorded<ProcessorEntry>>,
+    /// Run counters.
+    pub runs: BTreeMap<FlowKey, Recorded<Named>>,
+    /// Counters of shared sections, by workspace and blueprint.
+    pub shared: BTreeMap<FlowKey, Recorded<Named>>,
+    /// Blueprints, by workspace and name.
+    pub blueprints: BTreeMap<FlowKey, Arc<str>>,
+    /// Parameter types, by workspace and name.
+    pub parameter_types: BTreeMap<FlowKey, Arc<str>>,
+    /// Number and version of the last decision.
+    pub ledger: (i64, i64),
+}
+
+impl Records {
+    /// The config types that make up the records; the last stands for every processor's.
+    pub const TYPES: [&'static str; 9] = [
+        record::WORKSPACE,
+        WISH,
+        record::FLOW,
+        RUNS,
+        SHARED,
+        LEDGER,
+        record::BLUEPRINT,
+        record::PARAMETER_TYPE,
+        "processor:*",
+    ];
+
+    /// The records after an answer to `getvalues-many`.
+    #[must_use]
+    pub fn after(mut self, answer: ConfigResponse) -> Self {
+        if answer.since <= 0 {
+            self = Self::default();
+        }
+        self.version = self.version.max(answer.version);
+        for gone in answer.deleted {
+            self.set(&gone.workspace, &gone.r#type, &gone.key, None, 0);
+        }
+        for value in answer.values {
+            self.set(&value.workspace, &value.r#type, &value.key, value.value.as_deref(), value.version);
+        }
+        self
+    }
+
+    fn set(&mut self, workspace: &str, kind: &str, key: &str, text: Option<&str>, version: i64) {
+        let is_ours = workspace == record::FLOWS;
+        let own = || FlowKey::read(key);
+        match kind {
+            WISH if is_ours => put(&mut self.wishes, own(), read(text, version)),
+            RUNS if is_ours => put(&mut self.runs, own(), read(text, version)),
+            SHARED if is_ours => put(&mut self.shared, own(), read(text, version)),
+            LEDGER if is_ours => {
+                self.ledger = (text.and_then(|text| text.parse().ok()).unwrap_or_default(), version);
+            }
+            record::WORKSPACE if workspace == record::WORKSPACES => {
+                put(&mut self.workspaces, Some(key.into()), text.map(|_| ()));
+            }
+            record::FLOW => put(&mut self.flows, Some(FlowKey::new(workspace, key)), read(text, version)),
+            record::BLUEPRINT => {
+                put(&mut self.blueprints, Some(FlowKey::new(workspace, key)), text.map(Into::into));
+            }
+            record::PARAMETER_TYPE => {
+                put(&mut self.parameter_types, Some(FlowKey::new(workspace, key)), text.map(Into::into));
+            }
+            _ => {
+                if let Some(processor) = kind.strip_prefix(record::PROCESSOR_PREFIX) {
+                    let at = (workspace.into(), processor.into(), key.into());
+                    put(&mut self.entries, Some(at), read(text, version));
+                }
+            }
+        }
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: Option<K>, value: Option<V>) {
+    match (key, value) {
+        (Some(key), Some(value)) => _ = map.insert(key, value),
+        (Some(key), None) => _ = map.remove(&key),
+        (None, _) => {}
+    }
+}
+
+fn read<T: DeserializeOwned>(text: Option<&str>, version: i64) -> Option<Recorded<T>> {
+    text.map(|text| Recorded {
+        version,
+        value: serde_json::from_str(text).map(Arc::new).map_err(|e| e.to_string()),
+    })
+}
+
+/// A value in the flow service's own workspace.
+pub(crate) fn own_value(kind: &str, key: &FlowKey, value: &impl Serialize) -> ConfigValue {
+    scoped_value(record::FLOWS, kind, &key.to_string(), value)
+}
+
+pub(crate) fn scoped_value(workspace: &str, kind: &str, key: &str, value: &impl Serialize) -> ConfigValue {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    sluice_sdk::config::value(workspace, kind, key, text)
+}
+
+pub(crate) fn own_key(kind: &str, key: &FlowKey) -> ScopedKey {
+    scoped_key(record::FLOWS, kind, &key.to_string())
+}
+
+pub(crate) fn scoped_key(workspace: &str, kind: &str, key: &str) -> ScopedKey {
+    ScopedKey { workspace: workspace.to_owned(), r#type: kind.to_owned(), key: key.to_owned() }
+}
+
+/// That a key is still as it was read; `None` = absent.
+pub(crate) fn unchanged<T>(at: ScopedKey, read: Option<&Recorded<T>>) -> Expectation {
+    expect(at, read.map_or(0, |r| r.version))
+}
+
+pub(crate) fn expect(at: ScopedKey, version: i64) -> Expectation {
+    Expectation { workspace: at.workspace, r#type: at.r#type, key: at.key, version }
+}
