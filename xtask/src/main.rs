@@ -1,2 +1,90 @@
-//! Chores.
-fn main() {}
+//! Chores: `cargo xtask ci` is what continuous integration runs, `cargo xtask test` runs every test and does its own
+//! set-up, `cargo xtask tidy` checks the house rules that no compiler knows.
+
+#![expect(clippy::print_stdout, reason = "chores talk to a person")]
+
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+const HELP: &str = "Usage: cargo xtask COMMAND
+
+  ci      format, lints, tests, doc-tests, docs, tidy
+  test    every test, set-up included
+  tidy    the house rules: arrows between crates, module docs, product names, licences
+  bench   every benchmark, in release";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    let outcome = match command.as_str() {
+        "ci" => ci(),
+        "test" => test(),
+        "tidy" => tidy::check(&root()),
+        "bench" => cargo("bench", &["--workspace"]),
+        _ => {
+            println!("{HELP}");
+            return ExitCode::from(64);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The top folder of the project.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+fn ci() -> Result<()> {
+    step("format", || cargo("fmt", &["--all", "--check"]))?;
+    step("tidy", || tidy::check(&root()))?;
+    step("lints", || cargo("clippy", &["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    step("tests", test)?;
+    step("docs", || {
+        let mut doc = cargo_command("doc");
+        doc.args(["--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");
+        run(doc)
+    })
+}
+
+fn test() -> Result<()> {
+    cargo("test", &["--workspace", "--locked"])
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("── {name}");
+    let started = Instant::now();
+    work().with_context(|| format!("{name} failed"))?;
+    println!("── {name}: {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+fn cargo_command(subcommand: &str) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.arg(subcommand).current_dir(root());
+    command
+}
+
+fn cargo(subcommand: &str, args: &[&str]) -> Result<()> {
+    let mut command = cargo_command(subcommand);
+    command.args(args);
+    run(command)
+}
+
+fn run(mut command: Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?} could not start"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
