@@ -1,1 +1,142 @@
-//! .
+//! The gateway: REST and WebSocket in front, the bus behind, live routes between.
+//!
+//! It owns the doors: who is let in, how much at once, how refusals look. It refuses to know stores and the insides of
+//! other services: what a question and an answer look like stands in `sluice_schema::api`, who may ask in
+//! `sluice_schema::operation` and with the identity service, where it goes in the flow records. Begin with `hall`, the one
+//! way that calls of both doors (`http`, `socket`) take; `routes` is where they lead.
+//!
+//! **Invariant: no caller reaches a topic outside the workspace it was authorised for.** The workspace is resolved once,
+//! before permission is asked; flow records that name topics of another workspace or of a system service are not routed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_sdk::watch::ConfigWatch;
+use sluice_sdk::{Backoff, Process};
+use tokio_util::sync::CancellationToken;
+
+mod cache;
+mod frame;
+mod hall;
+mod http;
+mod identity;
+mod listener;
+mod metrics;
+mod options;
+mod refusal;
+mod routes;
+mod socket;
+
+pub use options::Options;
+
+use hall::Hall;
+use listener::{Listener, Peer};
+
+/// How long the answers of calls that were cut may take to leave.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a gateway is made of.
+pub struct Parts {
+    /// The process it runs in.
+    pub process: Process,
+    /// The config receiver of that process.
+    pub watch: ConfigWatch,
+    /// Its settings.
+    pub options: Options,
+}
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else listens there.
+    #[error(
+        "cannot listen on {address}: the port is in use; stop what uses it or choose another with --listen HOST:PORT"
+    )]
+    InUse {
+        /// Where it should listen.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}; choose another address with --listen HOST:PORT")]
+    Listen {
+        /// Where it should listen.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running gateway. It runs in its process's tasks; dropping this does not stop it.
+pub struct Gateway {
+    /// Where it listens.
+    pub local_addr: SocketAddr,
+    stop: CancellationToken,
+    stopped: CancellationToken,
+}
+
+impl Gateway {
+    /// Takes nothing new in, lets calls under way end up to the drain timeout, then cuts them with a typed error. To be
+    /// called before the services behind stop, so that calls still get their answers.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.stopped.cancelled().await;
+    }
+}
+
+/// Starts a gateway. On return it listens; calls are held until config has been read.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn start(parts: Parts) -> Result<Gateway, Error> {
+    let Parts { process, watch, options } = parts;
+    let address = options.listen;
+    let listen = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => Error::InUse { address },
+        _ => Error::Listen { address, source },
+    };
+    let listener = Listener::bind(address, options.connections_max).await.map_err(listen)?;
+    let local_addr = listener.address().map_err(listen)?;
+
+    let metrics = metrics::Metrics::register(&process.metrics);
+    let routes = routes::Routes::new();
+    let (keeper, config, counted) = (routes.clone(), watch.clone(), metrics.clone());
+    process.tasks.supervise("gateway/routes", Backoff::default(), move || {
+        let (keeper, config, counted) = (keeper.clone(), config.clone(), counted.clone());
+        async move { keeper.keep(&config, &counted).await }
+    });
+
+    let stop = process.stop.child_token();
+    let stopped = CancellationToken::new();
+    let drain_timeout = options.drain_timeout;
+    let tasks = process.tasks.clone();
+    let hall = Arc::new(Hall::new(process, watch, routes, metrics, options, stop.clone()));
+    let service = http::router(hall.clone()).into_make_service_with_connect_info::<Peer>();
+    let (stopping, done) = (stop.clone(), stopped.clone());
+    tasks.spawn("gateway/http", async move {
+        let server =
+            axum::serve(listener, service).with_graceful_shutdown(stopping.clone().cancelled_owned());
+        let ended = async {
+            // Serving ends only after the stop signal, with every connection closed.
+            let _ = server.await;
+            hall.sockets.close();
+            hall.sockets.wait().await;
+        };
+        let cut = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(drain_timeout).await;
+            tracing::warn!("calls under way are cut at the drain deadline");
+            hall.cut.cancel();
+            // Who was cut is still told so.
+            tokio::time::sleep(LAST_WORDS_TIMEOUT).await;
+        };
+        tokio::select! {
+            () = ended => {}
+            () = cut => {}
+        }
+        done.cancel();
+    });
+    Ok(Gateway { local_addr, stop, stopped })
+}

@@ -1,0 +1,193 @@
+//! What a socket says: frames read leniently, written exactly.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use sluice_schema::api::Reply;
+
+use crate::refusal::Refusal;
+
+/// What a frame from a client asks for.
+pub(crate) enum Frame {
+    /// To be somebody, or somebody else.
+    Auth { token: Option<String> },
+    /// An answer.
+    Request(Request),
+}
+
+/// A question in a frame.
+pub(crate) struct Request {
+    pub(crate) id: Box<RawValue>,
+    pub(crate) workspace: Option<String>,
+    /// Empty and absent are the same: a service of the workspace or the system.
+    pub(crate) flow: Option<String>,
+    pub(crate) service: String,
+    pub(crate) body: Map<String, Value>,
+    /// The same for frames that ask the same under the same id.
+    pub(crate) sameness: u64,
+}
+
+/// A frame that cannot be understood, with its id if that much could be read.
+pub(crate) struct Garbage {
+    pub(crate) id: Option<Box<RawValue>>,
+    pub(crate) refusal: Refusal,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    request: Option<&'a RawValue>,
+    #[serde(default)]
+    r#type: Value,
+    #[serde(default)]
+    token: Value,
+    #[serde(default)]
+    workspace: Value,
+    #[serde(default)]
+    flow: Value,
+    #[serde(default)]
+    service: Value,
+}
+
+/// Keeps `null` apart from absent.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl Frame {
+    pub(crate) fn read(text: &str, hasher: &RandomState) -> Result<Self, Garbage> {
+        let garbage = |id: Option<&RawValue>, text: &str| Garbage {
+            id: id.map(ToOwned::to_owned),
+            refusal: Refusal::failed("error", text),
+        };
+        let envelope: Envelope<'_> = match serde_json::from_str(text) {
+            Ok(_) if !text.trim_start().starts_with('{') => {
+                return Err(garbage(None, "frame must be a JSON object"));
+            }
+            Ok(envelope) => envelope,
+            Err(error) if error.is_data() => return Err(garbage(None, "frame must be a JSON object")),
+            Err(_) => return Err(garbage(None, "frame is not JSON")),
+        };
+        if envelope.r#type == "auth" {
+            return Ok(Self::Auth { token: envelope.token.as_str().map(ToOwned::to_owned) });
+        }
+        let Some(id) = envelope.id else { return Err(garbage(None, "frame has no id")) };
+        let Some(request) = envelope.request else { return Err(garbage(Some(id), "frame has no request")) };
+        let Ok(Value::Object(body)) = serde_json::from_str(request.get()) else {
+            return Err(garbage(Some(id), "request must be an object"));
+        };
+        let text = |value: Value| match value {
+            Value::String(text) if !text.is_empty() => Some(text),
+            _ => None,
+        };
+        if !matches!(envelope.workspace, Value::Null | Value::String(_)) {
+            return Err(garbage(Some(id), "workspace must be a text"));
+        }
+        if !matches!(envelope.flow, Value::Null | Value::String(_)) {
+            return Err(garbage(Some(id), "flow must be a text"));
+        }
+        let (workspace, flow) = (text(envelope.workspace), text(envelope.flow));
+        let service = text(envelope.service).unwrap_or_default();
+        let sameness = hasher.hash_one((id.get(), &workspace, &flow, &service, request.get()));
+        Ok(Self::Request(Request { id: id.to_owned(), workspace, flow, service, body, sameness }))
+    }
+}
+
+/// A frame with one part of an answer.
+pub(crate) fn answer(id: &RawValue, reply: &Reply) -> String {
+    let mut text = String::with_capacity(id.get().len() + 256);
+    text.push_str("{\"id\":");
+    text.push_str(id.get());
+    text.push_str(",\"response\":");
+    text.push_str(&reply.body.to_string());
+    text.push_str(if reply.last { ",\"complete\":true}" } else { ",\"complete\":false}" });
+    text
+}
+
+/// A frame that refuses.
+pub(crate) fn refused(id: Option<&RawValue>, refusal: &Refusal) -> String {
+    let error = refusal.frame_error();
+    match id {
+        Some(id) => format!("{{\"id\":{},\"error\":{error},\"complete\":true}}", id.get()),
+        None => json!({"error": error, "complete": true}).to_string(),
+    }
+}
+
+/// The answer to an authentication.
+pub(crate) fn authenticated(workspace: Option<&str>) -> String {
+    match workspace {
+        Some(workspace) => json!({"type": "auth-ok", "default_workspace": workspace}).to_string(),
+        None => json!({"type": "auth-failed", "error": "auth failure"}).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn garbage(text: &str) -> (Option<String>, String) {
+        match Frame::read(text, &RandomState::new()) {
+            Ok(_) => panic!("{text} was understood"),
+            Err(garbage) => {
+                (garbage.id.map(|id| id.get().to_owned()), garbage.refusal.frame_error().to_string())
+            }
+        }
+    }
+
+    fn request(text: &str, hasher: &RandomState) -> Request {
+        match Frame::read(text, hasher) {
+            Ok(Frame::Request(request)) => request,
+            _ => panic!("{text} is not a request"),
+        }
+    }
+
+    #[test]
+    fn garbage_says_what_is_wrong_under_its_id_where_there_is_one() {
+        let check = |text: &str, id: Option<&str>, expected: &str| {
+            let (seen, said) = garbage(text);
+            assert_eq!(seen.as_deref(), id, "{text}");
+            assert!(said.contains(expected), "{text}: {said}");
+        };
+        check("{", None, "not JSON");
+        check("", None, "not JSON");
+        check("[1,2]", None, "must be a JSON object");
+        check("7", None, "must be a JSON object");
+        check("{}", None, "no id");
+        check(r#"{"request":{}}"#, None, "no id");
+        check(r#"{"id":1}"#, Some("1"), "no request");
+        check(r#"{"id":{"a":[1]},"request":[]}"#, Some(r#"{"a":[1]}"#), "request must be an object");
+        check(r#"{"id":"x","request":null}"#, Some("\"x\""), "request must be an object");
+        check(r#"{"id":"x","request":{},"flow":7}"#, Some("\"x\""), "flow must be a text");
+        check(r#"{"id":"x","request":{},"workspace":["a"]}"#, Some("\"x\""), "workspace must be a text");
+    }
+
+    #[test]
+    fn a_request_keeps_its_id_as_written_and_an_empty_flow_is_none() {
+        let text =
+            r#"{"id": 1.50, "service":"config","flow":"","workspace":null,"request":{"operation":"list"}}"#;
+        let read = request(text, &RandomState::new());
+        assert_eq!(
+            (read.id.get(), read.flow, read.workspace, &*read.service),
+            ("1.50", None, None, "config")
+        );
+        assert!(matches!(
+            Frame::read(r#"{"type":"auth","id":1,"token":"t"}"#, &RandomState::new()),
+            Ok(Frame::Auth { token: Some(token) }) if token == "t"
+        ));
+    }
+
+    #[test]
+    fn only_frames_that_ask_the_same_are_the_same() {
+        let hasher = RandomState::new();
+        let of = |text: &str| request(text, &hasher).sameness;
+        let first = of(r#"{"id":"a","service":"s","flow":"f","request":{"x":1}}"#);
+        assert_eq!(first, of(r#"{"id":"a","service":"s","flow":"f","request":{"x":1},"workspace":""}"#));
+        assert_ne!(first, of(r#"{"id":"b","service":"s","flow":"f","request":{"x":1}}"#));
+        assert_ne!(first, of(r#"{"id":"a","service":"s","flow":"f","request":{"x":2}}"#));
+        assert_ne!(first, of(r#"{"id":"a","service":"s","flow":"g","request":{"x":1}}"#));
+    }
+}

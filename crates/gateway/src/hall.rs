@@ -1,0 +1,572 @@
+//! The hallway behind both doors: every call takes the same steps in the same order, and is refused by the same lines.
+//!
+//! Operation, caller, workspace, permission, translation, route, question. What comes back is an [`Answer`] that hands
+//! out parts until the last; dropping it stops waiting.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+use sluice_bus::{Address, Error, ErrorKind, Message, Patience, RawCall, Replies, property};
+use sluice_schema::api::{self, Caller, Reply, Service};
+use sluice_schema::operation::{self, Access, Kind, Level, Operation, Parameters};
+use sluice_schema::{Topic, WorkspaceId, system};
+use sluice_sdk::Process;
+use sluice_sdk::watch::ConfigWatch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Options;
+use crate::identity::{Gatekeeper, Identity, Origin, Permission};
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+use crate::routes::{Flow, Route, Routes, Services, Snapshot};
+
+/// Bodies are budgeted in steps of this size.
+const BUDGET_STEP_BYTES: usize = 1_024;
+/// Pauses between looks at a queue that was announced a moment ago and is not there yet.
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What both doors share.
+pub(crate) struct Hall {
+    pub(crate) options: Options,
+    pub(crate) gate: Gatekeeper,
+    pub(crate) metrics: Metrics,
+    pub(crate) process: Process,
+    routes: Routes,
+    config: ConfigWatch,
+    iam: Arc<Route>,
+    calls: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+    /// Cancelled when nothing new is taken in.
+    pub(crate) stop: CancellationToken,
+    /// Cancelled when calls still under way are cut.
+    pub(crate) cut: CancellationToken,
+    /// Every open socket.
+    pub(crate) sockets: TaskTracker,
+}
+
+/// Which door a call came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// One answer: its last message.
+    Http,
+    /// Every message of the answer.
+    Socket,
+}
+
+/// One call, whichever door it came through.
+pub(crate) struct Call<'a> {
+    pub(crate) door: Door,
+    /// `None` where nobody could be authenticated; only public operations go on.
+    pub(crate) caller: Option<Arc<Identity>>,
+    /// The workspace that the envelope names.
+    pub(crate) workspace: Option<&'a str>,
+    pub(crate) flow: Option<&'a str>,
+    pub(crate) service: &'a str,
+    pub(crate) body: Map<String, Value>,
+    pub(crate) origin: &'a Origin,
+}
+
+/// Room for one call and its body, given back when dropped.
+pub(crate) struct Room {
+    _call: OwnedSemaphorePermit,
+    body: Option<OwnedSemaphorePermit>,
+    bodies: Arc<Semaphore>,
+}
+
+impl Room {
+    /// Takes room for more of the body.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let steps = u32::try_from(bytes.div_ceil(BUDGET_STEP_BYTES)).unwrap_or(u32::MAX);
+        let more = self.bodies.clone().try_acquire_many_owned(steps);
+        let more =
+            more.map_err(|_| Refusal::Overloaded("too many bytes under way; try again in a moment"))?;
+        match &mut self.body {
+            Some(body) => body.merge(more),
+            None => self.body = Some(more),
+        }
+        Ok(())
+    }
+}
+
+impl Hall {
+    pub(crate) fn new(
+        process: Process,
+        config: ConfigWatch,
+        routes: Routes,
+        metrics: Metrics,
+        options: Options,
+        stop: CancellationToken,
+    ) -> Self {
+        let replies = process.replies.clone();
+        Self {
+            gate: Gatekeeper::new(replies, options.iam_timeout, options.trust_timeout, metrics.clone()),
+            metrics,
+            process,
+            routes,
+            config,
+            iam: Arc::new(Route::new(system::iam_request(), system::iam_response())),
+            calls: Arc::new(Semaphore::new(options.calls_max)),
+            bodies: Arc::new(Semaphore::new(options.bodies_bytes_max / BUDGET_STEP_BYTES)),
+            stop,
+            cut: CancellationToken::new(),
+            sockets: TaskTracker::new(),
+            options,
+        }
+    }
+
+    fn replies(&self) -> &Replies {
+        &self.process.replies
+    }
+
+    /// Whether calls can be routed yet.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.routes.are_known()
+    }
+
+    /// Room for one call, if there is any.
+    pub(crate) fn room(&self) -> Result<Room, Refusal> {
+        let call = self.calls.clone().try_acquire_owned();
+        let call =
+            call.map_err(|_| Refusal::Overloaded("too many calls under way; try again in a moment"))?;
+        Ok(Room { _call: call, body: None, bodies: self.bodies.clone() })
+    }
+
+    /// Takes a call through every step up to the question being asked.
+    pub(crate) async fn enter(&self, call: Call<'_>) -> Result<Answer, Refusal> {
+        let started = Instant::now();
+        let operation = find(&call);
+        let label = operation.as_ref().map_or("unknown", |operation| label(operation));
+        let entered = match operation {
+            Ok(operation) => self.walk(call, operation).await,
+            Err(refusal) => Err(refusal),
+        };
+        match entered {
+            Ok(source) => {
+                Ok(Answer { source, service: label, started, metrics: self.metrics.clone(), ended: false })
+            }
+            Err(refusal) => {
+                self.metrics.called(label, false, started.elapsed());
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn walk(&self, call: Call<'_>, operation: &'static Operation) -> Result<Source, Refusal> {
+        let service = api::find(call.service).ok_or(Refusal::UnknownKind)?;
+        match (&call.caller, operation.level) {
+            (None, _) if operation.access != Access::Public => Err(Refusal::Unauthenticated),
+            (_, Level::System) => self.ask_iam(call, operation, service).await,
+            (None, Level::Workspace | Level::Flow) => Err(Refusal::Unauthenticated),
+            (Some(caller), Level::Workspace | Level::Flow) => {
+                let caller = caller.clone();
+                self.ask_in_workspace(call, &caller, operation, service).await
+            }
+        }
+    }
+
+    async fn ask_in_workspace(
+        &self,
+        mut call: Call<'_>,
+        caller: &Identity,
+        operation: &'static Operation,
+        service: &'static Service,
+    ) -> Result<Source, Refusal> {
+        let workspace = workspace_of(&call, caller)?;
+        self.permit(caller, operation, Some(&workspace), call.flow, None, call.origin).await?;
+        let snapshot = self.snapshot_with(&workspace).await?;
+        let services =
+            snapshot.workspace(&workspace).map(|found| found.services.clone()).ok_or(Refusal::NoWorkspace)?;
+
+        call.body.insert("workspace".to_owned(), Value::String(workspace.clone()));
+        // Policy attributes are the identity service's to give, never the caller's to claim.
+        call.body.remove("user-context");
+        let asked = encode(service, &mut call, caller)?;
+        let question = Message::new(asked.body.clone()).with(property::TRACE, &call.origin.request_id);
+        if is_ingress(operation) {
+            self.check_pressure()?;
+        }
+        match call.flow {
+            None => self.ask_service(asked, &services, question, call.door).await,
+            Some(flow) => {
+                let interface = api::interface(call.service);
+                self.ask_flow(asked, (&workspace, flow, interface), snapshot, question, call.door).await
+            }
+        }
+    }
+
+    async fn permit(
+        &self,
+        caller: &Identity,
+        operation: &Operation,
+        workspace: Option<&str>,
+        flow: Option<&str>,
+        about: Option<&str>,
+        origin: &Origin,
+    ) -> Result<(), Refusal> {
+        let Access::Capability(capability) = operation.access else { return Ok(()) };
+        let permission = Permission { capability, workspace, flow, about };
+        self.gate.authorise(caller, &permission, origin).await
+    }
+
+    /// Whether a caller may do something to the system itself.
+    pub(crate) async fn permit_stream(
+        &self,
+        caller: &Identity,
+        name: &str,
+        origin: &Origin,
+    ) -> Result<(), Refusal> {
+        let operation = operation::find(Kind::Stream, name).ok_or(Refusal::UnknownOperation)?;
+        self.permit(caller, operation, None, None, None, origin).await
+    }
+
+    /// The snapshot for this call: one that knows the workspace, which may have been made a moment ago.
+    async fn snapshot_with(&self, workspace: &str) -> Result<Arc<Snapshot>, Refusal> {
+        let now = self.routes.snapshot(self.options.ready_timeout).await.ok_or(Refusal::NotReady)?;
+        if now.workspace(workspace).is_some() || workspace.starts_with('_') {
+            return Ok(now);
+        }
+        self.config.poke();
+        let known = |snapshot: &Snapshot| snapshot.workspace(workspace).is_some();
+        self.routes.wait_until(self.options.settle_timeout, known).await.ok_or(Refusal::NoWorkspace)
+    }
+
+    async fn ask_iam(
+        &self,
+        mut call: Call<'_>,
+        operation: &'static Operation,
+        service: &'static Service,
+    ) -> Result<Source, Refusal> {
+        let nobody = Identity { handle: String::new(), workspace: WorkspaceId::existing("default") };
+        let caller = call.caller.clone();
+        let caller = caller.as_deref().unwrap_or(&nobody);
+        let about = match operation.parameters {
+            Parameters::None => None,
+            Parameters::Workspace => Some(about(&call.body, caller.workspace.as_str()).to_owned()),
+        };
+        self.permit(caller, operation, None, None, about.as_deref(), call.origin).await?;
+        let asked = encode(service, &mut call, caller)?;
+        let question = Message::new(asked.body.clone()).with(property::TRACE, &call.origin.request_id);
+        let patience = Patience::total(self.options.iam_timeout);
+        let raw = self.settle_and_ask(&self.iam, question, patience).await;
+        let raw = raw.map_err(|error| self.told(error, "gateway-error", "the identity service"))?;
+        Ok(self.stream(raw, asked, None))
+    }
+
+    async fn ask_service(
+        &self,
+        asked: api::Call,
+        services: &Services,
+        question: Message,
+        door: Door,
+    ) -> Result<Source, Refusal> {
+        let service = asked.service();
+        let route = services.route(service).ok_or(Refusal::UnknownOperation)?;
+        let raw = self.settle_and_ask(&route, question, self.patience(door));
+        let raw = services.gone.run_until_cancelled(raw).await.ok_or(Refusal::NoWorkspace)?;
+        let raw = raw.map_err(|error| self.told(error, "gateway-error", service.name))?;
+        Ok(self.stream(raw, asked, Some((services.gone.clone(), Refusal::NoWorkspace))))
+    }
+
+    async fn ask_flow(
+        &self,
+        asked: api::Call,
+        (workspace, id, interface): (&str, &str, &str),
+        mut snapshot: Arc<Snapshot>,
+        question: Message,
+        door: Door,
+    ) -> Result<Source, Refusal> {
+        let find =
+            |snapshot: &Snapshot| snapshot.workspace(workspace).and_then(|found| found.flow(id).cloned());
+        if find(&snapshot).is_none() {
+            // It may have been started a moment ago.
+            self.config.poke();
+            let known = |snapshot: &Snapshot| find(snapshot).is_some();
+            if let Some(newer) = self.routes.wait_until(self.options.settle_timeout, known).await {
+                snapshot = newer;
+            }
+        }
+        let flow_error = |text: String| Refusal::failed("flow-error", text);
+        let doors = match find(&snapshot) {
+            Some(Flow::Open(doors)) => doors,
+            Some(Flow::Stopping(_)) => return Err(flow_error(format!("flow {workspace}/{id} is stopping"))),
+            Some(Flow::Unrouted(reason)) => {
+                return Err(flow_error(format!("flow {workspace}/{id} cannot be called: {reason}")));
+            }
+            None => return Err(flow_error(format!("Invalid flow {workspace}/{id}"))),
+        };
+        let unsupported = || flow_error("This kind not supported by flow".to_owned());
+        let found = doors.interfaces.get(interface).ok_or_else(unsupported)?;
+        let stopped = flow_error("flow stopped".to_owned());
+        if asked.service().door == api::Door::Send {
+            let inlet = found.inlet.clone().ok_or_else(unsupported)?;
+            let sent = self.hand_in(inlet, question);
+            return doors.gone.run_until_cancelled(sent).await.ok_or(stopped)?.map(|()| Source::Accepted);
+        }
+        let route = found.route.as_ref().ok_or_else(unsupported)?;
+        let raw = async {
+            route.listen(self.replies()).await?;
+            self.replies().ask(&route.request, question, self.patience(door)).await
+        };
+        let raw = doors.gone.run_until_cancelled(raw).await.ok_or_else(|| stopped.clone())?;
+        let raw = raw.map_err(|error| self.told(error, "flow-error", interface))?;
+        Ok(self.stream(raw, asked, Some((doors.gone.clone(), stopped))))
+    }
+
+    fn stream(&self, raw: RawCall, asked: api::Call, gone: Option<(CancellationToken, Refusal)>) -> Source {
+        Source::Service(Box::new(Stream { raw, asked, gone, cut: self.cut.clone() }))
+    }
+
+    async fn hand_in(&self, inlet: Topic, message: Message) -> Result<(), Refusal> {
+        let address = Address::Topic(inlet);
+        let sent = self.process.broker.publish(&address, message);
+        match tokio::time::timeout(self.options.call_timeout, sent).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.told(error, "flow-error", "this flow")),
+            Err(_) => Err(Refusal::failed("gateway-error", "Timeout")),
+        }
+    }
+
+    /// Asks a system service, whose queues may be a moment behind the news of their workspace.
+    async fn settle_and_ask(
+        &self,
+        route: &Route,
+        question: Message,
+        patience: Patience,
+    ) -> sluice_bus::Result<RawCall> {
+        let until = Instant::now() + self.options.settle_timeout;
+        loop {
+            let asked = async {
+                route.listen(self.replies()).await?;
+                self.replies().ask(&route.request, question.clone(), patience).await
+            };
+            match asked.await {
+                // Nothing was published, so asking again asks once.
+                Err(error) if error.kind() == ErrorKind::Absent && Instant::now() < until => {
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                asked => return asked,
+            }
+        }
+    }
+
+    fn patience(&self, door: Door) -> Patience {
+        match door {
+            Door::Http => Patience::total(self.options.call_timeout),
+            Door::Socket => Patience { idle: self.options.call_timeout, total: self.options.stream_timeout },
+        }
+    }
+
+    fn check_pressure(&self) -> Result<(), Refusal> {
+        match self.process.broker.pressure() {
+            Some(pressure) if pressure.is_high() => {
+                Err(Refusal::Overloaded("the flows have more queued than they may; try again in a moment"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A failure of the bus, in words for strangers; the cause goes to the log.
+    fn told(&self, error: Error, kind: &str, service: &str) -> Refusal {
+        tracing::warn!(%error, service, "a call could not be asked");
+        match error {
+            Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
+            Error::Full { .. } => {
+                Refusal::Overloaded("the service has too many calls waiting; try again in a moment")
+            }
+            Error::TooLarge { max, .. } => Refusal::TooLarge { bytes_max: max },
+            Error::NoTopic { .. }
+            | Error::NoSubscription { .. }
+            | Error::Unroutable { .. }
+            | Error::NoInbox { .. } => {
+                Refusal::failed(kind, format!("nobody serves {service} at the moment"))
+            }
+            Error::Unavailable { .. } | Error::Disk { .. } | Error::InUse { .. } => Refusal::failed(
+                "gateway-error",
+                "the message bus takes nothing at the moment; try again later",
+            ),
+            Error::OutcomeUnknown { .. } => Refusal::failed(
+                "gateway-error",
+                "the connection to the message bus was lost; the call may have been made",
+            ),
+            Error::Mismatch { .. } | Error::Refused { .. } | Error::Decode(_) => {
+                Refusal::failed("gateway-error", format!("{service} cannot be asked this way"))
+            }
+        }
+    }
+}
+
+/// The row of the table for a call.
+fn find(call: &Call<'_>) -> Result<&'static Operation, Refusal> {
+    if call.flow.is_some() {
+        return operation::find(Kind::FlowService, call.service).ok_or(Refusal::UnknownKind);
+    }
+    let name = text(call.body.get("operation")).ok_or(Refusal::MissingOperation)?;
+    operation::of_service(call.service, name).ok_or(Refusal::UnknownOperation)
+}
+
+fn label(operation: &Operation) -> &'static str {
+    match operation.kind {
+        Kind::FlowService => operation.name,
+        kind => kind.as_str(),
+    }
+}
+
+/// The one workspace that a call happens in.
+fn workspace_of(call: &Call<'_>, caller: &Identity) -> Result<String, Refusal> {
+    let named = match call.door {
+        Door::Socket => call.workspace.filter(|workspace| !workspace.is_empty()),
+        Door::Http => match call.body.get("workspace") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(workspace)) => {
+                Some(workspace.as_str()).filter(|workspace| !workspace.is_empty())
+            }
+            Some(_) => return Err(Refusal::BadRequest),
+        },
+    };
+    Ok(named.unwrap_or(caller.workspace.as_str()).to_owned())
+}
+
+/// The workspace that a user or key operation is about.
+fn about<'a>(body: &'a Map<String, Value>, own: &'a str) -> &'a str {
+    let nested = |member: &str, name: &str| body.get(member).and_then(|value| text(value.get(name)));
+    nested("user", "workspace")
+        .or_else(|| nested("workspace_record", "id"))
+        .or_else(|| text(body.get("workspace")))
+        .unwrap_or(own)
+}
+
+fn text(value: Option<&Value>) -> Option<&str> {
+    value.and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+/// The caller's body as a question for the bus; a body that does not fit is the caller's error.
+fn encode(service: &'static Service, call: &mut Call<'_>, caller: &Identity) -> Result<api::Call, Refusal> {
+    let parts = call.door == Door::Socket;
+    let who = Caller { handle: &caller.handle, default_workspace: &caller.workspace, parts };
+    let body = Value::Object(std::mem::take(&mut call.body));
+    service.encode(body, &who).map_err(|error| Refusal::Failed(error.to_error()))
+}
+
+/// Whether an operation brings new work into flows, or new documents.
+fn is_ingress(operation: &Operation) -> bool {
+    matches!(
+        (operation.kind, operation.name),
+        (Kind::FlowService, "text-load" | "document-load")
+            | (
+                Kind::Service("librarian"),
+                "add-document" | "add-child-document" | "add-processing" | "upload-chunk"
+            )
+            | (Kind::Service("dead-letters"), "replay")
+    )
+}
+
+/// An answer that comes in parts. Dropping it stops waiting.
+pub(crate) struct Answer {
+    source: Source,
+    service: &'static str,
+    started: Instant,
+    metrics: Metrics,
+    ended: bool,
+}
+
+enum Source {
+    /// Handed in; there is nothing more to say.
+    Accepted,
+    Service(Box<Stream>),
+}
+
+struct Stream {
+    raw: RawCall,
+    asked: api::Call,
+    /// What ends the call early, and how that is told.
+    gone: Option<(CancellationToken, Refusal)>,
+    cut: CancellationToken,
+}
+
+impl Answer {
+    /// The next part that the caller is sent; nothing is asked for after the last or after a refusal. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Reply, Refusal> {
+        let reply = match &mut self.source {
+            Source::Accepted => {
+                Ok(Reply { body: Value::Object(Map::new()), last: true, error: None, aside: false })
+            }
+            Source::Service(stream) => stream.next(&self.metrics).await,
+        };
+        if reply.as_ref().map_or(true, |reply| reply.last) {
+            self.end(reply.as_ref().is_ok_and(|reply| reply.error.is_none()));
+        }
+        reply
+    }
+
+    /// The one part that a caller who takes no parts gets.
+    pub(crate) async fn only(mut self) -> Result<Reply, Refusal> {
+        loop {
+            let reply = self.next().await?;
+            if reply.last || self.is_by_number() {
+                self.end(reply.error.is_none());
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Whether one part was asked for by its number, so that the first one handed out is it.
+    fn is_by_number(&self) -> bool {
+        matches!(&self.source, Source::Service(stream) if stream.asked.operation == "stream-document")
+    }
+
+    fn end(&mut self, ok: bool) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.metrics.called(self.service, ok, self.started.elapsed());
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // The caller left before the end.
+        self.end(false);
+    }
+}
+
+impl Stream {
+    async fn next(&mut self, metrics: &Metrics) -> Result<Reply, Refusal> {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = self.raw.next() => message.map_err(|error| lost(&error))?,
+                refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
+                () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
+            };
+            let reply = self.asked.decode(&message.body).map_err(|error| {
+                metrics.unreadable_answers.inc();
+                tracing::error!(%error, "an answer cannot be read");
+                Refusal::Failed(error.to_error())
+            })?;
+            if self.asked.sends(&reply) {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+async fn ended_early(gone: Option<&(CancellationToken, Refusal)>) -> Refusal {
+    match gone {
+        None => std::future::pending().await,
+        Some((token, refusal)) => {
+            token.cancelled().await;
+            refusal.clone()
+        }
+    }
+}
+
+fn lost(error: &Error) -> Refusal {
+    tracing::warn!(%error, "a call ended without its answer");
+    match error {
+        Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
+        Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
+        _ => Refusal::failed("gateway-error", "the answer was lost"),
+    }
+}

@@ -1,0 +1,119 @@
+//! Why a call ends without an answer, and how each door says so. Both doors read from this one table.
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use sluice_schema::message;
+
+/// Seconds after which a caller that was told to come later may try again.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// A call that the gateway itself ends.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Refusal {
+    /// The body is not JSON.
+    InvalidJson,
+    /// The body is JSON, but not an object.
+    NotAnObject,
+    /// A service with operations was called without one.
+    MissingOperation,
+    /// A member that decides where the call goes is not a text.
+    BadRequest,
+    /// No such operation, or no such service.
+    UnknownOperation,
+    /// No such service of flows.
+    UnknownKind,
+    /// A body that the identity service turns down, in its words.
+    Rejected(String),
+    /// Nobody that we know.
+    Unauthenticated,
+    /// Somebody we know, who may not.
+    Denied,
+    /// The workspace does not exist.
+    NoWorkspace,
+    /// The body, or what it becomes on the bus, is too large.
+    TooLarge { bytes_max: usize },
+    /// A bound is reached; the same call may succeed later.
+    Overloaded(&'static str),
+    /// Nothing is known about workspaces and flows yet.
+    NotReady,
+    /// Everything else, told as a typed error.
+    Failed(message::Error),
+}
+
+impl Refusal {
+    pub(crate) fn failed(kind: &str, message: impl Into<String>) -> Self {
+        Self::Failed(message::Error::new(kind, message))
+    }
+
+    /// What the refusal is called towards a socket.
+    fn typed(&self) -> message::Error {
+        let (kind, text) = match self {
+            Self::InvalidJson => ("error", "invalid json"),
+            Self::NotAnObject => ("error", "request must be an object"),
+            Self::BadRequest => ("error", "bad request"),
+            Self::MissingOperation | Self::UnknownOperation | Self::UnknownKind => {
+                ("unknown-service", "unknown service")
+            }
+            Self::Rejected(text) => return message::Error::new("error", text),
+            Self::Unauthenticated => ("auth-required", "auth failure"),
+            Self::Denied => ("access-denied", "access denied"),
+            Self::NoWorkspace => ("workspace-not-found", "workspace not found"),
+            Self::TooLarge { bytes_max } => return message::Error::new("too-large", too_large(*bytes_max)),
+            Self::Overloaded(what) => ("gateway-overloaded", *what),
+            Self::NotReady => ("gateway-not-ready", NOT_READY),
+            Self::Failed(error) => return error.clone(),
+        };
+        message::Error::new(kind, text)
+    }
+
+    /// The error member of a socket frame.
+    pub(crate) fn frame_error(&self) -> serde_json::Value {
+        let error = self.typed();
+        json!({"type": error.r#type, "message": error.message})
+    }
+}
+
+const NOT_READY: &str = "the gateway has not read its configuration yet; try again in a moment";
+
+fn too_large(bytes_max: usize) -> String {
+    format!(
+        "the body is larger than {bytes_max} bytes; send it in parts (librarian begin-upload) or raise the limit"
+    )
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let rejected =
+            |status: StatusCode, text: &str| (status, Json(json!({"error": text}))).into_response();
+        match self {
+            Self::InvalidJson => rejected(StatusCode::BAD_REQUEST, "invalid json"),
+            Self::NotAnObject => rejected(StatusCode::BAD_REQUEST, "body must be an object"),
+            Self::BadRequest => rejected(StatusCode::BAD_REQUEST, "bad request"),
+            Self::MissingOperation => rejected(StatusCode::BAD_REQUEST, "missing operation"),
+            Self::UnknownOperation => rejected(StatusCode::BAD_REQUEST, "unknown operation"),
+            Self::UnknownKind => rejected(StatusCode::NOT_FOUND, "unknown kind"),
+            Self::Rejected(text) => rejected(StatusCode::BAD_REQUEST, &text),
+            Self::Unauthenticated => rejected(StatusCode::UNAUTHORIZED, "auth failure"),
+            Self::Denied => rejected(StatusCode::FORBIDDEN, "access denied"),
+            Self::NoWorkspace => rejected(StatusCode::NOT_FOUND, "workspace not found"),
+            Self::TooLarge { bytes_max } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, format!("413: {}", too_large(bytes_max))).into_response()
+            }
+            Self::Overloaded(what) => later(rejected(StatusCode::TOO_MANY_REQUESTS, what)),
+            Self::NotReady => later(rejected(StatusCode::SERVICE_UNAVAILABLE, NOT_READY)),
+            Self::Failed(error) => {
+                let body = json!({"error": {"type": error.r#type, "message": error.message}});
+                (StatusCode::OK, Json(body)).into_response()
+            }
+        }
+    }
+}
+
+fn later(mut response: Response) -> Response {
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    response
+}

@@ -1,0 +1,275 @@
+//! Where calls go: a snapshot of workspaces and running flows, replaced whole whenever config changes.
+//!
+//! A call takes one snapshot at its start and keeps it. What a snapshot drops tells the calls under way on it: a flow
+//! whose record vanished, or whose run or doors changed, and everything of a workspace that is gone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sluice_bus::{Following, Replies};
+use sluice_schema::api::Service;
+use sluice_schema::doors::{self, Home, Use};
+use sluice_schema::{Topic, WorkspaceId, record};
+use sluice_sdk::watch::{ConfigWatch, View};
+use tokio::sync::{OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// A service that answers: where to ask, and where its answers come.
+pub(crate) struct Route {
+    pub(crate) request: Topic,
+    response: Topic,
+    following: OnceCell<Following>,
+}
+
+impl Route {
+    pub(crate) fn new(request: Topic, response: Topic) -> Self {
+        Self { request, response, following: OnceCell::new() }
+    }
+
+    /// Makes sure that answers are heard; the first call pays, and the route is heard for as long as it lives.
+    pub(crate) async fn listen(&self, replies: &Replies) -> sluice_bus::Result<()> {
+        self.following.get_or_try_init(|| replies.follow(&self.response)).await.map(|_| ())
+    }
+}
+
+/// One door of a flow.
+#[derive(Default)]
+pub(crate) struct Interface {
+    /// For services that answer.
+    pub(crate) route: Option<Route>,
+    /// For services that only take in.
+    pub(crate) inlet: Option<Topic>,
+}
+
+/// The doors of one run of a flow.
+pub(crate) struct Doors {
+    run: Option<String>,
+    named: BTreeMap<String, BTreeMap<String, String>>,
+    pub(crate) interfaces: HashMap<Box<str>, Interface>,
+    /// Cancelled when this run is no longer on record.
+    pub(crate) gone: CancellationToken,
+}
+
+/// A flow as its record tells it.
+#[derive(Clone)]
+pub(crate) enum Flow {
+    /// Calls are let in.
+    Open(Arc<Doors>),
+    /// It is being stopped: calls under way go on, new ones are refused.
+    Stopping(Arc<Doors>),
+    /// Its record cannot be routed, for this reason.
+    Unrouted(Arc<str>),
+}
+
+impl Flow {
+    fn doors(&self) -> Option<&Arc<Doors>> {
+        match self {
+            Self::Open(doors) | Self::Stopping(doors) => Some(doors),
+            Self::Unrouted(_) => None,
+        }
+    }
+}
+
+/// A workspace with its services and flows.
+pub(crate) struct Workspace {
+    pub(crate) services: Arc<Services>,
+    flows: HashMap<Box<str>, (Arc<str>, Flow)>,
+}
+
+impl Workspace {
+    pub(crate) fn flow(&self, id: &str) -> Option<&Flow> {
+        self.flows.get(id).map(|(_, flow)| flow)
+    }
+}
+
+/// The system's services of one workspace, for as long as it exists.
+pub(crate) struct Services {
+    id: WorkspaceId,
+    routes: Mutex<HashMap<&'static str, Arc<Route>>>,
+    pub(crate) gone: CancellationToken,
+}
+
+impl Services {
+    fn new(id: &str) -> Self {
+        Self { id: WorkspaceId::existing(id), routes: Mutex::default(), gone: CancellationToken::new() }
+    }
+
+    /// The route to a service; `None` if it is not one of a workspace.
+    pub(crate) fn route(&self, service: &'static Service) -> Option<Arc<Route>> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(route) = routes.get(service.name) {
+            return Some(route.clone());
+        }
+        let (request, response) = service.topics(&self.id)?;
+        Some(routes.entry(service.name).or_insert_with(|| Arc::new(Route::new(request, response))).clone())
+    }
+}
+
+/// Everything that can be called, at one moment.
+#[derive(Default)]
+pub(crate) struct Snapshot {
+    workspaces: HashMap<Box<str>, Workspace>,
+}
+
+impl Snapshot {
+    pub(crate) fn workspace(&self, id: &str) -> Option<&Workspace> {
+        self.workspaces.get(id)
+    }
+
+    /// The snapshot after a look at config. Keeps what did not change, and tells what is gone.
+    fn after(&self, view: &View, metrics: &Metrics) -> Self {
+        let ids = view.entries(record::WORKSPACE, record::WORKSPACES).map(|(id, _)| id);
+        let mut next = Self::default();
+        for id in ids.filter(|id| !id.starts_with('_')) {
+            let known = self.workspaces.get(&**id);
+            let services =
+                known.map_or_else(|| Arc::new(Services::new(id)), |workspace| workspace.services.clone());
+            let flows = view
+                .entries(record::FLOW, id)
+                .map(|(key, text)| (Box::from(&**key), (text.clone(), self.flow_after(id, key, text))))
+                .collect();
+            next.workspaces.insert(Box::from(&**id), Workspace { services, flows });
+        }
+        self.tell_what_is_gone(&next);
+        let flows = || next.workspaces.values().flat_map(|workspace| workspace.flows.values());
+        let count = |wanted: fn(&Flow) -> bool| flows().filter(|(_, flow)| wanted(flow)).count() as i64;
+        metrics.active_flows.set(count(|flow| matches!(flow, Flow::Open(_))));
+        metrics.unrouted_flows.set(count(|flow| matches!(flow, Flow::Unrouted(_))));
+        metrics.known_workspaces.set(next.workspaces.len() as i64);
+        next
+    }
+
+    fn flow_after(&self, workspace: &str, id: &str, text: &Arc<str>) -> Flow {
+        let old = self.workspaces.get(workspace).and_then(|workspace| workspace.flows.get(id));
+        match old {
+            Some((old_text, flow)) if old_text == text => return flow.clone(),
+            _ => {}
+        }
+        let doors = match read(workspace, id, text) {
+            Ok(flow) if flow.is_routable() => open_doors(flow, old.map(|(_, flow)| flow)).map(Flow::Open),
+            Ok(flow) => open_doors(flow, old.map(|(_, flow)| flow)).map(Flow::Stopping),
+            Err(reason) => Err(reason),
+        };
+        doors.unwrap_or_else(|reason| {
+            tracing::warn!(workspace, flow = id, reason, "a flow record is not routed");
+            Flow::Unrouted(reason.into())
+        })
+    }
+
+    fn tell_what_is_gone(&self, next: &Self) {
+        for (id, workspace) in &self.workspaces {
+            let now = next.workspaces.get(id);
+            if now.is_none() {
+                workspace.services.gone.cancel();
+            }
+            for (key, (_, flow)) in &workspace.flows {
+                let Some(doors) = flow.doors() else { continue };
+                let kept = now.and_then(|workspace| workspace.flow(key)).and_then(Flow::doors);
+                if kept.is_none_or(|kept| !Arc::ptr_eq(kept, doors)) {
+                    doors.gone.cancel();
+                }
+            }
+        }
+    }
+}
+
+/// The record, if every topic it exposes is this workspace's and no system service's.
+fn read(workspace: &str, id: &str, text: &str) -> Result<record::Flow, String> {
+    let flow: record::Flow =
+        serde_json::from_str(text).map_err(|e| format!("its record cannot be read: {e}"))?;
+    let workspace = WorkspaceId::existing(workspace);
+    for (name, roles) in &flow.interfaces {
+        for (role, topic) in roles {
+            let place = || format!("interface '{name}', {role}");
+            let topic = Topic::parse(topic).map_err(|e| format!("{}: {e}", place()))?;
+            // Whose run or blueprint it is does not matter to the wall; whose workspace does.
+            let own = topic.name().rsplit(':').next().unwrap_or(id).to_owned();
+            let home = Home { workspace: &workspace, names: &[&own] };
+            doors::check(&topic, Use::Expose, home).map_err(|e| format!("{}: {e}", place()))?;
+        }
+    }
+    Ok(flow)
+}
+
+/// The doors of a record: the old ones while the run and its interfaces are the same, so that calls under way go on.
+fn open_doors(flow: record::Flow, old: Option<&Flow>) -> Result<Arc<Doors>, String> {
+    if let Some(old) = old.and_then(Flow::doors)
+        && old.run == flow.run
+        && old.named == flow.interfaces
+    {
+        return Ok(old.clone());
+    }
+    let mut interfaces: HashMap<Box<str>, Interface> = HashMap::new();
+    for (name, roles) in &flow.interfaces {
+        let topic = |role: &str| {
+            roles.get(role).map(|text| Topic::parse(text)).transpose().map_err(|e| e.to_string())
+        };
+        let route = match (topic("request")?, topic("response")?) {
+            (Some(request), Some(response)) => Some(Route::new(request, response)),
+            _ => None,
+        };
+        interfaces.insert(name.as_str().into(), Interface { route, inlet: topic("flow")? });
+    }
+    let gone = CancellationToken::new();
+    Ok(Arc::new(Doors { run: flow.run, named: flow.interfaces, interfaces, gone }))
+}
+
+/// The latest snapshot, for everybody. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Routes {
+    latest: watch::Sender<Option<Arc<Snapshot>>>,
+}
+
+impl Routes {
+    pub(crate) fn new() -> Self {
+        Self { latest: watch::Sender::new(None) }
+    }
+
+    /// Keeps the routes as config says, until the config watch ends.
+    pub(crate) async fn keep(&self, config: &ConfigWatch, metrics: &Metrics) -> Result<(), Infallible> {
+        let types = [record::FLOW, record::WORKSPACE];
+        let mut views = config.interest(&types);
+        config.ready(&types).await;
+        let mut looked: Option<Arc<View>> = None;
+        loop {
+            let view = views.borrow_and_update().clone();
+            let same = looked.as_ref().is_some_and(|old| types.iter().all(|kind| old.same_type(&view, kind)));
+            if !same {
+                let current = self.latest.borrow().clone().unwrap_or_default();
+                self.latest.send_replace(Some(Arc::new(current.after(&view, metrics))));
+                looked = Some(view);
+            }
+            if views.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether config has been read.
+    pub(crate) fn are_known(&self) -> bool {
+        self.latest.borrow().is_some()
+    }
+
+    /// The snapshot now, waiting for the first one.
+    pub(crate) async fn snapshot(&self, within: Duration) -> Option<Arc<Snapshot>> {
+        if let Some(now) = self.latest.borrow().clone() {
+            return Some(now);
+        }
+        self.wait_until(within, |_| true).await
+    }
+
+    /// A snapshot that satisfies `wanted`, if there is one in time.
+    pub(crate) async fn wait_until(
+        &self,
+        within: Duration,
+        wanted: impl Fn(&Snapshot) -> bool,
+    ) -> Option<Arc<Snapshot>> {
+        let mut snapshots = self.latest.subscribe();
+        let seen = snapshots.wait_for(|snapshot| snapshot.as_ref().is_some_and(|snapshot| wanted(snapshot)));
+        tokio::time::timeout(within, seen).await.ok()?.ok()?.clone()
+    }
+}
