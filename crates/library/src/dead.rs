@@ -1,0 +1,483 @@
+//! Messages that could not be processed: kept with their reason until somebody exports, replays or removes them.
+//!
+//! Letters are kept in the order they came. Their number and bytes per workspace are bounded; beyond that the oldest go,
+//! loudly. A replay publishes first and removes then, so a crash in between leaves a letter that was replayed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine;
+use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
+use serde::{Deserialize, Serialize};
+use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, property};
+use sluice_schema::exchange;
+use sluice_schema::message::{
+    DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
+};
+use sluice_schema::{Class, Topic, wire};
+use sluice_sdk::Responder;
+use sluice_store::{Batch, Found, KeyRange, Read};
+
+use crate::Error;
+use crate::progress::flow_of;
+use crate::rows::{self, Rows, is_id, key, prefix};
+use crate::uploads::signed;
+
+const LETTERS: &str = "library-letters";
+const BODIES: &str = "library-letter-bodies";
+const IDS: &str = "library-letter-ids";
+
+/// Letters listed when the caller sets no limit.
+const LIST_DEFAULT: usize = 100;
+/// Letters handled by one call.
+const CALL_LETTERS_MAX: usize = 1_000;
+/// Bytes of bodies in one part of an export.
+const EXPORT_PART_BYTES: usize = 4 * 1024 * 1024;
+/// Letters removed in one step.
+const REMOVE_LETTERS: usize = 500;
+
+/// How much a workspace's dead letters may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Letters; default 10 000.
+    pub letters_max: usize,
+    /// Bytes of their bodies; default 1 GiB.
+    pub body_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { letters_max: 10_000, body_bytes_max: 1024 * 1024 * 1024 }
+    }
+}
+
+/// A letter without its body, as it rests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Head {
+    letter: DeadLetter,
+    body_bytes: u64,
+}
+
+/// The dead letters of all workspaces.
+#[derive(Clone)]
+pub(crate) struct DeadLetters {
+    pub(crate) rows: Rows,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) admin: Arc<dyn BrokerAdmin>,
+    pub(crate) limits: Limits,
+    pub(crate) dropped: Counter,
+}
+
+/// How much one workspace holds, as its only keeper counts; counted again after somebody removed letters.
+#[derive(Default)]
+pub(crate) struct Held {
+    stale: AtomicBool,
+    count: std::sync::Mutex<Option<(usize, u64)>>,
+}
+
+impl DeadLetters {
+    /// Keeps letters; on return they are durable. One that is known already is not kept twice.
+    pub(crate) async fn keep(
+        &self,
+        workspace: &str,
+        held: &Held,
+        letters: Vec<DeadLetter>,
+    ) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        let (mut count, mut bytes) = (0, 0);
+        let reads = letters.iter().map(|letter| Read::get(IDS, key(&[workspace, &letter.id]))).collect();
+        let known = self.rows.read(reads).await?;
+        let mut seen = std::collections::BTreeSet::new();
+        for (mut letter, known) in letters.into_iter().zip(known) {
+            if known.value().is_some() || !seen.insert(letter.id.clone()) {
+                continue;
+            }
+            let place = uuid::Uuid::now_v7().to_string();
+            let body = Bytes::from(std::mem::take(&mut letter.body));
+            let head = Head { body_bytes: body.len() as u64, letter };
+            count += 1;
+            bytes += head.body_bytes;
+            let row_key = key(&[workspace, &place]);
+            batch
+                .put(IDS, key(&[workspace, &head.letter.id]), place)
+                .put(LETTERS, &row_key, rows::encode(&head))
+                .put(BODIES, &row_key, body);
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        self.rows.commit(batch).await?;
+        self.bound(workspace, held, count, bytes).await
+    }
+
+    /// Drops the oldest letters beyond the limits.
+    async fn bound(&self, workspace: &str, held: &Held, count: usize, bytes: u64) -> Result<(), Error> {
+        let was = if held.stale.swap(false, Ordering::AcqRel) { None } else { held.get() };
+        let (mut count, mut bytes) = match was {
+            Some((had, had_bytes)) => (had + count, had_bytes + bytes),
+            None => self.total(workspace).await?,
+        };
+        while count > self.limits.letters_max || bytes > self.limits.body_bytes_max {
+            let oldest = self.rows.page(LETTERS, &prefix(&[workspace]), REMOVE_LETTERS).await?;
+            let mut surplus = Vec::new();
+            for (row_key, raw) in oldest {
+                if count <= self.limits.letters_max && bytes <= self.limits.body_bytes_max {
+                    break;
+                }
+                let head: Head = rows::decode(LETTERS, &row_key, &raw)?;
+                count = count.saturating_sub(1);
+                bytes = bytes.saturating_sub(head.body_bytes);
+                surplus.push((rows::last_part(&row_key), head));
+            }
+            if surplus.is_empty() {
+                break;
+            }
+            self.delete(workspace, &surplus).await?;
+            self.dropped.inc_by(surplus.len() as u64);
+            tracing::error!(
+                workspace,
+                dropped = surplus.len(),
+                letters_max = self.limits.letters_max,
+                body_bytes_max = self.limits.body_bytes_max,
+                "the dead letters are full and the oldest were lost; export, replay or remove some"
+            );
+        }
+        held.set(count, bytes);
+        Ok(())
+    }
+
+    async fn total(&self, workspace: &str) -> Result<(usize, u64), Error> {
+        let (mut count, mut bytes) = (0, 0);
+        self.rows
+            .scan(LETTERS, &prefix(&[workspace]), |key, raw| {
+                count += 1;
+                bytes += rows::decode::<Head>(LETTERS, key, raw)?.body_bytes;
+                Ok(true)
+            })
+            .await?;
+        Ok((count, bytes))
+    }
+
+    /// Answers one call.
+    pub(crate) async fn answer(
+        &self,
+        workspace: &str,
+        held: &Held,
+        request: Request,
+        responder: &Responder<exchange::DeadLetters>,
+    ) -> Result<Response, Told> {
+        let outcome = match request.operation.as_str() {
+            "list" => self.list(workspace, &request).await,
+            "export" => self.export(workspace, &request, responder).await,
+            "replay" => self.replay(workspace, held, &request).await,
+            "remove" => self.remove(workspace, held, &request).await,
+            "" => Err(Error::request("Null operation")),
+            other => Err(Error::request(format!(
+                "Invalid operation: {other}; dead letters know list, export, replay and remove"
+            ))),
+        };
+        outcome.map_err(|error| error.told(&request.operation, responder.trace()))
+    }
+
+    async fn list(&self, workspace: &str, request: &Request) -> Result<Response, Error> {
+        let limit = if request.limit == 0 { LIST_DEFAULT } else { limit(request) };
+        let mut letters = Vec::new();
+        let mut remaining = 0;
+        for (_, head) in self.matching(workspace, request).await?.into_iter().rev() {
+            if letters.len() < limit {
+                letters.push(head.letter);
+            } else {
+                remaining += 1;
+            }
+        }
+        Ok(Response { count: signed(letters.len() as u64), remaining, letters, ..Default::default() })
+    }
+
+    async fn export(
+        &self,
+        workspace: &str,
+        request: &Request,
+        responder: &Responder<exchange::DeadLetters>,
+    ) -> Result<Response, Error> {
+        let mut part = Response::default();
+        let matching = self.matching(workspace, request).await?;
+        let limit = if request.limit == 0 { usize::MAX } else { limit(request) };
+        let remaining = signed(matching.len().saturating_sub(limit) as u64);
+        for (place, head) in matching.into_iter().take(limit) {
+            // One that was removed meanwhile is not exported.
+            let Some(letter) = self.whole(workspace, &place, head).await? else { continue };
+            if !part.lines.is_empty() && part.lines.len() + letter.body.len() > EXPORT_PART_BYTES {
+                let full = Response { is_final: false, ..std::mem::take(&mut part) };
+                responder.part(&full).await?;
+            }
+            part.count += 1;
+            // A letter has text keys and plain values, so writing it cannot fail.
+            part.lines.push_str(&serde_json::to_string(&letter).unwrap_or_default());
+            part.lines.push('\n');
+        }
+        Ok(Response { remaining, ..part })
+    }
+
+    async fn replay(&self, workspace: &str, held: &Held, request: &Request) -> Result<Response, Error> {
+        let (chosen, remaining) = self.chosen(workspace, request).await?;
+        let mut answer = Response { remaining, ..Default::default() };
+        for (place, head) in chosen {
+            let id = head.letter.id.clone();
+            match self.replay_one(workspace, &place, head.clone(), &request.run).await {
+                Ok(()) => {
+                    self.delete(workspace, &[(place, head)]).await?;
+                    held.stale.store(true, Ordering::Release);
+                    answer.count += 1;
+                }
+                Err(Error::Request(reason)) => answer.kept.push(KeptLetter { id, reason }),
+                Err(error) => answer.kept.push(KeptLetter { id, reason: crate::error::cause(&error) }),
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn replay_one(&self, workspace: &str, place: &str, head: Head, run: &str) -> Result<(), Error> {
+        let Some(letter) = self.whole(workspace, place, head).await? else { return Ok(()) };
+        let target = target(workspace, &letter, run)?;
+        let seen = self.admin.observe(std::slice::from_ref(&target)).await?;
+        let is_read = seen.iter().any(|topic| topic.exists && topic.subscriptions.iter().any(|s| s.exists));
+        if !is_read {
+            return Err(Error::request(format!(
+                "nobody reads {}; start the flow, or name a run that is there",
+                target.topic
+            )));
+        }
+        let body = base64::engine::general_purpose::STANDARD
+            .decode(&letter.body)
+            .map_err(|error| Error::request(format!("the letter's body is not base64: {error}")))?;
+        let mut message = Message::new(body);
+        for (name, value) in &letter.properties {
+            // Those that belong to one delivery of a call do not fit another.
+            if name != property::REPLY_TO && name != property::TTL {
+                message.set(name, value);
+            }
+        }
+        Ok(self.broker.publish(&Address::Topic(target.topic), message).await?)
+    }
+
+    async fn remove(&self, workspace: &str, held: &Held, request: &Request) -> Result<Response, Error> {
+        let (chosen, remaining) = self.chosen(workspace, request).await?;
+        for some in chosen.chunks(REMOVE_LETTERS) {
+            self.delete(workspace, some).await?;
+        }
+        held.stale.store(true, Ordering::Release);
+        Ok(Response { count: signed(chosen.len() as u64), remaining, ..Default::default() })
+    }
+
+    /// The letters to change, oldest first, and how many more there are; "all of them" has to be said.
+    async fn chosen(&self, workspace: &str, request: &Request) -> Result<(Vec<(String, Head)>, i64), Error> {
+        let unnamed = request.ids.is_empty() && request.flow.is_empty() && request.topic.is_empty();
+        if unnamed && !request.all {
+            return Err(Error::request("name letters by ids, flow or topic, or say all"));
+        }
+        let mut chosen = self.matching(workspace, request).await?;
+        if let Some(unknown) =
+            request.ids.iter().find(|id| !chosen.iter().any(|(_, head)| head.letter.id == **id))
+        {
+            return Err(Error::request(format!(
+                "there is no dead letter '{unknown}' in workspace '{workspace}'"
+            )));
+        }
+        let limit = limit(request);
+        let remaining = signed(chosen.len().saturating_sub(limit) as u64);
+        chosen.truncate(limit);
+        Ok((chosen, remaining))
+    }
+
+    /// Letters that a request is about, oldest first.
+    async fn matching(&self, workspace: &str, request: &Request) -> Result<Vec<(String, Head)>, Error> {
+        let mut matching = Vec::new();
+        let mut take = |key: &Bytes, raw: &Bytes| -> Result<(), Error> {
+            let head: Head = rows::decode(LETTERS, key, raw)?;
+            if fits(&head.letter, request) {
+                matching.push((rows::last_part(key), head));
+            }
+            Ok(())
+        };
+        if request.ids.is_empty() {
+            let end = match request.before.as_str() {
+                "" => None,
+                id => Some(self.place(workspace, id).await?),
+            };
+            self.rows
+                .scan(LETTERS, &prefix(&[workspace]), |row_key, raw| {
+                    if end.as_ref().is_some_and(|end| key(&[workspace, end]).as_slice() <= &row_key[..]) {
+                        return Ok(false);
+                    }
+                    take(row_key, raw)?;
+                    Ok(true)
+                })
+                .await?;
+        } else {
+            for id in &request.ids {
+                if !is_id(id) {
+                    continue;
+                }
+                let Ok(place) = self.place(workspace, id).await else { continue };
+                let range = KeyRange::prefix(key(&[workspace, &place]));
+                let found = self.rows.read(vec![Read::range(LETTERS, range, 1)]).await?.pop();
+                for (row_key, raw) in found.map(Found::into_rows).unwrap_or_default().rows {
+                    take(&row_key, &raw)?;
+                }
+            }
+            matching.sort_by(|(a, _), (b, _)| a.cmp(b));
+            matching.dedup_by(|(a, _), (b, _)| a == b);
+        }
+        Ok(matching)
+    }
+
+    async fn place(&self, workspace: &str, id: &str) -> Result<String, Error> {
+        let found = self.rows.read(vec![Read::get(IDS, key(&[workspace, id]))]).await?.pop();
+        found.and_then(Found::into_value).map(|raw| String::from_utf8_lossy(&raw).into_owned()).ok_or_else(
+            || Error::request(format!("there is no dead letter '{id}' in workspace '{workspace}'")),
+        )
+    }
+
+    async fn whole(&self, workspace: &str, place: &str, head: Head) -> Result<Option<DeadLetter>, Error> {
+        let found = self.rows.read(vec![Read::get(BODIES, key(&[workspace, place]))]).await?.pop();
+        Ok(found.and_then(Found::into_value).map(|body| {
+            let body = String::from_utf8_lossy(&body).into_owned();
+            DeadLetter { body, ..head.letter }
+        }))
+    }
+
+    async fn delete(&self, workspace: &str, letters: &[(String, Head)]) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        for (place, head) in letters {
+            let row_key = key(&[workspace, place]);
+            batch
+                .delete(LETTERS, &row_key)
+                .delete(BODIES, &row_key)
+                .delete(IDS, key(&[workspace, &head.letter.id]));
+        }
+        self.rows.commit(batch).await
+    }
+}
+
+impl Held {
+    fn get(&self) -> Option<(usize, u64)> {
+        *self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn set(&self, count: usize, bytes: u64) {
+        *self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((count, bytes));
+    }
+}
+
+/// Reads a letter from the bus. What cannot be read as one is kept all the same, as the body of a letter about it.
+pub(crate) fn read(workspace: &str, message: &Message, topic: &Topic) -> DeadLetter {
+    let unreadable = |reason: String| DeadLetter {
+        id: uuid::Uuid::now_v7().to_string(),
+        workspace: workspace.to_owned(),
+        topic: topic.to_string(),
+        reason,
+        time: crate::clock::seconds(),
+        properties: message.properties().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        body: base64::engine::general_purpose::STANDARD.encode(&message.body),
+        ..Default::default()
+    };
+    match wire::decode::<DeadLetter>(&message.body) {
+        Ok(letter) if is_id(&letter.id) => DeadLetter { workspace: workspace.to_owned(), ..letter },
+        Ok(_) => unreadable("a parked message without a usable id".to_owned()),
+        Err(error) => unreadable(format!("a parked message that is no letter: {error}")),
+    }
+}
+
+fn limit(request: &Request) -> usize {
+    let wanted = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+    wanted.map_or(CALL_LETTERS_MAX, |limit| limit.min(CALL_LETTERS_MAX))
+}
+
+fn fits(letter: &DeadLetter, request: &Request) -> bool {
+    let flow = &request.flow;
+    (flow.is_empty() || letter.flow == *flow || flow_of(&letter.flow) == flow)
+        && (request.topic.is_empty() || letter.topic == request.topic)
+}
+
+/// Where a letter goes when it is replayed: the topic it came from, or the one of the same name in another run. Only
+/// topics of flows of the same workspace take letters.
+fn target(workspace: &str, letter: &DeadLetter, run: &str) -> Result<TopicSpec, Error> {
+    let refuse = |why: &str| Error::request(format!("'{}' takes no replayed messages: {why}", letter.topic));
+    let topic = Topic::parse(&letter.topic).map_err(|error| refuse(&error.to_string()))?;
+    let (name, at) = split(&topic).ok_or_else(|| refuse("it is no topic of a flow"))?;
+    if topic.class() != Class::Flow || topic.space() != "tg" {
+        return Err(refuse("it is no topic of a flow"));
+    }
+    let (topic_workspace, owner) = at;
+    if topic_workspace != workspace {
+        return Err(refuse("it belongs to another workspace"));
+    }
+    if run.is_empty() || run == owner {
+        return Ok(TopicSpec::with(topic.clone(), letter.subscription.clone()));
+    }
+    if owner != letter.flow {
+        return Err(refuse("it does not belong to one run alone; replay it without naming a run"));
+    }
+    if flow_of(run) != flow_of(&letter.flow) {
+        return Err(refuse("the run named belongs to another flow"));
+    }
+    let moved = Topic::tg(Class::Flow, format_args!("{name}:{workspace}:{run}"))
+        .map_err(|error| Error::request(error.to_string()))?;
+    let (old, new) = (format!("--{workspace}--{}--", letter.flow), format!("--{workspace}--{run}--"));
+    Ok(TopicSpec::with(moved, letter.subscription.replacen(&old, &new, 1)))
+}
+
+/// `flow:tg:<name>:<workspace>:<run>` taken apart; a system's topic has fewer parts.
+fn split(topic: &Topic) -> Option<(&str, (&str, &str))> {
+    let mut parts = topic.name().rsplitn(3, ':');
+    let (owner, workspace, name) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((name, (workspace, owner)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_goes_back_to_its_topic_or_to_the_same_one_of_a_later_run() {
+        let letter = |topic: &str| DeadLetter {
+            flow: "f1".into(),
+            topic: topic.into(),
+            subscription: "chunker--w--f1--input".into(),
+            ..Default::default()
+        };
+        let goes = |topic: &str, run: &str| {
+            target("w", &letter(topic), run)
+                .map(|spec| (spec.topic.to_string(), spec.subscriptions[0].clone()))
+                .map_err(|error| error.to_string())
+        };
+        let own = "flow:tg:text-document-load:w:f1";
+        assert_eq!(goes(own, "").unwrap(), (own.into(), "chunker--w--f1--input".into()));
+        assert_eq!(
+            goes(own, "f1-r3").unwrap(),
+            ("flow:tg:text-document-load:w:f1-r3".into(), "chunker--w--f1-r3--input".into())
+        );
+        let refused = |topic: &str, run: &str, why: &str| {
+            let said = goes(topic, run).unwrap_err();
+            assert!(said.contains(why), "{topic} {run}: {said}");
+        };
+        refused(own, "f2", "another flow");
+        refused("flow:tg:x:other:f1", "", "another workspace");
+        refused("flow:tg:dead-letters:w", "", "no topic of a flow");
+        refused("request:tg:embeddings:w:f1", "", "no topic of a flow");
+        refused("flow:tg:x:w:blueprint", "f1-r2", "one run alone");
+        refused("nonsense", "", "class:space:name");
+    }
+
+    #[test]
+    fn what_is_no_letter_is_kept_as_the_body_of_one() {
+        let topic = Topic::parse("flow:tg:dead-letters:w").unwrap();
+        let kept = read("w", &Message::new(&b"\xffgarbage"[..]).with("a", "b"), &topic);
+        assert!(is_id(&kept.id) && kept.reason.contains("no letter"), "{kept:?}");
+        assert_eq!(kept.body, "/2dhcmJhZ2U=");
+        assert_eq!(kept.properties["a"], "b");
+        let nameless = read("w", &Message::new(wire::encode(&DeadLetter::default())), &topic);
+        assert!(is_id(&nameless.id));
+    }
+}

@@ -1,0 +1,421 @@
+//! Documents at rest: a row of metadata in the tables, the content among the blobs, and two indexes (children of a
+//! document, documents that a plain listing shows).
+//!
+//! Content is stored before the row that names it and removed before it, so a row's content is there unless its removal
+//! was cut short; then the document is still listed and can be removed again. Children are found through an index that
+//! outlives their parent's row until they are gone too, so the removal of a tree can be repeated until it is whole.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sluice_schema::message::{Criteria, DocumentMetadata};
+use sluice_store::{Batch, Blobs, ErrorKind, Found, Read};
+
+use crate::Error;
+use crate::rows::{self, Row, Rows, check_id, key, prefix};
+
+pub(crate) const DOCUMENTS: &str = "library-documents";
+const LISTED: &str = "library-listed";
+const CHILDREN: &str = "library-children";
+
+/// The largest document, in bytes.
+pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+/// Rows removed in one step.
+const REMOVE_ROWS: usize = 500;
+/// Tries of a write that loses against other writers.
+pub(crate) const CONFLICT_TRIES_MAX: usize = 8;
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Base64 as it goes out.
+pub(crate) fn to_base64(content: &[u8]) -> String {
+    BASE64.encode(content)
+}
+
+/// Base64 as it comes in; line breaks and blanks in it are fine.
+pub(crate) fn from_base64(text: String) -> Result<Bytes, Error> {
+    let decoded = match BASE64.decode(text.as_bytes()) {
+        Err(_) if text.contains(|c: char| c.is_ascii_whitespace()) => {
+            BASE64.decode(text.split_ascii_whitespace().collect::<String>())
+        }
+        other => other,
+    };
+    decoded.map(Bytes::from).map_err(|error| {
+        Error::request(format!(
+            "the content is not valid base64: {error}; encode the file's bytes as standard base64"
+        ))
+    })
+}
+
+/// A document's row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Document {
+    /// The blob that holds the content.
+    pub(crate) object: String,
+    /// Its size.
+    pub(crate) bytes: u64,
+    pub(crate) metadata: DocumentMetadata,
+}
+
+impl Document {
+    fn is_listed(&self) -> bool {
+        self.metadata.parent_id.is_empty() && self.metadata.document_type != "answer"
+    }
+}
+
+/// The documents of all workspaces.
+#[derive(Clone)]
+pub(crate) struct Documents {
+    pub(crate) rows: Rows,
+    pub(crate) blobs: Arc<dyn Blobs>,
+}
+
+impl Documents {
+    pub(crate) fn new(rows: Rows, blobs: Arc<dyn Blobs>) -> Self {
+        Self { rows, blobs }
+    }
+
+    /// Takes in a document with its content.
+    pub(crate) async fn add(
+        &self,
+        workspace: &str,
+        mut metadata: DocumentMetadata,
+        content: Bytes,
+    ) -> Result<(), Error> {
+        check_new(&mut metadata)?;
+        if content.is_empty() && metadata.document_type == "source" {
+            return Err(Error::request(format!(
+                "document '{}' is empty: send its content as base64",
+                metadata.id
+            )));
+        }
+        self.check_absent(workspace, &metadata.id).await?;
+        let bytes = content.len() as u64;
+        let object = new_object();
+        self.blobs.put(&object, content).await?;
+        self.shelve(workspace, Document { object, bytes, metadata }, Batch::new()).await
+    }
+
+    /// Takes in a part of a document. A part that is there already with the same content is fine: whoever adds parts may
+    /// have to do so twice.
+    pub(crate) async fn add_child(
+        &self,
+        workspace: &str,
+        mut metadata: DocumentMetadata,
+        content: Bytes,
+    ) -> Result<(), Error> {
+        check_id("parent document", &metadata.parent_id)?;
+        if metadata.document_type.is_empty() || metadata.document_type == "source" {
+            metadata.document_type = "extracted".to_owned();
+        }
+        check_new(&mut metadata)?;
+        let parent_key = key(&[workspace, &metadata.parent_id]);
+        for _ in 0..CONFLICT_TRIES_MAX {
+            let Some(parent) = self.rows.get::<Document>(DOCUMENTS, &parent_key).await? else {
+                return Err(Error::request(format!(
+                    "parent document '{}' is not in the library; add it first",
+                    metadata.parent_id
+                )));
+            };
+            if let Some(known) = self.find(workspace, &metadata.id).await? {
+                let same = known.is.metadata.parent_id == metadata.parent_id
+                    && known.is.metadata.kind == metadata.kind
+                    && self.blobs.get(&known.is.object).await?.is_some_and(|stored| stored == content);
+                return if same { Ok(()) } else { Err(Error::Exists(metadata.id)) };
+            }
+            let object = new_object();
+            self.blobs.put(&object, content.clone()).await?;
+            let mut batch = Batch::new();
+            batch.expect_value(DOCUMENTS, &parent_key, parent.raw);
+            let document = Document { object, bytes: content.len() as u64, metadata: metadata.clone() };
+            match self.shelve(workspace, document, batch).await {
+                // The parent changed or went, or the same child was added meanwhile: look again.
+                Err(error) if rows::is_conflict(&error) || matches!(error, Error::Exists(_)) => {}
+                done => return done,
+            }
+        }
+        Err(Error::request(format!("document '{}' keeps changing; try again", metadata.parent_id)))
+    }
+
+    /// Writes the row and the indexes of a document whose content is stored, with whatever else `batch` holds. When that
+    /// fails for sure, the content goes again.
+    pub(crate) async fn shelve(
+        &self,
+        workspace: &str,
+        document: Document,
+        mut batch: Batch,
+    ) -> Result<(), Error> {
+        let id = &document.metadata.id;
+        let row_key = key(&[workspace, id]);
+        batch.expect_absent(DOCUMENTS, &row_key).put(DOCUMENTS, &row_key, rows::encode(&document));
+        if document.is_listed() {
+            batch.put(LISTED, &row_key, Bytes::new());
+        }
+        if !document.metadata.parent_id.is_empty() {
+            batch.put(CHILDREN, key(&[workspace, &document.metadata.parent_id, id]), Bytes::new());
+        }
+        let failed = match self.rows.commit(batch).await {
+            Ok(()) => return Ok(()),
+            Err(Error::Store(error)) => error,
+            Err(error) => return Err(error),
+        };
+        if failed.kind() != ErrorKind::OutcomeUnknown
+            && let Err(error) = self.blobs.remove(&document.object).await
+        {
+            tracing::warn!(object = document.object, %error, "content that no document names could not be removed");
+        }
+        let lost_the_id =
+            matches!(&failed, sluice_store::Error::Conflict { raw_key, .. } if *raw_key == row_key);
+        Err(if lost_the_id { Error::Exists(document.metadata.id) } else { failed.into() })
+    }
+
+    /// Changes what may be changed: time, title, comments, metadata, tags.
+    pub(crate) async fn update(&self, workspace: &str, wanted: DocumentMetadata) -> Result<(), Error> {
+        for _ in 0..CONFLICT_TRIES_MAX {
+            let Row { is: mut document, raw } = self.get(workspace, &wanted.id).await?;
+            document.metadata.time = wanted.time;
+            document.metadata.title.clone_from(&wanted.title);
+            document.metadata.comments.clone_from(&wanted.comments);
+            document.metadata.metadata.clone_from(&wanted.metadata);
+            document.metadata.tags.clone_from(&wanted.tags);
+            let row_key = key(&[workspace, &wanted.id]);
+            let mut batch = Batch::new();
+            batch.expect_value(DOCUMENTS, &row_key, raw).put(DOCUMENTS, &row_key, rows::encode(&document));
+            match self.rows.commit(batch).await {
+                Err(error) if rows::is_conflict(&error) => {}
+                done => return done,
+            }
+        }
+        Err(Error::request(format!("document '{}' keeps changing; try again", wanted.id)))
+    }
+
+    /// Removes a document with everything that was made from it.
+    pub(crate) async fn remove(&self, workspace: &str, id: &str) -> Result<(), Error> {
+        check_id("document", id)?;
+        let children = prefix(&[workspace, id]);
+        let found = self.find(workspace, id).await?;
+        if found.is_none() && self.rows.page(CHILDREN, &children, 1).await?.is_empty() {
+            return Err(unknown(id));
+        }
+        self.remove_rows(workspace, &[id.to_owned()]).await?;
+        loop {
+            let page = self.rows.page(CHILDREN, &children, REMOVE_ROWS).await?;
+            if page.is_empty() {
+                break;
+            }
+            let ids: Vec<String> = page.iter().map(|(key, _)| rows::last_part(key)).collect();
+            self.remove_rows(workspace, &ids).await?;
+            for child in &ids {
+                self.adopt_children(workspace, child, id).await?;
+            }
+            let mut batch = Batch::new();
+            for (key, _) in &page {
+                batch.delete(CHILDREN, key);
+            }
+            self.rows.commit(batch).await?;
+        }
+        if let Some(parent) = found.map(|row| row.is.metadata.parent_id).filter(|parent| !parent.is_empty()) {
+            let mut batch = Batch::new();
+            batch.delete(CHILDREN, key(&[workspace, &parent, id]));
+            self.rows.commit(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes contents and rows; the children index stays.
+    async fn remove_rows(&self, workspace: &str, ids: &[String]) -> Result<(), Error> {
+        let reads = ids.iter().map(|id| Read::get(DOCUMENTS, key(&[workspace, id]))).collect();
+        let found = self.rows.read(reads).await?;
+        let mut batch = Batch::new();
+        for (id, raw) in ids.iter().zip(found) {
+            let row_key = key(&[workspace, id]);
+            if let Some(raw) = raw.into_value() {
+                let document: Document = rows::decode(DOCUMENTS, &row_key, &raw)?;
+                self.blobs.remove(&document.object).await?;
+            }
+            batch.delete(DOCUMENTS, &row_key).delete(LISTED, &row_key);
+        }
+        self.rows.commit(batch).await
+    }
+
+    /// Moves the children of a document that is gone under the root whose tree is being removed.
+    async fn adopt_children(&self, workspace: &str, gone: &str, root: &str) -> Result<(), Error> {
+        loop {
+            let page = self.rows.page(CHILDREN, &prefix(&[workspace, gone]), REMOVE_ROWS).await?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            let mut batch = Batch::new();
+            for (old, _) in &page {
+                let child = rows::last_part(old);
+                batch.put(CHILDREN, key(&[workspace, root, &child]), Bytes::new()).delete(CHILDREN, old);
+            }
+            self.rows.commit(batch).await?;
+        }
+    }
+
+    /// A document's row.
+    pub(crate) async fn get(&self, workspace: &str, id: &str) -> Result<Row<Document>, Error> {
+        check_id("document", id)?;
+        self.find(workspace, id).await?.ok_or_else(|| unknown(id))
+    }
+
+    async fn find(&self, workspace: &str, id: &str) -> Result<Option<Row<Document>>, Error> {
+        self.rows.get(DOCUMENTS, &key(&[workspace, id])).await
+    }
+
+    pub(crate) async fn check_absent(&self, workspace: &str, id: &str) -> Result<(), Error> {
+        match self.find(workspace, id).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::Exists(id.to_owned())),
+        }
+    }
+
+    /// Up to `bytes_max` bytes of a document's content from `offset`.
+    pub(crate) async fn content(
+        &self,
+        document: &Document,
+        offset: u64,
+        bytes_max: u64,
+    ) -> Result<Bytes, Error> {
+        let wanted = bytes_max.min(document.bytes.saturating_sub(offset));
+        let content = self.blobs.get_range(&document.object, offset, bytes_max).await?;
+        content.filter(|content| content.len() as u64 == wanted).ok_or_else(|| {
+            Error::request(format!(
+                "the content of document '{}' is gone: it was removed meanwhile; remove the document and add it again",
+                document.metadata.id
+            ))
+        })
+    }
+
+    /// Documents that fit the criteria: those without a parent that are no answers, or really all.
+    pub(crate) async fn list(
+        &self,
+        workspace: &str,
+        include_children: bool,
+        criteria: &[Criteria],
+    ) -> Result<Vec<DocumentMetadata>, Error> {
+        for criterion in criteria {
+            fits(&DocumentMetadata::default(), criterion)?;
+        }
+        if include_children {
+            let mut all = Vec::new();
+            self.rows
+                .scan(DOCUMENTS, &prefix(&[workspace]), |key, raw| {
+                    all.push(rows::decode::<Document>(DOCUMENTS, key, raw)?.metadata);
+                    Ok(true)
+                })
+                .await?;
+            return filtered(all, criteria);
+        }
+        filtered(self.named_by(LISTED, workspace, &prefix(&[workspace])).await?, criteria)
+    }
+
+    /// Direct children of a document.
+    pub(crate) async fn children(&self, workspace: &str, id: &str) -> Result<Vec<DocumentMetadata>, Error> {
+        self.get(workspace, id).await?;
+        self.named_by(CHILDREN, workspace, &prefix(&[workspace, id])).await
+    }
+
+    /// The documents that an index names.
+    async fn named_by(
+        &self,
+        index: &'static str,
+        workspace: &str,
+        under: &[u8],
+    ) -> Result<Vec<DocumentMetadata>, Error> {
+        let mut keys = Vec::new();
+        self.rows
+            .scan(index, under, |entry, _| {
+                keys.push(key(&[workspace, &rows::last_part(entry)]));
+                Ok(true)
+            })
+            .await?;
+        let mut documents = Vec::with_capacity(keys.len());
+        for some in keys.chunks(REMOVE_ROWS) {
+            let found = self.rows.read(some.iter().map(|key| Read::get(DOCUMENTS, key)).collect()).await?;
+            for (key, raw) in some.iter().zip(found.into_iter().map(Found::into_value)) {
+                // One that went between the two reads is not there any more.
+                let Some(raw) = raw else { continue };
+                documents.push(rows::decode::<Document>(DOCUMENTS, key, &raw)?.metadata);
+            }
+        }
+        Ok(documents)
+    }
+}
+
+/// Checks the metadata of a document to add and fills in its type.
+pub(crate) fn check_new(metadata: &mut DocumentMetadata) -> Result<(), Error> {
+    check_id("document", &metadata.id)?;
+    if metadata.kind.is_empty() {
+        return Err(Error::request(format!(
+            "document '{}' has no kind: say its MIME type, for example text/plain",
+            metadata.id
+        )));
+    }
+    if !metadata.parent_id.is_empty() {
+        check_id("parent document", &metadata.parent_id)?;
+    }
+    if metadata.document_type.is_empty() {
+        metadata.document_type = "source".to_owned();
+    }
+    Ok(())
+}
+
+pub(crate) fn new_object() -> String {
+    format!("doc/{}", uuid::Uuid::new_v4())
+}
+
+fn unknown(id: &str) -> Error {
+    Error::request(format!("document '{id}' is not in the library"))
+}
+
+fn filtered(documents: Vec<DocumentMetadata>, criteria: &[Criteria]) -> Result<Vec<DocumentMetadata>, Error> {
+    let mut kept = Vec::with_capacity(documents.len());
+    for document in documents {
+        let mut all = true;
+        for criterion in criteria {
+            all &= fits(&document, criterion)?;
+        }
+        if all {
+            kept.push(document);
+        }
+    }
+    Ok(kept)
+}
+
+fn fits(document: &DocumentMetadata, criterion: &Criteria) -> Result<bool, Error> {
+    let values: Vec<&str> = match criterion.key.as_str() {
+        "id" => vec![&document.id],
+        "kind" => vec![&document.kind],
+        "title" => vec![&document.title],
+        "comments" => vec![&document.comments],
+        "parent-id" | "parent_id" => vec![&document.parent_id],
+        "document-type" | "document_type" => vec![&document.document_type],
+        "tags" | "tag" => document.tags.iter().map(String::as_str).collect(),
+        other => {
+            return Err(Error::request(format!(
+                "documents cannot be filtered by '{other}'; use id, kind, title, comments, parent-id, document-type or tags"
+            )));
+        }
+    };
+    let wanted = criterion.value.as_str();
+    Ok(match criterion.operator.as_str() {
+        "" | "=" | "==" | "eq" => values.contains(&wanted),
+        "!=" | "ne" => !values.contains(&wanted),
+        "contains" => values.iter().any(|value| value.contains(wanted)),
+        "starts-with" => values.iter().any(|value| value.starts_with(wanted)),
+        other => {
+            return Err(Error::request(format!(
+                "criteria know no operator '{other}'; use =, !=, contains or starts-with"
+            )));
+        }
+    })
+}

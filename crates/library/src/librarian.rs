@@ -1,0 +1,187 @@
+//! The librarian's calls: one table of operations over documents, uploads, processing and progress.
+
+use sluice_bus::ErrorKind;
+use sluice_schema::exchange;
+use sluice_schema::message::{
+    DocumentMetadata, Error as Told, LibrarianRequest as Request, LibrarianResponse as Response,
+    ProcessingMetadata,
+};
+use sluice_sdk::Responder;
+
+use crate::Error;
+use crate::documents::{Document, Documents, from_base64, to_base64};
+use crate::processing::Processings;
+use crate::progress::Progress;
+use crate::uploads::{Uploads, signed};
+
+/// Bytes of content in a part of `stream-document` when the caller names no size.
+const PART_BYTES_DEFAULT: u64 = 1024 * 1024;
+/// Room in a message for what is around the content, in bytes.
+const FRAME_BYTES: usize = 16 * 1024;
+
+/// The librarian of all workspaces.
+#[derive(Clone)]
+pub(crate) struct Librarian {
+    pub(crate) documents: Documents,
+    pub(crate) uploads: Uploads,
+    pub(crate) processings: Processings,
+    pub(crate) progress: Progress,
+    /// The broker's largest message, in bytes.
+    pub(crate) message_bytes_max: usize,
+}
+
+impl Librarian {
+    /// Answers one call.
+    pub(crate) async fn answer(
+        &self,
+        workspace: &str,
+        request: Request,
+        responder: Responder<exchange::Librarian>,
+    ) -> Result<Response, Told> {
+        let operation = request.operation.clone();
+        let outcome = if operation == "stream-document" {
+            self.stream(workspace, &request, &responder).await
+        } else {
+            self.call(workspace, request, responder.trace()).await
+        };
+        outcome.map_err(|error| error.told(&operation, responder.trace()))
+    }
+
+    async fn call(&self, workspace: &str, request: Request, trace: Option<&str>) -> Result<Response, Error> {
+        let ok = Response::default();
+        let id = request.document_id.as_str();
+        let upload = request.upload_id.as_str();
+        Ok(match request.operation.as_str() {
+            "add-document" => {
+                let content = from_base64(request.content)?;
+                self.documents.add(workspace, document(request.document_metadata)?, content).await?;
+                ok
+            }
+            "add-child-document" => {
+                let metadata = document(request.document_metadata)?;
+                let document_id = metadata.id.clone();
+                self.documents.add_child(workspace, metadata, from_base64(request.content)?).await?;
+                Response { document_id, ..ok }
+            }
+            "update-document" => {
+                self.documents.update(workspace, document(request.document_metadata)?).await?;
+                ok
+            }
+            "remove-document" => {
+                self.documents.remove(workspace, id).await?;
+                self.progress.forget(workspace, id).await?;
+                ok
+            }
+            "get-document-metadata" | "get-document" => {
+                let found = self.documents.get(workspace, id).await?.is;
+                Response { document_metadata: Some(found.metadata), ..ok }
+            }
+            "get-document-content" => {
+                let found = self.documents.get(workspace, id).await?.is;
+                Response { content: self.whole(&found).await?, ..ok }
+            }
+            "list-documents" => {
+                let children = request.include_children;
+                let list = self.documents.list(workspace, children, &request.criteria).await?;
+                Response { document_metadatas: list, ..ok }
+            }
+            "list-children" => {
+                Response { document_metadatas: self.documents.children(workspace, id).await?, ..ok }
+            }
+            "add-processing" => {
+                self.processings.add(workspace, processing(request.processing_metadata)?, trace).await?;
+                ok
+            }
+            "remove-processing" => {
+                self.processings.remove(workspace, &request.processing_id).await?;
+                ok
+            }
+            "list-processing" => {
+                Response { processing_metadatas: self.processings.list(workspace).await?, ..ok }
+            }
+            "begin-upload" => {
+                let metadata = document(request.document_metadata)?;
+                self.uploads.begin(workspace, metadata, request.total_size, request.chunk_size).await?
+            }
+            "upload-chunk" => {
+                let content = from_base64(request.content)?;
+                self.uploads.part(workspace, upload, request.chunk_index, content).await?
+            }
+            "complete-upload" => self.uploads.complete(workspace, upload).await?,
+            "abort-upload" => {
+                self.uploads.abort(workspace, upload).await?;
+                ok
+            }
+            "get-upload-status" => self.uploads.status(workspace, upload).await?,
+            "list-uploads" => Response { upload_sessions: self.uploads.list(workspace).await?, ..ok },
+            "get-progress" => {
+                Response { progress: self.progress.shown(workspace, id, &request.flow).await?, ..ok }
+            }
+            "" => return Err(Error::request("Null operation")),
+            other => return Err(Error::request(format!("Invalid operation: {other}"))),
+        })
+    }
+
+    async fn whole(&self, document: &Document) -> Result<String, Error> {
+        let bytes_max = self.content_bytes_max();
+        if document.bytes > bytes_max {
+            return Err(Error::request(format!(
+                "document '{}' has {} bytes, more than one message carries ({bytes_max}); use stream-document",
+                document.metadata.id, document.bytes
+            )));
+        }
+        Ok(to_base64(&self.documents.content(document, 0, bytes_max).await?))
+    }
+
+    /// Sends the content in parts; an empty document is one empty part.
+    async fn stream(
+        &self,
+        workspace: &str,
+        request: &Request,
+        responder: &Responder<exchange::Librarian>,
+    ) -> Result<Response, Error> {
+        let document = self.documents.get(workspace, &request.document_id).await?.is;
+        let wanted = u64::try_from(request.chunk_size).ok().filter(|size| *size > 0);
+        let part_bytes = wanted.unwrap_or(PART_BYTES_DEFAULT).min(self.content_bytes_max());
+        let parts = document.bytes.div_ceil(part_bytes);
+        let mut index = 0;
+        loop {
+            let offset = index * part_bytes;
+            let content = self.documents.content(&document, offset, part_bytes).await?;
+            let part = Response {
+                content: to_base64(&content),
+                chunk_index: signed(index),
+                chunks_received: signed((index + 1).min(parts)),
+                total_chunks: signed(parts),
+                bytes_received: signed(offset + content.len() as u64),
+                total_bytes: signed(document.bytes),
+                is_final: index + 1 >= parts,
+                ..Default::default()
+            };
+            if part.is_final {
+                return Ok(part);
+            }
+            match responder.part(&part).await {
+                Ok(()) => index += 1,
+                Err(error) if error.kind() == ErrorKind::Absent => {
+                    // Nobody listens any more; the last part goes nowhere either.
+                    return Ok(Response::default());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The most content that fits a message as base64.
+    fn content_bytes_max(&self) -> u64 {
+        (self.message_bytes_max.saturating_sub(FRAME_BYTES) as u64 / 4 * 3).max(1)
+    }
+}
+
+fn document(given: Option<DocumentMetadata>) -> Result<DocumentMetadata, Error> {
+    given.ok_or_else(|| Error::request("the request has no document-metadata"))
+}
+
+fn processing(given: Option<ProcessingMetadata>) -> Result<ProcessingMetadata, Error> {
+    given.ok_or_else(|| Error::request("the request has no processing-metadata"))
+}

@@ -1,0 +1,315 @@
+//! Putting documents through flows.
+//!
+//! # Flow
+//! Everything that can be wrong is checked first. Then the record is written, then the messages are published, then the
+//! record says so, then the caller is answered. A crash in between leaves a record that says it was not sent; it is sent
+//! again at the next start, or when the caller repeats the call. So what was accepted is sent at least once, and a
+//! repeated call sends nothing twice.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sluice_bus::{Address, Broker, ErrorKind, Message, property};
+use sluice_schema::message::{self as m, DocumentMetadata, ProcessingMetadata};
+use sluice_schema::{Class, Topic, record, wire};
+use sluice_sdk::ConfigClient;
+use sluice_store::Batch;
+
+use crate::collections::Collections;
+use crate::documents::{Document, Documents};
+use crate::progress::Progress;
+use crate::rows::{self, Row, check_id, key, prefix};
+use crate::{Error, provenance};
+
+const PROCESSING: &str = "library-processing";
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Processing {
+    metadata: ProcessingMetadata,
+    /// The run of the flow that it went to.
+    run: String,
+    /// Whether the messages are on their way.
+    sent: bool,
+}
+
+/// Documents on their way into flows, in all workspaces.
+#[derive(Clone)]
+pub(crate) struct Processings {
+    pub(crate) documents: Documents,
+    pub(crate) progress: Progress,
+    pub(crate) collections: Collections,
+    pub(crate) config: Arc<ConfigClient>,
+    pub(crate) broker: Arc<dyn Broker>,
+}
+
+/// What goes where when a document enters a flow.
+#[derive(Debug, PartialEq)]
+struct Entrance {
+    run: String,
+    load: Topic,
+    /// The text goes straight to the chunker.
+    is_text: bool,
+    triples: Option<Topic>,
+}
+
+impl Processings {
+    /// Puts a document through a flow.
+    pub(crate) async fn add(
+        &self,
+        workspace: &str,
+        wanted: ProcessingMetadata,
+        trace: Option<&str>,
+    ) -> Result<(), Error> {
+        check_id("processing record", &wanted.id)?;
+        check_id("flow", &wanted.flow)?;
+        if wanted.collection.is_empty() {
+            return Err(Error::request("the processing record names no collection; 'default' is a good one"));
+        }
+        let document = self.documents.get(workspace, &wanted.document_id).await?.is;
+        let row_key = key(&[workspace, &wanted.id]);
+        let known = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await?;
+        if let Some(Row { is: known, .. }) = &known {
+            if known.metadata != wanted {
+                return Err(Error::request(format!(
+                    "processing record '{}' already exists; remove it first (remove-processing), or choose another id",
+                    wanted.id
+                )));
+            }
+            if known.sent {
+                return Ok(());
+            }
+        }
+        let entrance = self.entrance(workspace, &wanted.flow, &document.metadata).await?;
+        self.collections.ensure(workspace, &wanted.collection).await?;
+        let row = Processing { metadata: wanted, run: entrance.run.clone(), sent: false };
+        let raw = rows::encode(&row);
+        let mut batch = Batch::new();
+        batch.expect(PROCESSING, &row_key, known.map(|row| row.raw)).put(PROCESSING, &row_key, raw);
+        self.progress.begin(workspace, &row.metadata, &entrance.run, entrance.is_text, &mut batch).await?;
+        match self.documents.rows.commit(batch).await {
+            Err(error) if rows::is_conflict(&error) => {
+                let id = &row.metadata.id;
+                return Err(Error::request(format!(
+                    "processing record '{id}' is being written by another call; try again"
+                )));
+            }
+            done => done?,
+        }
+        self.send(workspace, row, &document, &entrance, trace).await
+    }
+
+    /// Publishes what a recorded document needs to enter its flow, and records that it did.
+    async fn send(
+        &self,
+        workspace: &str,
+        row: Processing,
+        document: &Document,
+        entrance: &Entrance,
+        trace: Option<&str>,
+    ) -> Result<(), Error> {
+        let row_key = key(&[workspace, &row.metadata.id]);
+        if let Err(error) = self.publish(workspace, &row.metadata, document, entrance, trace).await {
+            if error.kind() != ErrorKind::OutcomeUnknown {
+                let mut batch = Batch::new();
+                batch.expect_value(PROCESSING, &row_key, rows::encode(&row)).delete(PROCESSING, &row_key);
+                Progress::undo(workspace, &row.metadata.document_id, &row.run, &mut batch);
+                if let Err(error) = self.documents.rows.commit(batch).await {
+                    tracing::warn!(workspace, processing = row.metadata.id, %error, "a record of what was not sent stays");
+                }
+            }
+            if error.kind() == ErrorKind::Absent {
+                return Err(Error::request(format!(
+                    "flow '{}' was stopped meanwhile: {error}; start it and try again",
+                    row.metadata.flow
+                )));
+            }
+            return Err(error.into());
+        }
+        let sent = Processing { sent: true, ..row };
+        let mut batch = Batch::new();
+        batch.put(PROCESSING, &row_key, rows::encode(&sent));
+        self.documents.rows.commit(batch).await
+    }
+
+    async fn publish(
+        &self,
+        workspace: &str,
+        processing: &ProcessingMetadata,
+        document: &Document,
+        entrance: &Entrance,
+        trace: Option<&str>,
+    ) -> Result<(), sluice_bus::Error> {
+        let stamped = |body, part: &str| {
+            let id = format!("{workspace}/{}/{part}", processing.id);
+            let message = Message::new(body).with(property::MESSAGE_ID, &id);
+            trace.into_iter().fold(message, |message, trace| message.with(property::TRACE, trace))
+        };
+        let collection = &processing.collection;
+        if let Some(topic) = &entrance.triples {
+            let triples = provenance::of(&document.metadata, collection);
+            let message = stamped(wire::encode(&triples), "triples");
+            self.broker.publish(&Address::Topic(topic.clone()), message).await?;
+        }
+        let metadata = Some(provenance::root(&document.metadata, collection));
+        let document_id = document.metadata.id.clone();
+        let body = if entrance.is_text {
+            wire::encode(&m::TextDocument { metadata, text: String::new(), document_id })
+        } else {
+            wire::encode(&m::Document { metadata, data: String::new(), document_id })
+        };
+        self.broker.publish(&Address::Topic(entrance.load.clone()), stamped(body, "load")).await
+    }
+
+    /// Where a document enters a flow, from the flow's record as it is now.
+    async fn entrance(
+        &self,
+        workspace: &str,
+        flow: &str,
+        document: &DocumentMetadata,
+    ) -> Result<Entrance, Error> {
+        let found = self.config.get(workspace, record::FLOW, flow).await?.and_then(|value| value.value);
+        let Some(text) = found else {
+            return Err(Error::request(format!(
+                "flow '{flow}' does not run in workspace '{workspace}'; start it first"
+            )));
+        };
+        let flow_record: record::Flow = serde_json::from_str(&text)
+            .map_err(|error| Error::Damaged { what: format!("flow '{flow}'"), reason: error.to_string() })?;
+        entrance(flow, &flow_record, document)
+    }
+
+    /// Sends what was recorded before a crash and not sent.
+    pub(crate) async fn resume(&self, workspace: &str) -> Result<(), Error> {
+        let rows: Vec<Processing> = self.documents.rows.all(PROCESSING, &prefix(&[workspace])).await?;
+        for row in rows.into_iter().filter(|row| !row.sent) {
+            let id = row.metadata.id.clone();
+            match self.resume_one(workspace, row).await {
+                Ok(()) => {
+                    tracing::info!(workspace, processing = id, "a document recorded before a crash was sent")
+                }
+                Err(error @ Error::Request(_)) => {
+                    tracing::warn!(workspace, processing = id, %error, "a document recorded before a crash was not sent");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn resume_one(&self, workspace: &str, row: Processing) -> Result<(), Error> {
+        let document = self.documents.get(workspace, &row.metadata.document_id).await?.is;
+        let entrance = self.entrance(workspace, &row.metadata.flow, &document.metadata).await?;
+        if entrance.run != row.run {
+            return Err(Error::request(format!("flow '{}' was started again since", row.metadata.flow)));
+        }
+        self.send(workspace, row, &document, &entrance, None).await
+    }
+
+    /// Forgets a record; what the flow made of the document stays.
+    pub(crate) async fn remove(&self, workspace: &str, id: &str) -> Result<(), Error> {
+        check_id("processing record", id)?;
+        let row_key = key(&[workspace, id]);
+        if self.documents.rows.get::<Processing>(PROCESSING, &row_key).await?.is_none() {
+            return Err(Error::request(format!("processing record '{id}' does not exist")));
+        }
+        let mut batch = Batch::new();
+        batch.delete(PROCESSING, &row_key);
+        self.documents.rows.commit(batch).await
+    }
+
+    /// Every record of a workspace.
+    pub(crate) async fn list(&self, workspace: &str) -> Result<Vec<ProcessingMetadata>, Error> {
+        let rows: Vec<Processing> = self.documents.rows.all(PROCESSING, &prefix(&[workspace])).await?;
+        Ok(rows.into_iter().map(|row| row.metadata).collect())
+    }
+}
+
+fn entrance(flow: &str, record: &record::Flow, document: &DocumentMetadata) -> Result<Entrance, Error> {
+    if let Some(status) = &record.status {
+        return Err(Error::request(format!(
+            "flow '{flow}' is {status} and takes no documents; start it again when it is gone"
+        )));
+    }
+    let door = |interface: &str| -> Result<Option<Topic>, Error> {
+        let topic = record.interfaces.get(interface).and_then(|roles| roles.get("flow"));
+        topic.map(|text| checked(flow, interface, text)).transpose()
+    };
+    let kind = document.kind.split(';').next().unwrap_or_default().trim();
+    let loads = match kind {
+        "text/plain" => ["text-load", ""],
+        // Markdown is read by the decoder where the flow has one, and is a text all the same.
+        "text/markdown" | "text/x-markdown" => ["document-load", "text-load"],
+        _ => ["document-load", ""],
+    };
+    for interface in loads.into_iter().filter(|name| !name.is_empty()) {
+        if let Some(load) = door(interface)? {
+            return Ok(Entrance {
+                run: record.run.clone().unwrap_or_else(|| flow.to_owned()),
+                load,
+                is_text: interface == "text-load",
+                triples: door("triples-store")?,
+            });
+        }
+    }
+    let have: Vec<&str> = record.interfaces.keys().map(String::as_str).collect();
+    Err(Error::request(format!(
+        "flow '{flow}' has no interface '{}' that a document of kind {kind} could enter by; it has: {}",
+        loads[0],
+        have.join(", ")
+    )))
+}
+
+fn checked(flow: &str, interface: &str, text: &str) -> Result<Topic, Error> {
+    let damaged =
+        |reason: String| Error::Damaged { what: format!("flow '{flow}', interface '{interface}'"), reason };
+    let topic = Topic::parse(text).map_err(|error| damaged(error.to_string()))?;
+    if topic.class() != Class::Flow {
+        return Err(damaged(format!("{topic} is no flow topic")));
+    }
+    Ok(topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn flow(interfaces: &[&str]) -> record::Flow {
+        let topic = |name: &str| BTreeMap::from([("flow".to_owned(), format!("flow:tg:{name}:w:f1-r2"))]);
+        record::Flow {
+            interfaces: interfaces.iter().map(|name| ((*name).to_owned(), topic(name))).collect(),
+            run: Some("f1-r2".to_owned()),
+            ..Default::default()
+        }
+    }
+
+    fn entered(record: &record::Flow, kind: &str) -> Result<String, String> {
+        let document = DocumentMetadata { kind: kind.to_owned(), ..Default::default() };
+        entrance("f1", record, &document).map(|e| e.load.to_string()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_kind_decides_where_a_document_enters() {
+        let full = flow(&["text-load", "document-load", "triples-store"]);
+        let check = |kind: &str, interface: &str| {
+            assert_eq!(entered(&full, kind).unwrap(), format!("flow:tg:{interface}:w:f1-r2"), "{kind}");
+        };
+        check("text/plain", "text-load");
+        check("text/plain; charset=utf-8", "text-load");
+        check("text/markdown", "document-load");
+        check("application/pdf", "document-load");
+        assert_eq!(entered(&flow(&["text-load"]), "text/markdown").unwrap(), "flow:tg:text-load:w:f1-r2");
+    }
+
+    #[test]
+    fn a_flow_without_the_right_door_refuses_and_says_what_it_has() {
+        let refused = entered(&flow(&["text-load", "triples"]), "application/pdf").unwrap_err();
+        assert!(refused.contains("'document-load'") && refused.contains("text-load, triples"), "{refused}");
+        let stopping = record::Flow { status: Some("stopping".to_owned()), ..flow(&["text-load"]) };
+        assert!(entered(&stopping, "text/plain").unwrap_err().contains("is stopping"));
+        let mut odd = flow(&["text-load"]);
+        odd.interfaces
+            .insert("text-load".into(), BTreeMap::from([("flow".into(), "request:tg:config".into())]));
+        assert!(entered(&odd, "text/plain").unwrap_err().contains("cannot be read"));
+    }
+}

@@ -1,0 +1,387 @@
+//! How far documents are, counted from what the stages report.
+//!
+//! Each piece (a text or a chunk) has a row of marks, and a report only ever adds marks. So counting does not depend on
+//! the order of reports and is not disturbed by repeated ones. Counts and marks are written in one step with the row of
+//! counts as it was read; whoever loses that race counts again from what is there.
+//!
+//! Complete means: every announced text is done or has failed, and every announced chunk is stored or has failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sluice_schema::ids::is_run_name;
+use sluice_schema::message::{DocumentProgress, PieceFailure, ProcessingMetadata, StageReport};
+use sluice_store::{Batch, Found, Read};
+
+use crate::Error;
+use crate::clock;
+use crate::documents::CONFLICT_TRIES_MAX;
+use crate::rows::{self, Rows, key, prefix};
+
+pub(crate) const PROGRESS: &str = "library-progress";
+const PIECES: &str = "library-pieces";
+
+/// Failures kept per document, with their reasons.
+const FAILURES_MAX: usize = 50;
+/// Characters kept of a reason.
+const REASON_CHARS_MAX: usize = 500;
+/// Documents in one answer.
+const DOCUMENTS_MAX: usize = 1_000;
+
+/// What has happened to a piece.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Marks(u8);
+
+impl Marks {
+    const ANNOUNCED: u8 = 1;
+    const DONE: u8 = 2;
+    const EMBEDDED: u8 = 4;
+    const INDEXED: u8 = 8;
+    const STORED: u8 = 16;
+    const FAILED: u8 = 32;
+
+    fn has(self, mark: u8) -> bool {
+        self.0 & mark != 0
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Unit {
+    Text,
+    Chunk,
+}
+
+/// What a report says of each of its pieces. Whatever is done or lost was there, so it counts as announced.
+fn marks_of(report: &StageReport) -> (Unit, Marks) {
+    let unit = if report.unit == "text" { Unit::Text } else { Unit::Chunk };
+    let marks = match (unit, report.stage.as_str(), report.event.as_str()) {
+        (_, _, "announced") => Marks::ANNOUNCED,
+        (Unit::Text, "chunker", "done") => Marks::ANNOUNCED | Marks::DONE,
+        (Unit::Text, "decoder" | "chunker", "failed") => Marks::ANNOUNCED | Marks::FAILED,
+        (Unit::Chunk, "embeddings", "done") => Marks::EMBEDDED,
+        (Unit::Chunk, "index", "done") => Marks::INDEXED,
+        (Unit::Chunk, "store", "done") => Marks::ANNOUNCED | Marks::STORED,
+        (Unit::Chunk, "chunker" | "embeddings" | "store", "failed") => Marks::ANNOUNCED | Marks::FAILED,
+        // A failed index or a stage of somebody else's: worth a line among the failures, but it ends nothing.
+        _ => 0,
+    };
+    (unit, Marks(marks))
+}
+
+/// The row of counts of one document in one run of a flow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Tally {
+    collection: String,
+    /// When it was put through the flow; 0 if only reports tell of it.
+    started_ms: i64,
+    /// How many times it was put through this run.
+    generation: u64,
+    texts_announced: i64,
+    texts_done: i64,
+    announced: i64,
+    embedded: i64,
+    indexed: i64,
+    stored: i64,
+    failed: i64,
+    /// The decoder said that there is no text in it.
+    empty: bool,
+    failures: BTreeSet<(String, String, String)>,
+}
+
+impl Tally {
+    /// Counts a piece that had `old` marks and now has `new`.
+    fn count(&mut self, unit: Unit, old: Marks, new: Marks, weight: i64) {
+        self.add(unit, old, -weight);
+        self.add(unit, new, weight);
+    }
+
+    fn add(&mut self, unit: Unit, marks: Marks, weight: i64) {
+        let if_has = |mark| if marks.has(mark) { weight } else { 0 };
+        match unit {
+            Unit::Text => {
+                self.texts_announced += if_has(Marks::ANNOUNCED);
+                self.texts_done += if_has(Marks::DONE | Marks::FAILED);
+            }
+            Unit::Chunk => {
+                self.announced += if_has(Marks::ANNOUNCED);
+                self.embedded += if_has(Marks::EMBEDDED);
+                self.indexed += if_has(Marks::INDEXED);
+                self.stored += if_has(Marks::STORED);
+                // One that failed first and was stored later, after a replay, is stored.
+                self.failed += if marks.has(Marks::STORED) { 0 } else { if_has(Marks::FAILED) };
+            }
+        }
+    }
+
+    /// Keeps the failures that come first in order, so that which are kept does not depend on when they came.
+    fn note(&mut self, piece: &str, report: &StageReport) {
+        let reason = report.reason.chars().take(REASON_CHARS_MAX).collect();
+        self.failures.insert((piece.to_owned(), report.stage.clone(), reason));
+        if self.failures.len() > FAILURES_MAX {
+            self.failures.pop_last();
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        (self.empty || self.texts_announced > 0)
+            && self.texts_done == self.texts_announced
+            && self.stored + self.failed == self.announced
+    }
+
+    fn shown(&self, document_id: &str, flow: &str) -> DocumentProgress {
+        DocumentProgress {
+            document_id: document_id.to_owned(),
+            flow: flow.to_owned(),
+            collection: self.collection.clone(),
+            texts_announced: self.texts_announced,
+            texts_done: self.texts_done,
+            announced: self.announced,
+            embedded: self.embedded,
+            indexed: self.indexed,
+            stored: self.stored,
+            failed: self.failed,
+            complete: self.is_complete(),
+            failures: self
+                .failures
+                .iter()
+                .map(|(piece, stage, reason)| PieceFailure {
+                    piece: piece.clone(),
+                    stage: stage.clone(),
+                    reason: reason.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// What reports say of one document, put together before anything is read: marks per piece with the piece's weight.
+#[derive(Default)]
+struct News<'a> {
+    pieces: BTreeMap<(Unit, String), (Marks, i64)>,
+    failures: Vec<(String, &'a StageReport)>,
+    empty: bool,
+    collection: &'a str,
+}
+
+impl<'a> News<'a> {
+    fn add(&mut self, report: &'a StageReport) {
+        let (unit, marks) = marks_of(report);
+        self.collection = &report.collection;
+        let mut hit = |piece: String, weight: i64| {
+            if report.event == "failed" {
+                self.failures.push((piece.clone(), report));
+            }
+            if marks.0 != 0 {
+                let known = self.pieces.entry((unit, piece)).or_insert((Marks(0), weight));
+                known.0 = Marks(known.0.0 | marks.0);
+            }
+        };
+        for piece in report.pieces.iter().filter(|piece| rows::is_id(piece)) {
+            hit(piece.clone(), 1);
+        }
+        if report.pieces.is_empty() && report.count > 0 && rows::is_id(&report.id) {
+            // A report that only counts: it is itself the piece, as heavy as it says.
+            hit(format!("report:{}", report.id), report.count);
+        }
+        self.empty |= report.pieces.is_empty()
+            && report.count == 0
+            && (report.stage.as_str(), report.event.as_str(), report.unit.as_str())
+                == ("decoder", "announced", "text");
+    }
+}
+
+/// Progress in all workspaces.
+#[derive(Clone)]
+pub(crate) struct Progress {
+    rows: Rows,
+}
+
+impl Progress {
+    pub(crate) fn new(rows: Rows) -> Self {
+        Self { rows }
+    }
+
+    /// Counts reports. On return they count for good; counting them again changes nothing.
+    pub(crate) async fn count(&self, workspace: &str, reports: &[StageReport]) -> Result<(), Error> {
+        let mut by_document: BTreeMap<(&str, &str), News<'_>> = BTreeMap::new();
+        for report in reports {
+            if rows::is_id(&report.document_id) && rows::is_id(&report.flow) {
+                by_document.entry((&report.document_id, &report.flow)).or_default().add(report);
+            } else {
+                tracing::warn!(
+                    workspace,
+                    report = report.id,
+                    "a progress report without document or flow was dropped"
+                );
+            }
+        }
+        for ((document, run), news) in by_document {
+            self.count_one(workspace, document, run, &news).await?;
+        }
+        Ok(())
+    }
+
+    async fn count_one(
+        &self,
+        workspace: &str,
+        document: &str,
+        run: &str,
+        news: &News<'_>,
+    ) -> Result<(), Error> {
+        let tally_key = key(&[workspace, document, run]);
+        let keys: Vec<Vec<u8>> = news
+            .pieces
+            .keys()
+            .map(|(unit, piece)| piece_key(workspace, document, run, *unit, piece))
+            .collect();
+        for _ in 0..CONFLICT_TRIES_MAX {
+            let mut reads = vec![Read::get(PROGRESS, &tally_key)];
+            reads.extend(keys.iter().map(|key| Read::get(PIECES, key)));
+            let mut found = self.rows.read(reads).await?.into_iter().map(Found::into_value);
+            let raw = found.next().flatten();
+            let mut tally = match &raw {
+                Some(raw) => rows::decode::<Tally>(PROGRESS, &tally_key, raw)?,
+                None => Tally { collection: news.collection.to_owned(), ..Default::default() },
+            };
+            let before = tally.clone();
+            let mut batch = Batch::new();
+            for ((((unit, _), (marks, weight)), piece_key), old) in news.pieces.iter().zip(&keys).zip(found) {
+                let old = Marks(old.and_then(|raw| raw.first().copied()).unwrap_or(0));
+                let new = Marks(old.0 | marks.0);
+                if new != old {
+                    tally.count(*unit, old, new, *weight);
+                    batch.put(PIECES, piece_key, Bytes::copy_from_slice(&[new.0]));
+                }
+            }
+            for (piece, report) in &news.failures {
+                tally.note(piece, report);
+            }
+            tally.empty |= news.empty;
+            if tally == before && raw.is_some() {
+                return Ok(());
+            }
+            batch.expect(PROGRESS, &tally_key, raw).put(PROGRESS, &tally_key, rows::encode(&tally));
+            match self.rows.commit(batch).await {
+                Err(error) if rows::is_conflict(&error) => {}
+                done => return done,
+            }
+        }
+        Err(Error::Store(sluice_store::Error::Unavailable {
+            reason: format!("progress of '{document}' is being written by too many at once; try again"),
+        }))
+    }
+
+    /// Adds to `batch`: counting starts afresh for a document that is put through a flow. What is known of its earlier
+    /// runs in this flow goes. A plain text is its own first text; of other kinds the decoder tells.
+    pub(crate) async fn begin(
+        &self,
+        workspace: &str,
+        processing: &ProcessingMetadata,
+        run: &str,
+        is_text: bool,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        let document = &processing.document_id;
+        let mut generation = 0;
+        for (known_run, tally) in self.runs(workspace, document).await? {
+            if known_run == run {
+                generation = tally.generation;
+            } else if flow_of(&known_run) == flow_of(run) {
+                batch.delete(PROGRESS, key(&[workspace, document, &known_run]));
+            } else {
+                continue;
+            }
+            batch.delete_prefix(PIECES, prefix(&[workspace, document, &known_run]));
+        }
+        let mut tally = Tally {
+            collection: processing.collection.clone(),
+            started_ms: clock::milliseconds(),
+            generation: generation + 1,
+            ..Default::default()
+        };
+        if is_text {
+            let marks = Marks(Marks::ANNOUNCED);
+            tally.count(Unit::Text, Marks(0), marks, 1);
+            let piece = piece_key(workspace, document, run, Unit::Text, document);
+            batch.put(PIECES, piece, Bytes::copy_from_slice(&[marks.0]));
+        }
+        batch.put(PROGRESS, key(&[workspace, document, run]), rows::encode(&tally));
+        Ok(())
+    }
+
+    /// Forgets a document in all flows.
+    pub(crate) async fn forget(&self, workspace: &str, document: &str) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        let under = prefix(&[workspace, document]);
+        batch.delete_prefix(PROGRESS, &under).delete_prefix(PIECES, &under);
+        self.rows.commit(batch).await
+    }
+
+    /// Adds to `batch`: forgets a document in one run, because it never went in.
+    pub(crate) fn undo(workspace: &str, document: &str, run: &str, batch: &mut Batch) {
+        batch
+            .delete(PROGRESS, key(&[workspace, document, run]))
+            .delete_prefix(PIECES, prefix(&[workspace, document, run]));
+    }
+
+    /// Progress of one document or of all, in one flow or in all; of several runs of a flow the latest. A flow may be
+    /// named by its id or by the name of its run.
+    pub(crate) async fn shown(
+        &self,
+        workspace: &str,
+        document: &str,
+        flow: &str,
+    ) -> Result<Vec<DocumentProgress>, Error> {
+        let under = if document.is_empty() { prefix(&[workspace]) } else { prefix(&[workspace, document]) };
+        let start = prefix(&[workspace]).len();
+        let mut latest: BTreeMap<(String, String), (i64, String, Tally)> = BTreeMap::new();
+        self.rows
+            .scan(PROGRESS, &under, |key, raw| {
+                let names = String::from_utf8_lossy(&key[start..]).into_owned();
+                let Some((document, run)) = names.split_once('\0') else { return Ok(true) };
+                let id = flow_of(run);
+                if !flow.is_empty() && flow != run && flow != id {
+                    return Ok(true);
+                }
+                let tally: Tally = rows::decode(PROGRESS, key, raw)?;
+                let this = (tally.started_ms, run.to_owned(), tally);
+                let place =
+                    latest.entry((document.to_owned(), id.to_owned())).or_insert_with(|| this.clone());
+                if (place.0, &place.1) < (this.0, &this.1) {
+                    *place = this;
+                }
+                Ok(latest.len() < DOCUMENTS_MAX)
+            })
+            .await?;
+        Ok(latest
+            .into_iter()
+            .map(|((document, flow), (_, _, tally))| tally.shown(&document, &flow))
+            .collect())
+    }
+
+    async fn runs(&self, workspace: &str, document: &str) -> Result<Vec<(String, Tally)>, Error> {
+        let mut runs = Vec::new();
+        self.rows
+            .scan(PROGRESS, &prefix(&[workspace, document]), |key, raw| {
+                runs.push((rows::last_part(key), rows::decode(PROGRESS, key, raw)?));
+                Ok(true)
+            })
+            .await?;
+        Ok(runs)
+    }
+}
+
+fn piece_key(workspace: &str, document: &str, run: &str, unit: Unit, piece: &str) -> Vec<u8> {
+    let unit = match unit {
+        Unit::Text => "t",
+        Unit::Chunk => "c",
+    };
+    key(&[workspace, document, run, unit, piece])
+}
+
+/// The flow that a run belongs to: second and later runs are named `<flow>-r<n>`, and no flow is.
+pub(crate) fn flow_of(run: &str) -> &str {
+    if is_run_name(run) { run.rsplit_once("-r").map_or(run, |(flow, _)| flow) } else { run }
+}

@@ -1,0 +1,339 @@
+//! The library on the bus: which topics it owns in a workspace, and who answers or counts on each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use prometheus_client::metrics::counter::Counter;
+use sluice_bus::{BrokerAdmin, Delivery, Inbox, Subscription, TopicSpec};
+use sluice_schema::message::StageReport;
+use sluice_schema::{Class, Topic, TopicError, exchange, wire};
+use sluice_sdk::workspaces::{WorkspaceService, serve_workspaces};
+use sluice_sdk::{Backoff, ConfigClient, ConfigWatch, Point, Process, service};
+use sluice_store::Stores;
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::collections::Collections;
+use crate::dead::{self, DeadLetters, Held, Limits};
+use crate::documents::Documents;
+use crate::librarian::Librarian;
+use crate::processing::Processings;
+use crate::progress::Progress;
+use crate::rows::Rows;
+use crate::uploads::Uploads;
+
+/// The subscription of the librarian's topics.
+const LIBRARIAN: &str = "librarian";
+/// The subscription of the dead letters' topics.
+const LIBRARY: &str = "library";
+
+/// Deliveries put into one write.
+const BATCH_MESSAGES_MAX: usize = 256;
+/// Bytes of deliveries put into one write.
+const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long a workspace's start waits for its consumers.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the library is made of.
+pub struct Parts {
+    /// The process it runs in.
+    pub process: Process,
+    /// For the topics it owns.
+    pub admin: Arc<dyn BrokerAdmin>,
+    /// Where everything rests.
+    pub stores: Stores,
+    /// For flows and collections.
+    pub config: ConfigClient,
+    /// For workspaces that come and go.
+    pub watch: ConfigWatch,
+    /// How many dead letters a workspace keeps.
+    pub dead_letters: Limits,
+}
+
+impl Parts {
+    /// Parts with default limits.
+    #[must_use]
+    pub fn new(
+        process: Process,
+        admin: Arc<dyn BrokerAdmin>,
+        stores: Stores,
+        config: ConfigClient,
+        watch: ConfigWatch,
+    ) -> Self {
+        Self { process, admin, stores, config, watch, dead_letters: Limits::default() }
+    }
+}
+
+/// Serves the library in every workspace until the process stops. Returns once the workspaces known now are served.
+///
+/// # Errors
+/// None today: what is not there yet is waited for, with warnings.
+pub async fn start(parts: Parts) -> Result<(), Error> {
+    let Parts { process, admin, stores, config, watch, dead_letters } = parts;
+    let config = Arc::new(config);
+    let rows = Rows::new(stores.tables);
+    let documents = Documents::new(rows.clone(), stores.blobs);
+    let progress = Progress::new(rows.clone());
+    let collections = Collections::new(config.clone());
+    let dropped = Counter::default();
+    process.metrics.register(
+        "sluice_dead_letters_dropped",
+        "Dead letters lost because a workspace had too many",
+        dropped.clone(),
+    );
+    let processings = Processings {
+        documents: documents.clone(),
+        progress: progress.clone(),
+        collections: collections.clone(),
+        config,
+        broker: process.broker.clone(),
+    };
+    let librarian = Librarian {
+        uploads: Uploads::new(documents.clone()),
+        documents,
+        processings,
+        progress: progress.clone(),
+        message_bytes_max: process.broker.limits().message_bytes_max,
+    };
+    let letters = DeadLetters {
+        rows,
+        broker: process.broker.clone(),
+        admin: admin.clone(),
+        limits: dead_letters,
+        dropped,
+    };
+    let library = Library { process: process.clone(), librarian, collections, progress, letters };
+    serve_workspaces(&process, admin, &watch, library).await;
+    Ok(())
+}
+
+struct Library {
+    process: Process,
+    librarian: Librarian,
+    collections: Collections,
+    progress: Progress,
+    letters: DeadLetters,
+}
+
+/// The topics of one workspace.
+struct Topics {
+    librarian: Point,
+    collection: Point,
+    letters: Point,
+    progress: Topic,
+    parked: Topic,
+}
+
+impl Topics {
+    fn of(workspace: &str) -> Result<Self, TopicError> {
+        let point = |name: &str, subscription: &str| -> Result<Point, TopicError> {
+            let topic = |class| Topic::tg(class, format_args!("{name}:{workspace}"));
+            Ok(Point::new(topic(Class::Request)?, topic(Class::Response)?, subscription))
+        };
+        Ok(Self {
+            librarian: point("librarian", LIBRARIAN)?,
+            collection: point("collection", LIBRARIAN)?,
+            letters: point("dead-letters", LIBRARY)?,
+            progress: Topic::tg(Class::Flow, format_args!("progress:{workspace}"))?,
+            parked: Topic::tg(Class::Flow, format_args!("dead-letters:{workspace}"))?,
+        })
+    }
+}
+
+impl WorkspaceService for Library {
+    fn topics(&self, workspace: &str) -> Vec<TopicSpec> {
+        let Ok(topics) = Topics::of(workspace) else { return Vec::new() };
+        let mut specs =
+            vec![TopicSpec::with(topics.progress, LIBRARIAN), TopicSpec::with(topics.parked, LIBRARY)];
+        for point in [topics.librarian, topics.collection, topics.letters] {
+            specs.push(TopicSpec::with(point.request, point.subscription));
+            specs.push(TopicSpec::bare(point.response));
+        }
+        specs
+    }
+
+    async fn start(&self, workspace: &str, stop: CancellationToken) {
+        let topics = match Topics::of(workspace) {
+            Ok(topics) => topics,
+            Err(error) => {
+                tracing::error!(workspace, %error, "the workspace has no library: its name does not fit a topic");
+                return;
+            }
+        };
+        let attached = [
+            self.serve_librarian(workspace, topics.librarian, &stop),
+            self.serve_collections(workspace, topics.collection, &stop),
+            self.serve_letters(workspace, topics.letters, topics.parked, &stop),
+            self.count_reports(workspace, topics.progress, &stop),
+        ];
+        self.resume(workspace, &stop);
+        let all = async {
+            for token in &attached {
+                token.cancelled().await;
+            }
+        };
+        match tokio::time::timeout(ATTACH_TIMEOUT, stop.run_until_cancelled(all)).await {
+            Ok(_) => tracing::debug!(workspace, "the library serves the workspace"),
+            Err(_) => tracing::warn!(workspace, "the library is not attached yet and keeps trying"),
+        }
+    }
+}
+
+impl Library {
+    fn serve_librarian(&self, workspace: &str, point: Point, stop: &CancellationToken) -> CancellationToken {
+        let (librarian, workspace) = (self.librarian.clone(), Arc::<str>::from(workspace));
+        service::serve::<exchange::Librarian, _, _>(
+            &self.process,
+            point,
+            stop.clone(),
+            move |request, responder| {
+                let (librarian, workspace) = (librarian.clone(), workspace.clone());
+                async move { librarian.answer(&workspace, request, responder).await }
+            },
+        )
+    }
+
+    fn serve_collections(
+        &self,
+        workspace: &str,
+        point: Point,
+        stop: &CancellationToken,
+    ) -> CancellationToken {
+        let (collections, workspace) = (self.collections.clone(), Arc::<str>::from(workspace));
+        service::serve::<exchange::Collections, _, _>(
+            &self.process,
+            point,
+            stop.clone(),
+            move |request, responder| {
+                let (collections, workspace) = (collections.clone(), workspace.clone());
+                async move {
+                    let operation = request.operation.clone();
+                    let outcome = collections.answer(&workspace, request).await;
+                    outcome.map_err(|error| error.told(&operation, responder.trace()))
+                }
+            },
+        )
+    }
+
+    fn serve_letters(
+        &self,
+        workspace: &str,
+        point: Point,
+        parked: Topic,
+        stop: &CancellationToken,
+    ) -> CancellationToken {
+        let (letters, workspace) = (self.letters.clone(), Arc::<str>::from(workspace));
+        let held = Arc::new(Held::default());
+        let kept = (letters.clone(), workspace.clone(), held.clone());
+        let answers = service::serve::<exchange::DeadLetters, _, _>(
+            &self.process,
+            point,
+            stop.clone(),
+            move |request, responder| {
+                let (letters, workspace, held) = (letters.clone(), workspace.clone(), held.clone());
+                async move { letters.answer(&workspace, &held, request, &responder).await }
+            },
+        );
+        let keeps = self.consume(parked, LIBRARY, stop, move |topic, batch| {
+            let (letters, workspace, held) = kept.clone();
+            let read =
+                batch.iter().map(|delivery| dead::read(&workspace, &delivery.message, &topic)).collect();
+            async move { letters.keep(&workspace, &held, read).await }.boxed()
+        });
+        let both = CancellationToken::new();
+        let told = both.clone();
+        let stop = stop.clone();
+        self.process.tasks.spawn("library/attached", async move {
+            let all = async { tokio::join!(answers.cancelled(), keeps.cancelled()) };
+            stop.run_until_cancelled(all).await;
+            told.cancel();
+        });
+        both
+    }
+
+    fn count_reports(&self, workspace: &str, topic: Topic, stop: &CancellationToken) -> CancellationToken {
+        let (progress, workspace) = (self.progress.clone(), Arc::<str>::from(workspace));
+        self.consume(topic, LIBRARIAN, stop, move |topic, batch| {
+            let (progress, workspace) = (progress.clone(), workspace.clone());
+            let read = |delivery: &Delivery| match wire::decode::<StageReport>(&delivery.message.body) {
+                Ok(report) => Some(report),
+                Err(error) => {
+                    tracing::warn!(%topic, %error, "a progress report that cannot be read was dropped");
+                    None
+                }
+            };
+            let reports: Vec<StageReport> = batch.iter().filter_map(read).collect();
+            async move { progress.count(&workspace, &reports).await }.boxed()
+        })
+    }
+
+    /// Takes whatever has arrived, hands it over as one batch, settles it when that is done; a batch that fails comes back.
+    fn consume<F>(&self, topic: Topic, name: &str, stop: &CancellationToken, work: F) -> CancellationToken
+    where
+        F: Fn(Topic, &[Delivery]) -> futures_util::future::BoxFuture<'static, Result<(), Error>>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        let attached = CancellationToken::new();
+        let prefetch = u32::try_from(BATCH_MESSAGES_MAX).unwrap_or(u32::MAX);
+        let to = Subscription::Shared { topic: topic.clone(), name: name.to_owned(), prefetch };
+        let (broker, told, stop) = (self.process.broker.clone(), attached.clone(), stop.clone());
+        self.process.tasks.supervise(format!("library/{topic}"), Backoff::default(), move || {
+            let (broker, to, topic) = (broker.clone(), to.clone(), topic.clone());
+            let (told, stop, work) = (told.clone(), stop.clone(), work.clone());
+            async move {
+                let consuming = async {
+                    let inbox = broker.subscribe(&to).await?;
+                    told.cancel();
+                    loop {
+                        let batch = batch(&*inbox).await?;
+                        work(topic.clone(), &batch).await?;
+                        batch.into_iter().for_each(Delivery::ack);
+                    }
+                };
+                // A batch cut by the stop comes back; having it twice changes nothing.
+                stop.run_until_cancelled(consuming).await.unwrap_or(Ok(()))
+            }
+            .map(|ended: Result<(), Error>| ended.map_err(|error| crate::error::cause(&error)))
+        });
+        attached
+    }
+
+    /// Does what a crash left undone, trying until it is.
+    fn resume(&self, workspace: &str, stop: &CancellationToken) {
+        let (librarian, workspace, stop) = (self.librarian.clone(), workspace.to_owned(), stop.clone());
+        self.process.tasks.supervise(format!("library/resume/{workspace}"), Backoff::default(), move || {
+            let (librarian, workspace, stop) = (librarian.clone(), workspace.clone(), stop.clone());
+            async move {
+                let resuming = async {
+                    if let Err(error) = librarian.uploads.sweep(&workspace).await {
+                        tracing::warn!(workspace, %error, "old uploads could not be removed");
+                    }
+                    librarian.processings.resume(&workspace).await
+                };
+                stop.run_until_cancelled(resuming).await.unwrap_or(Ok(()))
+            }
+            .map(|ended: Result<(), Error>| ended.map_err(|error| crate::error::cause(&error)))
+        });
+    }
+}
+
+/// The next delivery and those right behind it.
+async fn batch(inbox: &dyn Inbox) -> Result<Vec<Delivery>, Error> {
+    let mut batch = vec![inbox.next().await?];
+    let mut bytes = batch[0].message.body.len();
+    while batch.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX {
+        match inbox.next().now_or_never() {
+            Some(Ok(delivery)) => {
+                bytes += delivery.message.body.len();
+                batch.push(delivery);
+            }
+            // What is wrong with the inbox is told again when the next batch is asked for.
+            Some(Err(_)) | None => break,
+        }
+    }
+    Ok(batch)
+}
