@@ -224,7 +224,7 @@ impl Call {
     #[must_use]
     pub fn sends(&self, reply: &Reply) -> bool {
         match (self.part, &reply.error) {
-            (Some(part), None) => part_of(&reply.body) == Some(part) || (part == 0 && reply.last),
+            (Some(part), None) => part_of(&reply.body) == Some(part),
             (Some(_), Some(_)) => reply.last,
             (None, _) => reply.last || (self.parts && (self.streaming || !reply.aside)),
         }
