@@ -1,2 +1,43 @@
-//! .
-fn main() {}
+//! The `sluice` command: serves the system, and talks to a running one through its gateway.
+
+#![expect(clippy::print_stdout, reason = "a command line prints")]
+
+mod api;
+mod cli;
+mod commands;
+mod exit;
+mod output;
+mod system;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = match cli::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Clap prints help and version as errors of their own kind; those are what was asked for.
+            let _ = error.print();
+            return if error.use_stderr() { exit::Code::Usage.into() } else { exit::Code::Ok.into() };
+        }
+    };
+    telemetry::start(&args);
+    // Fails only when a provider is installed already, which then serves.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the async runtime could not start: {error}");
+            return exit::Code::Failed.into();
+        }
+    };
+    let outcome = runtime.block_on(commands::run(args));
+    // Blocking reads that nobody waits for must not keep the process alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match outcome {
+        Ok(code) => code.into(),
+        Err(error) => exit::report(&error),
+    }
+}

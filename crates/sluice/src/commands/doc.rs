@@ -1,0 +1,238 @@
+//! `sluice doc`: documents in the library, and their way through a flow with a progress bar fed by the stages.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::api::Api;
+use crate::cli::{Doc, Output};
+use crate::exit::{Code, Told};
+use crate::output::{show, table, text};
+
+/// Files larger than this go up in parts, in bytes.
+const WHOLE_BYTES_MAX: u64 = 2 * 1024 * 1024;
+/// Size of a part, in bytes.
+const PART_BYTES: usize = 3 * 1024 * 1024;
+/// How often progress is asked for.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long nothing may move before waiting is given up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A document to add.
+pub(super) struct Source {
+    pub(super) name: String,
+    pub(super) kind: &'static str,
+    pub(super) content: Vec<u8>,
+}
+
+pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Result<Code> {
+    match command {
+        Doc::Add { paths, flow, collection, title, no_wait, store_only } => {
+            let files = files_in(&paths)?;
+            if title.is_some() && files.len() != 1 {
+                return Err(Told::usage("--title goes with exactly one file").into());
+            }
+            let mut ids = Vec::new();
+            for file in files {
+                let content = std::fs::read(&file).with_context(|| format!("'{}' could not be read", file.display()))?;
+                let source = Source { name: title.clone().unwrap_or_else(|| name_of(&file)), kind: kind_of(&file)?, content };
+                ids.push(add(api, &source).await.with_context(|| format!("'{}' was not added", file.display()))?);
+            }
+            if !store_only {
+                for id in &ids {
+                    process(api, id, &flow, &collection).await?;
+                }
+            }
+            let waits = !no_wait && !store_only;
+            let progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
+            let failed = progress.as_array().into_iter().flatten().any(|one| one["failed"].as_i64() != Some(0));
+            let whole = json!({"documents": ids, "progress": progress});
+            show(output, &whole, |whole| summary(whole, waits))?;
+            Ok(if failed { Code::Failed } else { Code::Ok })
+        }
+        Doc::Ls => {
+            let answer = api.call("librarian", json!({"operation": "list-documents"})).await?;
+            show(output, &answer["document-metadatas"], |documents| {
+                let row = |one: &Value| ["id", "title", "kind"].map(|name| text(one, name)).to_vec();
+                let rows = documents.as_array().into_iter().flatten().map(row).collect();
+                table(&["id", "title", "kind"], rows, "No documents. Try: sluice doc add FILE")
+            })?;
+            Ok(Code::Ok)
+        }
+        Doc::Rm { ids } => {
+            for id in &ids {
+                api.call("librarian", json!({"operation": "remove-document", "document-id": id})).await?;
+            }
+            show(output, &json!({"removed": ids}), |_| format!("Removed {} document(s).", ids.len()))?;
+            Ok(Code::Ok)
+        }
+    }
+}
+
+/// The files that paths name, folders walked, in order.
+pub(super) fn files_in(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        let data = std::fs::metadata(path).map_err(|error| {
+            Told::new(Code::NotFound, format!("'{}' cannot be opened: {error}", path.display()))
+        })?;
+        if data.is_file() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries = std::fs::read_dir(path).with_context(|| format!("'{}' cannot be listed", path.display()))?;
+        let mut inside: Vec<PathBuf> = entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
+        inside.sort();
+        // In a folder only what can be decoded is taken; a file that was named is always tried.
+        inside.retain(|entry| entry.is_dir() || kind_of(entry).is_ok());
+        files.extend(files_in(&inside)?);
+    }
+    Ok(files)
+}
+
+fn name_of(file: &Path) -> String {
+    file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+pub(super) fn kind_of(file: &Path) -> anyhow::Result<&'static str> {
+    let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
+    match ending.as_str() {
+        "md" | "markdown" => Ok("text/markdown"),
+        "txt" | "text" | "" => Ok("text/plain"),
+        other => Err(Told::usage(format!("'{}': files of kind '{other}' cannot be decoded", file.display()))
+            .next("load .md, .markdown, .txt or .text files")
+            .into()),
+    }
+}
+
+/// Adds a document under an id made from its content; adding the same content again is fine.
+pub(super) async fn add(api: &Api, source: &Source) -> anyhow::Result<String> {
+    if source.content.is_empty() {
+        return Err(Told::new(Code::Failed, format!("'{}' is empty", source.name)).into());
+    }
+    if let Err(error) = std::str::from_utf8(&source.content) {
+        let place = error.valid_up_to();
+        return Err(Told::new(Code::Failed, format!("'{}' is not UTF-8 text (byte {place})", source.name))
+            .next("convert it, for example with: iconv -f latin1 -t utf-8 FILE")
+            .into());
+    }
+    let id = format!("urn:sluice:doc:{}", content_name(&source.content));
+    let known = api.call("librarian", json!({"operation": "get-document-metadata", "document-id": id})).await;
+    if known.is_ok() {
+        return Ok(id);
+    }
+    let metadata = json!({
+        "id": id, "kind": source.kind, "title": source.name, "comments": "", "metadata": [], "tags": [],
+    });
+    if source.content.len() as u64 <= WHOLE_BYTES_MAX {
+        let content = STANDARD.encode(&source.content);
+        api.call(
+            "librarian",
+            json!({"operation": "add-document", "document-metadata": metadata, "content": content}),
+        )
+        .await?;
+    } else {
+        upload(api, metadata, &source.content).await?;
+    }
+    Ok(id)
+}
+
+/// A name made from content: the same content has the same name.
+fn content_name(content: &[u8]) -> String {
+    use sha2::Digest;
+    const DIGEST_BYTES: usize = 12;
+    let digest = sha2::Sha256::digest(content);
+    digest.iter().take(DIGEST_BYTES).map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn upload(api: &Api, metadata: Value, content: &[u8]) -> anyhow::Result<()> {
+    let begun = json!({
+        "operation": "begin-upload", "document-metadata": metadata,
+        "total-size": content.len(), "chunk-size": PART_BYTES,
+    });
+    let begun = api.call("librarian", begun).await?;
+    let upload = begun["upload-id"].clone();
+    let size = begun["chunk-size"].as_u64().and_then(|size| usize::try_from(size).ok()).unwrap_or(PART_BYTES);
+    for (index, part) in content.chunks(size.max(1)).enumerate() {
+        let body = json!({
+            "operation": "upload-chunk", "upload-id": upload, "chunk-index": index, "content": STANDARD.encode(part),
+        });
+        if let Err(error) = api.call("librarian", body).await {
+            // The first failure is what the person should see, not that of the tidying up.
+            let _ = api.call("librarian", json!({"operation": "abort-upload", "upload-id": upload})).await;
+            return Err(error);
+        }
+    }
+    api.call("librarian", json!({"operation": "complete-upload", "upload-id": upload})).await.map(drop)
+}
+
+/// Sends a document through a flow.
+pub(super) async fn process(api: &Api, document: &str, flow: &str, collection: &str) -> anyhow::Result<()> {
+    let processing = json!({
+        "id": format!("{document}:{flow}:{collection}"), "document-id": document, "flow": flow,
+        "collection": collection, "tags": [],
+    });
+    api.call("librarian", json!({"operation": "add-processing", "processing-metadata": processing})).await.map(drop)
+}
+
+/// Waits until every document is through, showing how far the stages say they are.
+pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow::Result<Value> {
+    let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} chunks  {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(0).with_style(style).with_message("decoding");
+    let mut last = Value::Null;
+    let mut moved = tokio::time::Instant::now();
+    loop {
+        let states = states(api, documents, flow).await?;
+        let now = json!(states.values().collect::<Vec<_>>());
+        let sum = |name: &str| states.values().map(|one| one[name].as_u64().unwrap_or_default()).sum::<u64>();
+        bar.set_length(sum("announced"));
+        bar.set_position(sum("stored") + sum("failed"));
+        bar.set_message(format!("{} of {} documents", done(&states), documents.len()));
+        if done(&states) == documents.len() {
+            bar.finish();
+            return Ok(now);
+        }
+        if now != last {
+            last = now;
+            moved = tokio::time::Instant::now();
+        } else if moved.elapsed() > STALL_TIMEOUT {
+            return Err(Told::new(Code::TimedOut, "nothing has moved for five minutes; the documents stay queued")
+                .next("sluice flow describe FLOW, and sluice dead ls")
+                .into());
+        }
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+}
+
+fn done(states: &BTreeMap<String, Value>) -> usize {
+    states.values().filter(|one| one["complete"] == true).count()
+}
+
+async fn states(api: &Api, documents: &[String], flow: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+    let answer = api.call("librarian", json!({"operation": "get-progress", "flow": flow})).await?;
+    let all = answer["progress"].as_array().into_iter().flatten();
+    let ours = all.filter(|one| documents.contains(&text(one, "document_id")));
+    Ok(ours.map(|one| (text(one, "document_id"), one.clone())).collect())
+}
+
+fn summary(whole: &Value, waited: bool) -> String {
+    let count = whole["documents"].as_array().map_or(0, Vec::len);
+    if !waited {
+        return format!("Added {count} document(s).");
+    }
+    let all: Vec<&Value> = whole["progress"].as_array().into_iter().flatten().collect();
+    let sum = |name: &str| all.iter().map(|one| one[name].as_i64().unwrap_or_default()).sum::<i64>();
+    let mut lines =
+        vec![format!("Added {count} document(s): {} chunks stored, {} failed.", sum("stored"), sum("failed"))];
+    for failure in all.iter().flat_map(|one| one["failures"].as_array().into_iter().flatten()) {
+        lines.push(format!("  {} at {}: {}", text(failure, "piece"), text(failure, "stage"), text(failure, "reason")));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,50 @@
+//! What each command does. Everything but `up` and `demo` goes through the gateway, as any other client would.
+
+mod ask;
+mod blueprint;
+mod config;
+mod dead;
+mod demo;
+mod doc;
+mod flow;
+mod up;
+
+use clap::CommandFactory;
+
+use crate::api::Api;
+use crate::cli::{Args, Command};
+use crate::exit::Code;
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
+    let target = args.target;
+    let output = target.output;
+    match args.command {
+        Command::Up(up) => up::run(&target, up).await?,
+        Command::Demo(demo) => demo::run(&target, demo).await?,
+        Command::Config(config) => config::run(&Api::new(&target)?, output, config).await?,
+        Command::Blueprint(blueprint) => blueprint::run(&Api::new(&target)?, output, blueprint).await?,
+        Command::Flow(flow) => flow::run(&Api::new(&target)?, output, flow).await?,
+        Command::Doc(doc) => return doc::run(&Api::new(&target)?, output, doc).await,
+        Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
+        Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "sluice", &mut std::io::stdout());
+        }
+    }
+    Ok(Code::Ok)
+}
+
+/// Reads `@FILE`, `-` (standard input) or the text itself.
+fn text_argument(argument: &str) -> anyhow::Result<String> {
+    use anyhow::Context;
+    use std::io::Read;
+    if argument == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("standard input could not be read as text")?;
+        return Ok(text);
+    }
+    match argument.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).with_context(|| format!("'{file}' could not be read as text")),
+        None => Ok(argument.to_owned()),
+    }
+}

@@ -1,0 +1,53 @@
+//! `sluice up`: serves until it is told to stop.
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::data_folder;
+use crate::cli::{Model, Target, Up};
+use crate::exit::Told;
+use crate::system::{Settings, System};
+
+pub(super) async fn run(target: &Target, command: Up) -> anyhow::Result<()> {
+    if command.no_auth && !command.force && !command.listen.ip().is_loopback() {
+        return Err(Told::usage(format!(
+            "--no-auth on {} would let anybody on the network in",
+            command.listen
+        ))
+        .next("listen on 127.0.0.1, leave --no-auth out, or add --force if that is wanted")
+        .into());
+    }
+    let data = data_folder(target)?;
+    let settings = Settings {
+        data: data.clone(),
+        listen: command.listen,
+        broker: command.broker,
+        no_auth: command.no_auth,
+        model: model(command.model),
+    };
+    let system = System::start(settings).await?;
+    tracing::info!(address = %system.address, data = %data.display(), "serving");
+    if !command.no_auth {
+        tracing::info!(key = %data.join("admin.key").display(), "the admin key is here; sluice commands read it");
+    }
+    interrupted().await?;
+    tracing::info!("stopping");
+    system.stop().await;
+    Ok(())
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(super) async fn interrupted() -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be awaited")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be awaited")?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+pub(super) fn model(model: Model) -> Option<sluice_processors::ModelConfig> {
+    let base_url = model.llm_url?;
+    Some(sluice_processors::ModelConfig::new(base_url, model.llm_key.unwrap_or_default(), model.llm_model))
+}

@@ -1,0 +1,37 @@
+//! How results are printed: a table for people, JSON or YAML for programs.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use crate::cli::Output;
+
+/// Prints a value: as `table` makes it for people, else whole.
+pub(crate) fn show(output: Output, value: &Value, table: impl FnOnce(&Value) -> String) -> anyhow::Result<()> {
+    match output {
+        Output::Table => println!("{}", table(value)),
+        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        Output::Yaml => print!("{}", serde_yaml_ng::to_string(value)?),
+    }
+    Ok(())
+}
+
+/// A table with a header; a sentence instead when it has no rows.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> String {
+    if rows.is_empty() {
+        return empty.to_owned();
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header.iter().map(|title| title.to_uppercase()));
+    table.add_rows(rows);
+    table.trim_fmt()
+}
+
+/// A member as text, empty when it is not there.
+pub(crate) fn text(value: &Value, name: &str) -> String {
+    match value.get(name) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}

@@ -1,0 +1,180 @@
+//! Wiring: settings become a running system. The one place that knows every service; services know none of each other.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sluice_bus::embedded::Embedded as Broker;
+use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process, Resources, watch};
+use sluice_store::Embedded as Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::exit::{Code, Told};
+
+/// How long work under way may take once the system is told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a system is made with.
+pub(crate) struct Settings {
+    /// The folder of everything durable.
+    pub(crate) data: PathBuf,
+    /// Where the gateway listens; port 0 takes a free one.
+    pub(crate) listen: SocketAddr,
+    /// A broker's address; `None` is the embedded one.
+    pub(crate) broker: Option<String>,
+    /// Lets everybody in.
+    pub(crate) no_auth: bool,
+    /// The language model, if one is configured.
+    pub(crate) model: Option<sluice_processors::ModelConfig>,
+}
+
+/// Everything, serving.
+pub(crate) struct System {
+    /// Where the gateway listens.
+    pub(crate) address: SocketAddr,
+    gateway: sluice_gateway::Gateway,
+    process: Process,
+    broker: Broker,
+    store: Store,
+}
+
+impl System {
+    /// Starts everything in order; on return the gateway serves.
+    pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
+        if let Some(url) = &settings.broker {
+            return Err(unknown_broker(url).into());
+        }
+        std::fs::create_dir_all(&settings.data)
+            .with_context(|| format!("the data folder '{}' cannot be made", settings.data.display()))?;
+        let store = Store::open(&settings.data).context("the store could not be opened")?;
+        let broker = Broker::open(sluice_bus::embedded::Config {
+            dir: Some(settings.data.join("broker")),
+            ..Default::default()
+        })
+        .context("the embedded broker could not be opened")?;
+        let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+        match serve(&settings, &process, &broker, &store).await {
+            Ok(gateway) => {
+                let address = gateway.local_addr();
+                Ok(Self { address, gateway, process, broker, store })
+            }
+            Err(error) => {
+                process.shutdown(Duration::from_secs(1)).await;
+                close(&broker, &store).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops in reverse order: nothing new in, work under way to its end or the deadline, then the rest is cut by name.
+    pub(crate) async fn stop(self) {
+        self.gateway.stop().await;
+        let cut = self.process.shutdown(DRAIN_TIMEOUT).await;
+        if !cut.is_empty() {
+            tracing::warn!(?cut, "cut at the shutdown deadline");
+        }
+        close(&self.broker, &self.store).await;
+    }
+}
+
+async fn close(broker: &Broker, store: &Store) {
+    broker.shutdown().await;
+    store.close().await;
+}
+
+async fn serve(
+    settings: &Settings,
+    process: &Process,
+    broker: &Broker,
+    store: &Store,
+) -> anyhow::Result<sluice_gateway::Gateway> {
+    let admin: Arc<dyn sluice_bus::BrokerAdmin> = Arc::new(broker.clone());
+    let stores = store.stores();
+
+    sluice_config::start(sluice_config::Parts {
+        process: process.clone(),
+        admin: admin.clone(),
+        tables: stores.tables.clone(),
+    })
+    .await
+    .context("the config service did not start")?;
+    let watch = ConfigWatch::start(process, watch::RESYNC_INTERVAL);
+    let config = || async { ConfigClient::new(&process.replies).await.context("config cannot be asked") };
+    seed(&config().await?).await.context("the standard configuration could not be put")?;
+
+    let mode = if settings.no_auth {
+        sluice_iam::Mode::NoAuth
+    } else {
+        sluice_iam::Mode::AdminKey { file: settings.data.join("admin.key") }
+    };
+    sluice_iam::start(sluice_iam::Parts {
+        process: process.clone(),
+        admin: admin.clone(),
+        tables: stores.tables.clone(),
+        config: config().await?,
+        mode,
+    })
+    .await
+    .context("the identity service did not start")?;
+
+    sluice_library::start(sluice_library::Parts {
+        process: process.clone(),
+        admin: admin.clone(),
+        stores: stores.clone(),
+        config: config().await?,
+        watch: watch.clone(),
+    })
+    .await
+    .context("the library did not start")?;
+
+    let roster = sluice_processors::roster();
+    let mut resources = Resources::new().with(stores);
+    if let Some(model) = settings.model.clone() {
+        resources = resources.with(model);
+    }
+    let catalogue = roster.catalogue(process, &watch, &resources).context("a processor cannot run here")?;
+    sluice_flow::start(sluice_flow::Parts {
+        process: process.clone(),
+        admin,
+        watch: watch.clone(),
+        config: config().await?,
+        catalogue,
+        options: sluice_flow::Options { only_own_processors: true, ..Default::default() },
+    })
+    .await
+    .context("the flow service did not start")?;
+    Host::new(process.clone(), roster, watch.clone(), resources, HostOptions::default()).start();
+
+    sluice_gateway::start(sluice_gateway::Parts {
+        process: process.clone(),
+        watch,
+        options: sluice_gateway::Options::new(settings.listen),
+    })
+    .await
+    .context("the gateway did not start")
+}
+
+/// Puts what a new workspace starts with, once per data folder.
+async fn seed(config: &ConfigClient) -> anyhow::Result<()> {
+    use sluice_schema::{record, standard};
+    const FLAG: (&str, &str, &str) = ("init-state", "template-seed", "\"sluice-1\"");
+    let seeded = config.get(record::SYSTEM, FLAG.0, FLAG.1).await?;
+    if seeded.is_some() {
+        return Ok(());
+    }
+    let put = |kind: &str, key: &str, text: &str| sluice_sdk::config::value(record::TEMPLATE, kind, key, text);
+    let mut puts: Vec<_> =
+        standard::config().iter().map(|one| put(one.config_type, &one.key, &one.value)).collect();
+    puts.extend(standard::BLUEPRINTS.iter().map(|(name, text)| put(record::BLUEPRINT, name, text)));
+    puts.push(sluice_sdk::config::value(record::SYSTEM, FLAG.0, FLAG.1, FLAG.2));
+    config.apply(sluice_sdk::Apply { puts, ..Default::default() }).await?;
+    Ok(())
+}
+
+fn unknown_broker(url: &str) -> Told {
+    let scheme = url.split("://").next().unwrap_or_default();
+    Told::new(Code::Usage, format!("this build has no broker for '{scheme}://' addresses"))
+        .next("leave --broker out to use the embedded broker")
+}

@@ -1,0 +1,139 @@
+//! Runs the `sluice` binary as a person would, each system in a folder and on a port of its own.
+#![allow(clippy::unwrap_used, dead_code, reason = "a test that cannot go on fails; not every test file uses every part")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Generous: machines that run tests are slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A command without anything of the caller's environment that would change what it does.
+pub fn sluice() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SLUICE_") || name.starts_with("TRUSTGRAPH_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A system that serves until it is dropped.
+pub struct Up {
+    child: Child,
+    pub url: String,
+    pub data: PathBuf,
+    log: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Up {
+    pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    pub fn start_with(data: &Path, more: &[&str]) -> Self {
+        let mut command = sluice();
+        command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut url = None;
+        while let Some(Ok(line)) = lines.next() {
+            log.lock().unwrap().push_str(&format!("{line}\n"));
+            if let Some(at) = line.find("address=127.0.0.1:") {
+                let address = line[at + "address=".len()..].split_whitespace().next().unwrap();
+                url = Some(format!("http://{address}"));
+                break;
+            }
+        }
+        let rest = log.clone();
+        std::thread::spawn(move || {
+            while let Some(Ok(line)) = lines.next() {
+                rest.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        let Some(url) = url else {
+            panic!("it did not come up:\n{}", log.lock().unwrap());
+        };
+        Self { child, url, data: data.to_owned(), log }
+    }
+
+    /// Runs a command against it.
+    pub fn run(&self, args: &[&str]) -> Output {
+        sluice()
+            .args(args)
+            .args(["--url", &self.url, "--data"])
+            .arg(&self.data)
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that must succeed, and reads its JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        let output = self.run(&all);
+        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output), self.log());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn key(&self) -> String {
+        std::fs::read_to_string(self.data.join("admin.key")).unwrap().trim().to_owned()
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it the hard way.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Tells it to stop and waits for its exit code.
+    pub fn terminate(&mut self) -> i32 {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < until, "it did not stop:\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Asserts an exit code and that the text says something.
+pub fn ends(output: &Output, code: i32, says: &str) {
+    let said = text(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.to_lowercase().contains(&says.to_lowercase()), "wanted '{says}' in:\n{said}");
+}
+
+pub fn read_all(mut from: impl Read) -> String {
+    let mut text = String::new();
+    from.read_to_string(&mut text).unwrap();
+    text
+}

@@ -1,0 +1,60 @@
+//! The main job, through the binary: the demo, and a system that is stopped, killed and started again.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use common::{Up, ends, sluice, text};
+use serde_json::Value;
+
+#[test]
+fn the_demo_answers_with_sources_and_leaves_nothing() {
+    let output = sluice().arg("demo").output().unwrap();
+    ends(&output, 0, "Sources");
+    let said = text(&output);
+    assert!(said.contains("extractive") || said.contains("No language model"), "{said}");
+    assert!(said.contains("0 failed"), "{said}");
+    assert!(said.contains("0 flow records, 0 processor entries, 0 queues"), "{said}");
+    assert!(said.contains("Next:"), "{said}");
+}
+
+#[test]
+fn a_second_start_finds_documents_and_flows_of_the_first_even_after_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let notes = folder.path().join("pump.md");
+    std::fs::write(&notes, "# Pump\n\nThe spare key of the pump house hangs behind the blue door.\n").unwrap();
+    let data = folder.path().join("data");
+
+    let mut up = Up::start(&data);
+    up.json(&["flow", "start", "f1", "document-rag", "-d", "first"]);
+    let added = up.json(&["doc", "add", notes.to_str().unwrap(), "--flow", "f1"]);
+    assert_eq!(added["progress"][0]["complete"], true, "{added}");
+    up.kill();
+
+    let mut up = Up::start(&data);
+    let flows = up.json(&["flow", "ls"]);
+    assert_eq!((&flows[0]["id"], &flows[0]["phase"]), (&Value::from("f1"), &Value::from("Running")), "{flows}");
+    assert_eq!(up.json(&["doc", "ls"]).as_array().unwrap().len(), 1);
+    let answer = up.json(&["ask", "where is the spare key?", "--flow", "f1"]);
+    assert!(answer["response"].as_str().unwrap().contains("blue door"), "{answer}");
+    assert_eq!(answer["sources"][0]["title"], "pump.md", "{answer}");
+
+    up.json(&["flow", "stop", "f1"]);
+    assert_eq!(up.json(&["flow", "ls"]), Value::Array(Vec::new()));
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let again = up.json(&["ask", "where is the spare key?", "--flow", "f1"]);
+    assert!(again["response"].as_str().unwrap().contains("blue door"), "{again}");
+    assert_eq!(up.terminate(), 0);
+}
+
+#[test]
+fn a_removed_document_is_no_longer_a_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let file = folder.path().join("a.txt");
+    std::fs::write(&file, "The meeting point is the old oak at the mill.").unwrap();
+    let added = up.json(&["doc", "add", file.to_str().unwrap(), "--flow", "f1"]);
+    let id = added["documents"][0].as_str().unwrap();
+    up.json(&["doc", "rm", id]);
+    assert_eq!(up.json(&["doc", "ls"]), Value::Array(Vec::new()));
+}
