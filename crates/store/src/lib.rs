@@ -27,8 +27,18 @@
 //! ```
 
 pub mod contract;
-pub mod embedded;
 pub mod error;
+
+pub mod blobs;
+pub mod keywords;
+pub mod terms;
+pub mod triples;
+pub mod vectors;
+
+pub mod conformance;
+pub mod embedded;
+
+mod keys;
 
 pub use contract::{
     Attributes, Batch, BlobInfo, BlobWriter, Blobs, Cursor, Expect, Expected, Found, KeyRange, KeywordEntry,

@@ -21,7 +21,7 @@ pub struct VectorEntry {
 pub struct KeywordEntry {
     /// Unique within the collection, up to 1024 bytes.
     pub id: String,
-    /// The text; the index keeps its terms, not the text.
+    /// The text; the index keeps its terms, see [`crate::terms`], not the text.
     pub text: String,
     /// Labels, returned with a match.
     pub attributes: Attributes,

@@ -4,11 +4,16 @@ pub(crate) mod disk;
 pub(crate) mod lock;
 pub(crate) mod tables;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Error, Result, Tables};
+use crate::blobs::{self, FileBlobs};
+use crate::keywords::TableKeywords;
+use crate::triples::TableTriples;
+use crate::vectors::TableVectors;
+use crate::{Error, Found, KeyRange, Read, Result, Rows, Stores, Tables};
 
 pub use disk::Faults;
 
@@ -37,10 +42,11 @@ impl Default for Options {
     }
 }
 
-/// The embedded engine. Close it to know that its folder is free; dropped, it lets go a little later.
+/// The embedded engine: tables in one file, large blobs beside it, the rest over the tables. Close it to know that its folder is free; dropped, it lets go a little later.
 #[derive(Debug)]
 pub struct Embedded {
     tables: Arc<tables::EmbeddedTables>,
+    stores: Stores,
 }
 
 impl Embedded {
@@ -63,19 +69,53 @@ impl Embedded {
         let folder = folder.as_ref();
         fs::create_dir_all(folder).map_err(|e| unusable(folder, &e))?;
         let lock = lock::FolderLock::take(folder)?;
-        let tables = tables::EmbeddedTables::open(folder, lock, options)?;
-        Ok(Self { tables: Arc::new(tables) })
+        let tables = Arc::new(tables::EmbeddedTables::open(folder, lock, options)?);
+        let shared = Arc::clone(&tables) as Arc<dyn Tables>;
+        let named = named_files(&tables)?;
+        let blobs =
+            FileBlobs::open(&folder.join("blobs"), Arc::clone(&shared), Arc::clone(&options.faults), &named)?;
+        let stores = Stores {
+            blobs: Arc::new(blobs),
+            vectors: Arc::new(TableVectors::new(Arc::clone(&shared), options.vectors_bytes_max)),
+            keywords: Arc::new(TableKeywords::new(Arc::clone(&shared))),
+            triples: Arc::new(TableTriples::new(Arc::clone(&shared))),
+            tables: shared,
+        };
+        Ok(Self { tables, stores })
+    }
+
+    /// Everything, as a service is handed it.
+    #[must_use]
+    pub fn stores(&self) -> Stores {
+        self.stores.clone()
     }
 
     /// The tables.
     #[must_use]
     pub fn tables(&self) -> Arc<dyn Tables> {
-        Arc::clone(&self.tables) as Arc<dyn Tables>
+        Arc::clone(&self.stores.tables)
     }
 
     /// Finishes what is under way, then lets go of the folder. Calls made later are refused as unavailable.
     pub async fn close(self) {
         self.tables.close().await;
+    }
+}
+
+/// The files that blobs rest in.
+fn named_files(tables: &tables::EmbeddedTables) -> Result<HashSet<String>> {
+    let mut named = HashSet::new();
+    let mut range = KeyRange::all();
+    loop {
+        let read = Read::range(blobs::PLACES, range.clone(), 10_000);
+        let Rows { rows, more } = tables.read_now(&[read])?.pop().map(Found::into_rows).unwrap_or_default();
+        for (_, row) in &rows {
+            named.extend(blobs::file_named_by(row)?);
+        }
+        match rows.last() {
+            Some((last, _)) if more => range = range.after(last),
+            _ => return Ok(named),
+        }
     }
 }
 

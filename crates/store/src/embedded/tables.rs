@@ -110,6 +110,11 @@ impl EmbeddedTables {
         }
     }
 
+    /// Reads on the calling thread.
+    pub(crate) fn read_now(&self, reads: &[Read]) -> Result<Vec<Found>> {
+        self.shared.read(reads)
+    }
+
     fn sender(&self) -> Result<mpsc::Sender<Work>> {
         let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         work.clone().ok_or_else(closed)
