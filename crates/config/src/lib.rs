@@ -20,6 +20,8 @@
 //! The public version counts writes that are told to others. A value's own version, for compare-and-set, is the public
 //! version of the write that left it; quiet writes leave versions from a counter of their own, above 2^40, and answer
 //! with it. `getvalues-many` with `since` finds quiet writes too: they count as belonging to the version that comes next.
+//!
+//! A type that `getvalues-many` asks for and that ends in `*` means every type that begins so: `processor:*`.
 
 mod hosting;
 mod layout;

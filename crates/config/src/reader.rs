@@ -184,7 +184,7 @@ impl Reader {
     }
 
     async fn many(&self, types: Vec<String>, since: i64) -> Result<ConfigResponse, Error> {
-        let types: BTreeSet<String> = types.into_iter().collect();
+        let types = distinct(types);
         for _ in 0..LOOKS_MAX {
             match self.changes(&types, since).await? {
                 Changes::Told(answer) => return Ok(answer),
@@ -281,6 +281,18 @@ enum Changes {
     Unknown,
 }
 
+/// What is asked for, without what another pattern covers, so that no value is answered twice.
+fn distinct(types: Vec<String>) -> BTreeSet<String> {
+    let all: BTreeSet<String> = types.into_iter().collect();
+    let covered = |asked: &str| {
+        let own = asked.strip_suffix('*');
+        let others =
+            all.iter().filter_map(|other| other.strip_suffix('*')).filter(|start| own != Some(*start));
+        others.into_iter().any(|start| own.unwrap_or(asked).starts_with(start))
+    };
+    all.iter().filter(|asked| !covered(asked)).cloned().collect()
+}
+
 /// Whether a type is asked for: by its name, or by its beginning where what is asked ends in `*`.
 fn is_of(types: &BTreeSet<String>, config_type: &str) -> bool {
     types.contains(config_type)
@@ -289,7 +301,7 @@ fn is_of(types: &BTreeSet<String>, config_type: &str) -> bool {
 
 fn of_type(config_type: &str) -> Look {
     match config_type.strip_suffix('*') {
-        Some(start) => Look::prefix(VALUE, start.as_bytes().to_vec(), usize::MAX),
+        Some(start) => Look::prefix(VALUE, start.as_bytes(), usize::MAX),
         None => under(&[config_type]),
     }
 }
@@ -307,4 +319,22 @@ fn live(rows: Vec<(Bytes, Bytes)>) -> Result<Vec<(ScopedKey, Row)>, Error> {
         }
     }
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_asked_for_once() {
+        let check = |asked: &[&str], expected: &[&str]| {
+            let found = distinct(asked.iter().map(|t| (*t).to_owned()).collect());
+            assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), expected, "{asked:?}");
+        };
+        check(&["flow", "flow", "tool"], &["flow", "tool"]);
+        check(&["processor:*", "processor:a", "flow"], &["flow", "processor:*"]);
+        check(&["processor:*", "proc*"], &["proc*"]);
+        check(&["a*", "a**", "a"], &["a*"]);
+        check(&["*", "x"], &["*"]);
+    }
 }

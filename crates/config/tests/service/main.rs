@@ -1,0 +1,9 @@
+//! The service on the embedded broker and store, through its queues.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod common;
+mod model;
+mod notices;
+mod operations;
+mod workspaces;
