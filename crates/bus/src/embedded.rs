@@ -21,15 +21,15 @@
 //! ```
 
 mod config;
+mod log;
 mod own;
 mod queue;
 mod reader;
 mod topic;
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use sluice_schema::Class;
+use sluice_schema::{Class, Topic};
 
 use crate::contract::{
     Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, Subscription, TopicSpec,
@@ -38,10 +38,12 @@ use crate::message::Message;
 use crate::{BoxFuture, Error, Result};
 
 pub use config::Config;
+pub use log::DiskFaults;
+use log::Log;
 use own::{Own, OwnInbox};
 use queue::Entry;
 use reader::SharedInbox;
-use topic::{Table, check_class};
+use topic::{Table, TopicState, check_class};
 
 /// The broker of this process. Cheap to clone; it stops when [`Embedded::shutdown`] is called or the last clone is
 /// dropped.
@@ -54,14 +56,19 @@ pub struct Embedded {
 /// What readers share with the broker; they keep this alive, not the broker running.
 struct Core {
     table: Arc<Table>,
-    inboxes: RwLock<HashMap<Arc<str>, Arc<Own>>>,
+    log: Option<Log>,
 }
 
 struct StopOnDrop(Arc<Core>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.stop();
+        // A broker that nobody shut down still keeps its word: what was settled is written, the folder is free.
+        if let Some(log) = &self.0.log {
+            log.end(false);
+            log.join();
+        }
+        self.0.table.stop(&TopicState::stopped());
     }
 }
 
@@ -71,27 +78,41 @@ impl Embedded {
     /// # Errors
     /// [`Error::Disk`] when the folder cannot be used, is in use, or holds a damaged log; it names the file and place.
     pub fn open(config: Config) -> Result<Self> {
-        if let Some(dir) = &config.dir {
-            let reason = format!("a log in {} is not possible yet; open it without a folder", dir.display());
-            return Err(Error::Refused { reason });
-        }
+        let dir = config.dir.clone();
         let table = Arc::new(Table::new(config));
-        let core = Arc::new(Core { table, inboxes: RwLock::default() });
-        Ok(Self { _stop: Arc::new(StopOnDrop(core.clone())), core })
+        let log = dir.map(|dir| Log::open(&dir, &table)).transpose()?;
+        Ok(Self::from_core(Core { table, log }))
     }
 
     /// A broker without a folder, for tests: everything is lost when it stops.
     #[must_use]
     pub fn in_memory() -> Self {
-        let core =
-            Arc::new(Core { table: Arc::new(Table::new(Config::default())), inboxes: RwLock::default() });
+        Self::from_core(Core { table: Arc::new(Table::new(Config::default())), log: None })
+    }
+
+    fn from_core(core: Core) -> Self {
+        let core = Arc::new(core);
         Self { _stop: Arc::new(StopOnDrop(core.clone())), core }
     }
 
     /// Stops: readers and publishers get [`Error::Unavailable`], what was promised is on disk, the folder is free for
     /// the next.
     pub async fn shutdown(&self) {
-        self.core.stop();
+        self.end(false).await;
+    }
+
+    /// Stops as a killed process would: nothing more is written, and what waited to be written is lost. For tests of
+    /// those who build on it.
+    pub async fn crash(&self) {
+        self.end(true).await;
+    }
+
+    async fn end(&self, crash: bool) {
+        if let Some(log) = &self.core.log {
+            log.end(crash);
+            log.gone().await;
+        }
+        self.core.table.stop(&TopicState::stopped());
     }
 
     /// How much unsettled `flow` traffic it holds.
@@ -100,54 +121,59 @@ impl Embedded {
         self.core.pressure()
     }
 
+    /// Bytes of the log on disk, its reserve not counted; 0 without a folder.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.core.log.as_ref().map_or(0, Log::disk_bytes)
+    }
+
+    /// Makes its disk fail, for tests; `None` without a folder.
+    #[must_use]
+    pub fn disk_faults(&self) -> Option<&DiskFaults> {
+        self.core.log.as_ref().map(Log::faults)
+    }
+
     /// Messages that the reader of an inbox lost because it did not read; `None` when it is gone.
     #[must_use]
     pub fn dropped(&self, inbox: &InboxAddress) -> Option<u64> {
-        self.core.inbox(inbox).ok().map(|own| own.dropped())
+        self.core.table.inbox(&inbox.0).ok().map(|own| own.dropped())
     }
 }
 
 impl Core {
-    fn stop(&self) {
-        self.table.stop();
-        let inboxes: Vec<_> =
-            self.inboxes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for own in inboxes {
-            own.close();
-        }
-    }
-
     fn pressure(&self) -> Pressure {
         Pressure {
             bytes: self.table.backlog.used() as u64,
             high_water_bytes: self.table.config.high_water_bytes,
-            disk_full: false,
+            disk_full: self.log.as_ref().is_some_and(Log::is_full),
         }
-    }
-
-    fn inbox(&self, address: &InboxAddress) -> Result<Arc<Own>> {
-        let inboxes = self.inboxes.read().unwrap_or_else(PoisonError::into_inner);
-        inboxes.get(&address.0).cloned().ok_or_else(|| Error::NoInbox { inbox: address.to_string() })
-    }
-
-    fn forget_inbox(&self, address: &Arc<str>) {
-        self.inboxes.write().unwrap_or_else(PoisonError::into_inner).remove(address);
     }
 
     /// Counts an attempt and finds the body, before a message leaves for its reader.
-    fn before_hand_over(&self, entry: &Entry, _queue_id: impl FnOnce() -> u64) -> Result<Message> {
-        match &entry.stored.message {
-            Some(message) => Ok(message.clone()),
-            None => Err(Error::Disk { reason: "the body is not there".to_owned() }),
+    fn before_hand_over(&self, entry: &Entry, queue_id: u64) -> Result<Message> {
+        let id = entry.stored.id;
+        if id != 0
+            && let Some(log) = &self.log
+        {
+            log.handed(id, queue_id, entry.attempts)?;
+        }
+        match (&entry.stored.message, &self.log) {
+            (Some(message), _) => Ok(message.clone()),
+            (None, Some(log)) => log.read(id),
+            (None, None) => Err(Error::Disk { reason: format!("message {id} is in no log") }),
         }
     }
 
-    fn after_settling(&self, _message_id: u64, _queue_id: u64) {}
+    fn after_settling(&self, id: u64, queue_id: u64) {
+        if id != 0
+            && let Some(log) = &self.log
+        {
+            log.settled(id, queue_id);
+        }
+    }
 
     async fn publish(&self, to: &Address, message: Message) -> Result<()> {
-        if self.table.is_stopped() {
-            return Err(topic::TopicState::stopped());
-        }
+        self.table.check_running()?;
         let (bytes, max) = (message.body.len(), self.table.config.message_bytes_max);
         if bytes > max {
             return Err(Error::TooLarge { bytes, max });
@@ -155,7 +181,7 @@ impl Core {
         let topic = match to {
             Address::Topic(topic) => topic,
             Address::Inbox(address) => {
-                let own = self.inbox(address)?;
+                let own = self.table.inbox(&address.0)?;
                 own.push(message, own.direct.clone());
                 return Ok(());
             }
@@ -165,17 +191,17 @@ impl Core {
             Class::Request => found.request(message, &self.table),
             Class::Response | Class::Notify => found.broadcast(&message),
             Class::Flow if !found.wants()? => Ok(()),
-            Class::Flow => found.enqueue(0, message, &self.table),
+            Class::Flow => match &self.log {
+                Some(log) => log.publish(&found, message).await,
+                None => found.enqueue(0, message, &self.table),
+            },
         }
     }
 
-    fn own_inbox(self: &Arc<Self>, topics: &[sluice_schema::Topic]) -> Result<OwnInbox> {
-        let own = Arc::new(Own::new(self)?);
-        self.inboxes.write().unwrap_or_else(PoisonError::into_inner).insert(own.address.clone(), own.clone());
+    fn own_inbox(self: &Arc<Self>, topics: &[Topic]) -> Result<OwnInbox> {
+        let own = Arc::new(Own::new(&self.table)?);
+        self.table.add_inbox(&own)?;
         let inbox = OwnInbox { core: self.clone(), own };
-        if self.table.is_stopped() {
-            return Err(topic::TopicState::stopped());
-        }
         topics.iter().try_for_each(|topic| inbox.follow_now(topic))?;
         Ok(inbox)
     }
@@ -184,22 +210,29 @@ impl Core {
         if !spec.subscriptions.is_empty() {
             check_class(&spec.topic, true)?;
         }
-        if self.table.is_stopped() {
-            return Err(topic::TopicState::stopped());
+        self.table.check_running()?;
+        if self.table.find(&spec.topic).is_ok_and(|found| found.has_queues(&spec.subscriptions)) {
+            return Ok(());
         }
-        let there = self.table.find(&spec.topic).is_ok_and(|found| found.has_queues(&spec.subscriptions));
-        if !there {
-            self.table.ensure(&spec.topic, 0, spec.subscriptions.iter().map(|name| (name, 0)));
+        if let Some(log) = self.log_of(&spec.topic) {
+            return log.ensure(spec).await;
         }
+        self.table.ensure(&spec.topic, 0, spec.subscriptions.iter().map(|name| (name, 0)));
         Ok(())
     }
 
     async fn remove(&self, spec: &TopicSpec) -> Result<()> {
-        if self.table.is_stopped() {
-            return Err(topic::TopicState::stopped());
+        self.table.check_running()?;
+        if let Some(log) = self.log_of(&spec.topic) {
+            return log.remove(spec).await;
         }
         self.table.remove(&spec.topic);
         Ok(())
+    }
+
+    /// The log, for topics that survive a restart.
+    fn log_of(&self, topic: &Topic) -> Option<&Log> {
+        self.log.as_ref().filter(|_| topic.class() == Class::Flow)
     }
 }
 
@@ -234,6 +267,7 @@ impl BrokerAdmin for Embedded {
         Box::pin(async move {
             let asked: Vec<_> =
                 topics.iter().map(|spec| (&spec.topic, spec.subscriptions.as_slice())).collect();
+            self.core.table.check_running()?;
             Ok(self.core.table.observe(&asked))
         })
     }
@@ -247,6 +281,9 @@ impl BrokerAdmin for Embedded {
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
-        Box::pin(async move { Ok(self.core.table.list(prefix)) })
+        Box::pin(async move {
+            self.core.table.check_running()?;
+            Ok(self.core.table.list(prefix))
+        })
     }
 }

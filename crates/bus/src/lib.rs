@@ -7,6 +7,7 @@
 //! holds a [`BrokerAdmin`].
 
 pub mod client;
+pub mod conformance;
 pub mod contract;
 pub mod embedded;
 pub mod error;

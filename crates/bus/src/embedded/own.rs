@@ -7,8 +7,8 @@ use std::task::{Context, Poll, Waker};
 use sluice_schema::Topic;
 
 use super::Core;
-use super::queue::Share;
-use super::topic::{TopicState, check_class, lock};
+use super::queue::{Budget, Share};
+use super::topic::{Table, TopicState, check_class, lock};
 use crate::contract::{Inbox, InboxAddress};
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Error, Result};
@@ -18,7 +18,9 @@ pub(super) struct Own {
     pub(super) address: Arc<str>,
     /// Stands for the address where a topic is told.
     pub(super) direct: Topic,
-    core: std::sync::Weak<Core>,
+    memory: Arc<Budget>,
+    messages_max: usize,
+    bytes_max: usize,
     state: Mutex<State>,
 }
 
@@ -28,30 +30,35 @@ struct State {
     bytes: usize,
     dropped: u64,
     followed: Vec<Topic>,
-    closed: bool,
+    /// Set once it takes and gives nothing any more.
+    closed: Option<Error>,
     waker: Option<Waker>,
 }
 
 impl Own {
-    pub(super) fn new(core: &Arc<Core>) -> Result<Self> {
+    pub(super) fn new(table: &Table) -> Result<Self> {
         let address: Arc<str> = format!("inbox-{}", uuid::Uuid::new_v4().simple()).into();
         let direct = Topic::parse(&format!("response:tg:{address}"))
             .map_err(|error| Error::Refused { reason: error.to_string() })?;
-        Ok(Self { address, direct, core: Arc::downgrade(core), state: Mutex::default() })
+        Ok(Self {
+            address,
+            direct,
+            memory: table.memory.clone(),
+            messages_max: table.config.inbox_messages_max,
+            bytes_max: table.config.queue_bytes_max,
+            state: Mutex::default(),
+        })
     }
 
     /// Puts a message in, or drops and counts it when the reader is too far behind. Never waits.
     pub(super) fn push(&self, message: Message, topic: Topic) {
-        let Some(core) = self.core.upgrade() else { return };
         let bytes = message.size_bytes();
         let mut state = lock(&self.state);
-        if state.closed {
+        if state.closed.is_some() {
             return;
         }
-        let config = &core.table.config;
-        let has_room =
-            state.waiting.len() < config.inbox_messages_max && state.bytes + bytes <= config.queue_bytes_max;
-        let share = if has_room { core.table.memory.take(bytes) } else { None };
+        let has_room = state.waiting.len() < self.messages_max && state.bytes + bytes <= self.bytes_max;
+        let share = if has_room { self.memory.take(bytes) } else { None };
         let Some(share) = share else {
             state.dropped += 1;
             if state.dropped == 1 {
@@ -75,8 +82,8 @@ impl Own {
             drop(share);
             return Poll::Ready(Ok(Delivery::unsettled(message, topic)));
         }
-        if state.closed {
-            return Poll::Ready(Err(TopicState::stopped()));
+        if let Some(error) = &state.closed {
+            return Poll::Ready(Err(error.clone()));
         }
         match &mut state.waker {
             Some(waker) => waker.clone_from(cx.waker()),
@@ -86,9 +93,9 @@ impl Own {
     }
 
     /// Takes and gives nothing any more.
-    pub(super) fn close(&self) -> Vec<Topic> {
+    pub(super) fn close(&self, why: Option<Error>) -> Vec<Topic> {
         let mut state = lock(&self.state);
-        state.closed = true;
+        state.closed = Some(why.unwrap_or_else(TopicState::stopped));
         state.waiting.clear();
         state.bytes = 0;
         let waker = state.waker.take();
@@ -161,8 +168,8 @@ impl Inbox for OwnInbox {
 
 impl Drop for OwnInbox {
     fn drop(&mut self) {
-        self.core.forget_inbox(&self.own.address);
-        for topic in self.own.close() {
+        self.core.table.forget_inbox(&self.own.address);
+        for topic in self.own.close(None) {
             self.forget(&topic);
         }
     }

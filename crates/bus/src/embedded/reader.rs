@@ -27,6 +27,8 @@ struct Place {
 pub(super) struct SharedInbox {
     place: Place,
     name: String,
+    /// The subscription's number in the log.
+    queue_id: u64,
     reader: u64,
 }
 
@@ -43,24 +45,25 @@ impl SharedInbox {
                 Error::NoSubscription { topic: topic.clone(), subscription: name.to_owned() }
             })?;
         let reader = state.queues[queue].attach(prefetch);
+        let queue_id = state.queues[queue].id;
         drop(state);
         let place = Place { core: core.clone(), topic: found, queue };
-        Ok(Self { place, name: name.to_owned(), reader })
+        Ok(Self { place, name: name.to_owned(), queue_id, reader })
     }
 
-    fn ended(&self, end: End) -> Error {
+    fn ended(&self, end: &End) -> Error {
         match end {
             End::Removed => Error::NoSubscription {
                 topic: self.place.topic.topic.clone(),
                 subscription: self.name.clone(),
             },
-            End::Stopped => TopicState::stopped(),
+            End::Stopped(error) => error.clone(),
         }
     }
 
     fn take(&self, cx: &Context<'_>) -> Result<Take> {
         let mut state = self.place.topic.lock();
-        if let Some(end) = state.end {
+        if let Some(end) = &state.end {
             return Err(self.ended(end));
         }
         Ok(state.queues[self.place.queue].take(self.reader, Instant::now(), cx.waker()))
@@ -69,7 +72,7 @@ impl SharedInbox {
     /// Makes a delivery of what was taken; on failure the message stands first again.
     fn hand_over(&self, entry: &Entry, token: u64) -> Result<Delivery> {
         let settlement = Settlement { place: self.place.clone(), token };
-        let message = match self.place.core.before_hand_over(entry, || settlement.queue_id()) {
+        let message = match self.place.core.before_hand_over(entry, self.queue_id) {
             Ok(message) => message,
             Err(error) => {
                 self.place.topic.lock().queues[self.place.queue].untake(token);
@@ -155,12 +158,6 @@ impl Drop for Next<'_> {
 struct Settlement {
     place: Place,
     token: u64,
-}
-
-impl Settlement {
-    fn queue_id(&self) -> u64 {
-        self.place.topic.lock().queues[self.place.queue].id
-    }
 }
 
 impl Settle for Settlement {

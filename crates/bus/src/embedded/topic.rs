@@ -1,10 +1,10 @@
 //! A topic with its subscriptions and followers behind one lock, and the table of all topics.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::Waker;
 
-use sluice_schema::{Class, Topic};
+use sluice_schema::Topic;
 use tokio::time::Instant;
 
 use super::config::Config;
@@ -22,10 +22,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Why a topic takes and gives nothing any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum End {
     Removed,
-    Stopped,
+    Stopped(Error),
 }
 
 pub(super) struct TopicState {
@@ -57,10 +57,10 @@ impl TopicState {
     }
 
     fn check_open(&self, state: &State) -> Result<()> {
-        match state.end {
+        match &state.end {
             None => Ok(()),
             Some(End::Removed) => Err(Error::NoTopic { topic: self.topic.clone() }),
-            Some(End::Stopped) => Err(Self::stopped()),
+            Some(End::Stopped(error)) => Err(error.clone()),
         }
     }
 
@@ -250,7 +250,9 @@ pub(super) struct Table {
     /// Bytes of unsettled `flow` messages; counted, not bounded here.
     pub(super) backlog: Arc<Budget>,
     topics: RwLock<HashMap<Topic, Arc<TopicState>>>,
-    stopped: std::sync::atomic::AtomicBool,
+    inboxes: RwLock<HashMap<Arc<str>, Arc<Own>>>,
+    /// What everybody gets once it has stopped.
+    stopped: OnceLock<Error>,
 }
 
 impl Table {
@@ -260,12 +262,13 @@ impl Table {
             backlog: Arc::new(Budget::new(usize::MAX)),
             config,
             topics: RwLock::default(),
-            stopped: false.into(),
+            inboxes: RwLock::default(),
+            stopped: OnceLock::new(),
         }
     }
 
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.load(std::sync::atomic::Ordering::Acquire)
+    pub(super) fn check_running(&self) -> Result<()> {
+        self.stopped.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Topic, Arc<TopicState>>> {
@@ -280,9 +283,7 @@ impl Table {
         if let Some(found) = self.read().get(topic) {
             return Ok(found.clone());
         }
-        if self.is_stopped() {
-            return Err(TopicState::stopped());
-        }
+        self.check_running()?;
         Err(Error::NoTopic { topic: topic.clone() })
     }
 
@@ -294,6 +295,9 @@ impl Table {
         queues: impl IntoIterator<Item = (impl AsRef<str>, u64)>,
     ) {
         let mut topics = self.write();
+        if self.check_running().is_err() {
+            return;
+        }
         let state =
             topics.entry(topic.clone()).or_insert_with(|| Arc::new(TopicState::new(topic.clone(), id)));
         state.add_queues(queues);
@@ -308,12 +312,39 @@ impl Table {
         }
     }
 
-    /// Ends every topic.
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, std::sync::atomic::Ordering::Release);
+    fn inboxes(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Arc<str>, Arc<Own>>> {
+        self.inboxes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn inbox(&self, address: &Arc<str>) -> Result<Arc<Own>> {
+        let found = self.inboxes().get(address).cloned();
+        found.ok_or_else(|| Error::NoInbox { inbox: address.to_string() })
+    }
+
+    pub(super) fn add_inbox(&self, own: &Arc<Own>) -> Result<()> {
+        let mut inboxes = self.inboxes.write().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that a stop either sees this inbox or is seen here.
+        self.check_running()?;
+        inboxes.insert(own.address.clone(), own.clone());
+        Ok(())
+    }
+
+    pub(super) fn forget_inbox(&self, address: &Arc<str>) {
+        self.inboxes.write().unwrap_or_else(PoisonError::into_inner).remove(address);
+    }
+
+    /// Ends every topic and inbox.
+    pub(super) fn stop(&self, why: &Error) {
+        if self.stopped.set(why.clone()).is_err() {
+            return;
+        }
         let topics: Vec<_> = self.read().values().cloned().collect();
         for state in topics {
-            state.end(End::Stopped);
+            state.end(End::Stopped(why.clone()));
+        }
+        let inboxes: Vec<_> = self.inboxes().values().cloned().collect();
+        for own in inboxes {
+            own.close(Some(why.clone()));
         }
     }
 
@@ -372,8 +403,4 @@ pub(super) fn check_class(topic: &Topic, with_subscriptions: bool) -> Result<()>
         format!("'{topic}' cannot be followed: its class is read through named subscriptions")
     };
     Err(Error::Refused { reason })
-}
-
-pub(super) fn is_flow(topic: &Topic) -> bool {
-    topic.class() == Class::Flow
 }

@@ -1,0 +1,234 @@
+//! Cases of the life-cycle path: making, seeing, removing.
+
+use std::time::Duration;
+
+use super::*;
+use crate::message::property;
+
+case_list! {
+    ensuring_twice_changes_nothing,
+    ensuring_adds_subscriptions_and_leaves_others,
+    a_class_without_subscriptions_takes_none,
+    observing_answers_in_order_also_for_what_is_not_there,
+    counts_are_exact,
+    delayed_messages_are_counted_as_ready,
+    removing_takes_everything_and_may_be_repeated,
+    readers_of_a_removed_topic_are_told,
+    a_delivery_of_a_removed_topic_settles_into_nothing,
+    a_topic_made_again_is_another_one,
+    followers_of_a_removed_topic_follow_no_more,
+    listing_finds_by_prefix,
+}
+
+async fn ensuring_twice_changes_nothing(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    for class in Class::ALL {
+        let spec = bench.made(&ends, class, "twice").await?;
+        if class.has_subscriptions() {
+            ends.send(&spec.topic, "kept").await?;
+        }
+        ends.admin.ensure(&spec).await?;
+        let seen = ends.admin.observe(std::slice::from_ref(&spec)).await?;
+        holds!(seen.first().is_some_and(|seen| seen.exists), "{class}: not there: {seen:?}");
+        if class.has_subscriptions() {
+            ends.until(&spec, "the message kept", |seen| seen.ready == 1).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn ensuring_adds_subscriptions_and_leaves_others(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let one = bench.made(&ends, Class::Flow, "more").await?;
+    ends.send(&one.topic, "first").await?;
+    let two = TopicSpec::with(one.topic.clone(), "second");
+    ends.admin.ensure(&two).await?;
+    ends.send(&one.topic, "later").await?;
+    ends.until(&one, "two messages", |seen| seen.exists && seen.ready == 2).await?;
+    ends.until(&two, "only the later message", |seen| seen.exists && seen.ready == 1).await?;
+    Ok(())
+}
+
+async fn a_class_without_subscriptions_takes_none(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    for class in [Class::Response, Class::Notify] {
+        let topic = bench.topic(class, "named")?;
+        let made = ends.admin.ensure(&TopicSpec::with(topic.clone(), "reader")).await;
+        let kind = made.as_ref().err().map(Error::kind);
+        holds!(kind == Some(crate::ErrorKind::Refused), "{class}: {made:?}");
+        let read = ends
+            .broker
+            .subscribe(&Subscription::Shared { topic, name: "reader".to_owned(), prefetch: 1 })
+            .await;
+        let kind = read.as_ref().err().map(Error::kind);
+        holds!(kind == Some(crate::ErrorKind::Refused), "{class}: {:?}", read.err());
+    }
+    for class in [Class::Flow, Class::Request] {
+        let spec = bench.made(&ends, class, "shared").await?;
+        let inbox = ends.own(&[]).await?;
+        let followed = inbox.follow(&spec.topic).await;
+        let kind = followed.as_ref().err().map(Error::kind);
+        holds!(kind == Some(crate::ErrorKind::Refused), "{class}: {followed:?}");
+    }
+    Ok(())
+}
+
+async fn observing_answers_in_order_also_for_what_is_not_there(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let there = bench.made(&ends, Class::Flow, "there").await?;
+    let absent = TopicSpec::with(bench.topic(Class::Request, "absent")?, "reader");
+    let half = TopicSpec::with(there.topic.clone(), "missing");
+    let asked = [absent, there, half];
+    let seen = ends.admin.observe(&asked).await?;
+    let topics: Vec<_> = seen.iter().map(|seen| &seen.topic).collect();
+    holds!(topics == asked.iter().map(|spec| &spec.topic).collect::<Vec<_>>(), "answers about {topics:?}");
+    let exist: Vec<_> = seen.iter().map(|seen| seen.exists).collect();
+    holds!(exist == [false, true, true], "exist: {exist:?}");
+    for (spec, seen) in asked.iter().zip(&seen) {
+        let named = spec.subscriptions.iter().all(|name| seen.subscriptions.iter().any(|s| s.name == *name));
+        holds!(named, "no answer about a subscription of {spec:?}: {seen:?}");
+    }
+    let missing = seen[2].subscriptions.iter().find(|there| there.name == "missing");
+    holds!(missing.is_some_and(|missing| !missing.exists), "{missing:?}");
+    Ok(())
+}
+
+async fn counts_are_exact(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let spec = bench.made(&ends, Class::Flow, "counts").await?;
+    for body in ["a", "b", "c"] {
+        ends.send(&spec.topic, body).await?;
+    }
+    ends.until(&spec, "three ready", |seen| seen.ready == 3).await?;
+    let inbox = ends.reader(&spec, 1).await?;
+    let held = next(&*inbox).await?;
+    let so = |seen: &SeenSubscription| {
+        seen.ready == 2
+            && seen.unsettled.is_none_or(|count| count == 1)
+            && seen.consumers.is_none_or(|count| count == 1)
+    };
+    ends.until(&spec, "two ready, one unsettled, one consumer", so).await?;
+    held.ack();
+    let settled = |seen: &SeenSubscription| seen.ready == 2 && seen.unsettled.is_none_or(|count| count == 0);
+    ends.until(&spec, "two ready, none unsettled", settled).await?;
+    drop(inbox);
+    ends.until(&spec, "no consumer", |seen| seen.consumers.is_none_or(|count| count == 0)).await?;
+    Ok(())
+}
+
+async fn delayed_messages_are_counted_as_ready(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let spec = bench.made(&ends, Class::Flow, "delayed").await?;
+    ends.send(&spec.topic, "later").await?;
+    let inbox = ends.reader(&spec, 1).await?;
+    next(&*inbox).await?.again(Duration::from_secs(600));
+    ends.until(&spec, "the delayed message", |seen| seen.ready == 1 && !seen.is_drained()).await?;
+    Ok(())
+}
+
+async fn removing_takes_everything_and_may_be_repeated(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    for class in Class::ALL {
+        let spec = bench.made(&ends, class, "removed").await?;
+        if class.has_subscriptions() {
+            ends.admin.ensure(&TopicSpec::with(spec.topic.clone(), "unnamed")).await?;
+            ends.send(&spec.topic, "unread").await?;
+        }
+        ends.admin.remove(&spec).await?;
+        ends.admin.remove(&spec).await?;
+        let asked = TopicSpec { topic: spec.topic.clone(), subscriptions: Vec::new() };
+        let seen = ends.admin.observe(&[asked]).await?;
+        let left = seen.iter().any(|seen| seen.exists || seen.subscriptions.iter().any(|there| there.exists));
+        holds!(!left, "{class}: left behind: {seen:?}");
+        let sent = ends.send(&spec.topic, "x").await;
+        holds!(matches!(sent, Err(Error::NoTopic { .. })), "{class}: {sent:?}");
+    }
+    Ok(())
+}
+
+async fn readers_of_a_removed_topic_are_told(bench: &Bench<'_>) -> Outcome {
+    let (owner, reader) = (bench.connect().await?, bench.connect().await?);
+    for class in [Class::Flow, Class::Request] {
+        let spec = bench.made(&owner, class, "told").await?;
+        let inbox = reader.reader(&spec, 1).await?;
+        let mut waiting = inbox.next();
+        holds!(futures_util::FutureExt::now_or_never(&mut waiting).is_none(), "a delivery out of nothing");
+        owner.admin.remove(&spec).await?;
+        let told = match tokio::time::timeout(VALUE_TIMEOUT, waiting).await {
+            Ok(told) => told.err(),
+            Err(_) => return Err(Failed(format!("{class}: a waiting reader was not told"))),
+        };
+        holds!(matches!(told, Some(Error::NoSubscription { .. })), "{class}: {told:?}");
+        let told = ending(&*inbox).await?;
+        holds!(matches!(told, Error::NoSubscription { .. }), "{class}: told again: {told}");
+    }
+    Ok(())
+}
+
+async fn a_delivery_of_a_removed_topic_settles_into_nothing(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let spec = bench.made(&ends, Class::Flow, "nothing").await?;
+    let inbox = ends.reader(&spec, 3).await?;
+    for body in ["a", "b", "c"] {
+        ends.send(&spec.topic, body).await?;
+    }
+    let (one, two, three) = (next(&*inbox).await?, next(&*inbox).await?, next(&*inbox).await?);
+    ends.admin.remove(&spec).await?;
+    ends.admin.ensure(&spec).await?;
+    one.ack();
+    two.again(Duration::ZERO);
+    drop(three);
+    let seen = ends.look(&spec).await?;
+    holds!(seen.ready == 0, "an old delivery came back into a new topic: {seen:?}");
+    Ok(())
+}
+
+async fn a_topic_made_again_is_another_one(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    for class in [Class::Flow, Class::Request] {
+        let spec = bench.made(&ends, class, "again").await?;
+        ends.send(&spec.topic, "old").await?;
+        ends.admin.remove(&spec).await?;
+        ends.admin.ensure(&spec).await?;
+        ends.send(&spec.topic, "new").await?;
+        let inbox = ends.reader(&spec, 1).await?;
+        let got = next(&*inbox).await?;
+        holds!(text(&got) == "new", "{class}: what was sent to the old topic came");
+        got.ack();
+    }
+    Ok(())
+}
+
+async fn followers_of_a_removed_topic_follow_no_more(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let gone = bench.made(&ends, Class::Response, "gone").await?;
+    let inbox = ends.own(&[&gone.topic]).await?;
+    ends.admin.remove(&gone).await?;
+    ends.admin.ensure(&gone).await?;
+    ends.send(&gone.topic, "unheard").await?;
+    // The inbox itself lives on and may follow what was made again.
+    inbox.follow(&gone.topic).await?;
+    ends.broker
+        .publish(&Address::Topic(gone.topic.clone()), Message::new("heard").with(property::ID, "1"))
+        .await?;
+    let got = next(&*inbox).await?;
+    holds!(text(&got) == "heard", "came {}", text(&got));
+    Ok(())
+}
+
+async fn listing_finds_by_prefix(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let flow = bench.made(&ends, Class::Flow, "listed").await?;
+    let other = bench.made(&ends, Class::Flow, "other").await?;
+    let prefix = "flow:tg:listed";
+    let seen = ends.admin.list(prefix).await?;
+    let found = seen.iter().find(|seen| seen.topic == flow.topic);
+    holds!(found.is_some_and(|found| found.exists), "'{}' is not listed: {seen:?}", flow.topic);
+    let named = found.is_some_and(|found| found.subscriptions.iter().any(|there| there.name == "reader"));
+    holds!(named, "its subscription is not listed: {found:?}");
+    let strangers = seen.iter().any(|seen| !seen.topic.as_str().starts_with(prefix));
+    holds!(!strangers, "listed under '{prefix}': {seen:?}");
+    let all = ends.admin.list("").await?;
+    holds!(all.iter().any(|seen| seen.topic == other.topic), "'{}' is not listed under all", other.topic);
+    Ok(())
+}

@@ -1,0 +1,624 @@
+//! The log of the `flow` topics: one thread that writes and syncs, and a door for everybody else.
+//!
+//! # Flow
+//! Publishers and owners hand an operation to the thread and wait. The thread takes all that arrived during its last
+//! sync, writes it, syncs once, puts the messages into their queues in that order and answers. Nothing waits for a timer.
+//! One message is one record, however many subscriptions it is for.
+//!
+//! # Guarantees
+//! - *Attempts are counted before hand-over.* The reader's own thread writes a small record before it hands a message
+//!   out. It is a plain write of some 40 bytes to the end of the file (a microsecond; the page cache outlives a killed
+//!   process, which is what poison does), not a sync. A power cut may lose the last of these, which costs a message one
+//!   attempt of its count, never the message.
+//! - *Settling never waits.* Its record goes out with the next write of anybody, or when the thread gets to it. A crash
+//!   redelivers the last few.
+//! - *A failed sync is fatal.* Nobody knows what the kernel threw away, so publishers under way learn that the outcome
+//!   is unknown, everybody later gets [`Error::Disk`], and the broker stops.
+//! - *A full disk is not fatal.* A message is written whole or not at all; publishers wait a while for space, then fail.
+//!   Settling and removing go on from the reserve.
+//! - *Disk use is bounded by what lives.* A file goes when nothing in it and in older ones lives; when old survivors pin
+//!   more than twice as much dead weight, they are moved to the end.
+//! - *Recovery needs memory for numbers, not for bodies.* The log is the spill file: what is over the memory budget, and
+//!   everything found at start, is read again when it is delivered.
+//!
+//! # Assumes
+//! One process per folder (it is locked), and a file system on which a rename is atomic.
+
+mod frame;
+mod ledger;
+mod recover;
+mod segment;
+mod tail;
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
+
+use self::recover::disk;
+pub use self::segment::DiskFaults;
+use self::tail::Tail;
+use super::queue::{Entry, Stored};
+use super::topic::{Table, TopicState, lock};
+use crate::contract::TopicSpec;
+use crate::message::Message;
+use crate::{Error, Result};
+
+/// Bytes of messages written at once.
+const WRITE_BYTES: usize = 1 << 20;
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(100);
+
+/// The door to the log. All state behind it is shared with its thread.
+pub(super) struct Log {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+struct Shared {
+    table: Arc<Table>,
+    pending: Mutex<Pending>,
+    arrived: Condvar,
+    tail: Mutex<Tail>,
+    /// Something may have become free on a full disk.
+    freed: Notify,
+    /// Why nothing works any more.
+    dead: OnceLock<String>,
+    gone: watch::Sender<bool>,
+    faults: Arc<DiskFaults>,
+}
+
+/// What waits for the thread. Bounded by its publishers: each waits for its one operation.
+#[derive(Default)]
+struct Pending {
+    operations: Vec<Operation>,
+    /// There is something else to do: small records to write, files to remove.
+    poked: bool,
+    end: Option<End>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Write and sync what is promised.
+    Close,
+    /// Leave everything as a killed process would.
+    Crash,
+}
+
+enum Operation {
+    Publish { topic: Arc<TopicState>, message: Message, done: Done },
+    Ensure { spec: TopicSpec, done: Done },
+    Remove { spec: TopicSpec, done: Done },
+}
+
+type Done = oneshot::Sender<Result<(), Refusal>>;
+
+/// Why an operation did not happen.
+#[derive(Debug)]
+enum Refusal {
+    /// The disk is full: it may be tried again.
+    Full(String),
+    Failed(Error),
+}
+
+/// What to do once the sync is through.
+enum Effect {
+    Enqueue { topic: Arc<TopicState>, id: u64, message: Message, done: Done },
+    Ensure { spec: TopicSpec, id: u64, queues: Vec<(String, u64)>, done: Done },
+    Remove { spec: TopicSpec, done: Done },
+}
+
+impl Log {
+    /// Opens the log in `dir` and fills `table` with what it holds.
+    pub(super) fn open(dir: &Path, table: &Arc<Table>) -> Result<Self> {
+        let failed = |error: io::Error| disk(format!("cannot use {}: {error}", dir.display()));
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let folder = lock_folder(dir)?;
+        let faults = Arc::new(DiskFaults::default());
+        let mut tail = recover::open(dir, &faults)?;
+        tail.full = !tail.reserve(table.config.disk_reserve_bytes).map_err(failed)?;
+        fill(table, &tail);
+        let shared = Arc::new(Shared {
+            table: table.clone(),
+            pending: Mutex::default(),
+            arrived: Condvar::new(),
+            tail: Mutex::new(tail),
+            freed: Notify::new(),
+            dead: OnceLock::new(),
+            gone: watch::Sender::new(false),
+            faults,
+        });
+        let thread = std::thread::Builder::new()
+            .name("bus/log".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || {
+                    shared.run();
+                    // The folder is free before anybody hears that the thread is gone.
+                    drop(folder);
+                    shared.gone.send_replace(true);
+                }
+            })
+            .map_err(failed)?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(super) fn faults(&self) -> &DiskFaults {
+        &self.shared.faults
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        lock(&self.shared.tail).full
+    }
+
+    /// Bytes of all log files.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        lock(&self.shared.tail).ledger.bytes()
+    }
+
+    /// Makes a message durable and puts it into its queues.
+    pub(super) async fn publish(&self, topic: &Arc<TopicState>, message: Message) -> Result<()> {
+        let deadline = Instant::now() + self.shared.table.config.disk_wait_max;
+        loop {
+            let freed = self.shared.freed.notified();
+            let (topic, message) = (topic.clone(), message.clone());
+            let what = topic.topic.clone();
+            match self
+                .ask(
+                    |done| Operation::Publish { topic, message, done },
+                    || format!("the publish to '{what}'"),
+                )
+                .await
+            {
+                Ok(()) => return Ok(()),
+                Err(Refusal::Failed(error)) => return Err(error),
+                Err(Refusal::Full(reason)) if Instant::now() >= deadline => return Err(disk(reason)),
+                // Space that others make free is not told, so it is also looked for.
+                Err(Refusal::Full(_)) => {
+                    let until = deadline.min(Instant::now() + FULL_RETRY);
+                    let _ = tokio::time::timeout_at(until, freed).await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn ensure(&self, spec: &TopicSpec) -> Result<()> {
+        let what = || format!("making '{}'", spec.topic);
+        self.ask(|done| Operation::Ensure { spec: spec.clone(), done }, what)
+            .await
+            .map_err(Refusal::into_error)
+    }
+
+    pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {
+        let what = || format!("removing '{}'", spec.topic);
+        self.ask(|done| Operation::Remove { spec: spec.clone(), done }, what)
+            .await
+            .map_err(Refusal::into_error)
+    }
+
+    async fn ask(
+        &self,
+        operation: impl FnOnce(Done) -> Operation,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), Refusal> {
+        let (done, answer) = oneshot::channel();
+        {
+            let mut pending = lock(&self.shared.pending);
+            if pending.end.is_some() {
+                return Err(Refusal::Failed(self.shared.unusable()));
+            }
+            pending.operations.push(operation(done));
+            self.shared.arrived.notify_one();
+        }
+        answer.await.unwrap_or_else(|_| {
+            let reason = "the broker ended before it was done".to_owned();
+            Err(Refusal::Failed(Error::OutcomeUnknown { what: what(), reason }))
+        })
+    }
+
+    /// Counts a hand-over before it happens.
+    pub(super) fn handed(&self, id: u64, queue: u64, attempts: u32) -> Result<()> {
+        if self.shared.is_ended() {
+            return Err(self.shared.unusable());
+        }
+        let written = lock(&self.shared.tail).handed(id, queue, attempts);
+        written.map_err(|error| disk(format!("cannot note a delivery: {error}")))
+    }
+
+    /// Notes that a subscription is done with a message. Never waits for the disk.
+    pub(super) fn settled(&self, id: u64, queue: u64) {
+        if self.shared.is_ended() {
+            return;
+        }
+        if let Err(error) = lock(&self.shared.tail).settled(id, queue) {
+            tracing::debug!(%error, "settled messages cannot be written yet; a crash would deliver them again");
+        }
+        self.shared.poke();
+    }
+
+    /// Reads a message that is not kept in memory.
+    pub(super) fn read(&self, id: u64) -> Result<Message> {
+        let place = {
+            let tail = lock(&self.shared.tail);
+            let live = tail.ledger.messages.get(&id);
+            live.and_then(|live| {
+                let held = tail.ledger.segments.get(&live.spot.segment)?;
+                Some((held.segment.clone(), live.spot))
+            })
+        };
+        let Some((segment, spot)) = place else {
+            return Err(disk(format!("message {id} is not in the log any more")));
+        };
+        let payload = segment
+            .read(spot.offset, spot.bytes)
+            .map_err(|error| disk(format!("cannot read a message back: {error}")))?;
+        let message = match frame::read(&payload) {
+            Some(frame::Record::Message { body, .. }) => frame::read_stored(body),
+            _ => None,
+        };
+        message
+            .ok_or_else(|| disk(format!("{} has no message at byte {}", segment.path.display(), spot.offset)))
+    }
+
+    /// Ends the thread; what was promised is on disk.
+    pub(super) fn end(&self, crash: bool) {
+        let mut pending = lock(&self.shared.pending);
+        if pending.end.is_none() {
+            pending.end = Some(if crash { End::Crash } else { End::Close });
+            self.shared.arrived.notify_one();
+        }
+    }
+
+    /// Waits until the thread has ended and the folder is free.
+    pub(super) async fn gone(&self) {
+        // The sender lives in `shared`, so waiting can only end well.
+        let _ = self.shared.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// As [`Log::gone`], where nothing can be awaited.
+    pub(super) fn join(&self) {
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic there was told when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Refusal {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Full(reason) => disk(reason),
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+fn lock_folder(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let failed = |error: io::Error| disk(format!("cannot lock {}: {error}", path.display()));
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(disk(format!(
+            "{} is in use by another broker; stop it, or use another folder",
+            dir.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Puts what the log holds into the queues, oldest first, bodies left on disk.
+fn fill(table: &Table, tail: &Tail) {
+    for (id, known) in &tail.ledger.topics {
+        table.ensure(&known.topic, *id, known.queues.iter().map(|(name, queue)| (&**name, *queue)));
+    }
+    let mut ids: Vec<u64> = tail.ledger.messages.keys().copied().collect();
+    ids.sort_unstable();
+    for id in ids {
+        let Some(live) = tail.ledger.messages.get(&id) else { continue };
+        let Some(known) = tail.ledger.topics.get(&live.topic) else { continue };
+        let Ok(topic) = table.find(&known.topic) else { continue };
+        let bytes = usize::try_from(live.spot.bytes).unwrap_or(usize::MAX);
+        let stored = Arc::new(Stored {
+            id,
+            message: None,
+            bytes,
+            deadline: None,
+            _share: None,
+            _backlog: table.backlog.take(bytes),
+        });
+        let mut state = topic.lock();
+        for pending in &live.pending {
+            if let Some(queue) = state.queues.iter_mut().find(|queue| queue.id == pending.queue) {
+                queue.push(Entry { stored: stored.clone(), attempts: pending.attempts });
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn unusable(&self) -> Error {
+        self.dead.get().map_or_else(TopicState::stopped, |reason| disk(reason.clone()))
+    }
+
+    fn is_ended(&self) -> bool {
+        lock(&self.pending).end.is_some()
+    }
+
+    fn poke(&self) {
+        let mut pending = lock(&self.pending);
+        if !pending.poked {
+            pending.poked = true;
+            self.arrived.notify_one();
+        }
+    }
+
+    fn run(&self) {
+        let mut operations = Vec::new();
+        loop {
+            let end = {
+                let mut pending = lock(&self.pending);
+                while pending.operations.is_empty() && !pending.poked && pending.end.is_none() {
+                    pending = self.arrived.wait(pending).unwrap_or_else(PoisonError::into_inner);
+                }
+                pending.poked = false;
+                std::mem::swap(&mut pending.operations, &mut operations);
+                pending.end
+            };
+            if end == Some(End::Crash) {
+                return;
+            }
+            let result = self.step(&mut operations, end.is_some());
+            if let Err(error) = result {
+                self.die(&error);
+                return;
+            }
+            if end.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Writes, syncs, hands on, and cleans up. An error is the end.
+    fn step(&self, operations: &mut Vec<Operation>, closing: bool) -> io::Result<()> {
+        let must_sync = !operations.is_empty();
+        let mut effects = Vec::with_capacity(operations.len());
+        let written = self.write(operations, &mut effects);
+        if let Err(error) = written {
+            self.unknown(effects, &error);
+            return Err(error);
+        }
+        if must_sync || closing {
+            let (segment, offset) = {
+                let tail = lock(&self.tail);
+                (tail.segment.clone(), tail.offset)
+            };
+            if let Err(error) = self.faults.sync(&segment.file) {
+                self.unknown(effects, &error);
+                return Err(error);
+            }
+            lock(&self.tail).synced = offset;
+        }
+        for effect in effects {
+            self.apply(effect);
+        }
+        self.clean()
+    }
+
+    fn write(&self, operations: &mut Vec<Operation>, effects: &mut Vec<Effect>) -> io::Result<()> {
+        let mut tail = lock(&self.tail);
+        if tail.offset >= self.table.config.segment_bytes {
+            match tail.roll() {
+                // It goes on at the end of the present file.
+                Err(error) if segment::is_full(&error) => {}
+                rolled => rolled?,
+            }
+        }
+        if !operations.is_empty() {
+            self.reopen_when_there_is_room(&mut tail)?;
+        }
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        for operation in operations.drain(..) {
+            match operation {
+                Operation::Publish { topic, message, done } => {
+                    batch_bytes += message.size_bytes();
+                    batch.push((topic, message, done));
+                    if batch_bytes >= WRITE_BYTES {
+                        self.write_messages(&mut tail, &mut batch, effects)?;
+                        batch_bytes = 0;
+                    }
+                }
+                Operation::Ensure { spec, done } => {
+                    self.write_messages(&mut tail, &mut batch, effects)?;
+                    write_topic(&mut tail, spec, done, effects)?;
+                }
+                Operation::Remove { spec, done } => {
+                    self.write_messages(&mut tail, &mut batch, effects)?;
+                    write_removal(&mut tail, spec, done, effects)?;
+                }
+            }
+        }
+        self.write_messages(&mut tail, &mut batch, effects)?;
+        match tail.flush() {
+            Err(error) if segment::is_full(&error) => Ok(()),
+            flushed => flushed,
+        }
+    }
+
+    /// Looks whether a full disk has room again: the reserve comes first.
+    fn reopen_when_there_is_room(&self, tail: &mut Tail) -> io::Result<()> {
+        if tail.full {
+            tail.full = !tail.reserve(self.table.config.disk_reserve_bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write_messages(
+        &self,
+        tail: &mut Tail,
+        batch: &mut Vec<(Arc<TopicState>, Message, Done)>,
+        effects: &mut Vec<Effect>,
+    ) -> io::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let bytes: usize = batch.iter().map(|(_, message, _)| message.size_bytes()).sum();
+        let limit = self.table.config.disk_bytes_max.unwrap_or(u64::MAX);
+        let mut ids = Vec::with_capacity(batch.len());
+        let written = if tail.full || tail.ledger.bytes().saturating_add(bytes as u64) > limit {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            tail.messages(batch.iter().map(|(topic, message, _)| (topic.id, message)), &mut ids)
+        };
+        match written {
+            Ok(()) => {
+                effects.extend(
+                    batch.drain(..).zip(ids).map(|((topic, message, done), id)| Effect::Enqueue {
+                        topic,
+                        id,
+                        message,
+                        done,
+                    }),
+                );
+                Ok(())
+            }
+            Err(error) if segment::is_full(&error) => {
+                tail.full = true;
+                for (_, _, done) in batch.drain(..) {
+                    let _ = done.send(Err(Refusal::Full("it is full; free some space".to_owned())));
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn apply(&self, effect: Effect) {
+        // Whoever asked may have left; then nobody hears the answer.
+        match effect {
+            Effect::Enqueue { topic, id, message, done } => {
+                let queued = topic.enqueue(id, message, &self.table);
+                let _ = done.send(queued.map_err(Refusal::Failed));
+            }
+            Effect::Ensure { spec, id, queues, done } => {
+                self.table.ensure(&spec.topic, id, queues);
+                let _ = done.send(Ok(()));
+            }
+            Effect::Remove { spec, done } => {
+                self.table.remove(&spec.topic);
+                let _ = done.send(Ok(()));
+            }
+        }
+    }
+
+    /// Gives files back, and moves old survivors when they pin too much.
+    fn clean(&self) -> io::Result<()> {
+        let pinned = |tail: &Tail| {
+            let ledger = &tail.ledger;
+            let allowed = 3 * ledger.live_bytes() + 3 * self.table.config.segment_bytes;
+            !tail.full && ledger.bytes() > allowed
+        };
+        loop {
+            let dead = lock(&self.tail).ledger.take_dead();
+            let any = !dead.is_empty();
+            for segment in dead {
+                let bytes = segment.file.metadata().map_or(0, |there| there.len());
+                std::fs::remove_file(&segment.path)?;
+                self.faults.give_back(bytes);
+            }
+            if any {
+                self.freed.notify_waiters();
+            }
+            let mut moved = false;
+            while {
+                let mut tail = lock(&self.tail);
+                pinned(&tail) && tail.move_oldest()?
+            } {
+                moved = true;
+            }
+            if !moved {
+                return Ok(());
+            }
+            // What was moved is on disk before its old place goes.
+            let mut tail = lock(&self.tail);
+            self.faults.sync(&tail.segment.file)?;
+            tail.synced = tail.offset;
+        }
+    }
+
+    fn unknown(&self, effects: Vec<Effect>, error: &io::Error) {
+        for effect in effects {
+            let (what, done) = match effect {
+                Effect::Enqueue { topic, done, .. } => (format!("the publish to '{}'", topic.topic), done),
+                Effect::Ensure { spec, done, .. } => (format!("making '{}'", spec.topic), done),
+                Effect::Remove { spec, done } => (format!("removing '{}'", spec.topic), done),
+            };
+            let error = Error::OutcomeUnknown { what, reason: error.to_string() };
+            let _ = done.send(Err(Refusal::Failed(error)));
+        }
+    }
+
+    fn die(&self, error: &io::Error) {
+        let reason = format!("{error}; check the disk, then start the broker again");
+        tracing::error!(%reason, "the log cannot be written; the broker stops");
+        let _ = self.dead.set(reason);
+        let waiting = {
+            let mut pending = lock(&self.pending);
+            pending.end = Some(End::Crash);
+            std::mem::take(&mut pending.operations)
+        };
+        // Their answer is dropped with them: the outcome is unknown, in fact nothing happened.
+        drop(waiting);
+        self.table.stop(&self.unusable());
+    }
+}
+
+fn write_topic(tail: &mut Tail, spec: TopicSpec, done: Done, effects: &mut Vec<Effect>) -> io::Result<()> {
+    let known = tail.ledger.id_of(&spec.topic);
+    let there = known.and_then(|id| tail.ledger.topics.get(&id)).map_or(&[][..], |known| &known.queues);
+    let mut missing: Vec<&String> = Vec::new();
+    for name in &spec.subscriptions {
+        if !there.iter().any(|(known, _)| **known == **name) && !missing.contains(&name) {
+            missing.push(name);
+        }
+    }
+    let mut queues: Vec<(String, u64)> = there.iter().map(|(name, id)| (name.to_string(), *id)).collect();
+    let is_new = known.is_none() || !missing.is_empty();
+    let id = known.unwrap_or_else(|| tail.ledger.new_name());
+    let added: Vec<(&str, u64)> =
+        missing.iter().map(|name| (name.as_str(), tail.ledger.new_name())).collect();
+    queues.extend(added.iter().map(|(name, id)| ((*name).to_owned(), *id)));
+    if is_new {
+        let written = tail.topology(|out| frame::put_topic(out, id, &spec.topic, added.iter().copied()));
+        if let Err(error) = written {
+            return refuse(error, done);
+        }
+        tail.ledger.topic(id, &spec.topic, &added);
+    }
+    effects.push(Effect::Ensure { spec, id, queues, done });
+    Ok(())
+}
+
+fn write_removal(tail: &mut Tail, spec: TopicSpec, done: Done, effects: &mut Vec<Effect>) -> io::Result<()> {
+    if let Some(id) = tail.ledger.id_of(&spec.topic) {
+        if let Err(error) = tail.topology(|out| frame::put_removed(out, id)) {
+            return refuse(error, done);
+        }
+        tail.ledger.removed(id);
+    }
+    effects.push(Effect::Remove { spec, done });
+    Ok(())
+}
+
+fn refuse(error: io::Error, done: Done) -> io::Result<()> {
+    if !segment::is_full(&error) {
+        return Err(error);
+    }
+    let _ = done.send(Err(Refusal::Full("it is full, and so is its reserve; free some space".to_owned())));
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! What the log is made of: framed, checksummed records, and what each says.
+//!
+//! A file begins with a header (magic, its number, a random salt, how many bytes were in it when it got its name, a
+//! checksum). Frames follow: magic, payload length,
+//! how far the file was synced when the frame was written, a checksum over all of this and the payload, the payload.
+//! The salt goes into every checksum, so a copy of a log inside a message body is never taken for a frame.
+
+use sluice_schema::Topic;
+
+use crate::message::Message;
+
+pub(super) const HEADER_BYTES: usize = 28;
+pub(super) const FRAME_BYTES: usize = 20;
+const FILE_MAGIC: [u8; 8] = *b"SLUICEB1";
+const FRAME_MAGIC: [u8; 4] = *b"\xf5SLr";
+
+pub(super) fn header(number: u64, salt: u32, begin_bytes: u32) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..8].copy_from_slice(&FILE_MAGIC);
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    bytes[16..20].copy_from_slice(&salt.to_le_bytes());
+    bytes[20..24].copy_from_slice(&begin_bytes.to_le_bytes());
+    let sum = crc32fast::hash(&bytes[..24]);
+    bytes[24..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// What a file's header says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FileHead {
+    pub(super) number: u64,
+    pub(super) salt: u32,
+    /// Up to here it was on disk before anything else was written.
+    pub(super) begin_bytes: u64,
+}
+
+/// Reads a header, when it is sound.
+pub(super) fn read_header(bytes: &[u8]) -> Option<FileHead> {
+    let mut at = Cursor(bytes.get(..HEADER_BYTES)?);
+    let magic = at.take(8)?;
+    let (number, salt, begin, sum) = (at.u64()?, at.u32()?, at.u32()?, at.u32()?);
+    let head = FileHead { number, salt, begin_bytes: begin.into() };
+    (magic == FILE_MAGIC && sum == crc32fast::hash(&bytes[..24])).then_some(head)
+}
+
+/// The fixed part of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    pub(super) payload_bytes: usize,
+    pub(super) synced: u64,
+    sum: u32,
+}
+
+impl Head {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let mut at = Cursor(bytes.get(..FRAME_BYTES)?);
+        let magic = at.take(4)?;
+        let (length, synced, sum) = (at.u32()?, at.u64()?, at.u32()?);
+        let payload_bytes = usize::try_from(length).ok()?;
+        (magic == FRAME_MAGIC).then_some(Self { payload_bytes, synced, sum })
+    }
+
+    /// Whether this payload is the one that was written.
+    pub(super) fn fits(self, salt: u32, payload: &[u8]) -> bool {
+        self.payload_bytes == payload.len()
+            && self.sum == checksum(salt, payload.len() as u32, self.synced, payload)
+    }
+}
+
+/// Where a frame may begin, from `from` on.
+pub(super) fn find_magic(bytes: &[u8], from: usize) -> Option<usize> {
+    bytes.get(from..)?.windows(FRAME_MAGIC.len()).position(|w| w == FRAME_MAGIC).map(|at| from + at)
+}
+
+fn checksum(salt: u32, payload_bytes: u32, synced: u64, payload: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new_with_initial(salt);
+    sum.update(&payload_bytes.to_le_bytes());
+    sum.update(&synced.to_le_bytes());
+    sum.update(payload);
+    sum.finalize()
+}
+
+/// Appends one frame; `payload` writes what it says.
+pub(super) fn write(buffer: &mut Vec<u8>, salt: u32, synced: u64, payload: impl FnOnce(&mut Vec<u8>)) {
+    let start = buffer.len();
+    buffer.resize(start + FRAME_BYTES, 0);
+    payload(buffer);
+    let length = (buffer.len() - start - FRAME_BYTES) as u32;
+    let sum = checksum(salt, length, synced, &buffer[start + FRAME_BYTES..]);
+    let head = &mut buffer[start..start + FRAME_BYTES];
+    head[..4].copy_from_slice(&FRAME_MAGIC);
+    head[4..8].copy_from_slice(&length.to_le_bytes());
+    head[8..16].copy_from_slice(&synced.to_le_bytes());
+    head[16..20].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// One subscription that a message still waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pending {
+    pub(super) queue: u64,
+    /// How many times it was handed out.
+    pub(super) attempts: u32,
+}
+
+const COUNTERS: u8 = 1;
+const TOPIC: u8 = 2;
+const REMOVED: u8 = 3;
+const MESSAGE: u8 = 4;
+const HANDED: u8 = 5;
+const SETTLED: u8 = 6;
+
+/// What a frame says.
+#[derive(Debug)]
+pub(super) enum Record<'a> {
+    /// No number below these is given out again.
+    Counters { message: u64, name: u64 },
+    /// A topic has these subscriptions, perhaps among others.
+    Topic { id: u64, topic: Topic, queues: Vec<(&'a str, u64)> },
+    /// A topic is gone with everything in it.
+    Removed { id: u64 },
+    /// A message waits for these subscriptions. A later one of the same id takes the place of the earlier.
+    Message { id: u64, topic: u64, pending: Vec<Pending>, body: &'a [u8] },
+    /// A message was handed out for the n-th time.
+    Handed { id: u64, queue: u64, attempts: u32 },
+    /// A subscription is done with a message.
+    Settled { id: u64, queue: u64 },
+}
+
+pub(super) fn put_counters(out: &mut Vec<u8>, message: u64, name: u64) {
+    out.push(COUNTERS);
+    out.extend_from_slice(&message.to_le_bytes());
+    out.extend_from_slice(&name.to_le_bytes());
+}
+
+pub(super) fn put_topic<'a>(
+    out: &mut Vec<u8>,
+    id: u64,
+    topic: &Topic,
+    queues: impl Iterator<Item = (&'a str, u64)>,
+) {
+    out.push(TOPIC);
+    out.extend_from_slice(&id.to_le_bytes());
+    put_text(out, topic.as_str());
+    for (name, queue) in queues {
+        out.extend_from_slice(&queue.to_le_bytes());
+        put_text(out, name);
+    }
+}
+
+pub(super) fn put_removed(out: &mut Vec<u8>, id: u64) {
+    out.push(REMOVED);
+    out.extend_from_slice(&id.to_le_bytes());
+}
+
+/// A message record up to the stored body, see [`put_stored`].
+pub(super) fn put_message(
+    out: &mut Vec<u8>,
+    id: u64,
+    topic: u64,
+    pending: impl ExactSizeIterator<Item = Pending>,
+) {
+    out.push(MESSAGE);
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&topic.to_le_bytes());
+    out.extend_from_slice(&(pending.len() as u32).to_le_bytes());
+    for one in pending {
+        out.extend_from_slice(&one.queue.to_le_bytes());
+        out.extend_from_slice(&one.attempts.to_le_bytes());
+    }
+}
+
+/// Properties and body of a message.
+pub(super) fn put_stored(out: &mut Vec<u8>, message: &Message) {
+    out.extend_from_slice(&(message.properties().count() as u32).to_le_bytes());
+    for (name, value) in message.properties() {
+        put_text(out, name);
+        put_text(out, value);
+    }
+    out.extend_from_slice(&message.body);
+}
+
+pub(super) fn put_handed(out: &mut Vec<u8>, id: u64, queue: u64, attempts: u32) {
+    out.push(HANDED);
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&queue.to_le_bytes());
+    out.extend_from_slice(&attempts.to_le_bytes());
+}
+
+pub(super) fn put_settled(out: &mut Vec<u8>, id: u64, queue: u64) {
+    out.push(SETTLED);
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&queue.to_le_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// Reads what a sound frame says; `None` when a newer version wrote it.
+pub(super) fn read(payload: &[u8]) -> Option<Record<'_>> {
+    let mut at = Cursor(payload);
+    let record = match at.take(1)?[0] {
+        COUNTERS => Record::Counters { message: at.u64()?, name: at.u64()? },
+        TOPIC => {
+            let (id, topic) = (at.u64()?, Topic::parse(at.text()?).ok()?);
+            let mut queues = Vec::new();
+            while !at.0.is_empty() {
+                let queue = at.u64()?;
+                queues.push((at.text()?, queue));
+            }
+            Record::Topic { id, topic, queues }
+        }
+        REMOVED => Record::Removed { id: at.u64()? },
+        MESSAGE => {
+            let (id, topic, count) = (at.u64()?, at.u64()?, at.u32()?);
+            let mut pending = Vec::new();
+            for _ in 0..count {
+                pending.push(Pending { queue: at.u64()?, attempts: at.u32()? });
+            }
+            Record::Message { id, topic, pending, body: at.0 }
+        }
+        HANDED => Record::Handed { id: at.u64()?, queue: at.u64()?, attempts: at.u32()? },
+        SETTLED => Record::Settled { id: at.u64()?, queue: at.u64()? },
+        _ => return None,
+    };
+    Some(record)
+}
+
+/// Reads what [`put_stored`] wrote.
+pub(super) fn read_stored(bytes: &[u8]) -> Option<Message> {
+    let mut at = Cursor(bytes);
+    let mut message = Message::default();
+    for _ in 0..at.u32()? {
+        let name = at.text()?;
+        message.set(name, at.text()?);
+    }
+    message.body = bytes::Bytes::copy_from_slice(at.0);
+    Some(message)
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take(4)?.try_into().ok().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take(8)?.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        let count = usize::try_from(self.u32()?).ok()?;
+        std::str::from_utf8(self.take(count)?).ok()
+    }
+}
