@@ -38,6 +38,8 @@ pub mod vectors;
 pub mod conformance;
 pub mod embedded;
 
+pub mod faulty;
+
 mod keys;
 
 pub use contract::{
@@ -46,6 +48,7 @@ pub use contract::{
 };
 pub use embedded::{Embedded, Options};
 pub use error::{Error, ErrorKind};
+pub use faulty::{Fault, FaultyTables};
 
 /// The result of a store operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

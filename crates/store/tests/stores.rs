@@ -1,0 +1,189 @@
+//! What the embedded blobs, vectors and tables do in trouble: leftovers, a full disk, lost answers, little memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::{Rng as _, SeedableRng as _};
+use sluice_store::vectors::TableVectors;
+use sluice_store::{
+    Attributes, Batch, Embedded, Error, ErrorKind, Fault, FaultyTables, Options, Read, Scope, Tables as _,
+    VectorEntry, Vectors,
+};
+
+fn files(folder: &std::path::Path) -> usize {
+    std::fs::read_dir(folder.join("blobs")).expect("the folder is there").count()
+}
+
+#[tokio::test]
+async fn files_that_no_blob_names_are_swept_when_the_store_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    store.stores().blobs.put("kept", vec![1; 100_000].into()).await.unwrap();
+    let mut unfinished = store.stores().blobs.writer("unfinished").await.unwrap();
+    unfinished.write(vec![2; 1_000_000].into()).await.unwrap();
+    assert_eq!(files(folder.path()), 2);
+    drop(unfinished);
+    store.close().await;
+
+    let store = Embedded::open(folder.path()).unwrap();
+    assert_eq!(files(folder.path()), 1);
+    assert_eq!(store.stores().blobs.get("kept").await.unwrap(), Some(vec![1; 100_000].into()));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn replaced_and_removed_content_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    let blobs = store.stores().blobs;
+    for round in 0..3 {
+        blobs.put("a", vec![round; 100_000].into()).await.unwrap();
+        assert_eq!(files(folder.path()), 1);
+    }
+    drop({
+        let mut unfinished = blobs.writer("b").await.unwrap();
+        unfinished.write(vec![2; 1_000_000].into()).await.unwrap();
+        unfinished
+    });
+    blobs.put("a", vec![9; 100_000].into()).await.unwrap();
+    assert_eq!(files(folder.path()), 1);
+    blobs.put("a", Bytes::from_static(b"small")).await.unwrap();
+    assert_eq!(files(folder.path()), 0);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_content_clearly_and_keeps_the_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::default();
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let blobs = store.stores().blobs;
+    blobs.put("a", vec![1; 500_000].into()).await.unwrap();
+    options.faults.leave_space_bytes(400_000);
+    let error = blobs.put("a", vec![2; 2_000_000].into()).await.unwrap_err();
+    assert!(matches!(error, Error::Disk { .. }), "{error:?}");
+    assert!(options.faults.played() > 0);
+    assert_eq!(blobs.get("a").await.unwrap(), Some(vec![1; 500_000].into()));
+    assert_eq!(files(folder.path()), 1);
+
+    let mut writer = blobs.writer("a").await.unwrap();
+    assert!(writer.write(vec![2; 2_000_000].into()).await.is_err());
+    assert_eq!(writer.write(vec![2; 1_000_000].into()).await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(writer.finish().await.unwrap_err().kind(), ErrorKind::Refused);
+
+    blobs.remove("a").await.unwrap();
+    options.faults.give_space();
+    blobs.put("a", vec![2; 2_000_000].into()).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_told_as_unknown_and_a_failure_before_as_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    let tables = FaultyTables::new(store.tables());
+    let batch = |value: &'static str| {
+        let mut batch = Batch::new();
+        batch.put("t", "a", value);
+        batch
+    };
+    tables.fail_commit_after(1, Fault::Before);
+    tables.commit(batch("1")).await.unwrap();
+    assert_eq!(tables.commit(batch("2")).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let value = || async { tables.read(vec![Read::get("t", "a")]).await.unwrap().remove(0).into_value() };
+    assert_eq!(value().await.as_deref(), Some(&b"1"[..]));
+    tables.fail_commit_after(0, Fault::After);
+    assert_eq!(tables.commit(batch("3")).await.unwrap_err().kind(), ErrorKind::OutcomeUnknown);
+    assert_eq!(value().await.as_deref(), Some(&b"3"[..]));
+    assert_eq!((tables.commits(), tables.played()), (3, 2));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_vector_whose_write_was_not_acknowledged_is_found_if_it_is_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    let tables = FaultyTables::new(store.tables());
+    let vectors = TableVectors::new(Arc::new(tables.clone()), 1 << 20);
+    let scope = Scope::new("default", "docs");
+    let entry =
+        |id: &str| VectorEntry { id: id.to_owned(), vector: vec![1.0, 2.0], attributes: Attributes::new() };
+    let count = || async { vectors.search(scope, &[1.0, 2.0], 9, &Attributes::new()).await.unwrap().len() };
+    vectors.upsert(scope, vec![entry("a")]).await.unwrap();
+    assert_eq!(count().await, 1);
+    tables.fail_commit_after(0, Fault::After);
+    vectors.upsert(scope, vec![entry("b")]).await.unwrap_err();
+    assert_eq!(count().await, 2);
+    store.close().await;
+}
+
+/// Random writes and searches in several collections, with memory for about two of them, against a plain list.
+#[tokio::test(flavor = "multi_thread")]
+async fn vectors_in_little_memory_are_those_of_a_plain_list() {
+    let seed: u64 =
+        std::env::var("SLUICE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    println!("run again with SLUICE_SEED={seed}");
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { vectors_bytes_max: 16_000, ..Options::default() };
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let vectors = store.stores().vectors;
+    let names = ["one", "two", "three", "four"];
+    let mut model: BTreeMap<(&str, String), Vec<f32>> = BTreeMap::new();
+    let mut wholes = 0;
+    for _ in 0..400 {
+        let name = names[random.random_range(0..names.len())];
+        let scope = Scope::new("default", name);
+        let id = format!("{}/{}", random.random_range(0..5), random.random_range(0..8));
+        match random.random_range(0..10) {
+            0 => {
+                vectors.remove(scope, std::slice::from_ref(&id)).await.unwrap();
+                model.remove(&(name, id));
+            }
+            1 => {
+                let prefix = &id[..2];
+                vectors.remove_prefix(scope, prefix).await.unwrap();
+                model.retain(|(n, id), _| *n != name || !id.starts_with(prefix));
+            }
+            2 if random.random_bool(0.2) => {
+                vectors.remove_collection(scope).await.unwrap();
+                model.retain(|(n, _), _| *n != name);
+            }
+            _ => {
+                let vector: Vec<f32> = (0..24).map(|_| random.random_range(-1.0..1.0)).collect();
+                let entry =
+                    VectorEntry { id: id.clone(), vector: vector.clone(), attributes: Attributes::new() };
+                vectors.upsert(scope, vec![entry]).await.unwrap();
+                model.insert((name, id), vector);
+            }
+        }
+        let scope_name = names[random.random_range(0..names.len())];
+        let query: Vec<f32> = (0..24).map(|_| random.random_range(-1.0..1.0)).collect();
+        let scope = Scope::new("default", scope_name);
+        let found = vectors.search(scope, &query, 100, &Attributes::new()).await.unwrap();
+        let expected = plain_search(&model, scope_name, &query);
+        assert_eq!(found.len(), expected.len());
+        wholes += usize::from(!found.is_empty());
+        for (found, (id, score)) in found.iter().zip(expected) {
+            assert!((found.score - score).abs() < 1e-5, "{found:?} is not {id} {score}");
+        }
+    }
+    assert!(wholes > 100);
+    store.close().await;
+}
+
+fn plain_search<'a>(
+    model: &'a BTreeMap<(&str, String), Vec<f32>>,
+    name: &str,
+    query: &[f32],
+) -> Vec<(&'a str, f32)> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    let mut scored: Vec<_> = model
+        .iter()
+        .filter(|((n, _), _)| *n == name)
+        .map(|((_, id), v)| (id.as_str(), dot(v, query) / (dot(v, v) * dot(query, query)).sqrt()))
+        .collect();
+    scored.sort_by(|a, b| b.1.total_cmp(&a.1));
+    scored
+}
