@@ -97,8 +97,9 @@ fn vector_search(bencher: Bencher<'_, '_>) {
         let entries = (from..count.min(from + 1000)).map(entry).collect();
         bench.runtime.block_on(bench.stores.vectors.upsert(SCOPE, entries)).expect("an upsert works");
     }
+    let no_filter = Attributes::new();
     let search = || {
-        let found = bench.stores.vectors.search(SCOPE, &query, 10, &Attributes::new());
+        let found = bench.stores.vectors.search(SCOPE, &query, 10, &no_filter);
         bench.runtime.block_on(found).expect("a search works")
     };
     assert_eq!(search().len(), count.min(10));
