@@ -166,8 +166,6 @@ pub type EntryKey = (Arc<str>, Arc<str>, Arc<str>);
 /// All that config holds about flows, in one snapshot.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Records {
-    /// The version of the snapshot.
-    pub version: i64,
     /// Live workspaces.
     pub workspaces: BTreeMap<Arc<str>, ()>,
     /// Wishes.
@@ -208,7 +206,6 @@ impl Records {
         if answer.since <= 0 {
             self = Self::default();
         }
-        self.version = self.version.max(answer.version);
         for gone in answer.deleted {
             self.set(&gone.workspace, &gone.r#type, &gone.key, None, 0);
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_bus::{Seen, SeenSubscription};
 use sluice_schema::{Class, Topic, system};
 
-use crate::blueprint::{OwnedTopic, Part};
+use crate::blueprint::{OwnedTopic, Part, Topology};
 use crate::memory::{Drain, FlowKey, Records, Want, Wish};
 
 /// Steps, to be taken in order; the first failure ends them until the next look.
@@ -119,7 +119,7 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     let discard = wish.drain == Drain::Discard || !records.workspaces.contains_key(&key.workspace);
     let others = Others { key, records };
     let parts: Vec<_> = others.parts_of(wish).filter(|part| others.has_entry(part)).cloned().collect();
-    let topics = others.topics_of(wish);
+    let topics = others.unclaimed(&wish.topology);
     let record = records.flows.get(key);
     let is_open = record.is_some_and(|r| r.value.as_ref().is_ok_and(|flow| flow.is_routable()));
     if is_open {
@@ -173,12 +173,19 @@ fn subscriptions<'a>(
         .flat_map(|seen| seen.subscriptions.iter().filter(|s| s.exists).map(move |s| (&seen.topic, s)))
 }
 
-fn left(topic: &Topic, seen: &SeenSubscription) -> QueueLeft {
+pub(crate) fn left(topic: &Topic, seen: &SeenSubscription) -> QueueLeft {
     QueueLeft { queue: queue(topic, seen), ready: seen.ready, unsettled: seen.unsettled }
 }
 
 fn queue(topic: &Topic, seen: &SeenSubscription) -> String {
     format!("{topic} / {}", seen.name)
+}
+
+/// The topics of an ended run that nobody names any more; none while a record of the workspace cannot be read.
+#[must_use]
+pub fn unclaimed(key: &FlowKey, topology: &Topology, records: &Records) -> Vec<OwnedTopic> {
+    let others = Others { key, records };
+    if others.unreadable().is_some() { Vec::new() } else { others.unclaimed(topology) }
 }
 
 /// What everybody but one stopping flow lays claim to. Flows that are stopping themselves claim nothing any more.
@@ -215,10 +222,10 @@ impl<'a> Others<'a> {
         self.records.entries.contains_key(&at)
     }
 
-    /// The topics of a wish that go with it: nobody else names them, and they are no system service's.
-    fn topics_of(&self, wish: &Wish) -> Vec<OwnedTopic> {
+    /// The topics that go with a flow: nobody else names them, and they are no system service's.
+    fn unclaimed(&self, topology: &Topology) -> Vec<OwnedTopic> {
         let mut own: BTreeMap<&str, &OwnedTopic> =
-            wish.topology.topics.iter().map(|topic| (topic.topic.as_str(), topic)).collect();
+            topology.topics.iter().map(|topic| (topic.topic.as_str(), topic)).collect();
         own.retain(|_, topic| !system::is_system(&topic.topic));
         for (_, wish) in self.running() {
             for topic in &wish.topology.topics {

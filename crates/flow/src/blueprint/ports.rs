@@ -30,6 +30,16 @@ impl Ports {
         self.only_own && !self.own.contains_key(processor) && slots::processor(processor).is_some()
     }
 
+    /// Whether a processor reads a slot.
+    pub(crate) fn is_input<'a>(
+        &self,
+        processor: &str,
+        slot: &str,
+        siblings: impl IntoIterator<Item = &'a str>,
+    ) -> bool {
+        self.kind(processor, slot, siblings) == SlotKind::Consume
+    }
+
     /// What a slot is for. A slot that its processor does not list is never an input: nobody would read it.
     pub(super) fn kind<'a>(
         &self,

@@ -1,0 +1,297 @@
+//! Taking the steps of a plan. Each may be repeated, and each insists on the wish it was planned for where it writes to
+//! config, so that a step that lands late changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use sluice_bus::{
+    Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Message, Seen, Subscription, TopicSpec,
+    property,
+};
+use sluice_schema::message::{DeadLetter, ScopedKey};
+use sluice_schema::record::{self, Flow};
+use sluice_schema::{Topic, WorkspaceId, system, wire};
+use sluice_sdk::{Apply, ConfigClient, ConfigError};
+
+use crate::blueprint::{OwnedTopic, Part, Topology};
+use crate::memory::{
+    FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, expect, own_key, own_value, scoped_key,
+    scoped_value, unchanged,
+};
+use crate::plan::Step;
+
+/// Broker calls of one step under way at once.
+const CALLS_MAX: usize = 64;
+/// How long one step may take; it is taken again after the next look.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long parking waits for the next message of a queue before it looks again.
+const PARK_PATIENCE: Duration = Duration::from_millis(500);
+/// Messages parked in one step per queue at most.
+const PARK_MAX: u64 = 1_000;
+
+/// Why a step did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The broker refused or failed.
+    #[error("{doing}: {source}")]
+    Bus {
+        /// What was attempted.
+        doing: String,
+        /// Why not.
+        source: sluice_bus::Error,
+    },
+    /// Config refused or failed.
+    #[error("writing the {what} to config: {source}")]
+    Config {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        source: ConfigError,
+    },
+    /// The dead letters cannot keep anything.
+    #[error(
+        "the dead letters of workspace '{workspace}' ({topic}) have no reader that would keep leftovers; start the library service, or stop the flow with drain \"discard\""
+    )]
+    NoDeadLetters {
+        /// The workspace.
+        workspace: String,
+        /// Their topic.
+        topic: Topic,
+    },
+    /// It took too long.
+    #[error("a step took longer than {within_s} s")]
+    TimedOut {
+        /// The bound.
+        within_s: u64,
+    },
+}
+
+impl Error {
+    /// Whether somebody decided something in the meantime: look again at once.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Config { source: ConfigError::Conflict(_), .. })
+    }
+
+    /// Whether trying again cannot help unless the world changes.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Bus { source, .. } => source.kind() == ErrorKind::Refused,
+            Self::Config { source, .. } => matches!(source, ConfigError::Refused { .. }),
+            Self::NoDeadLetters { .. } | Self::TimedOut { .. } => false,
+        }
+    }
+}
+
+/// Messages moved to the dead letters, by queue.
+pub(crate) type Parked = BTreeMap<String, u64>;
+
+/// Hands that steps are taken with.
+#[derive(Clone)]
+pub(crate) struct Hands {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) admin: Arc<dyn BrokerAdmin>,
+    pub(crate) config: Arc<ConfigClient>,
+}
+
+/// What a step is about.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) key: &'a FlowKey,
+    pub(crate) wish: &'a Wish,
+    pub(crate) records: &'a Records,
+}
+
+impl Hands {
+    /// Takes one step.
+    pub(crate) async fn take(&self, job: Job<'_>, step: &Step) -> Result<Parked, Error> {
+        let step = async {
+            match step {
+                Step::Ensure(topics) => self.ensure(topics).await?,
+                Step::Open(parts) => self.open(job, parts).await?,
+                Step::Close => self.apply("closed record", job.close()).await?,
+                Step::Withdraw(parts) => {
+                    self.apply("removal of the processor entries", job.withdraw(parts)).await?
+                }
+                Step::Park(queues) => return self.park(job, queues).await,
+                Step::Remove(topics) => self.remove(topics).await?,
+                Step::Forget => self.apply("removal of the flow's records", job.forget()).await?,
+            }
+            Ok(Parked::new())
+        };
+        let within_s = STEP_TIMEOUT.as_secs();
+        tokio::time::timeout(STEP_TIMEOUT, step).await.map_err(|_| Error::TimedOut { within_s })?
+    }
+
+    /// Looks at topics.
+    pub(crate) async fn observe(&self, topics: &[TopicSpec]) -> Result<Vec<Seen>, Error> {
+        let looked = tokio::time::timeout(STEP_TIMEOUT, self.admin.observe(topics)).await;
+        let within_s = STEP_TIMEOUT.as_secs();
+        let looked = looked.map_err(|_| Error::TimedOut { within_s })?;
+        looked.map_err(|source| Error::Bus { doing: "looking at the topics".to_owned(), source })
+    }
+
+    async fn ensure(&self, topics: &[OwnedTopic]) -> Result<(), Error> {
+        let call = |topic: &OwnedTopic| -> Call<'_, ()> {
+            let (spec, doing) = (topic.spec(), format!("making topic {}", topic.topic));
+            Box::pin(
+                async move { self.admin.ensure(&spec).await.map_err(|source| Error::Bus { doing, source }) },
+            )
+        };
+        side_by_side(topics.iter().map(call).collect()).await.map(|_| ())
+    }
+
+    /// Removes topics; never a system service's, whatever a record says.
+    pub(crate) async fn remove(&self, topics: &[OwnedTopic]) -> Result<(), Error> {
+        let call = |topic: &OwnedTopic| -> Call<'_, ()> {
+            let (spec, doing) = (topic.spec(), format!("removing topic {}", topic.topic));
+            Box::pin(
+                async move { self.admin.remove(&spec).await.map_err(|source| Error::Bus { doing, source }) },
+            )
+        };
+        let own = topics.iter().filter(|topic| !system::is_system(&topic.topic));
+        side_by_side(own.map(call).collect()).await.map(|_| ())
+    }
+
+    async fn open(&self, job: Job<'_>, parts: &[Part]) -> Result<(), Error> {
+        self.apply("processor entries and record", job.open(parts)).await
+    }
+
+    pub(crate) async fn apply(&self, what: &'static str, write: Apply) -> Result<(), Error> {
+        self.config.apply(write).await.map(|_| ()).map_err(|source| Error::Config { what, source })
+    }
+
+    async fn park(&self, job: Job<'_>, queues: &[(Topic, String)]) -> Result<Parked, Error> {
+        let workspace = &job.key.workspace;
+        let letters = system::dead_letters(&WorkspaceId::existing(workspace));
+        let seen = self.observe(&[TopicSpec::bare(letters.clone())]).await?;
+        if !seen.iter().any(|seen| seen.subscriptions.iter().any(|s| s.exists)) {
+            return Err(Error::NoDeadLetters { workspace: workspace.to_string(), topic: letters });
+        }
+        let mut calls: Vec<Call<'_, (String, u64)>> = Vec::with_capacity(queues.len());
+        for (topic, name) in queues {
+            calls.push(Box::pin(self.park_queue(job, &letters, topic, name)));
+        }
+        Ok(side_by_side(calls).await?.into_iter().collect())
+    }
+
+    /// Moves what one queue holds. A crash in between moves the last message twice, with the same id.
+    async fn park_queue(
+        &self,
+        job: Job<'_>,
+        letters: &Topic,
+        topic: &Topic,
+        name: &str,
+    ) -> Result<(String, u64), Error> {
+        let failed =
+            |source| Error::Bus { doing: format!("parking what is left of {topic} / {name}"), source };
+        let to = Subscription::Shared { topic: topic.clone(), name: name.to_owned(), prefetch: 64 };
+        let inbox = self.broker.subscribe(&to).await.map_err(failed)?;
+        let to = Address::Topic(letters.clone());
+        let mut moved = 0;
+        while moved < PARK_MAX
+            && let Ok(next) = tokio::time::timeout(PARK_PATIENCE, inbox.next()).await
+        {
+            let delivery = next.map_err(failed)?;
+            let letter = letter(job, name, &delivery);
+            self.broker.publish(&to, Message::new(wire::encode(&letter))).await.map_err(failed)?;
+            delivery.ack();
+            moved += 1;
+        }
+        Ok((format!("{topic} / {name}"), moved))
+    }
+}
+
+type Call<'a, T> = BoxFuture<'a, Result<T, Error>>;
+
+/// Runs calls, a bounded number at once, until all are done or one fails.
+async fn side_by_side<T>(calls: Vec<Call<'_, T>>) -> Result<Vec<T>, Error> {
+    stream::iter(calls).buffer_unordered(CALLS_MAX).try_collect().await
+}
+
+fn letter(job: Job<'_>, subscription: &str, delivery: &Delivery) -> DeadLetter {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let id = delivery.message.get(property::MESSAGE_ID).map(|id| format!("{id}@{subscription}"));
+    DeadLetter {
+        id: id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+        workspace: job.key.workspace.to_string(),
+        flow: job.wish.run.clone(),
+        topic: delivery.topic.to_string(),
+        subscription: subscription.to_owned(),
+        reason: "the flow was stopped before this message was processed".to_owned(),
+        attempts: i64::from(delivery.attempt) - 1,
+        time: i64::try_from(now).unwrap_or(i64::MAX),
+        properties: delivery.message.properties().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        body: STANDARD.encode(&delivery.message.body),
+    }
+}
+
+impl Job<'_> {
+    fn record_key(&self) -> ScopedKey {
+        scoped_key(&self.key.workspace, record::FLOW, &self.key.id)
+    }
+
+    fn entry_key(&self, part: &Part) -> ScopedKey {
+        let kind = format!("{}{}", record::PROCESSOR_PREFIX, part.processor);
+        scoped_key(&self.key.workspace, &kind, &part.variant)
+    }
+
+    /// A write that only counts while the wish is what it was.
+    fn write(&self) -> Apply {
+        let wish = unchanged(own_key(WISH, self.key), self.records.wishes.get(self.key));
+        Apply { expect: vec![wish], ..Apply::default() }
+    }
+
+    fn open(&self, parts: &[Part]) -> Apply {
+        let mut write = self.write();
+        write.puts = parts
+            .iter()
+            .map(|part| {
+                let at = self.entry_key(part);
+                scoped_value(&at.workspace, &at.r#type, &at.key, &part.entry)
+            })
+            .collect();
+        write.puts.push(self.record(&self.wish.public()));
+        write
+    }
+
+    fn record(&self, flow: &Flow) -> sluice_schema::message::ConfigValue {
+        scoped_value(&self.key.workspace, record::FLOW, &self.key.id, flow)
+    }
+
+    fn close(&self) -> Apply {
+        let mut write = self.write();
+        let flow = Flow { status: Some("stopping".to_owned()), ..self.wish.public() };
+        write.puts.push(self.record(&flow));
+        write
+    }
+
+    /// Insists that nobody decided anything since the look: a new flow may have come to share an entry.
+    fn withdraw(&self, parts: &[Part]) -> Apply {
+        let mut write = self.write();
+        write.expect.push(expect(scoped_key(record::FLOWS, LEDGER, ONLY), self.records.ledger.1));
+        write.deletes = parts.iter().map(|part| self.entry_key(part)).collect();
+        write
+    }
+
+    fn forget(&self) -> Apply {
+        let mut write = self.write();
+        write.deletes = vec![self.record_key(), own_key(WISH, self.key), own_key(REPORT, self.key)];
+        let runs = self.records.runs.get(self.key).and_then(|r| r.value.as_deref().ok());
+        let ended = Topology { topics: self.wish.topology.topics.clone(), ..Topology::default() };
+        let row = Named { last: runs.map_or(1, |row| row.last), ended };
+        write.puts.push(own_value(RUNS, self.key, &row));
+        write
+    }
+
+    /// The report as others can read it; quiet, and only while the wish stands.
+    pub(crate) fn report(&self, report: &crate::board::Report) -> Apply {
+        let mut write = self.write();
+        write.puts.push(own_value(REPORT, self.key, report));
+        write.quiet = true;
+        write
+    }
+}

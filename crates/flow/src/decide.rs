@@ -1,0 +1,359 @@
+//! Decisions: from what somebody asks and what is recorded to the one atomic write that records the wish, or a refusal
+//! that has written nothing. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use sluice_schema::doors::{self, Home};
+use sluice_schema::record::{self, Flow, ProcessorEntry};
+use sluice_schema::{FlowId, IdError, Topic, WorkspaceId};
+use sluice_sdk::Apply;
+
+use crate::blueprint::{self, Blueprint, Names, OwnedTopic, ParameterType, Part, Ports, Resolved, Topology};
+use crate::memory::{
+    Drain, FlowKey, LEDGER, Named, ONLY, RUNS, Records, SHARED, SharedUse, WISH, Want, Wish, expect,
+    nth_name, own_key, own_value, scoped_key, scoped_value, unchanged,
+};
+use crate::plan;
+
+/// The longest drain that may be asked for.
+const DRAIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// No flow named.
+    #[error("No flow ID")]
+    NoFlowId,
+    /// No blueprint named.
+    #[error("No blueprint name")]
+    NoBlueprintName,
+    /// The id cannot be one.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// There is one of that id, running or stopping.
+    #[error("Flow already exists")]
+    Exists,
+    /// There is no blueprint of that name.
+    #[error("Blueprint does not exist")]
+    NoBlueprint,
+    /// There is no flow of that id to stop.
+    #[error("Flow ID invalid")]
+    NoFlow,
+    /// There is no flow of that id to show.
+    #[error("Unknown flow: {0}")]
+    Unknown(String),
+    /// The blueprint, the parameters or the names do not make a flow.
+    #[error(transparent)]
+    Blueprint(#[from] blueprint::Error),
+    /// Another flow has the same processor variant with other content.
+    #[error(
+        "processor '{processor}' already has a variant '{variant}' that is defined differently, by {owner}; stop that first or use another variant"
+    )]
+    Clash {
+        /// The processor.
+        processor: String,
+        /// The variant.
+        variant: String,
+        /// Whose it is.
+        owner: String,
+    },
+    /// What is on record cannot be read.
+    #[error("{what} cannot be read ({reason}); repair or delete it")]
+    Unreadable {
+        /// Which value.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// The drain is not understood.
+    #[error(
+        "drain '{0}' is not understood; use \"20s\", \"500ms\", \"2m\", a number of seconds up to 86400, or \"discard\""
+    )]
+    Drain(String),
+}
+
+/// What a caller wants started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start<'a> {
+    pub(crate) workspace: &'a WorkspaceId,
+    pub(crate) id: &'a str,
+    pub(crate) blueprint: &'a str,
+    pub(crate) description: &'a str,
+    pub(crate) given: &'a Map<String, Value>,
+    pub(crate) request: &'a str,
+    pub(crate) drain: Drain,
+}
+
+/// A decision: the wish and the write that records it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Decision {
+    /// Write this.
+    Write(Box<Wish>, Apply),
+    /// It was decided before; wait for this one.
+    Join(Box<Wish>),
+}
+
+/// Decides a start.
+pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<Decision, Refusal> {
+    if ask.blueprint.is_empty() {
+        return Err(Refusal::NoBlueprintName);
+    }
+    if ask.id.is_empty() {
+        return Err(Refusal::NoFlowId);
+    }
+    let key = FlowKey::new(ask.workspace.as_str(), ask.id);
+    if let Some(recorded) = records.wishes.get(&key) {
+        return match &recorded.value {
+            Ok(wish) if wish.request == ask.request => Ok(Decision::Join(Box::new((**wish).clone()))),
+            _ => Err(Refusal::Exists),
+        };
+    }
+    if records.flows.contains_key(&key) {
+        return Err(Refusal::Exists);
+    }
+    FlowId::parse(ask.id)?;
+    let named = FlowKey::new(ask.workspace.as_str(), ask.blueprint);
+    let text = records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)?;
+    let blueprint = Blueprint::read(text)?;
+    let type_of = |name: &str| {
+        let at = FlowKey::new(ask.workspace.as_str(), name);
+        records.parameter_types.get(&at).map(|text| ParameterType::read(text))
+    };
+    let parameters = blueprint::resolve_parameters(blueprint.parameters(), ask.given, type_of)?;
+    let run_row = row(&records.runs, &key, RUNS)?;
+    let run = nth_name(ask.id, run_row.last + 1);
+    let resolve = |shared: &str| {
+        let names =
+            Names { workspace: ask.workspace, id: ask.id, run: &run, blueprint: ask.blueprint, shared };
+        blueprint.resolve(names, &parameters, ports)
+    };
+    let first = resolve(ask.blueprint)?;
+    let (resolved, shared, is_new_name) = with_shared_name(records, &named, first, resolve)?;
+    no_clash(records, &key, &resolved.topology.parts)?;
+
+    let generation = records.ledger.0 + 1;
+    let wish = Wish {
+        generation,
+        request: ask.request.to_owned(),
+        want: Want::Running,
+        drain: ask.drain,
+        run,
+        blueprint: ask.blueprint.to_owned(),
+        shared,
+        description: ask.description.to_owned(),
+        parameters: parameters.into_iter().map(|(name, value)| (name, Value::String(value))).collect(),
+        topology: resolved.topology,
+        warnings: resolved.warnings,
+    };
+    let mut write = decision(records, &key, &wish);
+    write.expect.push(expect(scoped_key(ask.workspace.as_str(), record::FLOW, ask.id), 0));
+    write.expect.push(unchanged(own_key(RUNS, &key), records.runs.get(&key)));
+    write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ended: run_row.ended }));
+    if is_new_name {
+        let row = row(&records.shared, &named, SHARED)?;
+        write.expect.push(unchanged(own_key(SHARED, &named), records.shared.get(&named)));
+        write.puts.push(own_value(SHARED, &named, &Named { last: row.last + 1, ..row }));
+    }
+    Ok(Decision::Write(Box::new(wish), write))
+}
+
+/// Decides a stop. A flow that somebody else's flow service made is adopted in the same step.
+pub(crate) fn stop(
+    records: &Records,
+    ports: &Ports,
+    key: &FlowKey,
+    drain: Drain,
+    request: &str,
+) -> Result<Decision, Refusal> {
+    if key.id.is_empty() {
+        return Err(Refusal::NoFlowId);
+    }
+    let mut wish = match records.wishes.get(key) {
+        Some(recorded) => match &recorded.value {
+            Ok(wish) => (**wish).clone(),
+            Err(reason) => return Err(unreadable(format!("the wish of flow '{key}'"), reason)),
+        },
+        None => match records.flows.get(key).ok_or(Refusal::NoFlow)?.value.as_deref() {
+            Ok(flow) => adopted(records, ports, key, flow),
+            Err(reason) => return Err(unreadable(format!("the record of flow '{key}'"), reason)),
+        },
+    };
+    let is_under_way = wish.want == Want::Gone && records.wishes.contains_key(key);
+    let asks_more = drain == Drain::Discard && wish.drain != Drain::Discard;
+    if is_under_way && !asks_more {
+        return Ok(Decision::Join(Box::new(wish)));
+    }
+    wish.want = Want::Gone;
+    wish.drain = drain;
+    request.clone_into(&mut wish.request);
+    wish.generation = records.ledger.0 + 1;
+    let mut write = decision(records, key, &wish);
+    if let Some(recorded) = records.flows.get(key) {
+        let at = scoped_key(&key.workspace, record::FLOW, &key.id);
+        write.expect.push(unchanged(at, Some(recorded)));
+        let status = Some("stopping".to_owned());
+        let flow = match &recorded.value {
+            Ok(flow) => Flow { status, ..(**flow).clone() },
+            Err(_) => wish.public(),
+        };
+        write.puts.push(scoped_value(&key.workspace, record::FLOW, &key.id, &flow));
+    }
+    Ok(Decision::Write(Box::new(wish), write))
+}
+
+/// Reads a drain as requests give it.
+pub(crate) fn drain(text: Option<&str>, default: Duration) -> Result<Drain, Refusal> {
+    let Some(text) = text.map(str::trim).filter(|text| !text.is_empty()) else {
+        return Ok(within(default));
+    };
+    if text == "discard" {
+        return Ok(Drain::Discard);
+    }
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("", 1.0)];
+    let number = units.iter().find_map(|(unit, seconds)| {
+        text.strip_suffix(unit).and_then(|n| n.trim().parse::<f64>().ok()).map(|n| n * seconds)
+    });
+    let asked = number.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    asked.filter(|asked| *asked <= DRAIN_MAX).map(within).ok_or_else(|| Refusal::Drain(text.to_owned()))
+}
+
+fn within(duration: Duration) -> Drain {
+    Drain::WithinMs(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The write of a decision: the wish and the next number, if nobody decided anything since.
+fn decision(records: &Records, key: &FlowKey, wish: &Wish) -> Apply {
+    let ledger = scoped_key(record::FLOWS, LEDGER, ONLY);
+    Apply {
+        expect: vec![
+            unchanged(own_key(WISH, key), records.wishes.get(key)),
+            expect(ledger, records.ledger.1),
+        ],
+        puts: vec![own_value(WISH, key, wish), scoped_value(record::FLOWS, LEDGER, ONLY, &wish.generation)],
+        ..Apply::default()
+    }
+}
+
+/// Finds the name for the shared section: that of a running flow with the same content, else one never used before.
+fn with_shared_name(
+    records: &Records,
+    named: &FlowKey,
+    first: Resolved,
+    resolve: impl Fn(&str) -> Result<Resolved, blueprint::Error>,
+) -> Result<(Resolved, Option<SharedUse>, bool), Refusal> {
+    let Some(content) = first.shared_content.clone() else { return Ok((first, None, false)) };
+    let used = records
+        .wishes
+        .iter()
+        .filter(|(key, _)| key.workspace == named.workspace)
+        .filter_map(|(key, recorded)| recorded.value.as_deref().ok().map(|wish| (key, wish)))
+        .filter(|(key, wish)| {
+            *wish.blueprint == *named.id && plan::wanted(key, wish, records) == Want::Running
+        })
+        .filter_map(|(_, wish)| wish.shared.as_ref())
+        .find(|shared| shared.content == content);
+    let (name, is_new) = match used {
+        Some(shared) => (shared.name.clone(), false),
+        None => (nth_name(&named.id, row(&records.shared, named, SHARED)?.last + 1), true),
+    };
+    let resolved = if *name == *named.id { first } else { resolve(&name)? };
+    Ok((resolved, Some(SharedUse { name, content }), is_new))
+}
+
+fn row(
+    rows: &BTreeMap<FlowKey, crate::memory::Recorded<Named>>,
+    key: &FlowKey,
+    kind: &str,
+) -> Result<Named, Refusal> {
+    match rows.get(key).map(|recorded| &recorded.value) {
+        None => Ok(Named::default()),
+        Some(Ok(row)) => Ok((**row).clone()),
+        Some(Err(reason)) => Err(unreadable(format!("config value '{kind}/{key}'"), reason)),
+    }
+}
+
+fn unreadable(what: String, reason: &str) -> Refusal {
+    Refusal::Unreadable { what, reason: reason.to_owned() }
+}
+
+/// Entries of one key must be alike: the processors read only one.
+fn no_clash(records: &Records, key: &FlowKey, parts: &[Part]) -> Result<(), Refusal> {
+    let own: BTreeMap<(&str, &str), &ProcessorEntry> =
+        parts.iter().map(|part| ((part.processor.as_str(), part.variant.as_str()), &part.entry)).collect();
+    let clash = |part: &Part, owner: String| Refusal::Clash {
+        processor: part.processor.clone(),
+        variant: part.variant.clone(),
+        owner,
+    };
+    let mut owned = BTreeSet::new();
+    for (other, recorded) in records.wishes.iter().filter(|(other, _)| other.workspace == key.workspace) {
+        let Ok(wish) = &recorded.value else { continue };
+        for part in &wish.topology.parts {
+            let at = (part.processor.as_str(), part.variant.as_str());
+            owned.insert(at);
+            if own.get(&at).is_some_and(|entry| **entry != part.entry) {
+                return Err(clash(part, format!("flow '{}'", other.id)));
+            }
+        }
+    }
+    for part in parts.iter().filter(|part| !owned.contains(&(part.processor.as_str(), part.variant.as_str())))
+    {
+        let at = (key.workspace.clone(), part.processor.as_str().into(), part.variant.as_str().into());
+        let foreign = records.entries.get(&at);
+        if foreign.is_some_and(|r| r.value.as_ref().map_or(true, |entry| **entry != part.entry)) {
+            return Err(clash(part, "somebody other than this flow service".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// A wish for a flow that another flow service made: its entries by its id, and the topics behind its own doors.
+fn adopted(records: &Records, ports: &Ports, key: &FlowKey, flow: &Flow) -> Wish {
+    let workspace = WorkspaceId::existing(&key.workspace);
+    let home = Home { workspace: &workspace, names: &[&key.id] };
+    let own = |text: &str| Topic::parse(text).ok().filter(|topic| doors::is_own(topic, home));
+    let mut topics: BTreeMap<Topic, BTreeSet<String>> = flow
+        .interfaces
+        .values()
+        .flat_map(|roles| roles.values())
+        .filter_map(|text| own(text).map(|topic| (topic, BTreeSet::new())))
+        .collect();
+    let mut parts = Vec::new();
+    let entries =
+        records.entries.iter().filter(|((at, _, variant), _)| *at == key.workspace && *variant == key.id);
+    for ((_, processor, variant), recorded) in entries {
+        let Ok(entry) = &recorded.value else { continue };
+        for (slot, text) in &entry.topics {
+            let Some(topic) = own(text) else { continue };
+            let has_subscription = topic.class().has_subscriptions()
+                && ports.is_input(processor, slot, entry.topics.keys().map(String::as_str));
+            let names = topics.entry(topic).or_default();
+            if has_subscription {
+                names.insert(format!("{processor}--{workspace}--{variant}--{slot}"));
+            }
+        }
+        parts.push(Part {
+            processor: processor.to_string(),
+            variant: variant.to_string(),
+            entry: (**entry).clone(),
+        });
+    }
+    let topics = topics
+        .into_iter()
+        .map(|(topic, names)| OwnedTopic { topic, subscriptions: names.into_iter().collect() });
+    Wish {
+        generation: 0,
+        request: String::new(),
+        want: Want::Running,
+        drain: Drain::Discard,
+        run: key.id.to_string(),
+        blueprint: flow.blueprint_name.clone(),
+        shared: None,
+        description: flow.description.clone(),
+        parameters: flow.parameters.clone(),
+        topology: Topology { topics: topics.collect(), parts, interfaces: flow.interfaces.clone() },
+        warnings: Vec::new(),
+    }
+}

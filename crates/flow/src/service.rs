@@ -1,0 +1,371 @@
+//! The wire: reads a request, writes the wish, waits for the report.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_bus::{BrokerAdmin, TopicSpec};
+use sluice_schema::message::{self, ConfigKey, FlowRequest, FlowResponse};
+use sluice_schema::{WorkspaceId, exchange, ids, record, system};
+use sluice_sdk::workspaces::WorkspaceService;
+use sluice_sdk::{ConfigClient, ConfigError, Point, Process, Responder, service};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::blueprint::{Blueprint, Ports};
+use crate::board::{Board, Phase, Report};
+use crate::decide::{self, Decision, Refusal, Start};
+use crate::memory::{Drain, FlowKey, Records, Wish};
+use crate::mirror::Mirror;
+
+/// Times a decision is made anew because somebody else decided meanwhile.
+const TRIES_MAX: u32 = 16;
+/// How often a service that does not act itself asks how far the one that acts has got.
+const STANDBY_POLL: Duration = Duration::from_millis(250);
+
+/// What request handlers share.
+pub(crate) struct Desk {
+    pub(crate) config: Arc<ConfigClient>,
+    pub(crate) admin: Arc<dyn BrokerAdmin>,
+    pub(crate) mirror: Arc<Mirror>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) poke: Arc<Notify>,
+    pub(crate) ports: Ports,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) answer_within: Duration,
+    /// One decision at a time: the next sees the one before.
+    pub(crate) deciding: Mutex<()>,
+}
+
+/// Serves one request topic per workspace.
+pub(crate) struct Doors {
+    pub(crate) process: Process,
+    pub(crate) desk: Arc<Desk>,
+}
+
+impl WorkspaceService for Doors {
+    fn topics(&self, workspace: &str) -> Vec<TopicSpec> {
+        let workspace = WorkspaceId::existing(workspace);
+        vec![
+            TopicSpec::with(system::flow_request(&workspace), system::FLOW_SVC),
+            TopicSpec::bare(system::flow_response(&workspace)),
+        ]
+    }
+
+    async fn start(&self, workspace: &str, stop: CancellationToken) {
+        let id = WorkspaceId::existing(workspace);
+        let point = Point::new(system::flow_request(&id), system::flow_response(&id), system::FLOW_SVC);
+        let desk = self.desk.clone();
+        let handler = move |request: FlowRequest, responder: Responder<exchange::Flow>| {
+            let (desk, workspace) = (desk.clone(), id.clone());
+            async move { desk.answer(&workspace, request, responder.id()).await.map_err(|error| error.told()) }
+        };
+        let attached = service::serve::<exchange::Flow, _, _>(&self.process, point, stop.clone(), handler);
+        stop.run_until_cancelled(attached.cancelled()).await;
+    }
+}
+
+/// Why a request has no good answer.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("Bad operation")]
+    Operation,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Name(#[from] ids::IdError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("others keep deciding about flows; nothing was changed, try again")]
+    Contended,
+    #[error("{0}")]
+    NotYet(String),
+}
+
+impl Error {
+    fn told(self) -> message::Error {
+        let kind = if matches!(self, Self::Operation) { "bad-operation" } else { "flow-error" };
+        let text = match &self {
+            Self::Config(ConfigError::Refused { kind, message }) => format!("{kind}: {message}"),
+            Self::Config(ConfigError::Conflict(_)) => Self::Contended.to_string(),
+            Self::Config(ConfigError::Bus(error)) => {
+                tracing::warn!(%error, "config did not answer");
+                "Config service did not respond".to_owned()
+            }
+            Self::Operation | Self::Refused(_) | Self::Name(_) | Self::Contended | Self::NotYet(_) => {
+                self.to_string()
+            }
+        };
+        message::Error::new(kind, text)
+    }
+}
+
+impl From<crate::blueprint::Error> for Error {
+    fn from(error: crate::blueprint::Error) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl Desk {
+    async fn answer(&self, ws: &WorkspaceId, ask: FlowRequest, id: &str) -> Result<FlowResponse, Error> {
+        match ask.operation.as_str() {
+            "list-blueprints" => self.list_blueprints(ws).await,
+            "get-blueprint" => self.get_blueprint(ws, &ask).await,
+            "put-blueprint" => self.put_blueprint(ws, &ask).await,
+            "delete-blueprint" => self.delete_blueprint(ws, &ask).await,
+            "list-flows" => self.list_flows(ws).await,
+            "get-flow" => self.get_flow(ws, &ask).await,
+            "start-flow" => self.start_flow(ws, &ask, id).await,
+            "stop-flow" => self.stop_flow(ws, &ask, id).await,
+            _ => Err(Error::Operation),
+        }
+    }
+
+    async fn list_blueprints(&self, ws: &WorkspaceId) -> Result<FlowResponse, Error> {
+        let records = self.mirror.refresh().await?;
+        let names = records.blueprints.keys().filter(|key| *key.workspace == *ws.as_str());
+        Ok(FlowResponse {
+            blueprint_names: names.map(|key| key.id.to_string()).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn get_blueprint(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+        let name = blueprint_name(ask)?;
+        let found = self.config.get(ws.as_str(), record::BLUEPRINT, name).await?;
+        let blueprint_definition = found.and_then(|value| value.value).unwrap_or_default();
+        Ok(FlowResponse { blueprint_definition, ..Default::default() })
+    }
+
+    async fn put_blueprint(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+        let name = ids::Name::parse(blueprint_name(ask)?)?;
+        let blueprint = Blueprint::read(&ask.blueprint_definition)?;
+        blueprint.check_doors(ws)?;
+        let text = ask.blueprint_definition.as_str();
+        let value = sluice_sdk::config::value(ws.as_str(), record::BLUEPRINT, name.as_str(), text);
+        self.config.put(ws.as_str(), vec![value]).await?;
+        Ok(FlowResponse { warnings: blueprint.undeclared(), ..Default::default() })
+    }
+
+    async fn delete_blueprint(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+        let key = ConfigKey { r#type: record::BLUEPRINT.to_owned(), key: blueprint_name(ask)?.to_owned() };
+        self.config.delete(ws.as_str(), vec![key]).await?;
+        Ok(FlowResponse::default())
+    }
+
+    async fn list_flows(&self, ws: &WorkspaceId) -> Result<FlowResponse, Error> {
+        let records = self.mirror.refresh().await?;
+        let keys = records.flows.keys().chain(records.wishes.keys());
+        let ids: BTreeSet<_> =
+            keys.filter(|key| *key.workspace == *ws.as_str()).map(|key| key.id.to_string()).collect();
+        Ok(FlowResponse { flow_ids: ids.into_iter().collect(), ..Default::default() })
+    }
+
+    async fn get_flow(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+        let key = FlowKey::new(ws.as_str(), &ask.flow_id);
+        let records = self.mirror.refresh().await?;
+        let wish = records.wishes.get(&key).and_then(|r| r.value.as_deref().ok());
+        let flow = match (records.flows.get(&key).map(|r| &r.value), wish) {
+            (Some(Ok(flow)), _) => (**flow).clone(),
+            (_, Some(wish)) => wish.public(),
+            (Some(Err(reason)), None) => {
+                let what = format!("the record of flow '{key}'");
+                return Err(Refusal::Unreadable { what, reason: reason.clone() }.into());
+            }
+            (None, None) if ask.flow_id.is_empty() => return Err(Refusal::NoFlowId.into()),
+            (None, None) => return Err(Refusal::Unknown(ask.flow_id.clone()).into()),
+        };
+        let parameters = flow.parameters.iter().map(|(name, value)| {
+            (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        });
+        Ok(FlowResponse {
+            parameters: parameters.collect(),
+            description: flow.description.clone(),
+            status: self.status(&key, wish).await.to_string(),
+            warnings: wish.map(|wish| wish.warnings.clone()).unwrap_or_default(),
+            flow: serde_json::to_string(&flow).unwrap_or_default(),
+            ..Default::default()
+        })
+    }
+
+    /// Phase, run, last report and every queue as it is now.
+    async fn status(&self, key: &FlowKey, wish: Option<&Wish>) -> Value {
+        let Some(wish) = wish else { return json!({"phase": Phase::Unmanaged}) };
+        let report = self.board.current(key).unwrap_or_else(|| Report::new(Phase::Starting, wish));
+        let mut status = json!(report);
+        let specs: Vec<_> = wish.topology.topics.iter().map(crate::blueprint::OwnedTopic::spec).collect();
+        let seen = tokio::time::timeout(Duration::from_secs(2), self.admin.observe(&specs)).await;
+        if let Ok(Ok(seen)) = seen {
+            let queues = seen.iter().flat_map(|seen| {
+                seen.subscriptions.iter().filter(|s| s.exists).map(|s| {
+                    json!({"topic": seen.topic, "subscription": s.name, "ready": s.ready,
+                           "unsettled": s.unsettled, "consumers": s.consumers})
+                })
+            });
+            status["queues"] = queues.collect();
+        }
+        status
+    }
+
+    async fn start_flow(&self, ws: &WorkspaceId, ask: &FlowRequest, id: &str) -> Result<FlowResponse, Error> {
+        let deadline = Instant::now() + self.answer_within;
+        let start = Start {
+            workspace: ws,
+            id: &ask.flow_id,
+            blueprint: &ask.blueprint_name,
+            description: &ask.description,
+            given: &ask.parameters,
+            request: id,
+            drain: Drain::Discard,
+        };
+        let wish = self.decide(|records| decide::start(records, &self.ports, start)).await?;
+        let key = FlowKey::new(ws.as_str(), &ask.flow_id);
+        let report = self.started(&key, &wish, deadline).await?;
+        Ok(answer(&report))
+    }
+
+    async fn stop_flow(&self, ws: &WorkspaceId, ask: &FlowRequest, id: &str) -> Result<FlowResponse, Error> {
+        let deadline = Instant::now() + self.answer_within;
+        let key = FlowKey::new(ws.as_str(), &ask.flow_id);
+        if let Some(report) = self.board.ended_by(&key, id) {
+            return Ok(answer(&report));
+        }
+        let drain = decide::drain(ask.drain.as_deref(), self.drain_timeout)?;
+        let wish = self.decide(|records| decide::stop(records, &self.ports, &key, drain, id)).await?;
+        let report = self.stopped(&key, &wish, deadline).await?;
+        Ok(answer(&report))
+    }
+
+    /// Decides on fresh records and writes the decision; anew when somebody else was faster.
+    async fn decide(
+        &self,
+        decide: impl Fn(&Records) -> Result<Decision, Refusal>,
+    ) -> Result<Box<Wish>, Error> {
+        let _one_at_a_time = self.deciding.lock().await;
+        for _ in 0..TRIES_MAX {
+            let records = self.mirror.refresh().await?;
+            let (wish, write) = match decide(&records)? {
+                Decision::Join(wish) => return Ok(wish),
+                Decision::Write(wish, write) => (wish, write),
+            };
+            match self.config.apply(write).await {
+                Ok(_) => {
+                    self.poke.notify_one();
+                    return Ok(wish);
+                }
+                Err(ConfigError::Conflict(_)) => {}
+                // Looking again tells: the wish carries the request that made it.
+                Err(error) if error.outcome_is_unknown() => {
+                    tracing::debug!(%error, "a decision may or may not be written; deciding again");
+                    self.poke.notify_one();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    async fn started(&self, key: &FlowKey, wish: &Wish, deadline: Instant) -> Result<Report, Error> {
+        let id = &key.id;
+        let mut last = None;
+        let mut changes = self.board.changes();
+        loop {
+            if let Some(report) = self.board.current(key).filter(|r| r.generation >= wish.generation) {
+                match report.phase {
+                    _ if report.generation > wish.generation => {
+                        return Err(Error::NotYet(format!("flow '{id}' was stopped before it was started")));
+                    }
+                    Phase::Running | Phase::Degraded => return Ok(report),
+                    Phase::Failed => return Err(not_started(id, Some(&report))),
+                    Phase::Starting | Phase::Draining | Phase::Stopping | Phase::Unmanaged | Phase::Gone => {}
+                }
+                last = Some(report);
+            } else if self.board.ended(key, wish.generation).is_some() {
+                return Err(Error::NotYet(format!("flow '{id}' was stopped before it was started")));
+            }
+            if !self.wait(&mut changes, deadline).await {
+                return Err(not_started(id, last.as_ref()));
+            }
+            if last.is_none() && self.is_open(key, wish).await {
+                return Ok(Report::new(Phase::Running, wish));
+            }
+        }
+    }
+
+    async fn stopped(&self, key: &FlowKey, wish: &Wish, deadline: Instant) -> Result<Report, Error> {
+        let mut changes = self.board.changes();
+        loop {
+            if let Some(report) = self.board.ended(key, wish.generation) {
+                return Ok(report);
+            }
+            let last = self.board.current(key);
+            if !self.wait(&mut changes, deadline).await {
+                return Err(not_stopped(&key.id, last.as_ref()));
+            }
+            if last.is_none() && self.is_gone(key, wish).await {
+                let ended = self.board.ended(key, wish.generation);
+                return Ok(ended.unwrap_or_else(|| Report::new(Phase::Gone, wish)));
+            }
+        }
+    }
+
+    /// Waits for news, or for the time to ask who acts; false at the deadline.
+    async fn wait(&self, changes: &mut tokio::sync::watch::Receiver<u64>, deadline: Instant) -> bool {
+        let poll = (Instant::now() + STANDBY_POLL).min(deadline);
+        let _ = timeout_at(poll, changes.changed()).await;
+        Instant::now() < deadline
+    }
+
+    /// What a service that does not act itself can see of a start: the record appears when the topics are there.
+    async fn is_open(&self, key: &FlowKey, wish: &Wish) -> bool {
+        let Ok(records) = self.mirror.refresh().await else { return false };
+        let flow = records.flows.get(key).and_then(|r| r.value.as_deref().ok());
+        flow.is_some_and(|flow| *flow == wish.public())
+    }
+
+    async fn is_gone(&self, key: &FlowKey, wish: &Wish) -> bool {
+        let Ok(records) = self.mirror.refresh().await else { return false };
+        let now = records.wishes.get(key).and_then(|r| r.value.as_deref().ok());
+        !records.wishes.contains_key(key) || now.is_some_and(|now| now.run != wish.run)
+    }
+}
+
+fn blueprint_name(ask: &FlowRequest) -> Result<&str, Refusal> {
+    if ask.blueprint_name.is_empty() { Err(Refusal::NoBlueprintName) } else { Ok(&ask.blueprint_name) }
+}
+
+fn answer(report: &Report) -> FlowResponse {
+    let status = serde_json::to_string(report).unwrap_or_default();
+    FlowResponse { status, warnings: report.warnings.clone(), ..Default::default() }
+}
+
+fn not_started(id: &str, report: Option<&Report>) -> Error {
+    let reason = report.and_then(|r| r.last_error.as_deref()).unwrap_or("nobody has got to it yet");
+    Error::NotYet(format!(
+        "flow '{id}' could not be started yet: {reason}. It is tried again; get-flow shows how far it is, stop-flow ends it"
+    ))
+}
+
+fn not_stopped(id: &str, report: Option<&Report>) -> Error {
+    let reason = match report {
+        None => "nobody has got to it yet".to_owned(),
+        Some(report) => {
+            let queues = report
+                .draining
+                .iter()
+                .map(|q| format!("{} ({} waiting, {} in hand)", q.queue, q.ready, q.unsettled.unwrap_or(0)));
+            let queues: Vec<_> = queues.collect();
+            match &report.last_error {
+                Some(error) => error.clone(),
+                None if !report.held_by.is_empty() => format!("still held by {}", report.held_by.join(", ")),
+                None if !queues.is_empty() => format!("still draining {}", queues.join(", ")),
+                None => "it is under way".to_owned(),
+            }
+        }
+    };
+    Error::NotYet(format!(
+        "flow '{id}' is not stopped yet: {reason}. The stop goes on; another stop-flow waits for it"
+    ))
+}

@@ -1,0 +1,310 @@
+//! A world for flows: broker, store, config service, one registered workspace, and the flow service under test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_bus::{
+    Address, Broker, BrokerAdmin, Client, Delivery, Embedded, Inbox, Message, Seen, Subscription, TopicSpec,
+    property,
+};
+use sluice_flow::{LeaseOptions, Options, Parts};
+use sluice_schema::message::{ConfigValue, DeadLetter, FlowRequest, FlowResponse};
+use sluice_schema::{Topic, exchange, wire};
+use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::faulty::{Faults, Faulty};
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// Config types under which nothing may be left of a flow.
+const OF_FLOWS: [&str; 4] = ["flow", "processor:*", "flow-wish", "flow-report"];
+
+pub(crate) struct World {
+    pub(crate) broker: Embedded,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) config: ConfigClient,
+    pub(crate) outside: Process,
+    options: Options,
+    service: Mutex<Process>,
+    _store: sluice_store::Embedded,
+    _folder: tempfile::TempDir,
+}
+
+pub(crate) fn topic(text: &str) -> Topic {
+    text.parse().unwrap()
+}
+
+fn options() -> Options {
+    Options { lease: LeaseOptions { is_sole: true, ..LeaseOptions::default() }, ..Options::default() }
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(options()).await
+    }
+
+    pub(crate) async fn with_options(change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = options();
+        change(&mut options);
+        Self::with(options).await
+    }
+
+    async fn with(options: Options) -> Self {
+        let broker = Embedded::in_memory();
+        let folder = tempfile::tempdir().unwrap();
+        let store = sluice_store::Embedded::open(folder.path()).unwrap();
+        let outside = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+        let admin = Arc::new(broker.clone());
+        let parts = sluice_config::Parts { process: outside.clone(), admin, tables: store.tables() };
+        sluice_config::start(parts).await.unwrap();
+        let config = ConfigClient::new(&outside.replies).await.unwrap();
+        for workspace in ["acme", "other"] {
+            let entry =
+                sluice_sdk::config::value("__workspaces__", "workspace", workspace, "{\"enabled\": true}");
+            config.put("__workspaces__", vec![entry]).await.unwrap();
+            let letters = topic(&format!("flow:tg:dead-letters:{workspace}"));
+            broker.ensure(&TopicSpec::with(letters, "librarian")).await.unwrap();
+        }
+        let faults = Arc::new(Faults::default());
+        let service = Mutex::new(start_service(&broker, &faults, options).await);
+        Self { broker, faults, config, outside, options, service, _store: store, _folder: folder }
+    }
+
+    /// The service dies on the spot, and another begins.
+    pub(crate) async fn crash(&self) {
+        let mut service = self.service.lock().await;
+        // Without the stop signal: nothing gets to tidy up.
+        service.tasks.finish(Duration::ZERO).await;
+        *service = start_service(&self.broker, &self.faults, self.options).await;
+    }
+
+    /// Another instance beside the one that runs.
+    pub(crate) async fn another(&self) -> Process {
+        start_service(&self.broker, &self.faults, self.options).await
+    }
+
+    /// Runs something while dying services are replaced.
+    pub(crate) async fn surviving<T>(&self, doing: impl Future<Output = T>) -> T {
+        tokio::pin!(doing);
+        loop {
+            tokio::select! {
+                done = &mut doing => return done,
+                () = self.faults.dying.notified() => self.crash().await,
+            }
+        }
+    }
+
+    pub(crate) async fn call(&self, request: FlowRequest) -> FlowResponse {
+        self.call_in("acme", request).await
+    }
+
+    pub(crate) async fn call_in(&self, workspace: &str, request: FlowRequest) -> FlowResponse {
+        let ask = topic(&format!("request:tg:flow:{workspace}"));
+        let answers = topic(&format!("response:tg:flow:{workspace}"));
+        let client = Client::<exchange::Flow>::new(&self.outside.replies, ask, &answers).await.unwrap();
+        client.call(&request, DEADLINE).await.unwrap()
+    }
+
+    pub(crate) async fn put_blueprint(&self, name: &str, blueprint: &Value) -> FlowResponse {
+        self.call(FlowRequest {
+            operation: "put-blueprint".into(),
+            blueprint_name: name.into(),
+            blueprint_definition: blueprint.to_string(),
+            ..Default::default()
+        })
+        .await
+    }
+
+    pub(crate) async fn start(&self, id: &str, blueprint: &str) -> FlowResponse {
+        self.call(FlowRequest {
+            operation: "start-flow".into(),
+            blueprint_name: blueprint.into(),
+            flow_id: id.into(),
+            description: "a test".into(),
+            ..Default::default()
+        })
+        .await
+    }
+
+    pub(crate) async fn stop(&self, id: &str) -> FlowResponse {
+        self.stop_with(id, None).await
+    }
+
+    pub(crate) async fn stop_with(&self, id: &str, drain: Option<&str>) -> FlowResponse {
+        self.call(FlowRequest {
+            operation: "stop-flow".into(),
+            flow_id: id.into(),
+            drain: drain.map(str::to_owned),
+            ..Default::default()
+        })
+        .await
+    }
+
+    pub(crate) async fn get(&self, id: &str) -> FlowResponse {
+        self.call(FlowRequest { operation: "get-flow".into(), flow_id: id.into(), ..Default::default() })
+            .await
+    }
+
+    pub(crate) async fn list(&self) -> Vec<String> {
+        self.call(FlowRequest { operation: "list-flows".into(), ..Default::default() }).await.flow_ids
+    }
+
+    pub(crate) async fn put_value(&self, workspace: &str, kind: &str, key: &str, value: &str) {
+        let value = sluice_sdk::config::value(workspace, kind, key, value);
+        self.config.put(workspace, vec![value]).await.unwrap();
+    }
+
+    pub(crate) async fn delete_value(&self, workspace: &str, kind: &str, key: &str) {
+        let key = sluice_schema::message::ConfigKey { r#type: kind.into(), key: key.into() };
+        self.config.delete(workspace, vec![key]).await.unwrap();
+    }
+
+    /// Everything that config holds about flows.
+    pub(crate) async fn records(&self) -> Vec<ConfigValue> {
+        self.config.getvalues_many(&OF_FLOWS.map(str::to_owned), 0).await.unwrap().values
+    }
+
+    /// Topics that are there, with what is in them, the system's left out.
+    pub(crate) async fn topics(&self) -> Vec<Seen> {
+        let all = self.broker.list("").await.unwrap();
+        all.into_iter().filter(|seen| seen.exists && !sluice_schema::system::is_system(&seen.topic)).collect()
+    }
+
+    pub(crate) async fn topic_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.topics().await.iter().map(|seen| seen.topic.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    pub(crate) async fn subscriptions(&self) -> Vec<String> {
+        let mut names: Vec<_> =
+            self.topics().await.into_iter().flat_map(|s| s.subscriptions).map(|s| s.name).collect();
+        names.sort();
+        names
+    }
+
+    pub(crate) async fn publish(&self, to: &str, id: &str) {
+        let message = Message::new(format!("{{\"n\": \"{id}\"}}")).with(property::MESSAGE_ID, id);
+        self.broker.publish(&Address::Topic(topic(to)), message).await.unwrap();
+    }
+
+    pub(crate) async fn read(&self, of: &str, subscription: &str) -> Box<dyn Inbox> {
+        let to = Subscription::Shared { topic: topic(of), name: subscription.into(), prefetch: 8 };
+        self.broker.subscribe(&to).await.unwrap()
+    }
+
+    /// Takes what was parked, oldest first.
+    pub(crate) async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let letters = [TopicSpec::with(topic("flow:tg:dead-letters:acme"), "librarian")];
+        let count = self.broker.observe(&letters).await.unwrap()[0].subscriptions[0].ready;
+        let inbox = self.read("flow:tg:dead-letters:acme", "librarian").await;
+        let mut letters = Vec::new();
+        for _ in 0..count {
+            let delivery = next(&*inbox).await;
+            letters.push(wire::decode(&delivery.message.body).unwrap());
+            delivery.ack();
+        }
+        letters
+    }
+
+    /// Nothing of any flow is left: no topic, no subscription, no record.
+    pub(crate) async fn assert_nothing_left(&self, context: &str) {
+        assert_eq!(self.topic_names().await, Vec::<String>::new(), "{context}");
+        assert_eq!(self.records().await, Vec::new(), "{context}");
+        assert_eq!(self.list().await, Vec::<String>::new(), "{context}");
+    }
+
+    /// Looks until something is so.
+    pub(crate) async fn until<F: Future<Output = bool>>(&self, what: &str, look: impl Fn() -> F) {
+        let looking = async {
+            while !look().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+}
+
+pub(crate) async fn next(inbox: &dyn Inbox) -> Delivery {
+    tokio::time::timeout(DEADLINE, inbox.next()).await.expect("a message").unwrap()
+}
+
+async fn start_service(broker: &Embedded, faults: &Arc<Faults>, options: Options) -> Process {
+    let faulty = Arc::new(Faulty { inner: broker.clone(), faults: faults.clone() });
+    let process = Process::new(faulty.clone(), CancellationToken::new());
+    let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+    let config = ConfigClient::new(&process.replies).await.unwrap();
+    let parts = Parts {
+        process: process.clone(),
+        admin: faulty,
+        watch,
+        config,
+        catalogue: Catalogue::default(),
+        options,
+    };
+    sluice_flow::start(parts).await;
+    process
+}
+
+pub(crate) fn ok(response: &FlowResponse) -> &FlowResponse {
+    assert_eq!(response.error, None);
+    response
+}
+
+pub(crate) fn error(response: &FlowResponse) -> String {
+    let error = response.error.as_ref().expect("an error");
+    assert_eq!(error.r#type, "flow-error", "{}", error.message);
+    error.message.clone()
+}
+
+pub(crate) fn status(response: &FlowResponse) -> Value {
+    serde_json::from_str(&response.status).unwrap()
+}
+
+/// Two processors of its own in a row, one shared service.
+pub(crate) fn blueprint() -> Value {
+    json!({
+        "description": "A small flow",
+        "interfaces": {
+            "load": {"flow": "flow:tg:load:{workspace}:{id}"},
+            "embeddings": {
+                "request": "request:tg:embeddings:{workspace}:{blueprint}",
+                "response": "response:tg:embeddings:{workspace}:{blueprint}"
+            }
+        },
+        "blueprint": {
+            "vectors:{blueprint}": {"topics": {
+                "request": "request:tg:embeddings:{workspace}:{blueprint}",
+                "response": "response:tg:embeddings:{workspace}:{blueprint}"
+            }}
+        },
+        "flow": {
+            "first:{id}": {"topics": {
+                "input": "flow:tg:load:{workspace}:{id}",
+                "output": "flow:tg:chunks:{workspace}:{id}"
+            }},
+            "second:{id}": {"topics": {
+                "input": "flow:tg:chunks:{workspace}:{id}",
+                "librarian-request": "request:tg:librarian:{workspace}",
+                "librarian-response": "response:tg:librarian:{workspace}"
+            }, "parameters": {"size": "{size}", "who": "{id}"}}
+        },
+        "parameters": {"size": {"type": "size"}}
+    })
+}
+
+impl World {
+    /// A world that has the small blueprint.
+    pub(crate) async fn with_blueprint() -> Self {
+        let world = Self::new().await;
+        world.put_size_and_blueprint().await;
+        world
+    }
+
+    pub(crate) async fn put_size_and_blueprint(&self) {
+        self.put_value("acme", "parameter-type", "size", "{\"default\": 7}").await;
+        ok(&self.put_blueprint("demo", &blueprint()).await);
+    }
+}

@@ -1,0 +1,173 @@
+//! A broker that can be told to fail or to hang at one particular effect, and that writes down every effect it sees.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use sluice_bus::{
+    Address, BoxFuture, Broker, BrokerAdmin, Embedded, Error, Inbox, Limits, Message, Seen, Subscription,
+    TopicSpec,
+};
+use sluice_schema::message::ConfigRequest;
+use sluice_schema::wire;
+use tokio::sync::Notify;
+
+/// What happens at an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It fails and nothing is done.
+    FailBefore,
+    /// It is done, and nobody learns of it.
+    FailAfter,
+    /// The service dies and nothing is done.
+    CrashBefore,
+    /// It is done, and the service dies.
+    CrashAfter,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::FailBefore, Self::FailAfter, Self::CrashBefore, Self::CrashAfter];
+}
+
+/// Shared by the ends of all instances of the service.
+#[derive(Default)]
+pub(crate) struct Faults {
+    state: Mutex<State>,
+    /// Told when the service has to die.
+    pub(crate) dying: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    is_recording: bool,
+    seen: Vec<String>,
+    counts: HashMap<String, usize>,
+    armed: Option<(String, Fault)>,
+    fired: bool,
+}
+
+impl Faults {
+    pub(crate) fn record(&self) {
+        self.state.lock().unwrap().is_recording = true;
+    }
+
+    pub(crate) fn effects(&self) -> Vec<String> {
+        self.state.lock().unwrap().seen.clone()
+    }
+
+    pub(crate) fn arm(&self, effect: &str, fault: Fault) {
+        self.state.lock().unwrap().armed = Some((effect.to_owned(), fault));
+        self.record();
+    }
+
+    pub(crate) fn fired(&self) -> bool {
+        self.state.lock().unwrap().fired
+    }
+
+    fn at(&self, what: String) -> Option<Fault> {
+        let mut state = self.state.lock().unwrap();
+        if !state.is_recording {
+            return None;
+        }
+        let count = state.counts.entry(what.clone()).or_default();
+        *count += 1;
+        let effect = format!("{what} #{count}");
+        state.seen.push(effect.clone());
+        let (_, fault) = state.armed.take_if(|(armed, _)| *armed == effect)?;
+        state.fired = true;
+        Some(fault)
+    }
+
+    async fn around(
+        &self,
+        what: String,
+        effect: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), Error> {
+        let name = what.clone();
+        match self.at(what) {
+            None => effect.await,
+            Some(Fault::FailBefore) => {
+                Err(Error::Unavailable { reason: format!("told to fail before {name}") })
+            }
+            Some(Fault::FailAfter) => {
+                effect.await?;
+                Err(Error::OutcomeUnknown { what: name, reason: "told to lose the answer".to_owned() })
+            }
+            Some(Fault::CrashBefore) => {
+                self.dying.notify_one();
+                std::future::pending().await
+            }
+            Some(Fault::CrashAfter) => {
+                effect.await?;
+                self.dying.notify_one();
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+/// Both paths of the service under test.
+#[derive(Clone)]
+pub(crate) struct Faulty {
+    pub(crate) inner: Embedded,
+    pub(crate) faults: Arc<Faults>,
+}
+
+/// Effects of the service outside the broker's queues: writes to config, and leftovers that it parks.
+fn effect(to: &Address, message: &Message) -> Option<String> {
+    let Address::Topic(topic) = to else { return None };
+    if topic.as_str().starts_with("flow:tg:dead-letters:") {
+        return Some(format!("publish {topic}"));
+    }
+    if topic.as_str() != "request:tg:config" {
+        return None;
+    }
+    let request: ConfigRequest = wire::decode(&message.body).unwrap();
+    let types = |types: Vec<&String>| {
+        let types: BTreeSet<_> = types.into_iter().map(String::as_str).collect();
+        types.into_iter().collect::<Vec<_>>().join(",")
+    };
+    let puts = types(request.puts.iter().chain(&request.values).map(|v| &v.r#type).collect());
+    let deletes = types(request.deletes.iter().map(|v| &v.r#type).collect());
+    ["put", "delete", "apply"].contains(&request.operation.as_str()).then(|| {
+        let quiet = if request.quiet { " quietly" } else { "" };
+        format!("config {}{quiet} put({puts}) delete({deletes})", request.operation)
+    })
+}
+
+impl Broker for Faulty {
+    fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<(), Error>> {
+        match effect(to, &message) {
+            None => self.inner.publish(to, message),
+            Some(what) => Box::pin(self.faults.around(what, self.inner.publish(to, message))),
+        }
+    }
+
+    fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>, Error>> {
+        self.inner.subscribe(to)
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+}
+
+impl BrokerAdmin for Faulty {
+    fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
+        self.inner.observe(topics)
+    }
+
+    fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
+        let what = format!("ensure {}", topic.topic);
+        Box::pin(self.faults.around(what, self.inner.ensure(topic)))
+    }
+
+    fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
+        let what = format!("remove {}", topic.topic);
+        Box::pin(self.faults.around(what, self.inner.remove(topic)))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
+        self.inner.list(prefix)
+    }
+}

@@ -1,0 +1,340 @@
+//! Flows begin, share, drain and end; what cannot be is refused with its reason.
+
+use serde_json::{Value, json};
+use sluice_bus::{BrokerAdmin, TopicSpec};
+use sluice_schema::message::FlowRequest;
+
+use crate::common::{World, blueprint, error, next, ok, status, topic};
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_started_flow_is_wired_recorded_and_gone_after_its_stop() {
+    let world = World::with_blueprint().await;
+    let started = world.start("f1", "demo").await;
+    assert_eq!(status(ok(&started))["phase"], "Running");
+    assert_eq!(
+        world.subscriptions().await,
+        names(&["first--acme--f1--input", "second--acme--f1--input", "vectors--acme--demo--request"])
+    );
+    let entry = world.config.get("acme", "processor:second", "f1").await.unwrap().unwrap().value.unwrap();
+    let entry: Value = serde_json::from_str(&entry).unwrap();
+    assert_eq!(entry["parameters"], json!({"size": "7", "who": "f1"}));
+    let shown = world.get("f1").await;
+    let record: Value = serde_json::from_str(&ok(&shown).flow).unwrap();
+    assert_eq!(record["interfaces"]["load"]["flow"], "flow:tg:load:acme:f1");
+    assert_eq!((record["blueprint-name"].as_str(), record.get("status")), (Some("demo"), None));
+    assert_eq!(status(&shown)["queues"].as_array().unwrap().len(), 3);
+    assert_eq!(world.list().await, ["f1"]);
+
+    let stopped = world.stop("f1").await;
+    assert_eq!(status(ok(&stopped))["phase"], "Gone");
+    world.assert_nothing_left("after the stop").await;
+    assert_eq!(error(&world.stop("f1").await), "Flow ID invalid");
+    assert_eq!(error(&world.get("f1").await), "Unknown flow: f1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_run_of_an_id_has_names_of_its_own() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    assert_eq!(error(&world.start("f1", "demo").await), "Flow already exists");
+    ok(&world.stop("f1").await);
+    let again = world.start("f1", "demo").await;
+    assert_eq!(status(ok(&again))["run"], "f1-r2");
+    assert!(world.topic_names().await.contains(&"flow:tg:load:acme:f1-r2".to_owned()));
+    let entry = world.config.get("acme", "processor:second", "f1-r2").await.unwrap().unwrap().value.unwrap();
+    assert!(entry.contains("\"who\":\"f1\""), "{entry}");
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after the second run").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_parts_go_with_the_last_flow_that_uses_them() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    ok(&world.start("f2", "demo").await);
+    assert_eq!(world.topic_names().await.iter().filter(|t| t.contains("embeddings")).count(), 2);
+    ok(&world.stop("f1").await);
+    let left = world.topic_names().await;
+    assert!(left.contains(&"request:tg:embeddings:acme:demo".to_owned()), "{left:?}");
+    assert!(!left.iter().any(|t| t.ends_with(":f1")), "{left:?}");
+    assert!(world.config.get("acme", "processor:vectors", "demo").await.unwrap().is_some());
+    ok(&world.stop("f2").await);
+    world.assert_nothing_left("after the last").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_section_with_other_content_has_another_name() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let mut edited = blueprint();
+    edited["blueprint"]["vectors:{blueprint}"]["parameters"] = json!({"model": "other"});
+    ok(&world.put_blueprint("demo", &edited).await);
+    ok(&world.start("f2", "demo").await);
+    let topics = world.topic_names().await;
+    for name in ["request:tg:embeddings:acme:demo", "request:tg:embeddings:acme:demo-r2"] {
+        assert!(topics.contains(&name.to_owned()), "{topics:?}");
+    }
+    ok(&world.stop("f1").await);
+    ok(&world.stop("f2").await);
+    world.assert_nothing_left("after both").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn editing_or_deleting_a_blueprint_strands_no_running_flow() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    ok(&world.put_blueprint("demo", &json!({"blueprint": {}, "flow": {}})).await);
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after an edit").await;
+    ok(&world.put_blueprint("demo", &blueprint()).await);
+    ok(&world.start("f1", "demo").await);
+    world.delete_value("acme", "flow-blueprint", "demo").await;
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after a deletion").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_reads_is_parked_with_its_run_and_queue() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    for id in ["m1", "m2", "m3"] {
+        world.publish("flow:tg:load:acme:f1", id).await;
+    }
+    let stopped = world.stop("f1").await;
+    let queues = status(ok(&stopped))["queues"].clone();
+    let parked =
+        json!({"queue": "flow:tg:load:acme:f1 / first--acme--f1--input", "verdict": "parked", "messages": 3});
+    assert!(queues.as_array().unwrap().contains(&parked), "{queues}");
+    let letters = world.dead_letters().await;
+    let ids: Vec<_> = letters.iter().map(|l| l.properties["sluice-message-id"].as_str()).collect();
+    assert_eq!(ids, ["m1", "m2", "m3"]);
+    assert_eq!((letters[0].flow.as_str(), letters[0].topic.as_str()), ("f1", "flow:tg:load:acme:f1"));
+    assert_eq!(letters[0].subscription, "first--acme--f1--input");
+    world.assert_nothing_left("after the stop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_work_under_way_and_parks_nothing_then() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let inbox = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
+    world.publish("flow:tg:load:acme:f1", "m1").await;
+    let delivery = next(&*inbox).await;
+    let stopping = world.stop("f1");
+    let working = async {
+        world
+            .until("draining is shown", || async { status(&world.get("f1").await)["phase"] == "Draining" })
+            .await;
+        let record: Value = serde_json::from_str(&world.get("f1").await.flow).unwrap();
+        assert_eq!(record["status"], "stopping");
+        delivery.ack();
+        let gone = world.config.get("acme", "processor:first", "f1");
+        assert!(gone.await.is_ok());
+        // Told to leave by its entry being gone, the reader leaves.
+        world
+            .until("the entry is withdrawn", || async {
+                world.config.get("acme", "processor:first", "f1").await.unwrap().is_none()
+            })
+            .await;
+        drop(inbox);
+    };
+    let (stopped, ()) = tokio::join!(stopping, working);
+    let queues = status(ok(&stopped))["queues"].clone();
+    assert!(queues.as_array().unwrap().iter().all(|q| q["verdict"] == "drained"), "{queues}");
+    assert_eq!(world.dead_letters().await, Vec::new());
+    world.assert_nothing_left("after the stop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_ends_at_its_deadline_and_discard_throws_away() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let inbox = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
+    world.publish("flow:tg:load:acme:f1", "m1").await;
+    let held = next(&*inbox).await;
+    let stopping = world.stop_with("f1", Some("50ms"));
+    let leaving = async {
+        world
+            .until("the entry is withdrawn", || async {
+                world.config.get("acme", "processor:first", "f1").await.unwrap().is_none()
+            })
+            .await;
+        drop((held, inbox));
+    };
+    let (stopped, ()) = tokio::join!(stopping, leaving);
+    ok(&stopped);
+    assert_eq!(world.dead_letters().await.len(), 1);
+
+    ok(&world.start("f1", "demo").await);
+    world.publish("flow:tg:load:acme:f1-r2", "m2").await;
+    let stopped = world.stop_with("f1", Some("discard")).await;
+    let queues = status(ok(&stopped))["queues"].clone();
+    assert!(
+        queues.as_array().unwrap().iter().any(|q| q["verdict"] == "discarded" && q["messages"] == 1),
+        "{queues}"
+    );
+    assert_eq!(world.dead_letters().await, Vec::new());
+    world.assert_nothing_left("after both").await;
+    assert!(error(&world.stop_with("f1", Some("soon")).await).contains("drain 'soon' is not understood"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_holds_on_is_named_and_another_stop_joins() {
+    let world =
+        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(300)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let inbox = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
+    let said = error(&world.stop("f1").await);
+    assert!(said.contains("still held by flow:tg:load:acme:f1 / first--acme--f1--input"), "{said}");
+    assert_eq!(world.list().await, ["f1"]);
+    assert_eq!(error(&world.start("f1", "demo").await), "Flow already exists");
+    drop(inbox);
+    world.until("the stop goes on alone", || async { world.list().await.is_empty() }).await;
+    world.assert_nothing_left("after the reader left").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_starts_and_ten_stops_at_once_all_succeed() {
+    let world = World::with_blueprint().await;
+    let ids: Vec<_> = (0..10).map(|n| format!("f{n}")).collect();
+    let started = futures_util::future::join_all(ids.iter().map(|id| world.start(id, "demo"))).await;
+    started.iter().for_each(|response| _ = ok(response));
+    assert_eq!(world.list().await, ids);
+    assert_eq!(world.subscriptions().await.len(), 21);
+    let stopped = futures_util::future::join_all(ids.iter().map(|id| world.stop(id))).await;
+    stopped.iter().for_each(|response| _ = ok(response));
+    world.assert_nothing_left("after all").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_cannot_be_read_blocks_removal_until_it_is_repaired() {
+    let world =
+        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(500)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    world.put_value("acme", "processor:foreign", "x", "not json").await;
+    world.put_value("other", "processor:foreign", "y", "neither").await;
+    let said = error(&world.stop("f1").await);
+    assert!(said.contains("'processor:foreign/x' in workspace 'acme' cannot be read"), "{said}");
+    assert!(world.topic_names().await.contains(&"flow:tg:load:acme:f1".to_owned()));
+    world.delete_value("acme", "processor:foreign", "x").await;
+    world.until("the stop goes on", || async { world.list().await.is_empty() }).await;
+    assert_eq!(world.topic_names().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_somebody_else_names_is_left_alone() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let entry = json!({"topics": {"input": "flow:tg:chunks:acme:f1"}, "parameters": {}});
+    world.put_value("other", "processor:foreign", "x", &entry.to_string()).await;
+    ok(&world.stop("f1").await);
+    assert_eq!(world.topic_names().await, ["flow:tg:chunks:acme:f1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_started_is_refused_and_nothing_is_written() {
+    let world = World::with_blueprint().await;
+    let start = |id: &'static str, blueprint: &'static str| world.start(id, blueprint);
+    assert_eq!(error(&start("f1", "nope").await), "Blueprint does not exist");
+    assert_eq!(error(&start("", "demo").await), "No flow ID");
+    assert_eq!(error(&start("f1", "").await), "No blueprint name");
+    assert!(error(&start("f1-r2", "demo").await).contains("not ending in -r<digits>"));
+    assert!(error(&start("a/b", "demo").await).contains("flow id 'a/b' is not valid"));
+    assert_eq!(error(&world.stop("nope").await), "Flow ID invalid");
+    let door = json!({"blueprint": {}, "flow": {"a:{id}": {"topics": {"input": "flow:tg:x:other:{id}"}}}});
+    let said = error(&world.put_blueprint("bad", &door).await);
+    assert!(said.starts_with("flow / a:{id} / topics / input: "), "{said}");
+    world.put_value("acme", "flow-blueprint", "bad", &door.to_string()).await;
+    assert_eq!(error(&start("f1", "bad").await).replace(":f1", ":id").replace(" or ':acme:bad'", ""), said);
+    let response = world.call(FlowRequest { operation: "frob".into(), ..Default::default() }).await;
+    let error = response.error.unwrap();
+    assert_eq!((error.r#type.as_str(), error.message.as_str()), ("bad-operation", "Bad operation"));
+    world.assert_nothing_left("after refusals").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flow_of_another_flow_service_is_shown_and_its_stop_adopts_it() {
+    let world = World::with_blueprint().await;
+    let record = json!({"description": "theirs", "blueprint-name": "x", "parameters": {},
+        "interfaces": {"load": {"flow": "flow:tg:load:acme:old"}}});
+    world.put_value("acme", "flow", "old", &record.to_string()).await;
+    let entry = json!({"topics": {"input": "flow:tg:load:acme:old", "librarian-request": "request:tg:librarian:acme",
+        "librarian-response": "response:tg:librarian:acme"}, "parameters": {}});
+    world.put_value("acme", "processor:first", "old", &entry.to_string()).await;
+    let spec = TopicSpec::with(topic("flow:tg:load:acme:old"), "first--acme--old--input");
+    world.broker.ensure(&spec).await.unwrap();
+    assert_eq!(status(ok(&world.get("old").await))["phase"], "Unmanaged");
+    assert_eq!(error(&world.start("old", "demo").await), "Flow already exists");
+    ok(&world.stop("old").await);
+    world.assert_nothing_left("after the adopted flow").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_reappears_under_an_ended_name_is_swept() {
+    let world =
+        World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    ok(&world.stop("f1").await);
+    world.broker.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
+    let unknown = topic("flow:tg:unknown:acme:f1");
+    world.broker.ensure(&TopicSpec::bare(unknown)).await.unwrap();
+    world
+        .until("the topic is swept", || async { world.topic_names().await == ["flow:tg:unknown:acme:f1"] })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_topic_is_made_again_and_flows_survive_a_restart() {
+    let world =
+        World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let lost = TopicSpec::bare(topic("flow:tg:chunks:acme:f1"));
+    world.broker.remove(&lost).await.unwrap();
+    world
+        .until("the topic is back", || async {
+            world.subscriptions().await.contains(&"second--acme--f1--input".to_owned())
+        })
+        .await;
+    world.crash().await;
+    assert_eq!(status(ok(&world.get("f1").await))["run"], "f1");
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after a restart").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_go_with_their_workspace() {
+    let world =
+        World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    world.delete_value("__workspaces__", "workspace", "acme").await;
+    world.until("the topics are gone", || async { world.topic_names().await.is_empty() }).await;
+    world.until("the records are gone", || async { world.records().await.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_services_one_acts_and_the_other_takes_over() {
+    let term = std::time::Duration::from_millis(600);
+    let world = World::with_options(|options| {
+        options.lease = sluice_flow::LeaseOptions { term, is_sole: false };
+    })
+    .await;
+    world.put_size_and_blueprint().await;
+    let _another = world.another().await;
+    for id in ["f1", "f2", "f3"] {
+        ok(&world.start(id, "demo").await);
+    }
+    world.crash().await;
+    for id in ["f1", "f2", "f3"] {
+        ok(&world.stop(id).await);
+    }
+    world.assert_nothing_left("after the holder died").await;
+}
