@@ -9,8 +9,10 @@
 pub mod client;
 pub mod conformance;
 pub mod contract;
+pub mod counting;
 pub mod embedded;
 pub mod error;
+pub mod faulty;
 pub mod message;
 
 pub use client::{Call, Client, Following, Patience, RawCall, Replies, Sender};
@@ -18,8 +20,10 @@ pub use contract::{
     Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, SeenSubscription,
     Subscription, TopicSpec,
 };
+pub use counting::{Counting, Counts};
 pub use embedded::{Config, Embedded};
 pub use error::{Error, ErrorKind};
+pub use faulty::{Fault, Faulty, Plan};
 pub use message::{Delivery, Message, Settle, Verdict, property};
 
 /// The result of a bus operation.
