@@ -71,6 +71,34 @@ exchanges! {
     TriplesQuery, "triples", TriplesQueryRequest => TriplesQueryResponse, last(r) = r.is_final, end { is_final: true };
     /// Questions answered from passages.
     DocumentRag, "document-rag", DocumentRagQuery => DocumentRagResponse, last(r) = r.end_of_session, end { end_of_session: true, end_of_stream: true };
+    /// Questions answered from the graph.
+    GraphRag, "graph-rag", GraphRagQuery => GraphRagResponse, last(r) = r.end_of_session, end { end_of_session: true, end_of_stream: true };
+    /// Questions answered by an agent.
+    Agent, "agent", AgentRequest => AgentResponse, last(r) = r.end_of_dialog, end { end_of_dialog: true, end_of_message: true };
+    /// Vectors to entities.
+    GraphEmbeddings, "graph-embeddings", GraphEmbeddingsRequest => GraphEmbeddingsResponse, last(_r) = true;
+    /// Vectors to row index values.
+    RowEmbeddings, "row-embeddings", RowEmbeddingsRequest => RowEmbeddingsResponse, last(_r) = true;
+    /// SPARQL.
+    Sparql, "sparql", SparqlQueryRequest => SparqlQueryResponse, last(r) = r.is_final, end { is_final: true };
+    /// GraphQL over rows.
+    Rows, "rows", RowsQueryRequest => RowsQueryResponse, last(_r) = true;
+    /// Questions to GraphQL.
+    NlpQuery, "nlp-query", QuestionToStructuredQueryRequest => QuestionToStructuredQueryResponse, last(_r) = true;
+    /// Questions answered from rows.
+    StructuredQuery, "structured-query", StructuredQueryRequest => StructuredQueryResponse, last(_r) = true;
+    /// What a sample of data is.
+    StructuredDiag, "structured-diag", StructuredDataDiagnosisRequest => StructuredDataDiagnosisResponse, last(_r) = true;
+    /// Tools.
+    Tool, "mcp-tool", ToolRequest => ToolResponse, last(_r) = true;
+    /// Images to texts.
+    ImageToText, "image-to-text", ImageToTextRequest => ImageToTextResponse, last(_r) = true;
+    /// Gaps in texts.
+    Cloze, "cloze", ClozeRequest => ClozeResponse, last(_r) = true;
+    /// Scores of questions about a state.
+    DecisionScoring, "decision-scoring", DecisionScoringRequest => DecisionScoringResponse, last(_r) = true;
+    /// Fields out of a state.
+    FieldExtraction, "field-extraction", FieldExtractionRequest => FieldExtractionResponse, last(_r) = true;
 }
 
 impl m::Error {

@@ -2,7 +2,9 @@
 //! authorisation and the docs derive from. Pure data.
 //!
 //! It owns what two programs must agree on. It refuses to know how bytes travel or rest: no I/O, no async, no client
-//! library. Begin with [`Topic`] and [`message`]; [`wire`] turns messages into bytes and back.
+//! library. Begin with [`Topic`] and [`message`]; [`wire`] turns messages into bytes and back. The tables: [`system`] says
+//! which topics the services own, [`doors`] which topics a flow may use, [`operation`] who may ask for what, [`api`] how
+//! clients' bodies become messages and back, [`slots`] what processors do with their topics.
 //!
 //! ```
 //! use sluice_schema::{Class, Topic, message::Chunk, wire};

@@ -135,8 +135,11 @@ fn a_failure_ends_the_session(_: &Call, bus: &mut Map<String, Value>, api: &mut 
     }
 }
 
-/// One client knows the type of a message as `chunk_type`, another the final text as `answer`.
-fn names_that_clients_read(_: &Call, _: &mut Map<String, Value>, api: &mut Map<String, Value>) {
+/// Nothing follows an error. One client knows the type of a message as `chunk_type`, another the final text as `answer`.
+fn names_that_clients_read(_: &Call, bus: &mut Map<String, Value>, api: &mut Map<String, Value>) {
+    if bus.get("error").is_some_and(Value::is_object) {
+        api.insert("end_of_dialog".to_owned(), true.into());
+    }
     if let Some(kind) = api.get("message_type").cloned() {
         api.insert("chunk_type".to_owned(), kind);
     }

@@ -11,6 +11,7 @@ message! {
     pub struct PlanStep {
         goal: String,
         tool_hint: String,
+        /// Steps by their place in the plan, counted from 0.
         depends_on: Vec<i64>,
         status: String = "pending".to_owned(),
         result: String,
@@ -22,6 +23,7 @@ message! {
     pub struct AgentStep {
         thought: String,
         action: String,
+        /// Argument → text.
         arguments: BTreeMap<String, String>,
         observation: String,
         step_type: String,
@@ -54,13 +56,17 @@ message! {
 message! {
     /// A thought, action, observation or answer of an agent.
     pub struct AgentResponse {
+        /// `thought`, `action`, `observation`, `answer`, `explain` or `error`.
         message_type: String,
         content: String,
+        /// This piece completes a thought, an observation or the answer.
         end_of_message: bool,
+        /// Nothing follows.
         end_of_dialog: bool,
         explain_id: Option<String>,
         explain_graph: Option<String>,
         explain_triples: Vec<Triple>,
+        /// IRI under which the message is recorded as provenance.
         message_id: String,
         error: Option<Error>,
         in_token: Option<i64>,
@@ -72,7 +78,9 @@ message! {
 message! {
     /// A call of an external tool service.
     pub struct ToolServiceRequest {
+        /// JSON text of an object.
         config: String,
+        /// JSON text of an object.
         arguments: String,
     }
 }

@@ -19,6 +19,7 @@ message! {
     pub struct ConfigValue {
         r#type: String,
         key: String,
+        /// Opaque to config; by convention JSON text.
         value: Option<String>,
         workspace: String,
         /// Additive: the version at which this value was written; 0 when not told.
@@ -30,8 +31,10 @@ message! {
     /// A call to the config service, on `request:tg:config` and `request:tg:config:<workspace>`.
     pub struct ConfigRequest {
         operation: String,
+        /// Counts on the system queue only; elsewhere the queue names the workspace.
         workspace: String,
         keys: Vec<ConfigKey>,
+        /// What `list` and `getvalues` read.
         r#type: String,
         values: Vec<ConfigValue>,
         /// Additive: versions that must still hold, for `put`, `delete` and `apply`.
@@ -52,9 +55,12 @@ message! {
 message! {
     /// The answer of the config service.
     pub struct ConfigResponse {
+        /// Of the whole store, over all workspaces.
         version: i64,
         values: Vec<ConfigValue>,
+        /// Keys, in the answer to `list`.
         directory: Vec<String>,
+        /// Type → key → value, in the answer to `config`.
         config: BTreeMap<String, BTreeMap<String, String>>,
         error: Option<Error>,
         /// Additive: what a mixed put left out, and why nothing else was.
@@ -78,6 +84,7 @@ message! {
     /// The notice on `notify:tg:config` that config changed; it says what may have changed, never the values.
     pub struct ConfigPush {
         version: i64,
+        /// Config type → workspaces in which it changed.
         changes: BTreeMap<String, Vec<String>>,
         workspace_changes: Option<WorkspaceChanges>,
     }
@@ -88,9 +95,11 @@ message! {
     pub struct FlowRequest {
         operation: String,
         blueprint_name: String,
+        /// JSON text.
         blueprint_definition: String,
         description: String,
         flow_id: String,
+        /// Name → value of any JSON; resolved values are texts.
         parameters: Map<String, Value>,
         /// Additive: `"20s"`, a number of seconds, or `"discard"`: how `stop-flow` treats what is still queued.
         #[additive] drain: Option<String>,
@@ -102,7 +111,9 @@ message! {
     pub struct FlowResponse {
         blueprint_names: Vec<String>,
         flow_ids: Vec<String>,
+        /// JSON text.
         blueprint_definition: String,
+        /// A [`record::Flow`](crate::record::Flow) as JSON text.
         flow: String,
         description: String,
         parameters: BTreeMap<String, String>,
@@ -129,11 +140,14 @@ message! {
     pub struct CollectionManagementRequest {
         operation: String,
         collection: String,
+        /// ISO 8601.
         timestamp: String,
         name: String,
         description: String,
         tags: Vec<String>,
+        /// Only collections with one of these tags; empty = all.
         tag_filter: Vec<String>,
+        /// 0 = no limit.
         limit: i64,
     }
 }

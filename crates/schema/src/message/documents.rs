@@ -8,7 +8,9 @@ message! {
     /// A document to decode: either base64 in `data` or a librarian id.
     pub struct Document {
         metadata: Option<Metadata>,
+        /// Base64 of the file; empty where `document_id` is given.
         data: String,
+        /// In the library, to be fetched from there.
         document_id: String,
     }
 }
@@ -17,6 +19,7 @@ message! {
     /// Plain text, inline or by librarian id, on its way to the chunker.
     pub struct TextDocument {
         metadata: Option<Metadata>,
+        /// The text as it is, no base64. Where it is empty, fetch `document_id`.
         text: String,
         document_id: String,
     }
@@ -26,7 +29,9 @@ message! {
     /// A passage of a document.
     pub struct Chunk {
         metadata: Option<Metadata>,
+        /// The text as it is, no base64.
         chunk: String,
+        /// The chunk as a document of the library.
         document_id: String,
         attributes: BTreeMap<String, TextOrList>,
     }
@@ -71,6 +76,7 @@ message! {
     /// Document metadata inside a knowledge core.
     pub struct LibraryMetadata {
         id: String,
+        /// MIME type.
         kind: String,
         title: String,
         parent_id: String,
@@ -84,6 +90,7 @@ message! {
     /// Document content (base64) inside a knowledge core.
     pub struct LibraryBlob {
         id: String,
+        /// Base64.
         data: String,
     }
 }
@@ -92,8 +99,11 @@ message! {
     /// A call to the knowledge core service.
     pub struct KnowledgeRequest {
         operation: String,
+        /// Of the core, which is that of its root document.
         id: String,
+        /// The flow to load into.
         flow: String,
+        /// The collection to load into; empty = `default`.
         collection: String,
         triples: Option<Triples>,
         graph_embeddings: Option<GraphEmbeddings>,
@@ -107,7 +117,9 @@ message! {
     /// The answer of the knowledge core service.
     pub struct KnowledgeResponse {
         error: Option<Error>,
+        /// Set in answers to lists only.
         ids: Option<Vec<String>>,
+        /// The end of a core that came in parts.
         eos: bool,
         triples: Option<Triples>,
         graph_embeddings: Option<GraphEmbeddings>,
@@ -122,12 +134,16 @@ message! {
     pub struct DocumentMetadata {
         id: String,
         time: i64,
+        /// MIME type.
         kind: String,
         title: String,
         comments: String,
+        /// Further statements about the document.
         metadata: Vec<Triple>,
         tags: Vec<String>,
+        /// The document that this one was cut from; empty for one that was put in.
         parent_id: String,
+        /// `source`, `page`, `section`, `chunk`, `image`, `extracted` or `answer`.
         document_type: String = "source".to_owned(),
     }
 }
@@ -137,7 +153,9 @@ message! {
     pub struct ProcessingMetadata {
         id: String,
         document_id: String,
+        /// Seconds since 1970.
         time: i64,
+        /// Id of the flow, not of its run.
         flow: String,
         collection: String,
         tags: Vec<String>,
@@ -169,11 +187,15 @@ message! {
     pub struct UploadSession {
         upload_id: String,
         document_id: String,
+        /// A [`DocumentMetadata`] as JSON text.
         document_metadata_json: String,
+        /// Bytes.
         total_size: i64,
+        /// Bytes.
         chunk_size: i64,
         total_chunks: i64,
         chunks_received: i64,
+        /// ISO 8601.
         created_at: String,
     }
 }
@@ -189,10 +211,14 @@ message! {
         content: String,
         collection: String,
         criteria: Vec<Criteria>,
+        /// `begin-upload`: bytes.
         total_size: i64,
+        /// Bytes of a part; 0 = 2 MiB for uploads, 1 MiB for `stream-document`.
         chunk_size: i64,
         upload_id: String,
+        /// Which part, counted from 0.
         chunk_index: i64,
+        /// `list-documents`: also pages, chunks and answers.
         include_children: bool,
         /// Additive: `get-progress` answers for this flow only.
         #[additive] flow: String,
@@ -208,18 +234,25 @@ message! {
         document_metadatas: Vec<DocumentMetadata>,
         processing_metadatas: Vec<ProcessingMetadata>,
         upload_id: String,
+        /// Bytes.
         chunk_size: i64,
         total_chunks: i64,
+        /// Which part, counted from 0.
         chunk_index: i64,
+        /// How many parts so far, this one included.
         chunks_received: i64,
+        /// How many bytes so far.
         bytes_received: i64,
         total_bytes: i64,
         document_id: String,
+        /// UUID under which the content is kept.
         object_id: String,
+        /// `in-progress` or `expired`.
         upload_state: String,
         received_chunks: Vec<i64>,
         missing_chunks: Vec<i64>,
         upload_sessions: Vec<UploadSession>,
+        /// False only on parts of `stream-document` before the last.
         is_final: bool = true,
         /// Additive: how far documents are, in the answer to `get-progress`.
         #[additive] progress: Vec<DocumentProgress>,

@@ -9,7 +9,9 @@ message! {
     pub struct EntityEmbeddings {
         entity: Option<Term>,
         vector: Vec<f64>,
+        /// The chunk that the text came from.
         chunk_id: String,
+        /// IRIs of its classes.
         rdf_type: Vec<String>,
         attributes: BTreeMap<String, TextOrList>,
     }
@@ -112,6 +114,7 @@ message! {
     /// An entity and how near it is.
     pub struct EntityMatch {
         entity: Option<Term>,
+        /// Higher is nearer.
         score: f64,
         rdf_type: Vec<String>,
         attributes: BTreeMap<String, TextOrList>,
@@ -140,6 +143,7 @@ message! {
     /// A chunk and how well it matches.
     pub struct ChunkMatch {
         chunk_id: String,
+        /// Higher is better.
         score: f64,
         attributes: BTreeMap<String, TextOrList>,
     }
@@ -188,6 +192,7 @@ message! {
         limit: i64 = 10,
         collection: String,
         schema_name: String,
+        /// `None` = any index of the schema.
         index_name: Option<String>,
         attributes: BTreeMap<String, TextOrList>,
     }
@@ -222,6 +227,7 @@ message! {
     pub struct RerankerRequest {
         queries: Vec<RerankerQuery>,
         documents: Vec<RerankerDocument>,
+        /// The most results.
         limit: i64 = 10,
     }
 }
@@ -231,6 +237,7 @@ message! {
     pub struct RerankerResult {
         document_id: String,
         query_id: String,
+        /// Higher is better.
         score: f64,
     }
 }

@@ -6,8 +6,10 @@ message! {
         schema_version: i64 = 1,
         event_id: String,
         event_type: String,
+        /// ISO 8601.
         timestamp: String,
         producer: String,
+        /// JSON text.
         payload_json: String,
     }
 }
@@ -18,8 +20,10 @@ message! {
         schema_version: i64 = 1,
         event_id: String,
         event_type: String,
+        /// ISO 8601.
         timestamp: String,
         producer: String,
+        /// JSON text.
         payload_json: String,
     }
 }

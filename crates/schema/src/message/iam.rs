@@ -56,6 +56,7 @@ message! {
     pub struct ApiKeyInput {
         user_id: String,
         name: String,
+        /// ISO 8601; empty = never.
         expires: String,
     }
 }
@@ -66,6 +67,7 @@ message! {
         id: String,
         user_id: String,
         name: String,
+        /// The first characters of the secret, to tell keys apart.
         prefix: String,
         expires: String,
         created: String,
@@ -95,6 +97,7 @@ message! {
     pub struct IamRequest {
         operation: String,
         workspace: String,
+        /// Handle of who asks; the gateway sets it, whatever the client says.
         actor: String,
         user_id: String,
         username: String,
@@ -112,10 +115,14 @@ message! {
         grant: Option<GrantInput>,
         request_id: String,
         client_ip: String,
+        /// A [`UserContext`] as JSON text.
         user_context_json: String,
         capability: String,
+        /// `authorise`: JSON text of `{}`, `{"workspace"}` or `{"workspace", "flow"}`.
         resource_json: String,
+        /// `authorise`: JSON text of an object.
         parameters_json: String,
+        /// `authorise-many`: JSON text of a list of checks.
         authorise_checks: String,
         /// Additive: the members of `user` that the caller of `update-user` really gave; empty = not told.
         #[additive] update_mask: Vec<String>,
@@ -129,11 +136,14 @@ message! {
         users: Vec<UserRecord>,
         workspace: Option<WorkspaceRecord>,
         workspaces: Vec<WorkspaceRecord>,
+        /// The secret; told once, when the key is made.
         api_key_plaintext: String,
         api_key: Option<ApiKeyRecord>,
         api_keys: Vec<ApiKeyRecord>,
         jwt: String,
+        /// ISO 8601.
         jwt_expires: String,
+        /// PEM.
         signing_key_public: String,
         resolved_user_id: String,
         resolved_default_workspace: String,
@@ -143,6 +153,7 @@ message! {
         bootstrap_admin_api_key: String,
         bootstrap_available: bool,
         decision_allow: bool,
+        /// How long a decision may be kept.
         decision_ttl_seconds: i64,
         decisions_json: String,
         group_json: String,

@@ -9,11 +9,15 @@ use super::Error;
 message! {
     /// A call to a language model.
     pub struct TextCompletionRequest {
+        /// `completion` or `list-models`.
         operation: String = "completion".to_owned(),
         system: String,
         prompt: String,
+        /// Whether the answer may come in parts.
         streaming: bool,
+        /// `json` for structured output; the model follows `schema` then.
         response_format: Option<String>,
+        /// JSON schema of the answer.
         schema: Option<Map<String, Value>>,
     }
 }
@@ -24,9 +28,12 @@ message! {
         id: String,
         name: Option<String>,
         owned_by: Option<String>,
+        /// Seconds since 1970.
         created: Option<i64>,
         description: Option<String>,
+        /// Tokens.
         context_length: Option<i64>,
+        /// Tokens.
         max_output_length: Option<i64>,
         input_modalities: Vec<String>,
         output_modalities: Vec<String>,
@@ -45,7 +52,9 @@ message! {
     pub struct TextCompletionResponse {
         error: Option<Error>,
         response: String,
+        /// Tokens read; on the last message.
         in_token: Option<i64>,
+        /// Tokens written; on the last message.
         out_token: Option<i64>,
         model: Option<String>,
         end_of_stream: bool,
@@ -57,6 +66,7 @@ message! {
     /// A call of a tool; `parameters` is JSON text.
     pub struct ToolRequest {
         name: String,
+        /// JSON text of an object.
         parameters: String,
     }
 }
@@ -66,6 +76,7 @@ message! {
     pub struct ToolResponse {
         error: Option<Error>,
         text: String,
+        /// JSON text; used where `text` is empty.
         object: String,
     }
 }
@@ -74,6 +85,7 @@ message! {
     /// A prompt template by id, with JSON texts for its variables.
     pub struct PromptRequest {
         id: String,
+        /// Variable → its value as JSON text.
         terms: BTreeMap<String, String>,
         streaming: bool,
     }
@@ -84,6 +96,7 @@ message! {
     pub struct PromptResponse {
         error: Option<Error>,
         text: String,
+        /// JSON text, of prompts that answer with JSON; used where `text` is empty.
         object: String,
         end_of_stream: bool,
         in_token: Option<i64>,
@@ -95,6 +108,7 @@ message! {
 message! {
     /// An image (base64) to describe.
     pub struct ImageToTextRequest {
+        /// Base64.
         image: String,
         mime_type: String,
         prompt: String,

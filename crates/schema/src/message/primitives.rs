@@ -3,7 +3,9 @@
 message! {
     /// A failure told to the caller: a stable `type` and a message for people. Part of every response.
     pub struct Error {
+        /// Stable word to act on, as `flow-error`.
         r#type: String,
+        /// For people.
         message: String,
     }
 }
@@ -11,10 +13,14 @@ message! {
 message! {
     /// One RDF term: IRI (`i`), blank node (`b`), literal (`l`) or quoted triple (`t`).
     pub struct Term {
+        /// `i`, `b`, `l` or `t`; tells which of the other members counts.
         r#type: String,
         iri: String,
+        /// Of a blank node.
         id: String,
+        /// Of a literal.
         value: String,
+        /// IRI; a literal has this or `language`, not both.
         datatype: String,
         language: String,
         triple: Option<Box<Triple>>,
@@ -27,6 +33,7 @@ message! {
         s: Option<Term>,
         p: Option<Term>,
         o: Option<Term>,
+        /// IRI of the graph.
         g: Option<String>,
     }
 }
@@ -35,7 +42,9 @@ message! {
     /// One column of a row schema.
     pub struct Field {
         name: String,
+        /// `string`, `integer`, `float`, `boolean`, `timestamp`, `date`, `time` or `uuid`.
         r#type: String,
+        /// A hint at its width; 0 = none.
         size: i64,
         primary: bool,
         description: String,
@@ -57,7 +66,9 @@ message! {
 message! {
     /// Which item a pipeline message carries, which document it came from, and the collection it goes to.
     pub struct Metadata {
+        /// Of the item itself: a document, a page, a chunk.
         id: String,
+        /// Of the document that the item was cut from.
         root: String,
         collection: String,
     }

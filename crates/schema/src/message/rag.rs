@@ -30,6 +30,7 @@ message! {
         graph_seeds: Vec<String>,
         languages: Vec<String>,
         traversal_instructions: Vec<TraversalStep>,
+        /// IRI of the graph to look in.
         graph: Option<String>,
     }
 }
@@ -47,11 +48,14 @@ message! {
     pub struct GraphRagResponse {
         error: Option<Error>,
         response: String,
+        /// The answer itself is complete; explanations and counts may follow.
         end_of_stream: bool,
         explain_id: Option<String>,
         explain_graph: Option<String>,
         explain_triples: Vec<Triple>,
+        /// `chunk` for a piece of the answer, `explain` for an explanation.
         message_type: String,
+        /// Nothing follows.
         end_of_session: bool,
         in_token: Option<i64>,
         out_token: Option<i64>,
@@ -65,7 +69,9 @@ message! {
     pub struct DocumentRagQuery {
         query: String,
         collection: String,
+        /// The most passages that the answer is made from.
         doc_limit: i64,
+        /// How many to fetch before they are put in order; 0 = as many as the service sees fit.
         fetch_limit: i64,
         streaming: bool,
     }
@@ -76,11 +82,14 @@ message! {
     pub struct DocumentRagResponse {
         error: Option<Error>,
         response: Option<String>,
+        /// The answer itself is complete.
         end_of_stream: bool,
         explain_id: Option<String>,
         explain_graph: Option<String>,
         explain_triples: Vec<Triple>,
+        /// `chunk`, `explain` or `end`; empty on an answer in one piece.
         message_type: String,
+        /// Nothing follows.
         end_of_session: bool,
         in_token: Option<i64>,
         out_token: Option<i64>,

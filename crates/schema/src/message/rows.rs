@@ -12,6 +12,7 @@ message! {
         metadata: Option<Metadata>,
         schema_name: String,
         values: Vec<BTreeMap<String, String>>,
+        /// 0 to 1.
         confidence: f64,
         source_span: String,
     }
@@ -40,6 +41,7 @@ message! {
 message! {
     /// A sample to diagnose.
     pub struct StructuredDataDiagnosisRequest {
+        /// `detect-type`, `generate-descriptor`, `diagnose` or `schema-selection`.
         operation: String,
         sample: String,
         r#type: String,
@@ -54,7 +56,9 @@ message! {
         error: Option<Error>,
         operation: String,
         detected_type: String,
+        /// 0 to 1.
         confidence: f64,
+        /// JSON text.
         descriptor: String,
         metadata: BTreeMap<String, String>,
         schema_matches: Vec<String>,
@@ -105,6 +109,7 @@ message! {
         graphql_query: String,
         variables: BTreeMap<String, String>,
         detected_schemas: Vec<String>,
+        /// 0 to 1.
         confidence: f64,
     }
 }
@@ -121,6 +126,7 @@ message! {
     /// The answer to a question over rows.
     pub struct StructuredQueryResponse {
         error: Option<Error>,
+        /// JSON text.
         data: String,
         errors: Vec<String>,
     }

@@ -8,8 +8,10 @@ message! {
     /// Text that tells what an entity is.
     pub struct EntityContext {
         entity: Option<Term>,
+        /// The text to embed.
         context: String,
         chunk_id: String,
+        /// IRIs of its classes.
         rdf_type: Vec<String>,
         attributes: BTreeMap<String, TextOrList>,
     }
@@ -38,9 +40,12 @@ message! {
         s: Option<Term>,
         p: Option<Term>,
         o: Option<Term>,
+        /// `None` = any graph, empty = the default graph, else the IRI of one.
         g: Option<String>,
+        /// The most statements over all batches.
         limit: i64,
         streaming: bool,
+        /// Statements of one message, where `streaming`.
         batch_size: i64 = 20,
         user_context: Option<UserContext>,
     }
@@ -58,6 +63,7 @@ message! {
 message! {
     /// One row of a SPARQL result.
     pub struct SparqlBinding {
+        /// In the order of `variables`; `None` where unbound.
         values: Vec<Option<Term>>,
     }
 }
@@ -78,6 +84,7 @@ message! {
     /// A SPARQL result.
     pub struct SparqlQueryResponse {
         error: Option<Error>,
+        /// `select`, `ask`, `construct` or `describe`; tells which of the other members counts.
         query_type: String,
         variables: Vec<String>,
         bindings: Vec<SparqlBinding>,
