@@ -251,7 +251,7 @@ impl Hall {
         let question = Message::new(asked.body.clone()).with(property::TRACE, &call.origin.request_id);
         let patience = Patience::total(self.options.iam_timeout);
         let raw = self.settle_and_ask(&self.iam, question, patience).await;
-        let raw = raw.map_err(|error| self.told(error, "gateway-error", "the identity service"))?;
+        let raw = raw.map_err(|error| Self::told(&error, "gateway-error", "the identity service"))?;
         Ok(self.stream(raw, asked, None))
     }
 
@@ -266,7 +266,7 @@ impl Hall {
         let route = services.route(service).ok_or(Refusal::UnknownOperation)?;
         let raw = self.settle_and_ask(&route, question, self.patience(door));
         let raw = services.gone.run_until_cancelled(raw).await.ok_or(Refusal::NoWorkspace)?;
-        let raw = raw.map_err(|error| self.told(error, "gateway-error", service.name))?;
+        let raw = raw.map_err(|error| Self::told(&error, "gateway-error", service.name))?;
         Ok(self.stream(raw, asked, Some((services.gone.clone(), Refusal::NoWorkspace))))
     }
 
@@ -311,7 +311,7 @@ impl Hall {
             self.replies().ask(&route.request, question, self.patience(door)).await
         };
         let raw = doors.gone.run_until_cancelled(raw).await.ok_or_else(|| stopped.clone())?;
-        let raw = raw.map_err(|error| self.told(error, "flow-error", interface))?;
+        let raw = raw.map_err(|error| Self::told(&error, "flow-error", interface))?;
         Ok(self.stream(raw, asked, Some((doors.gone.clone(), stopped))))
     }
 
@@ -324,7 +324,7 @@ impl Hall {
         let sent = self.process.broker.publish(&address, message);
         match tokio::time::timeout(self.options.call_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.told(error, "flow-error", "this flow")),
+            Ok(Err(error)) => Err(Self::told(&error, "flow-error", "this flow")),
             Err(_) => Err(Refusal::failed("gateway-error", "Timeout")),
         }
     }
@@ -369,14 +369,14 @@ impl Hall {
     }
 
     /// A failure of the bus, in words for strangers; the cause goes to the log.
-    fn told(&self, error: Error, kind: &str, service: &str) -> Refusal {
+    fn told(error: &Error, kind: &str, service: &str) -> Refusal {
         tracing::warn!(%error, service, "a call could not be asked");
         match error {
             Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
             Error::Full { .. } => {
                 Refusal::Overloaded("the service has too many calls waiting; try again in a moment")
             }
-            Error::TooLarge { max, .. } => Refusal::TooLarge { bytes_max: max },
+            Error::TooLarge { max, .. } => Refusal::TooLarge { bytes_max: *max },
             Error::NoTopic { .. }
             | Error::NoSubscription { .. }
             | Error::Unroutable { .. }

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use sluice_bus::{Following, Replies};
 use sluice_schema::api::Service;
 use sluice_schema::doors::{self, Home, Use};
@@ -17,6 +18,9 @@ use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+
+/// Interface → role → topic.
+type Named = BTreeMap<String, BTreeMap<String, Topic>>;
 
 /// A service that answers: where to ask, and where its answers come.
 pub(crate) struct Route {
@@ -48,7 +52,7 @@ pub(crate) struct Interface {
 /// The doors of one run of a flow.
 pub(crate) struct Doors {
     run: Option<String>,
-    named: BTreeMap<String, BTreeMap<String, String>>,
+    named: Named,
     pub(crate) interfaces: HashMap<Box<str>, Interface>,
     /// Cancelled when this run is no longer on record.
     pub(crate) gone: CancellationToken,
@@ -149,15 +153,17 @@ impl Snapshot {
             Some((old_text, flow)) if old_text == text => return flow.clone(),
             _ => {}
         }
-        let doors = match read(workspace, id, text) {
-            Ok(flow) if flow.is_routable() => open_doors(flow, old.map(|(_, flow)| flow)).map(Flow::Open),
-            Ok(flow) => open_doors(flow, old.map(|(_, flow)| flow)).map(Flow::Stopping),
-            Err(reason) => Err(reason),
-        };
-        doors.unwrap_or_else(|reason| {
-            tracing::warn!(workspace, flow = id, reason, "a flow record is not routed");
-            Flow::Unrouted(reason.into())
-        })
+        match read(workspace, id, text) {
+            Ok(record) => {
+                let stopping = record.stopping;
+                let doors = open_doors(record, old.map(|(_, flow)| flow));
+                if stopping { Flow::Stopping(doors) } else { Flow::Open(doors) }
+            }
+            Err(reason) => {
+                tracing::warn!(workspace, flow = id, reason, "a flow record is not routed");
+                Flow::Unrouted(reason.into())
+            }
+        }
     }
 
     fn tell_what_is_gone(&self, next: &Self) {
@@ -177,45 +183,62 @@ impl Snapshot {
     }
 }
 
-/// The record, if every topic it exposes is this workspace's and no system service's.
-fn read(workspace: &str, id: &str, text: &str) -> Result<record::Flow, String> {
-    let flow: record::Flow =
-        serde_json::from_str(text).map_err(|e| format!("its record cannot be read: {e}"))?;
+/// What the gateway needs to know of a flow's record.
+struct Record {
+    run: Option<String>,
+    stopping: bool,
+    named: Named,
+}
+
+/// Reads a record, if every topic it exposes is this workspace's and no system service's. Reads no more of it than
+/// routing needs: whoever wrote it may have more to say.
+fn read(workspace: &str, id: &str, text: &str) -> Result<Record, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("its record is not JSON: {e}"))?;
+    let Value::Object(record) = value else { return Err("its record is not an object".to_owned()) };
     let workspace = WorkspaceId::existing(workspace);
-    for (name, roles) in &flow.interfaces {
+    let mut named = Named::new();
+    let empty = Map::new();
+    let interfaces = match record.get("interfaces") {
+        None | Some(Value::Null) => &empty,
+        Some(Value::Object(interfaces)) => interfaces,
+        Some(_) => return Err("its interfaces are not an object".to_owned()),
+    };
+    for (name, roles) in interfaces {
+        let Value::Object(roles) = roles else { return Err(format!("interface '{name}' is not an object")) };
         for (role, topic) in roles {
             let place = || format!("interface '{name}', {role}");
+            let topic = topic.as_str().ok_or_else(|| format!("{}: the topic is not a text", place()))?;
             let topic = Topic::parse(topic).map_err(|e| format!("{}: {e}", place()))?;
             // Whose run or blueprint it is does not matter to the wall; whose workspace does.
             let own = topic.name().rsplit(':').next().unwrap_or(id).to_owned();
             let home = Home { workspace: &workspace, names: &[&own] };
             doors::check(&topic, Use::Expose, home).map_err(|e| format!("{}: {e}", place()))?;
+            named.entry(name.clone()).or_default().insert(role.clone(), topic);
         }
     }
-    Ok(flow)
+    let run = record.get("run").and_then(Value::as_str).map(ToOwned::to_owned);
+    let stopping = record.get("status").is_some_and(|status| !status.is_null());
+    Ok(Record { run, stopping, named })
 }
 
 /// The doors of a record: the old ones while the run and its interfaces are the same, so that calls under way go on.
-fn open_doors(flow: record::Flow, old: Option<&Flow>) -> Result<Arc<Doors>, String> {
+fn open_doors(record: Record, old: Option<&Flow>) -> Arc<Doors> {
     if let Some(old) = old.and_then(Flow::doors)
-        && old.run == flow.run
-        && old.named == flow.interfaces
+        && old.run == record.run
+        && old.named == record.named
     {
-        return Ok(old.clone());
+        return old.clone();
     }
-    let mut interfaces: HashMap<Box<str>, Interface> = HashMap::new();
-    for (name, roles) in &flow.interfaces {
-        let topic = |role: &str| {
-            roles.get(role).map(|text| Topic::parse(text)).transpose().map_err(|e| e.to_string())
-        };
-        let route = match (topic("request")?, topic("response")?) {
-            (Some(request), Some(response)) => Some(Route::new(request, response)),
+    let interface = |roles: &BTreeMap<String, Topic>| {
+        let route = match (roles.get("request"), roles.get("response")) {
+            (Some(request), Some(response)) => Some(Route::new(request.clone(), response.clone())),
             _ => None,
         };
-        interfaces.insert(name.as_str().into(), Interface { route, inlet: topic("flow")? });
-    }
-    let gone = CancellationToken::new();
-    Ok(Arc::new(Doors { run: flow.run, named: flow.interfaces, interfaces, gone }))
+        Interface { route, inlet: roles.get("flow").cloned() }
+    };
+    let interfaces =
+        record.named.iter().map(|(name, roles)| (name.as_str().into(), interface(roles))).collect();
+    Arc::new(Doors { run: record.run, named: record.named, interfaces, gone: CancellationToken::new() })
 }
 
 /// The latest snapshot, for everybody. Cheap to clone.

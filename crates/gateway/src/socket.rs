@@ -7,6 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::hash::RandomState;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,7 +146,7 @@ impl Session {
                 (credential, caller) = finished(&mut self.authentication) => self.authenticated(credential, &caller),
                 frame = stream.next(), if self.notices.len() < NOTICES_MAX => match frame {
                     Some(Ok(frame)) => {
-                        if self.take(frame, stopping).is_break() {
+                        if self.take(&frame, stopping).is_break() {
                             return None;
                         }
                     }
@@ -199,19 +200,19 @@ impl Session {
         self.credential = if caller.is_ok() { credential } else { Credential::Refused };
     }
 
-    fn take(&mut self, message: Message, stopping: bool) -> std::ops::ControlFlow<()> {
-        let text = match &message {
+    fn take(&mut self, message: &Message, stopping: bool) -> ControlFlow<()> {
+        let text = match message {
             Message::Text(text) => text.as_str(),
             Message::Binary(bytes) => match std::str::from_utf8(bytes) {
                 Ok(text) => text,
                 Err(_) => {
                     let refusal = Refusal::failed("error", "frame is not UTF-8");
                     self.notices.push_back(frame::refused(None, &refusal));
-                    return std::ops::ControlFlow::Continue(());
+                    return ControlFlow::Continue(());
                 }
             },
-            Message::Close(_) => return std::ops::ControlFlow::Break(()),
-            Message::Ping(_) | Message::Pong(_) => return std::ops::ControlFlow::Continue(()),
+            Message::Close(_) => return ControlFlow::Break(()),
+            Message::Ping(_) | Message::Pong(_) => return ControlFlow::Continue(()),
         };
         match Frame::read(text, &self.hasher) {
             Ok(Frame::Auth { .. }) if self.waiting.len() >= self.hall.options.socket_waiting_max => {
@@ -232,7 +233,7 @@ impl Session {
             },
             Err(Garbage { id, refusal }) => self.notices.push_back(frame::refused(id.as_deref(), &refusal)),
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 
     fn admit(&self, bytes: usize, stopping: bool) -> Result<Room, Refusal> {

@@ -1,0 +1,9 @@
+//! The gateway driven through its doors, with services behind it on the embedded broker.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod refusals;
+mod routing;
+mod sockets;
+mod walls;
+mod world;
