@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sluice_bus::embedded::Embedded as Broker;
-use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process, Resources, watch};
-use sluice_store::Embedded as Store;
+use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process, watch};
+use sluice_store::{Embedded as Store, Stores};
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{Code, Told};
@@ -55,14 +55,14 @@ impl System {
         })
         .context("the embedded broker could not be opened")?;
         let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
-        match serve(&settings, &process, &broker, &store).await {
+        match serve(&settings, &process, &broker, store.stores()).await {
             Ok(gateway) => {
-                let address = gateway.local_addr();
+                let address = gateway.local_addr;
                 Ok(Self { address, gateway, process, broker, store })
             }
             Err(error) => {
                 process.shutdown(Duration::from_secs(1)).await;
-                close(&broker, &store).await;
+                close(&broker, store).await;
                 Err(error)
             }
         }
@@ -70,16 +70,16 @@ impl System {
 
     /// Stops in reverse order: nothing new in, work under way to its end or the deadline, then the rest is cut by name.
     pub(crate) async fn stop(self) {
-        self.gateway.stop().await;
+        self.gateway.shutdown().await;
         let cut = self.process.shutdown(DRAIN_TIMEOUT).await;
         if !cut.is_empty() {
             tracing::warn!(?cut, "cut at the shutdown deadline");
         }
-        close(&self.broker, &self.store).await;
+        close(&self.broker, self.store).await;
     }
 }
 
-async fn close(broker: &Broker, store: &Store) {
+async fn close(broker: &Broker, store: Store) {
     broker.shutdown().await;
     store.close().await;
 }
@@ -88,10 +88,9 @@ async fn serve(
     settings: &Settings,
     process: &Process,
     broker: &Broker,
-    store: &Store,
+    stores: Stores,
 ) -> anyhow::Result<sluice_gateway::Gateway> {
     let admin: Arc<dyn sluice_bus::BrokerAdmin> = Arc::new(broker.clone());
-    let stores = store.stores();
 
     sluice_config::start(sluice_config::Parts {
         process: process.clone(),
@@ -119,21 +118,19 @@ async fn serve(
     .await
     .context("the identity service did not start")?;
 
-    sluice_library::start(sluice_library::Parts {
-        process: process.clone(),
-        admin: admin.clone(),
-        stores: stores.clone(),
-        config: config().await?,
-        watch: watch.clone(),
-    })
+    sluice_library::start(sluice_library::Parts::new(
+        process.clone(),
+        admin.clone(),
+        stores.clone(),
+        config().await?,
+        watch.clone(),
+    ))
     .await
     .context("the library did not start")?;
 
     let roster = sluice_processors::roster();
-    let mut resources = Resources::new().with(stores);
-    if let Some(model) = settings.model.clone() {
-        resources = resources.with(model);
-    }
+    let model = sluice_processors::Model::new(settings.model.clone())?;
+    let resources = sluice_processors::resources(stores, model, &process.metrics);
     let catalogue = roster.catalogue(process, &watch, &resources).context("a processor cannot run here")?;
     sluice_flow::start(sluice_flow::Parts {
         process: process.clone(),
@@ -143,8 +140,7 @@ async fn serve(
         catalogue,
         options: sluice_flow::Options { only_own_processors: true, ..Default::default() },
     })
-    .await
-    .context("the flow service did not start")?;
+    .await;
     Host::new(process.clone(), roster, watch.clone(), resources, HostOptions::default()).start();
 
     sluice_gateway::start(sluice_gateway::Parts {

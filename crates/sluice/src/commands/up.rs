@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use sluice_processors::{ModelConfig, Secret};
 
 use crate::api::data_folder;
 use crate::cli::{Model, Target, Up};
@@ -47,7 +48,9 @@ pub(super) async fn interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn model(model: Model) -> Option<sluice_processors::ModelConfig> {
-    let base_url = model.llm_url?;
-    Some(sluice_processors::ModelConfig::new(base_url, model.llm_key.unwrap_or_default(), model.llm_model))
+pub(super) fn model(model: Model) -> Option<ModelConfig> {
+    let mut config = ModelConfig::new(model.llm_url?);
+    config.model = model.llm_model;
+    config.api_key = model.llm_key.map(Secret::new);
+    Some(config)
 }
