@@ -1,1 +1,74 @@
-//! .
+//! The data plane: the stages that documents pass through, and the services that answer questions about them.
+//!
+//! It owns what happens to a document's content between the librarian and the stores, and from a question to its answer.
+//! It refuses to know which broker carries messages, which workspaces exist, and who asks. Begin with [`roster`]; each
+//! processor is a file, and the thinking in it is a pure function beside its handler.
+//!
+//! The pure parts can be used alone:
+//!
+//! ```
+//! use sluice_processors::{hashing, pieces::pieces};
+//!
+//! let cut = pieces("Oil the chain.\n\nBake the bread.", 20, 0);
+//! assert_eq!(cut[1].text, "Bake the bread.");
+//! let alike = |a, b| hashing::cosine(&hashing::embed(a), &hashing::embed(b));
+//! assert!(alike(cut[0].text, "oiling a chain") > alike(cut[1].text, "oiling a chain"));
+//! ```
+
+use sluice_sdk::{Metrics, Resources, Roster};
+use sluice_store::Stores;
+
+pub mod chunk_index;
+pub mod chunker;
+pub mod completion;
+pub mod decoder;
+pub mod document_rag;
+pub mod embeddings;
+pub mod fusion;
+pub mod hashing;
+mod json_schema;
+pub mod lexical;
+mod librarian;
+pub mod metering;
+pub mod passage;
+pub mod pieces;
+pub mod prompt;
+mod provenance;
+pub mod reranker;
+pub mod retrieval;
+mod template;
+pub mod text;
+mod trace;
+pub mod triples;
+
+pub use completion::{Model, ModelConfig, ModelError, Secret};
+pub use metering::Meters;
+
+/// Every processor here, under the ids that blueprints use.
+#[must_use]
+pub fn roster() -> Roster {
+    Roster::new()
+        .add::<decoder::DocumentDecoder>()
+        .add::<chunker::Chunker>()
+        .add::<embeddings::Embeddings>()
+        .add::<embeddings::DocumentEmbedder>()
+        .add::<chunk_index::VectorWriter>()
+        .add::<chunk_index::VectorQuery>()
+        .add::<chunk_index::KeywordIndex>()
+        .add::<reranker::Reranker>()
+        .add::<triples::TriplesWriter>()
+        .add::<triples::TriplesQuery>()
+        .add::<completion::TextCompletion>()
+        .add_as::<completion::TextCompletion>("text-completion-rag")
+        .add::<prompt::Prompt>()
+        .add_as::<prompt::Prompt>("prompt-rag")
+        .add::<metering::Metering>()
+        .add_as::<metering::Metering>("metering-rag")
+        .add::<document_rag::DocumentRag>()
+}
+
+/// Everything that the processors of [`roster`] borrow from their program.
+#[must_use]
+pub fn resources(stores: Stores, model: Model, metrics: &Metrics) -> Resources {
+    Resources::new().with(stores).with(model).with(Meters::registered(metrics))
+}

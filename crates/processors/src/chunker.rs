@@ -1,0 +1,222 @@
+//! Cuts texts into chunks of at most `chunk-size` characters, saves each with the librarian and sends it on.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sluice_schema::message::{
+    Chunk, DocumentMetadata, Metadata, StageReport, TextDocument, TextOrList, Triples,
+};
+use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress};
+
+use crate::decoder::{first_set, no_text};
+use crate::librarian::{Librarian, Saved};
+use crate::passage;
+use crate::pieces::{Piece, pieces};
+use crate::provenance::{self, Part, PartKind};
+
+const COMPONENT: &str = "chunker";
+const CHUNK_SIZE_CHARS: usize = 2_000;
+const CHUNK_OVERLAP_CHARS: usize = 100;
+/// Chunks of one text that are being saved at once.
+const SAVES_MAX: usize = 16;
+/// Chunks announced in one report.
+const ANNOUNCED_MAX: usize = 500;
+
+/// The recursive chunker of one flow.
+pub struct Chunker {
+    chunks: Out<Chunk>,
+    triples: Out<Triples>,
+    librarian: Librarian,
+    progress: Progress,
+    chunk_size_chars: usize,
+    chunk_overlap_chars: usize,
+}
+
+impl Processor for Chunker {
+    const NAME: &'static str = "chunker";
+    const STAGE: Option<&'static str> = Some("chunker");
+
+    fn bind(ports: &mut Ports) -> Result<Self, BindError> {
+        let chunk_size_chars = ports.setting("chunk-size", CHUNK_SIZE_CHARS)?.max(1);
+        let wanted_overlap: usize = ports.setting("chunk-overlap", CHUNK_OVERLAP_CHARS)?;
+        Ok(Self {
+            chunks: ports.output("output")?,
+            triples: ports.output("triples")?,
+            librarian: Librarian::bind(ports)?,
+            progress: ports.progress()?,
+            chunk_size_chars,
+            chunk_overlap_chars: wanted_overlap.min(chunk_size_chars - 1),
+        })
+    }
+
+    fn inputs(on: &mut Inputs<Self>) {
+        on.message("input", Self::split);
+    }
+}
+
+/// A text under way, and what its chunks inherit from it.
+struct Text {
+    id: String,
+    root: String,
+    collection: String,
+    attributes: passage::Place,
+}
+
+impl Chunker {
+    async fn split(self: Arc<Self>, document: TextDocument) -> Result<(), Failure> {
+        let metadata = document.metadata.unwrap_or_default();
+        let id = first_set([&document.document_id, &metadata.id])
+            .ok_or_else(|| Failure::never("the text has neither a document_id nor a metadata id"))?;
+        let inline = !document.text.is_empty() || document.document_id.is_empty();
+        let content = if inline { document.text.clone() } else { self.librarian.text(id).await? };
+        let root = first_set([&metadata.root, id]).unwrap_or(id);
+        if content.trim().is_empty() {
+            return self.progress.report(no_text("chunker", id, root, &metadata.collection)).await;
+        }
+        let attributes = self.place(id, root, &content, inline).await?;
+        let text =
+            Text { id: id.to_owned(), root: root.to_owned(), collection: metadata.collection, attributes };
+
+        let cut = pieces(&content, self.chunk_size_chars, self.chunk_overlap_chars);
+        let ids: Vec<String> = cut.iter().map(|piece| text.chunk_id(piece)).collect();
+        for (batch, ids) in ids.chunks(ANNOUNCED_MAX).enumerate() {
+            self.progress
+                .report(text.report("announced", "chunk", &format!("{}:{batch}", text.id), ids.to_vec()))
+                .await?;
+        }
+        let made_at = provenance::now();
+        let (chunker, text, cut, ids) = (&*self, &text, &cut, &ids);
+        stream::iter(0..cut.len())
+            .map(|at| async move {
+                chunker.save(text, &cut[at], &ids[at], at + 1).await?;
+                Ok(at)
+            })
+            .buffered(SAVES_MAX)
+            .try_for_each(|at| self.send(text, &cut[at], &ids[at], at + 1, &made_at))
+            .await?;
+        self.progress.report(text.report("done", "text", &text.id, vec![text.id.clone()])).await
+    }
+
+    /// The document's title and, if the text is one of its pages, the page. A text that came without a record gets one,
+    /// because a chunk needs something to be a part of.
+    async fn place(
+        &self,
+        id: &str,
+        root: &str,
+        content: &str,
+        inline: bool,
+    ) -> Result<passage::Place, Failure> {
+        let own = self.librarian.metadata(id).await?;
+        if own.is_none() && inline {
+            self.librarian
+                .save(Saved { id, parent_id: "", document_type: "source", title: id, text: content })
+                .await?;
+        }
+        let page = own.as_ref().and_then(page_number);
+        let of_root = if root == id { own } else { self.librarian.metadata(root).await? };
+        let title = of_root.map(|document| document.title).filter(|title| !title.is_empty());
+        Ok(passage::Place { title: title.unwrap_or_else(|| root.to_owned()), page, ..Default::default() })
+    }
+
+    async fn save(&self, text: &Text, piece: &Piece<'_>, id: &str, index: usize) -> Result<(), Failure> {
+        let title = format!("Chunk {index}");
+        self.librarian
+            .save(Saved { id, parent_id: &text.id, document_type: "chunk", title: &title, text: piece.text })
+            .await
+    }
+
+    async fn send(
+        &self,
+        text: &Text,
+        piece: &Piece<'_>,
+        id: &str,
+        index: usize,
+        made_at: &str,
+    ) -> Result<(), Failure> {
+        let metadata =
+            Metadata { id: id.to_owned(), root: text.root.clone(), collection: text.collection.clone() };
+        let kind = PartKind::Chunk {
+            index,
+            offset: piece.offset,
+            length: piece.length,
+            size: self.chunk_size_chars,
+            overlap: self.chunk_overlap_chars,
+        };
+        let title = format!("Chunk {index}");
+        let part = Part { id, parent: &text.id, component: COMPONENT, title: &title, kind };
+        self.triples
+            .send(&Triples { metadata: Some(metadata.clone()), triples: part.triples(made_at) })
+            .await?;
+        let place = passage::Place {
+            offset: Some(piece.offset),
+            length: Some(piece.length),
+            ..text.attributes.clone()
+        };
+        let chunk = Chunk {
+            metadata: Some(metadata),
+            chunk: piece.text.to_owned(),
+            document_id: id.to_owned(),
+            attributes: place.attributes().map(|(name, value)| (name, TextOrList::Text(value))).collect(),
+        };
+        self.chunks.send(&chunk).await
+    }
+}
+
+impl Text {
+    /// The same piece of the same text in the same collection is the same chunk, however often it is cut out.
+    fn chunk_id(&self, piece: &Piece<'_>) -> String {
+        let offset = piece.offset.to_string();
+        let uuid = provenance::derived_uuid(&["chunk", &self.id, &self.collection, &offset, piece.text]);
+        format!("urn:chunk:{uuid}")
+    }
+
+    fn report(&self, event: &str, unit: &str, about: &str, pieces: Vec<String>) -> StageReport {
+        StageReport {
+            id: format!("chunker:{event}:{about}"),
+            document_id: self.root.clone(),
+            collection: self.collection.clone(),
+            stage: "chunker".to_owned(),
+            event: event.to_owned(),
+            unit: unit.to_owned(),
+            count: i64::try_from(pieces.len()).unwrap_or(i64::MAX),
+            pieces,
+            ..Default::default()
+        }
+    }
+}
+
+/// The number in a page's title, as decoders write it: `Page 3`.
+pub(crate) fn page_number(document: &DocumentMetadata) -> Option<i64> {
+    let is_page = document.document_type == "page";
+    document.title.strip_prefix("Page ").filter(|_| is_page)?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_known_by_its_type_and_title() {
+        let titled = |document_type: &str, title: &str| DocumentMetadata {
+            title: title.to_owned(),
+            document_type: document_type.to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(page_number(&titled("page", "Page 12")), Some(12));
+        assert_eq!(page_number(&titled("section", "Page 12")), None);
+        assert_eq!(page_number(&titled("page", "Section 1")), None);
+    }
+
+    #[test]
+    fn equal_pieces_at_different_places_are_different_chunks() {
+        let text = Text {
+            id: "urn:d".to_owned(),
+            root: "urn:d".to_owned(),
+            collection: "default".to_owned(),
+            attributes: passage::Place::default(),
+        };
+        let piece = Piece { text: "same", offset: 0, length: 4 };
+        assert_eq!(text.chunk_id(&piece), text.chunk_id(&piece));
+        assert_ne!(text.chunk_id(&piece), text.chunk_id(&Piece { offset: 9, ..piece }));
+    }
+}

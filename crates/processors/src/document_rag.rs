@@ -1,0 +1,426 @@
+//! Answers questions from passages: concepts, two indexes, reranking, then a model that writes the answer, or the best
+//! passages quoted where no model does. Every answer names its sources.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use sluice_bus::{Client, Patience};
+use sluice_schema::exchange::{self, Exchange};
+use sluice_schema::message::{
+    ChunkMatch, DocumentEmbeddingsRequest, DocumentRagQuery, DocumentRagResponse, EmbeddingsRequest, Error,
+    KeywordIndexRequest, Metadata, PassageSource, PromptRequest, RerankerDocument, RerankerQuery,
+    RerankerRequest, Triples,
+};
+use sluice_sdk::{BindError, Inputs, Out, Ports, Processor, Responder};
+
+use crate::librarian::{Librarian, Saved};
+use crate::passage::Place;
+use crate::provenance::{self, RETRIEVAL_GRAPH};
+use crate::retrieval;
+use crate::trace::{Node, Trace, Usage};
+
+/// Passages given to the model when the request does not say.
+const DOC_LIMIT_DEFAULT: usize = 20;
+const DOC_LIMIT_MAX: usize = 1_000;
+/// Candidates per passage given to the model when the request does not say.
+const FETCH_FACTOR: usize = 3;
+/// Chunks read from the librarian at once.
+const READS_MAX: usize = 16;
+const CONCEPTS_MAX: usize = 32;
+
+const PROMPT_TIMEOUT: Duration = Duration::from_secs(600);
+const STREAM_TIMEOUT: Duration = Duration::from_secs(3_600);
+const EMBEDDINGS_TIMEOUT: Duration = Duration::from_secs(300);
+const RERANKER_TIMEOUT: Duration = Duration::from_secs(300);
+const INDEX_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Named as the model of an answer that no model wrote.
+const EXTRACTIVE: &str = "extractive";
+const COLLECTION_DEFAULT: &str = "default";
+const TITLE_CHARS: usize = 50;
+
+/// The document-rag service of one flow.
+pub struct DocumentRag {
+    embeddings: Client<exchange::Embeddings>,
+    vectors: Client<exchange::DocumentEmbeddings>,
+    keywords: Option<Client<exchange::KeywordIndex>>,
+    reranker: Client<exchange::Reranker>,
+    prompt: Client<exchange::Prompt>,
+    librarian: Librarian,
+    traces: Out<Triples>,
+}
+
+impl Processor for DocumentRag {
+    const NAME: &'static str = "document-rag";
+
+    fn bind(ports: &mut Ports) -> Result<Self, BindError> {
+        Ok(Self {
+            embeddings: ports.client("embeddings")?,
+            vectors: ports.client("document-embeddings")?,
+            keywords: ports.optional_client("keyword-index")?,
+            reranker: ports.client("reranker")?,
+            prompt: ports.client("prompt")?,
+            librarian: Librarian::bind(ports)?,
+            traces: ports.output("explainability")?,
+        })
+    }
+
+    fn inputs(on: &mut Inputs<Self>) {
+        on.request::<exchange::DocumentRag, _, _>("request", Self::answer);
+    }
+}
+
+impl DocumentRag {
+    async fn answer(
+        self: Arc<Self>,
+        mut query: DocumentRagQuery,
+        answer: Responder<exchange::DocumentRag>,
+    ) -> Result<DocumentRagResponse, Error> {
+        if query.query.trim().is_empty() {
+            return Err(failed("the query is empty; ask a question"));
+        }
+        if query.collection.is_empty() {
+            query.collection = COLLECTION_DEFAULT.to_owned();
+        }
+        let trace = Trace::new(&uuid::Uuid::new_v4().to_string());
+        let session = Session { rag: &self, query: &query, answer: &answer, trace };
+        session.run().await.map_err(failed)
+    }
+}
+
+fn failed(reason: impl ToString) -> Error {
+    Error::new("document-rag-error", reason.to_string())
+}
+
+/// One question under way.
+struct Session<'a> {
+    rag: &'a DocumentRag,
+    query: &'a DocumentRagQuery,
+    answer: &'a Responder<exchange::DocumentRag>,
+    trace: Trace,
+}
+
+/// What the model, or the lack of one, made of the passages.
+struct Written {
+    text: String,
+    usage: Usage,
+    /// The passages it rests on.
+    used: usize,
+}
+
+impl Session<'_> {
+    async fn run(&self) -> Result<DocumentRagResponse, String> {
+        self.explain(self.trace.question(&self.query.query, &provenance::now())).await?;
+        let (concepts, mut usage) = self.concepts().await;
+        self.explain(self.trace.grounding(&concepts, &usage)).await?;
+
+        let found = self.retrieve(&concepts).await?;
+        let passages = self.read(found).await;
+        self.explain(self.trace.exploration(passages.iter().map(|passage| passage.chunk_id.as_str())))
+            .await?;
+        let focused = !passages.is_empty();
+        let mut passages = if focused { self.select(passages).await } else { passages };
+        if focused {
+            let scored = passages.iter().map(|passage| (passage.chunk_id.as_str(), passage.score));
+            self.explain(self.trace.focus(scored)).await?;
+        }
+
+        let written = self.write(&passages).await?;
+        usage.add(&written.usage);
+        passages.truncate(written.used);
+        let saved = self.save(&written.text).await;
+        self.explain(self.trace.synthesis(focused, saved.as_deref(), &written.usage)).await?;
+        let streamed = self.query.streaming;
+        Ok(DocumentRagResponse {
+            response: (!streamed).then_some(written.text),
+            end_of_stream: !streamed,
+            end_of_session: true,
+            message_type: if streamed { "end" } else { "" }.to_owned(),
+            in_token: usage.in_token,
+            out_token: usage.out_token,
+            model: usage.model,
+            sources: passages,
+            ..Default::default()
+        })
+    }
+
+    /// Tells a step to the asker and to the graph. A graph that cannot take it costs the trace, not the answer.
+    async fn explain(&self, node: Node) -> Result<(), String> {
+        let part = DocumentRagResponse {
+            response: None,
+            explain_id: Some(node.id.clone()),
+            explain_graph: Some(RETRIEVAL_GRAPH.to_owned()),
+            explain_triples: node.triples.clone(),
+            message_type: "explain".to_owned(),
+            ..Default::default()
+        };
+        self.answer.part(&part).await.map_err(|e| e.to_string())?;
+        let metadata =
+            Metadata { id: node.id, collection: self.query.collection.clone(), ..Default::default() };
+        if let Err(error) =
+            self.rag.traces.send(&Triples { metadata: Some(metadata), triples: node.triples }).await
+        {
+            tracing::warn!(%error, "a step of a question could not be written to the graph");
+        }
+        Ok(())
+    }
+
+    /// What to search for. Without a model that says so: the question itself.
+    async fn concepts(&self) -> (Vec<String>, Usage) {
+        let request = prompt("extract-concepts", &[("query", serde_json::json!(self.query.query))], false);
+        let (text, usage) = match self.rag.prompt.call(&request, PROMPT_TIMEOUT).await {
+            Ok(answer) if answer.error.is_none() => (
+                answer.text,
+                Usage { in_token: answer.in_token, out_token: answer.out_token, model: answer.model },
+            ),
+            Ok(answer) => {
+                let reason = answer.error.map(|error| error.message).unwrap_or_default();
+                tracing::debug!(reason, "no concepts from a model; the question is searched for as it is");
+                (String::new(), Usage::default())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no concepts from a model; the question is searched for as it is");
+                (String::new(), Usage::default())
+            }
+        };
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
+        let concepts: Vec<String> = lines.take(CONCEPTS_MAX).collect();
+        if concepts.is_empty() { (vec![self.query.query.clone()], usage) } else { (concepts, usage) }
+    }
+
+    fn doc_limit(&self) -> usize {
+        positive(self.query.doc_limit).unwrap_or(DOC_LIMIT_DEFAULT).min(DOC_LIMIT_MAX)
+    }
+
+    fn fetch_limit(&self) -> usize {
+        let doc_limit = self.doc_limit();
+        positive(self.query.fetch_limit)
+            .unwrap_or(FETCH_FACTOR * doc_limit)
+            .clamp(doc_limit, FETCH_FACTOR * DOC_LIMIT_MAX)
+    }
+
+    /// Chunks that may answer, best first, from both indexes.
+    async fn retrieve(&self, concepts: &[String]) -> Result<Vec<ChunkMatch>, String> {
+        let limit = self.fetch_limit();
+        let (near, by_keyword) = tokio::join!(self.near(concepts, limit), self.by_keyword(limit));
+        Ok(retrieval::candidates(near?, by_keyword, limit))
+    }
+
+    async fn near(&self, concepts: &[String], limit: usize) -> Result<Vec<Vec<ChunkMatch>>, String> {
+        let request = EmbeddingsRequest { texts: concepts.to_vec() };
+        let vectors = ask(&self.rag.embeddings, &request, EMBEDDINGS_TIMEOUT).await?.vectors;
+        let share = (limit / vectors.len().max(1)).max(1);
+        let searches = vectors.into_iter().map(|vector| {
+            let request = DocumentEmbeddingsRequest {
+                vector,
+                limit: i64::try_from(share).unwrap_or(i64::MAX),
+                collection: self.query.collection.clone(),
+                ..Default::default()
+            };
+            async move { ask(&self.rag.vectors, &request, INDEX_TIMEOUT).await.map(|answer| answer.chunks) }
+        });
+        futures_util::future::try_join_all(searches).await
+    }
+
+    /// A keyword index that fails counts as one that found nothing.
+    async fn by_keyword(&self, limit: usize) -> Vec<ChunkMatch> {
+        let Some(keywords) = &self.rag.keywords else { return Vec::new() };
+        let request = KeywordIndexRequest {
+            query: self.query.query.clone(),
+            limit: i64::try_from(limit).unwrap_or(i64::MAX),
+            collection: self.query.collection.clone(),
+        };
+        match ask(keywords, &request, INDEX_TIMEOUT).await {
+            Ok(answer) => answer.chunks,
+            Err(reason) => {
+                tracing::warn!(reason, "the keyword index did not answer; searching by vectors only");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The texts of chunks, with where they stand. A chunk that cannot be read is left out.
+    async fn read(&self, found: Vec<ChunkMatch>) -> Vec<PassageSource> {
+        let reads = stream::iter(found).map(|found| async move {
+            match self.passage(&found).await {
+                Ok(passage) => Some(passage),
+                Err(error) => {
+                    tracing::warn!(chunk = found.chunk_id, %error, "a chunk that was found cannot be read");
+                    None
+                }
+            }
+        });
+        reads.buffered(READS_MAX).filter_map(std::future::ready).collect().await
+    }
+
+    async fn passage(&self, found: &ChunkMatch) -> Result<PassageSource, sluice_sdk::Failure> {
+        let text = self.rag.librarian.text(&found.chunk_id).await?;
+        let mut place = Place::from_attributes(&found.attributes);
+        if place.title.is_empty() {
+            // A chunk that another maker cut carries no labels.
+            place = self.place_of(&found.chunk_id, place).await?;
+        }
+        let length = place.length.unwrap_or_else(|| text.chars().count());
+        Ok(PassageSource {
+            document_id: place.document_id,
+            title: place.title,
+            page: place.page,
+            chunk_id: found.chunk_id.clone(),
+            offset: place.offset.and_then(|offset| i64::try_from(offset).ok()).unwrap_or_default(),
+            length: i64::try_from(length).unwrap_or(i64::MAX),
+            score: found.score,
+            text,
+        })
+    }
+
+    /// Walks from a chunk to its document with the librarian.
+    async fn place_of(&self, chunk_id: &str, mut place: Place) -> Result<Place, sluice_sdk::Failure> {
+        /// Page, section and the like between a chunk and its document.
+        const PARENTS_MAX: usize = 4;
+        let mut id = chunk_id.to_owned();
+        for _ in 0..PARENTS_MAX {
+            let Some(document) = self.rag.librarian.metadata(&id).await? else { break };
+            place.page = place.page.or_else(|| crate::chunker::page_number(&document));
+            place.title = if document.title.is_empty() { id.clone() } else { document.title };
+            place.document_id.clone_from(&id);
+            if document.parent_id.is_empty() {
+                break;
+            }
+            id = document.parent_id;
+        }
+        Ok(place)
+    }
+
+    /// The passages that fit best, in the reranker's order; in their own if it does not answer.
+    async fn select(&self, passages: Vec<PassageSource>) -> Vec<PassageSource> {
+        let documents = passages.iter().enumerate();
+        let request = RerankerRequest {
+            queries: vec![RerankerQuery { query_id: "0".to_owned(), query_text: self.query.query.clone() }],
+            documents: documents
+                .map(|(id, passage)| RerankerDocument {
+                    document_id: id.to_string(),
+                    document_text: passage.text.clone(),
+                })
+                .collect(),
+            limit: i64::try_from(self.doc_limit()).unwrap_or(i64::MAX),
+        };
+        let results = match ask(&self.rag.reranker, &request, RERANKER_TIMEOUT).await {
+            Ok(answer) => answer.results,
+            Err(reason) => {
+                tracing::warn!(
+                    reason,
+                    "the reranker did not answer; passages stay in the order they were found"
+                );
+                return passages.into_iter().take(self.doc_limit()).collect();
+            }
+        };
+        let mut passages: Vec<Option<PassageSource>> = passages.into_iter().map(Some).collect();
+        let chosen = results.into_iter().filter_map(|result| {
+            let passage = passages.get_mut(result.document_id.parse::<usize>().ok()?)?.take()?;
+            Some(PassageSource { score: result.score, ..passage })
+        });
+        chosen.collect()
+    }
+
+    async fn write(&self, passages: &[PassageSource]) -> Result<Written, String> {
+        let why = match self.ask_model(passages).await {
+            Ok((text, usage)) => return Ok(Written { text, usage, used: passages.len() }),
+            Err(Unwritten::Broken(reason)) => return Err(reason),
+            Err(Unwritten::NoModel(why)) => why,
+        };
+        tracing::debug!(why, "answering extractively");
+        let text = retrieval::quotations(&self.query.query, passages, &why);
+        if self.query.streaming {
+            self.fragment(text.clone(), true).await?;
+        }
+        let usage = Usage { model: Some(EXTRACTIVE.to_owned()), ..Default::default() };
+        Ok(Written { text, usage, used: retrieval::QUOTED_MAX })
+    }
+
+    /// The model's answer; when streaming, its fragments have been passed on.
+    async fn ask_model(&self, passages: &[PassageSource]) -> Result<(String, Usage), Unwritten> {
+        let texts: Vec<&str> = passages.iter().map(|passage| passage.text.as_str()).collect();
+        let terms = [("query", serde_json::json!(self.query.query)), ("documents", serde_json::json!(texts))];
+        let streaming = self.query.streaming;
+        let request = prompt("document-prompt", &terms, streaming);
+        let total = if streaming { STREAM_TIMEOUT } else { PROMPT_TIMEOUT };
+        let patience = Patience { idle: PROMPT_TIMEOUT, total };
+        let no_model = |e: sluice_bus::Error| Unwritten::NoModel(e.to_string());
+        let mut call = self.rag.prompt.stream(&request, patience).await.map_err(no_model)?;
+        let (mut text, mut usage) = (String::new(), Usage::default());
+        loop {
+            let part = match call.next().await {
+                Ok(Some(part)) => part,
+                Ok(None) => return Ok((text, usage)),
+                Err(error) if text.is_empty() => return Err(no_model(error)),
+                Err(error) => return Err(Unwritten::Broken(error.to_string())),
+            };
+            match part.error {
+                Some(error) if text.is_empty() => return Err(Unwritten::NoModel(error.message)),
+                Some(error) => return Err(Unwritten::Broken(error.message)),
+                None => {}
+            }
+            usage.add(&Usage { in_token: part.in_token, out_token: part.out_token, model: part.model });
+            text.push_str(&part.text);
+            if streaming {
+                self.fragment(part.text, part.end_of_stream).await.map_err(Unwritten::Broken)?;
+            }
+        }
+    }
+
+    async fn fragment(&self, text: String, last: bool) -> Result<(), String> {
+        let part = DocumentRagResponse {
+            response: Some(text),
+            end_of_stream: last,
+            message_type: "chunk".to_owned(),
+            ..Default::default()
+        };
+        self.answer.part(&part).await.map_err(|e| e.to_string())
+    }
+
+    /// Saves the answer with the librarian; the id, or `None` when that failed.
+    async fn save(&self, text: &str) -> Option<String> {
+        let id = self.trace.answer_id();
+        let start: String = self.query.query.chars().take(TITLE_CHARS).collect();
+        let title = format!("DocumentRAG Answer: {start}...");
+        let saved = Saved { id: &id, parent_id: "", document_type: "answer", title: &title, text };
+        match self.rag.librarian.save(saved).await {
+            Ok(()) => Some(id),
+            Err(error) => {
+                tracing::warn!(%error, "an answer could not be saved");
+                None
+            }
+        }
+    }
+}
+
+/// Why there is no answer of a model.
+enum Unwritten {
+    /// Nothing was written: quote instead.
+    NoModel(String),
+    /// It broke off.
+    Broken(String),
+}
+
+/// Asks a service once; what it reports as failed is a failure here too.
+async fn ask<X: Exchange>(
+    client: &Client<X>,
+    request: &X::Request,
+    within: Duration,
+) -> Result<X::Response, String> {
+    let answer = client.call(request, within).await.map_err(|e| format!("{}: {e}", X::NAME))?;
+    match X::error(&answer) {
+        Some(error) => Err(format!("{}: {}", X::NAME, error.message)),
+        None => Ok(answer),
+    }
+}
+
+fn prompt(id: &str, terms: &[(&str, serde_json::Value)], streaming: bool) -> PromptRequest {
+    let terms = terms.iter().map(|(name, value)| ((*name).to_owned(), value.to_string())).collect();
+    PromptRequest { id: id.to_owned(), terms, streaming }
+}
+
+fn positive(number: i64) -> Option<usize> {
+    usize::try_from(number).ok().filter(|number| *number > 0)
+}

@@ -1,0 +1,304 @@
+//! Renders prompt templates. They are written for a dialect close to Jinja; what differs is translated before compiling,
+//! and values are written the way people tuned their templates to: `None`, `True`, `['a', 1]`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
+
+/// Steps that one rendering may take.
+const FUEL: u64 = 5_000_000;
+
+/// Words inside tags that have another name here.
+const RENAMED: [(&str, &str); 4] = [
+    ("loop.index", "loop.index0"),
+    ("loop.count", "loop.index"),
+    ("loop.is_first", "loop.first"),
+    ("loop.is_last", "loop.last"),
+];
+const FILTER_NAMES: [(&str, &str); 2] = [("reversed", "reverse"), ("len", "length")];
+
+/// An environment for templates of the dialect.
+pub(crate) fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
+        environment.set_syntax(syntax);
+    }
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    environment.set_fuel(Some(FUEL));
+    environment.set_formatter(write_value);
+    environment.set_unknown_method_callback(call_method);
+    environment.add_function("__rows", rows);
+    environment.add_filter("repr", |value: Value| literal(&value));
+    environment
+        .add_filter("index", |value: Value, at: usize| value.get_item_by_index(at).unwrap_or_default());
+    environment.add_filter("truncatewords", |text: String, count: usize| {
+        text.split_whitespace().take(count).collect::<Vec<_>>().join(" ")
+    });
+    environment
+}
+
+/// Compiles a template under a name.
+pub(crate) fn compile(
+    environment: &mut Environment<'static>,
+    name: &str,
+    source: &str,
+) -> Result<(), String> {
+    environment.add_template_owned(name.to_owned(), translate(source)).map_err(|e| explain(&e))
+}
+
+/// Renders a compiled template.
+pub(crate) fn render(
+    environment: &Environment<'_>,
+    name: &str,
+    terms: &BTreeMap<String, Value>,
+) -> Result<String, String> {
+    let template = environment.get_template(name).map_err(|e| explain(&e))?;
+    template.render(Value::from_pairs(terms.clone())).map_err(|e| explain(&e))
+}
+
+fn explain(error: &Error) -> String {
+    match error.line() {
+        Some(line) => format!("{error:#} (line {line} of the template)"),
+        None => format!("{error:#}"),
+    }
+}
+
+/// Rewrites the tags of a template; text and comments stay.
+fn translate(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find('{') {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let close = match tag.as_bytes().get(1) {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            Some(b'#') => "#}",
+            _ => {
+                out.push('{');
+                rest = &tag[1..];
+                continue;
+            }
+        };
+        let Some(end) = tag.find(close).map(|end| end + close.len()) else {
+            rest = tag;
+            break;
+        };
+        let (tag, after) = tag.split_at(end);
+        let inner = &tag[2..tag.len() - 2];
+        match close {
+            "}}" => out.push_str(&format!("{{{{{}}}}}", outside_quotes(inner))),
+            "%}" => out.push_str(&format!("{{%{}%}}", statement(inner))),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+fn statement(inner: &str) -> String {
+    let trimmed = inner.trim();
+    match trimmed.split_whitespace().next() {
+        Some("empty") => " else ".to_owned(),
+        Some("trim") => " filter trim ".to_owned(),
+        Some("endtrim") => " endfilter ".to_owned(),
+        Some("for") => match trimmed.split_once(" in ") {
+            Some((head, list)) => format!(" {head} in __rows({}) ", outside_quotes(list)),
+            None => inner.to_owned(),
+        },
+        _ => outside_quotes(inner),
+    }
+}
+
+/// Renames words, leaving quoted text as it is.
+fn outside_quotes(expression: &str) -> String {
+    let mut out = String::with_capacity(expression.len());
+    let mut rest = expression;
+    let mut after_pipe = false;
+    while let Some(c) = rest.chars().next() {
+        if c == '"' || c == '\'' {
+            let end = rest[1..].find(c).map_or(rest.len(), |end| end + 2);
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+            continue;
+        }
+        let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+        let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        if end == 0 {
+            after_pipe = c == '|' || (after_pipe && c.is_whitespace());
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+            continue;
+        }
+        let word = &rest[..end];
+        let names: &[(&str, &str)] = if after_pipe { &FILTER_NAMES } else { &RENAMED };
+        out.push_str(names.iter().find(|(theirs, _)| *theirs == word).map_or(word, |(_, ours)| ours));
+        after_pipe = false;
+        rest = &rest[end..];
+    }
+    out
+}
+
+/// Nothing and `None` are looped over zero times.
+fn rows(list: Value) -> Value {
+    if list.is_none() || list.is_undefined() { Value::from(Vec::<Value>::new()) } else { list }
+}
+
+fn call_method(_: &mut State<'_, '_>, value: &Value, method: &str, _: &[Value]) -> Result<Value, Error> {
+    match (method, value.kind()) {
+        ("items", ValueKind::Map) => {}
+        ("items", ValueKind::Undefined | ValueKind::None) => return Ok(Value::from(Vec::<Value>::new())),
+        _ => return Err(Error::from(ErrorKind::UnknownMethod)),
+    }
+    let pair = |key: Value| Value::from(vec![key.clone(), value.get_item(&key).unwrap_or_default()]);
+    Ok(Value::from(value.try_iter()?.map(pair).collect::<Vec<_>>()))
+}
+
+fn write_value(out: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    let written = match (value.kind(), value.as_str()) {
+        (ValueKind::Undefined, _) => Ok(()),
+        (_, Some(text)) => out.write_str(text),
+        _ => out.write_str(&literal(value)),
+    };
+    written.map_err(Error::from)
+}
+
+/// A value as Python writes it.
+fn literal(value: &Value) -> String {
+    if let Some(text) = value.as_str() {
+        return quoted(text);
+    }
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::None => "None".to_owned(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
+        ValueKind::Number if value.is_integer() => value.to_string(),
+        ValueKind::Number => f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items: Vec<String> =
+                value.try_iter().into_iter().flatten().map(|item| literal(&item)).collect();
+            format!("[{}]", items.join(", "))
+        }
+        ValueKind::Map => {
+            let member = |key: Value| {
+                format!("{}: {}", literal(&key), literal(&value.get_item(&key).unwrap_or_default()))
+            };
+            let members: Vec<String> = value.try_iter().into_iter().flatten().map(member).collect();
+            format!("{{{}}}", members.join(", "))
+        }
+        _ => value.to_string(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut out = String::from(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => out.extend(['\\', c]),
+            c if (c as u32) < 0x20 || (0x7f..0xa0).contains(&(c as u32)) => {
+                // Writing to a string cannot fail.
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+/// The shortest digits that read back the same, with a signed exponent of two digits at least.
+fn float(number: f64) -> String {
+    let text = format!("{number:?}");
+    let Some((digits, exponent)) = text.split_once('e') else { return text.replace("NaN", "nan") };
+    let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+    format!("{digits}e{sign}{exponent:0>2}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rendered(source: &str, terms: &serde_json::Value) -> Result<String, String> {
+        let mut environment = environment();
+        compile(&mut environment, "t", source)?;
+        let terms = terms.as_object().unwrap().iter();
+        render(
+            &environment,
+            "t",
+            &terms.map(|(k, v)| (k.clone(), Value::from(minijinja::value::Serde(v)))).collect(),
+        )
+    }
+
+    fn check(source: &str, terms: serde_json::Value, expected: &str) {
+        assert_eq!(rendered(source, &terms).as_deref(), Ok(expected), "{source}");
+    }
+
+    #[test]
+    fn values_are_written_as_templates_expect_them() {
+        let terms = json!({
+            "t": "<a> {{t}}", "n": null, "yes": true, "no": false, "i": 12, "f": 1.0, "big": 1e21, "small": 1e-7,
+            "l": [1, "x", "it's", null, "ü\n"], "o": {"z": null, "a": {"b": [true]}},
+        });
+        check("{{t}}|{{n}}|{{yes}}|{{no}}|{{i}}", terms.clone(), "<a> {{t}}|None|True|False|12");
+        check("{{f}}|{{big}}|{{small}}", terms.clone(), "1.0|1e+21|1e-07");
+        check("{{l}}", terms.clone(), r#"[1, 'x', "it's", None, 'ü\n']"#);
+        check("{{o}}", terms.clone(), "{'z': None, 'a': {'b': [True]}}");
+        check("[{{gone}}{{gone.too}}{{o.gone.too}}]", terms, "[]");
+    }
+
+    #[test]
+    fn loops_count_from_nought_and_from_one() {
+        let terms = json!({"l": ["a", "b"], "none": null, "d": {"k": 1, "j": "v"}});
+        check(
+            "{% for x in l %}{{loop.index}}{{loop.count}}{{x}}{% if loop.is_last %}!{% endif %}{% endfor %}",
+            terms.clone(),
+            "01a12b!",
+        );
+        check("{% for x in none %}{{x}}{% empty %}nothing{% endfor %}", terms.clone(), "nothing");
+        check("{% for x in gone %}{{x}}{% endfor %}.", terms.clone(), ".");
+        check("{% for k, v in d.items() %}{{k}}={{v}};{% endfor %}", terms.clone(), "k=1;j=v;");
+        check("{% for k, v in gone.items() %}{{k}}{% endfor %}.", terms.clone(), ".");
+        check("{% for k in d %}{{k}}{% endfor %}", terms, "kj");
+    }
+
+    #[test]
+    fn filters_paths_and_conditions_work() {
+        let terms = json!({"l": ["a", "b"], "s": "one two three", "o": {"a": [{"b": "deep"}]}, "e": []});
+        check(
+            "{{ l | join(', ') }} {{ l | len }} {{ l | first }} {{ l | index(1) }}",
+            terms.clone(),
+            "a, b 2 a b",
+        );
+        check("{{ gone | default(\"x\") }}{{ s | upper }}", terms.clone(), "xONE TWO THREE");
+        check("{{ s | truncatewords(2) }} {{ l | repr }}", terms.clone(), "one two ['a', 'b']");
+        check("{% for x in l | reversed %}{{x}}{% endfor %}", terms.clone(), "ba");
+        check("{{ o.a.0.b }}", terms.clone(), "deep");
+        check("{% if e %}a{% elif 'a' in l %}b{% else %}c{% endif %}", terms.clone(), "b");
+        check("{% trim %}  {{s}}  {% endtrim %}", terms, "one two three");
+    }
+
+    #[test]
+    fn white_space_comments_and_braces_stay_exact() {
+        check("a\n{% if true %}\n b {% endif %}\n\n", json!({}), "a\n\n b \n\n");
+        check("{# {{x}} #}{\"entity\": 1} {}", json!({}), "{\"entity\": 1} {}");
+        check("{{ 'loop.index' }}", json!({}), "loop.index");
+    }
+
+    #[test]
+    fn a_bad_template_is_told_with_its_line_and_an_endless_one_ends() {
+        assert!(rendered("a\n{% if %}", &json!({})).unwrap_err().contains("line 2"));
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}.{% endfor %}{% endfor %}{% endfor %}";
+        assert!(rendered(endless, &json!({})).unwrap_err().contains("fuel"));
+    }
+}

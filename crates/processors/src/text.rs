@@ -1,0 +1,202 @@
+//! Words for search: folding, splitting, stop words and light stemming, shared by everything that compares texts here.
+
+use unicode_normalization::UnicodeNormalization as _;
+use unicode_normalization::char::is_combining_mark;
+
+/// English words that say little about what a text is about.
+const STOP_WORDS: &[&str] = &[
+    "a", "about", "after", "all", "also", "am", "an", "and", "any", "are", "as", "at", "be", "because",
+    "been", "before", "being", "but", "by", "can", "could", "did", "do", "does", "doing", "done", "for",
+    "from", "get", "had", "has", "have", "having", "he", "her", "here", "him", "his", "how", "i", "if", "in",
+    "into", "is", "it", "its", "just", "like", "may", "me", "might", "more", "most", "much", "must", "my",
+    "no", "not", "of", "on", "one", "only", "or", "other", "our", "out", "over", "own", "s", "same", "she",
+    "should", "so", "some", "such", "t", "than", "that", "the", "their", "them", "then", "there", "these",
+    "they", "this", "those", "through", "to", "too", "up", "us", "very", "was", "we", "were", "what", "when",
+    "where", "whether", "which", "while", "who", "whom", "why", "will", "with", "would", "you", "your",
+];
+
+/// A word of a text, folded and stemmed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Word {
+    /// What two forms of one word share.
+    pub stem: String,
+    /// Whether it is one of the words that every text is full of.
+    pub is_stop: bool,
+}
+
+/// The words of a text, in order. Scripts without spaces between words give overlapping pairs of characters.
+#[must_use]
+pub fn words(text: &str) -> Vec<Word> {
+    let mut found = Vec::new();
+    let mut run = String::new();
+    let mut ideographs: Vec<char> = Vec::new();
+    for c in text.nfkd().filter(|c| !is_combining_mark(*c)).chain([' ']) {
+        if is_ideograph(c) {
+            take_run(&mut run, &mut found);
+            ideographs.push(c);
+            continue;
+        }
+        take_ideographs(&mut ideographs, &mut found);
+        if c.is_alphanumeric() {
+            run.extend(c.to_lowercase());
+        } else if !matches!(c, '\'' | '\u{2019}') || run.is_empty() {
+            take_run(&mut run, &mut found);
+        } else {
+            run.push('\'');
+        }
+    }
+    found
+}
+
+/// The words of a text that tell what it is about; all of its words when it has no other.
+#[must_use]
+pub fn telling_words(text: &str) -> Vec<String> {
+    let all = words(text);
+    let telling: Vec<String> =
+        all.iter().filter(|word| !word.is_stop).map(|word| word.stem.clone()).collect();
+    if telling.is_empty() { all.into_iter().map(|word| word.stem).collect() } else { telling }
+}
+
+/// The sentences of a text, or its lines where those end first; never empty ones.
+pub fn sentences(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').flat_map(line_sentences).map(str::trim).filter(|sentence| !sentence.is_empty())
+}
+
+fn line_sentences(line: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut start = 0;
+    let mut end_mark = false;
+    for (at, c) in line.char_indices() {
+        if end_mark && c.is_whitespace() && line[at..].trim_start().chars().next().is_none_or(starts_sentence)
+        {
+            found.push(&line[start..at]);
+            start = at;
+        }
+        end_mark = matches!(c, '.' | '!' | '?' | '。' | '！' | '？')
+            || (end_mark && matches!(c, '"' | '\'' | ')' | '”' | '’'));
+    }
+    found.push(&line[start..]);
+    found
+}
+
+fn starts_sentence(c: char) -> bool {
+    !c.is_lowercase()
+}
+
+fn take_run(run: &mut String, found: &mut Vec<Word>) {
+    let word = run.trim_end_matches('\'');
+    let word = word.strip_suffix("'s").unwrap_or(word).replace('\'', "");
+    if !word.is_empty() {
+        let is_stop = STOP_WORDS.binary_search(&word.as_str()).is_ok();
+        found.push(Word { stem: if is_stop { word } else { stem(&word) }, is_stop });
+    }
+    run.clear();
+}
+
+fn take_ideographs(run: &mut Vec<char>, found: &mut Vec<Word>) {
+    if let [only] = run[..] {
+        found.push(Word { stem: only.to_string(), is_stop: false });
+    }
+    found.extend(run.windows(2).map(|pair| Word { stem: pair.iter().collect(), is_stop: false }));
+    run.clear();
+}
+
+const fn is_ideograph(c: char) -> bool {
+    matches!(c, '\u{3040}'..='\u{30FF}' | '\u{3400}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}' | '\u{20000}'..='\u{3FFFF}')
+}
+
+/// Takes off the endings that the forms of an English word differ in. Light on purpose: two words that mean different
+/// things should rarely end up the same.
+fn stem(word: &str) -> String {
+    if !word.is_ascii() || word.len() < 4 || word.bytes().any(|b| b.is_ascii_digit()) {
+        return word.to_owned();
+    }
+    let mut stem = plural(word);
+    for ending in ["ingly", "edly", "ing", "ed", "ly"] {
+        if let Some(rest) = stem.strip_suffix(ending)
+            && rest.len() >= 3
+            && rest.bytes().any(|b| b"aeiouy".contains(&b))
+        {
+            stem = undouble(rest).to_owned();
+            break;
+        }
+    }
+    if stem.len() > 3 && stem.ends_with('e') {
+        stem.pop();
+    } else if stem.len() > 3 && stem.ends_with('y') {
+        stem.pop();
+        stem.push('i');
+    }
+    stem
+}
+
+fn plural(word: &str) -> String {
+    if let Some(rest) = word.strip_suffix("ies")
+        && rest.len() > 1
+    {
+        return format!("{rest}y");
+    }
+    for ending in ["sses", "xes", "ches", "shes", "zes"] {
+        if word.ends_with(ending) {
+            return word[..word.len() - 2].to_owned();
+        }
+    }
+    let keeps = ["ss", "us", "is"].iter().any(|ending| word.ends_with(ending));
+    word.strip_suffix('s').filter(|_| !keeps).unwrap_or(word).to_owned()
+}
+
+fn undouble(word: &str) -> &str {
+    let bytes = word.as_bytes();
+    let doubled = bytes.len() > 3 && bytes[bytes.len() - 1] == bytes[bytes.len() - 2];
+    if doubled && !b"lsz".contains(&bytes[bytes.len() - 1]) { &word[..word.len() - 1] } else { word }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stems(text: &str) -> Vec<String> {
+        words(text).into_iter().map(|word| word.stem).collect()
+    }
+
+    #[test]
+    fn forms_of_one_word_share_a_stem() {
+        for forms in [
+            &["bake", "bakes", "baked", "baking"][..],
+            &["run", "runs", "running"],
+            &["berry", "berries"],
+            &["box", "boxes"],
+            &["brush", "brushes", "brushing"],
+            &["queue", "queues", "queued"],
+            &["slow", "slowly"],
+            &["fill", "filled", "filling"],
+        ] {
+            let stems: Vec<String> = forms.iter().map(|form| stem(form)).collect();
+            assert!(stems.windows(2).all(|pair| pair[0] == pair[1]), "{forms:?} became {stems:?}");
+        }
+        assert_ne!(stem("bring"), stem("bred"));
+        assert_eq!(stem("glass"), "glass");
+    }
+
+    #[test]
+    fn words_are_folded_whatever_their_case_accents_and_apostrophes() {
+        assert_eq!(stems("Café DON'T Anna’s ﬁne"), ["caf", "dont", "anna", "fin"]);
+        assert_eq!(stems("14:30, 3.5 kg"), ["14", "30", "3", "5", "kg"]);
+        assert_eq!(stems("灯台守"), ["灯台", "台守"]);
+        assert!(stems(" … — ").is_empty());
+    }
+
+    #[test]
+    fn stop_words_are_told_apart_and_only_dropped_when_others_remain() {
+        assert!(STOP_WORDS.is_sorted());
+        assert_eq!(telling_words("What is a lighthouse for?"), ["lighthous"]);
+        assert_eq!(telling_words("to be or not to be"), ["to", "be", "or", "not", "to", "be"]);
+    }
+
+    #[test]
+    fn sentences_end_where_people_end_them() {
+        let found: Vec<&str> =
+            sentences("One. Two is 3.5 long! (Three?) Four, e.g. this.\nFive\n\n").collect();
+        assert_eq!(found, ["One.", "Two is 3.5 long!", "(Three?)", "Four, e.g. this.", "Five"]);
+    }
+}
