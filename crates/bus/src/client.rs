@@ -183,10 +183,10 @@ impl Replies {
     /// # Errors
     /// As [`Inbox::follow`], and when the inbox does not come up.
     pub async fn follow(&self, topic: &Topic) -> Result<Following> {
-        let inbox = self.inbox().await?;
+        // Written down first: an inbox that attaches from now on follows it, one that is there already is told below.
         *lock(&self.shared.followed).entry(topic.clone()).or_default() += 1;
         let following = Following { shared: Arc::downgrade(&self.shared), topic: topic.clone() };
-        inbox.follow(topic).await?;
+        self.inbox().await?.follow(topic).await?;
         Ok(following)
     }
 
@@ -397,3 +397,6 @@ pub fn told<X: Exchange>(response: &X::Response) -> Option<message::Error> {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! Calls end the way they promise, played through the embedded broker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_schema::exchange::TextCompletion;
+use sluice_schema::message::{TextCompletionRequest, TextCompletionResponse};
+use sluice_schema::{Topic, wire};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::contract::{BrokerAdmin, TopicSpec};
+use crate::faulty::{Fault, Faulty, Operation, Plan};
+use crate::{Delivery, Embedded};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(30);
+
+/// A service played by the test, and a client of it.
+struct Stage {
+    broker: Faulty<Embedded>,
+    replies: Replies,
+    client: Client<TextCompletion>,
+    service: Box<dyn Inbox>,
+    response: Topic,
+    stop: CancellationToken,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this crate cannot see the sdk's tasks; the stage stops it")]
+async fn stage() -> Stage {
+    let broker = Faulty::new(Embedded::in_memory());
+    let request: Topic = "request:tg:text-completion".parse().unwrap();
+    let response: Topic = "response:tg:text-completion".parse().unwrap();
+    broker.ensure(&TopicSpec::with(request.clone(), "service")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(response.clone())).await.unwrap();
+    let replies = Replies::new(Arc::new(broker.clone()));
+    let stop = CancellationToken::new();
+    tokio::spawn(replies.clone().run(stop.clone()));
+    let client = Client::new(&replies, request.clone(), &response).await.unwrap();
+    let shared = Subscription::Shared { topic: request, name: "service".to_owned(), prefetch: 16 };
+    let service = broker.subscribe(&shared).await.unwrap();
+    Stage { broker, replies, client, service, response, stop }
+}
+
+impl Stage {
+    async fn asked(&self) -> Delivery {
+        tokio::time::timeout(LONG, self.service.next()).await.expect("a question comes").unwrap()
+    }
+
+    async fn answer(&self, question: &Delivery, body: impl Into<bytes::Bytes>) {
+        let answer =
+            Message::new(body).with(property::ID, question.message.get(property::ID).expect("an id is set"));
+        self.broker.publish(&Address::Topic(self.response.clone()), answer).await.unwrap();
+    }
+
+    async fn ask(&self, prompt: &str) -> Result<TextCompletionResponse> {
+        self.client.call(&question(prompt), LONG).await
+    }
+
+    fn waiting(&self) -> usize {
+        lock(&self.replies.shared.waiting).len()
+    }
+}
+
+fn question(prompt: &str) -> TextCompletionRequest {
+    TextCompletionRequest { prompt: prompt.to_owned(), ..Default::default() }
+}
+
+fn part(response: &str, is_last: bool) -> bytes::Bytes {
+    wire::encode(&TextCompletionResponse {
+        response: response.to_owned(),
+        end_of_stream: is_last,
+        ..Default::default()
+    })
+}
+
+fn said(response: &TextCompletionResponse) -> &str {
+    &response.response
+}
+
+#[tokio::test]
+async fn a_call_ends_with_the_last_message_of_its_answer() {
+    let stage = stage().await;
+    let serve = async {
+        let asked = stage.asked().await;
+        assert_eq!(wire::decode::<TextCompletionRequest>(&asked.message.body).unwrap().prompt, "hello");
+        stage.answer(&asked, part("not ", false)).await;
+        stage.answer(&asked, part("this", true)).await;
+        asked.ack();
+    };
+    let (answer, ()) = tokio::join!(stage.ask("hello"), serve);
+    assert_eq!(said(&answer.unwrap()), "this");
+    assert_eq!(stage.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_hands_out_parts_and_ends() {
+    let stage = stage().await;
+    let mut call = stage.client.stream(&question("x"), Patience::total(LONG)).await.unwrap();
+    let asked = stage.asked().await;
+    for (text, is_last) in [("a", false), ("b", false), ("c", true)] {
+        stage.answer(&asked, part(text, is_last)).await;
+    }
+    let mut heard = String::new();
+    while let Some(part) = call.next().await.unwrap() {
+        heard.push_str(said(&part));
+    }
+    assert_eq!(heard, "abc");
+    assert!(call.next().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_ends_at_its_deadline() {
+    let stage = stage().await;
+    let error = stage.client.call(&question("x"), SHORT).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert_eq!(stage.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_falls_silent_ends_before_its_total_deadline() {
+    let stage = stage().await;
+    let patience = Patience { idle: SHORT, total: LONG };
+    let mut call = stage.client.stream(&question("x"), patience).await.unwrap();
+    let asked = stage.asked().await;
+    stage.answer(&asked, part("a", false)).await;
+    assert!(call.next().await.unwrap().is_some());
+    let error = call.next().await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { after_ms, .. } if after_ms < 30_000), "{error}");
+}
+
+#[tokio::test]
+async fn a_late_answer_is_dropped_and_does_not_answer_the_next_call() {
+    let stage = stage().await;
+    let mut first = stage.client.stream(&question("first"), Patience::total(SHORT)).await.unwrap();
+    let late = stage.asked().await;
+    assert!(first.next().await.is_err());
+    drop(first);
+    let serve = async {
+        let asked = stage.asked().await;
+        stage.answer(&late, part("late", true)).await;
+        stage.answer(&asked, part("in time", true)).await;
+    };
+    let (answer, ()) = tokio::join!(stage.ask("second"), serve);
+    assert_eq!(said(&answer.unwrap()), "in time");
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_fails_its_call_only() {
+    let stage = stage().await;
+    let serve = async {
+        let (one, two) = (stage.asked().await, stage.asked().await);
+        for asked in [one, two] {
+            let prompt = wire::decode::<TextCompletionRequest>(&asked.message.body).unwrap().prompt;
+            let answer = if prompt == "bad" { "[1".into() } else { part("fine", true) };
+            stage.answer(&asked, answer).await;
+        }
+    };
+    let (good, bad) = (question("good"), question("bad"));
+    let (bad, good, ()) = tokio::join!(stage.client.call(&bad, LONG), stage.client.call(&good, LONG), serve);
+    assert!(matches!(bad.unwrap_err(), Error::Decode(_)));
+    assert_eq!(said(&good.unwrap()), "fine");
+}
+
+#[tokio::test]
+async fn a_dropped_call_stops_waiting() {
+    let stage = stage().await;
+    let call = stage.client.stream(&question("x"), Patience::total(LONG)).await.unwrap();
+    assert_eq!(stage.waiting(), 1);
+    drop(call);
+    assert_eq!(stage.waiting(), 0);
+}
+
+#[tokio::test]
+async fn parts_that_nobody_reads_fail_the_call_not_the_inbox() {
+    let stage = stage().await;
+    let mut flooded = stage.client.stream(&question("flooded"), Patience::total(LONG)).await.unwrap();
+    let asked = stage.asked().await;
+    for _ in 0..=UNREAD_PARTS_MAX {
+        stage.answer(&asked, part("x", false)).await;
+    }
+    let serve = async {
+        let asked = stage.asked().await;
+        stage.answer(&asked, part("fine", true)).await;
+    };
+    let (answer, ()) = tokio::join!(stage.ask("next"), serve);
+    assert_eq!(said(&answer.unwrap()), "fine");
+    let mut parts = 0;
+    let error = loop {
+        match flooded.next().await {
+            Ok(_) => parts += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(parts, UNREAD_PARTS_MAX);
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_inbox_is_attached_again_with_what_it_followed() {
+    let stage = stage().await;
+    let first = stage.replies.inbox().await.unwrap().address();
+    stage.broker.plan(Plan::nth(0, Fault::Before, |made| {
+        made.operation == Operation::Next && made.about.starts_with("response:")
+    }));
+    stage.broker.publish(&Address::Topic(stage.response.clone()), Message::new("lost")).await.unwrap();
+    let mut inbox = stage.replies.shared.inbox.subscribe();
+    let is_new =
+        |inbox: &Option<Arc<dyn Inbox>>| inbox.as_ref().is_some_and(|inbox| inbox.address() != first);
+    tokio::time::timeout(LONG, inbox.wait_for(is_new)).await.expect("it attaches again").unwrap();
+    assert_eq!(stage.broker.faults().len(), 1);
+    let serve = async {
+        let asked = stage.asked().await;
+        stage.answer(&asked, part("heard", true)).await;
+    };
+    let (answer, ()) = tokio::join!(stage.ask("x"), serve);
+    assert_eq!(said(&answer.unwrap()), "heard");
+}
+
+#[tokio::test]
+async fn a_question_that_nobody_can_receive_fails_at_once() {
+    let stage = stage().await;
+    let nobody: Topic = "request:tg:nobody".parse().unwrap();
+    stage.broker.ensure(&TopicSpec::bare(nobody.clone())).await.unwrap();
+    let asked = stage.replies.ask(&nobody, Message::new("{}"), Patience::total(LONG)).await;
+    assert!(matches!(asked.err(), Some(Error::Unroutable { .. })));
+    assert_eq!(stage.waiting(), 0);
+}

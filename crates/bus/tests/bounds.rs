@@ -1,0 +1,94 @@
+//! What is bounded in memory stays bounded, and says so.
+#![expect(clippy::unwrap_used, reason = "a test helper may panic")]
+
+use std::time::Duration;
+
+use sluice_bus::{
+    Address, Broker, BrokerAdmin, Config, Embedded, Error, Message, Subscription, TopicSpec, property,
+};
+use sluice_schema::Topic;
+
+fn topic(text: &str) -> Topic {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_request_queue_that_is_full_says_so_until_a_deadline_makes_room() {
+    tokio::time::pause();
+    let broker = Embedded::open(Config { request_messages_max: 2, ..Config::default() }).unwrap();
+    let service = topic("request:tg:service");
+    broker.ensure(&TopicSpec::with(service.clone(), "service")).await.unwrap();
+    let to = Address::Topic(service);
+    broker.publish(&to, Message::new("a").with(property::TTL, "1000")).await.unwrap();
+    broker.publish(&to, Message::new("b")).await.unwrap();
+    let full = broker.publish(&to, Message::new("c")).await.unwrap_err();
+    assert!(matches!(full, Error::Full { limit: 2, unit: "messages", .. }), "{full}");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    broker.publish(&to, Message::new("c")).await.unwrap();
+}
+
+#[tokio::test]
+async fn requests_are_bounded_in_bytes() {
+    let broker = Embedded::open(Config { queue_bytes_max: 10_000, ..Config::default() }).unwrap();
+    let service = topic("request:tg:service");
+    broker.ensure(&TopicSpec::with(service.clone(), "service")).await.unwrap();
+    let to = Address::Topic(service);
+    broker.publish(&to, Message::new(vec![b' '; 6_000])).await.unwrap();
+    let full = broker.publish(&to, Message::new(vec![b' '; 6_000])).await.unwrap_err();
+    assert!(matches!(full, Error::Full { limit: 10_000, unit: "bytes", .. }), "{full}");
+}
+
+#[tokio::test]
+async fn a_reader_that_never_reads_loses_the_newest_and_stops_nobody() {
+    let broker = Embedded::open(Config { inbox_messages_max: 3, ..Config::default() }).unwrap();
+    let news = topic("notify:tg:news");
+    broker.ensure(&TopicSpec::bare(news.clone())).await.unwrap();
+    let inbox = broker.subscribe(&Subscription::Own { topics: vec![news.clone()] }).await.unwrap();
+    for number in 0..10 {
+        broker.publish(&Address::Topic(news.clone()), Message::new(number.to_string())).await.unwrap();
+    }
+    assert_eq!(broker.dropped(&inbox.address().unwrap()), Some(7));
+    for number in 0..3 {
+        assert_eq!(inbox.next().await.unwrap().message.body, number.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_message_comes_when_its_time_has_come() {
+    tokio::time::pause();
+    let broker = Embedded::in_memory();
+    let work = topic("flow:tg:work");
+    broker.ensure(&TopicSpec::with(work.clone(), "worker")).await.unwrap();
+    let to = Subscription::Shared { topic: work.clone(), name: "worker".to_owned(), prefetch: 2 };
+    let inbox = broker.subscribe(&to).await.unwrap();
+    for body in ["later", "sooner"] {
+        broker.publish(&Address::Topic(work.clone()), Message::new(body)).await.unwrap();
+    }
+    let (later, sooner) = (inbox.next().await.unwrap(), inbox.next().await.unwrap());
+    let started = tokio::time::Instant::now();
+    later.again(Duration::from_secs(60));
+    // A reader that sleeps until the later one gets up for the sooner one.
+    let waits = inbox.next();
+    let settles = async { sooner.again(Duration::from_secs(5)) };
+    let (first, ()) = tokio::join!(waits, settles);
+    let first = first.unwrap();
+    assert_eq!((&first.message.body[..], started.elapsed().as_secs()), (&b"sooner"[..], 5));
+    let second = inbox.next().await.unwrap();
+    assert_eq!((&second.message.body[..], started.elapsed().as_secs()), (&b"later"[..], 60));
+}
+
+#[tokio::test]
+async fn stopping_tells_everybody() {
+    let broker = Embedded::in_memory();
+    let work = topic("flow:tg:work");
+    broker.ensure(&TopicSpec::with(work.clone(), "worker")).await.unwrap();
+    let shared = Subscription::Shared { topic: work, name: "worker".to_owned(), prefetch: 1 };
+    let shared = broker.subscribe(&shared).await.unwrap();
+    let own = broker.subscribe(&Subscription::Own { topics: Vec::new() }).await.unwrap();
+    let (one, two, ()) = tokio::join!(shared.next(), own.next(), broker.shutdown());
+    for told in
+        [one.err(), two.err(), broker.subscribe(&Subscription::Own { topics: Vec::new() }).await.err()]
+    {
+        assert!(matches!(told, Some(Error::Unavailable { .. })), "{told:?}");
+    }
+}
