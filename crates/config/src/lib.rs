@@ -43,7 +43,7 @@ use sluice_store::Tables;
 pub const NOTICE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The service's subscription on its request queues.
-pub const SUBSCRIPTION: &str = "config-svc";
+pub const SUBSCRIPTION: &str = sluice_schema::system::CONFIG_SVC;
 
 /// What the service is made of.
 #[derive(Clone)]

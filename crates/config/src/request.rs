@@ -61,7 +61,6 @@ pub(crate) struct Put {
     pub(crate) value: String,
 }
 
-/// The value sits in another workspace than the caller thinks, or nowhere: a request that cannot be carried out.
 fn refuse(kind: &str, message: impl Into<String>) -> Error {
     Error::new(kind, message)
 }
