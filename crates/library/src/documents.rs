@@ -40,7 +40,7 @@ pub(crate) fn to_base64(content: &[u8]) -> String {
 }
 
 /// Base64 as it comes in; line breaks and blanks in it are fine.
-pub(crate) fn from_base64(text: String) -> Result<Bytes, Error> {
+pub(crate) fn from_base64(text: &str) -> Result<Bytes, Error> {
     let decoded = match BASE64.decode(text.as_bytes()) {
         Err(_) if text.contains(|c: char| c.is_ascii_whitespace()) => {
             BASE64.decode(text.split_ascii_whitespace().collect::<String>())
@@ -198,7 +198,6 @@ impl Documents {
 
     /// Removes a document with everything that was made from it.
     pub(crate) async fn remove(&self, workspace: &str, id: &str) -> Result<(), Error> {
-        check_id("document", id)?;
         let children = prefix(&[workspace, id]);
         let found = self.find(workspace, id).await?;
         if found.is_none() && self.rows.page(CHILDREN, &children, 1).await?.is_empty() {
@@ -263,11 +262,12 @@ impl Documents {
 
     /// A document's row.
     pub(crate) async fn get(&self, workspace: &str, id: &str) -> Result<Row<Document>, Error> {
-        check_id("document", id)?;
         self.find(workspace, id).await?.ok_or_else(|| unknown(id))
     }
 
-    async fn find(&self, workspace: &str, id: &str) -> Result<Option<Row<Document>>, Error> {
+    /// A document's row, if it is there.
+    pub(crate) async fn find(&self, workspace: &str, id: &str) -> Result<Option<Row<Document>>, Error> {
+        check_id("document", id)?;
         self.rows.get(DOCUMENTS, &key(&[workspace, id])).await
     }
 

@@ -1,5 +1,6 @@
 //! The librarian's calls: one table of operations over documents, uploads, processing and progress.
 
+use bytes::Bytes;
 use sluice_bus::ErrorKind;
 use sluice_schema::exchange;
 use sluice_schema::message::{
@@ -47,20 +48,29 @@ impl Librarian {
         outcome.map_err(|error| error.told(&operation, responder.trace()))
     }
 
-    async fn call(&self, workspace: &str, request: Request, trace: Option<&str>) -> Result<Response, Error> {
+    async fn call(
+        &self,
+        workspace: &str,
+        mut request: Request,
+        trace: Option<&str>,
+    ) -> Result<Response, Error> {
         let ok = Response::default();
+        // The text goes as soon as its bytes are there: documents are large.
+        let content = match std::mem::take(&mut request.content) {
+            text if text.is_empty() => Bytes::new(),
+            text => from_base64(&text)?,
+        };
         let id = request.document_id.as_str();
         let upload = request.upload_id.as_str();
         Ok(match request.operation.as_str() {
             "add-document" => {
-                let content = from_base64(request.content)?;
                 self.documents.add(workspace, document(request.document_metadata)?, content).await?;
                 ok
             }
             "add-child-document" => {
                 let metadata = document(request.document_metadata)?;
                 let document_id = metadata.id.clone();
-                self.documents.add_child(workspace, metadata, from_base64(request.content)?).await?;
+                self.documents.add_child(workspace, metadata, content).await?;
                 Response { document_id, ..ok }
             }
             "update-document" => {
@@ -73,8 +83,9 @@ impl Librarian {
                 ok
             }
             "get-document-metadata" | "get-document" => {
-                let found = self.documents.get(workspace, id).await?.is;
-                Response { document_metadata: Some(found.metadata), ..ok }
+                // Pipelines ask this way whether a document is there: one that is not is no error.
+                let found = self.documents.find(workspace, id).await?;
+                Response { document_metadata: found.map(|row| row.is.metadata), ..ok }
             }
             "get-document-content" => {
                 let found = self.documents.get(workspace, id).await?.is;
@@ -103,10 +114,7 @@ impl Librarian {
                 let metadata = document(request.document_metadata)?;
                 self.uploads.begin(workspace, metadata, request.total_size, request.chunk_size).await?
             }
-            "upload-chunk" => {
-                let content = from_base64(request.content)?;
-                self.uploads.part(workspace, upload, request.chunk_index, content).await?
-            }
+            "upload-chunk" => self.uploads.part(workspace, upload, request.chunk_index, content).await?,
             "complete-upload" => self.uploads.complete(workspace, upload).await?,
             "abort-upload" => {
                 self.uploads.abort(workspace, upload).await?;

@@ -6,7 +6,8 @@
 //! again at the next start, or when the caller repeats the call. So what was accepted is sent at least once, and a
 //! repeated call sends nothing twice.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, ErrorKind, Message, property};
@@ -40,6 +41,8 @@ pub(crate) struct Processings {
     pub(crate) collections: Collections,
     pub(crate) config: Arc<ConfigClient>,
     pub(crate) broker: Arc<dyn Broker>,
+    /// Records being sent at this moment, so that a repeated call does not send what another is sending.
+    pub(crate) under_way: Arc<Mutex<HashSet<Vec<u8>>>>,
 }
 
 /// What goes where when a document enters a flow.
@@ -67,6 +70,7 @@ impl Processings {
         }
         let document = self.documents.get(workspace, &wanted.document_id).await?.is;
         let row_key = key(&[workspace, &wanted.id]);
+        let Some(_turn) = Turn::take(&self.under_way, &row_key) else { return Err(busy(&wanted.id)) };
         let known = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await?;
         if let Some(Row { is: known, .. }) = &known {
             if known.metadata != wanted {
@@ -84,15 +88,16 @@ impl Processings {
         let row = Processing { metadata: wanted, run: entrance.run.clone(), sent: false };
         let raw = rows::encode(&row);
         let mut batch = Batch::new();
+        // What a call before this one may have sent is being counted already.
+        let is_counted = known.as_ref().is_some_and(|known| known.is.run == entrance.run);
         batch.expect(PROCESSING, &row_key, known.map(|row| row.raw)).put(PROCESSING, &row_key, raw);
-        self.progress.begin(workspace, &row.metadata, &entrance.run, entrance.is_text, &mut batch).await?;
+        if !is_counted {
+            self.progress
+                .begin(workspace, &row.metadata, &entrance.run, entrance.is_text, &mut batch)
+                .await?;
+        }
         match self.documents.rows.commit(batch).await {
-            Err(error) if rows::is_conflict(&error) => {
-                let id = &row.metadata.id;
-                return Err(Error::request(format!(
-                    "processing record '{id}' is being written by another call; try again"
-                )));
-            }
+            Err(error) if rows::is_conflict(&error) => return Err(busy(&row.metadata.id)),
             done => done?,
         }
         self.send(workspace, row, &document, &entrance, trace).await
@@ -197,6 +202,12 @@ impl Processings {
     }
 
     async fn resume_one(&self, workspace: &str, row: Processing) -> Result<(), Error> {
+        let row_key = key(&[workspace, &row.metadata.id]);
+        let Some(_turn) = Turn::take(&self.under_way, &row_key) else { return Ok(()) };
+        let now = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await?;
+        if now.is_none_or(|now| now.is != row) {
+            return Ok(());
+        }
         let document = self.documents.get(workspace, &row.metadata.document_id).await?.is;
         let entrance = self.entrance(workspace, &row.metadata.flow, &document.metadata).await?;
         if entrance.run != row.run {
@@ -222,6 +233,29 @@ impl Processings {
         let rows: Vec<Processing> = self.documents.rows.all(PROCESSING, &prefix(&[workspace])).await?;
         Ok(rows.into_iter().map(|row| row.metadata).collect())
     }
+}
+
+/// The right to send one record; given back when dropped.
+struct Turn {
+    under_way: Arc<Mutex<HashSet<Vec<u8>>>>,
+    row_key: Vec<u8>,
+}
+
+impl Turn {
+    fn take(under_way: &Arc<Mutex<HashSet<Vec<u8>>>>, row_key: &[u8]) -> Option<Self> {
+        let is_free = under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(row_key.to_vec());
+        is_free.then(|| Self { under_way: under_way.clone(), row_key: row_key.to_vec() })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.row_key);
+    }
+}
+
+fn busy(id: &str) -> Error {
+    Error::request(format!("processing record '{id}' is being sent by another call; ask again"))
 }
 
 fn entrance(flow: &str, record: &record::Flow, document: &DocumentMetadata) -> Result<Entrance, Error> {

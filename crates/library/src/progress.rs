@@ -385,3 +385,160 @@ fn piece_key(workspace: &str, document: &str, run: &str, unit: Unit, piece: &str
 pub(crate) fn flow_of(run: &str) -> &str {
     if is_run_name(run) { run.rsplit_once("-r").map_or(run, |(flow, _)| flow) } else { run }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sluice_store::Embedded;
+
+    const DOCUMENT: &str = "urn:doc:1";
+    const RUN: &str = "f1";
+
+    /// Every report of a document of `texts` texts with `chunks` chunks each; chunk number 2 fails at the embeddings and
+    /// text number 1 at the chunker.
+    fn story(texts: usize, chunks: usize) -> Vec<StageReport> {
+        let text = |n: usize| format!("urn:text:{n}");
+        let mut all = vec![report("decoder", "announced", "text", (0..texts).map(text).collect())];
+        let mut number = 0;
+        for n in 0..texts {
+            if n == 1 {
+                all.push(report("chunker", "failed", "text", vec![text(n)]));
+                continue;
+            }
+            let ids: Vec<String> = (0..chunks).map(|c| format!("urn:chunk:{n}:{c}")).collect();
+            all.push(report("chunker", "announced", "chunk", ids.clone()));
+            all.push(report("chunker", "done", "text", vec![text(n)]));
+            for id in ids {
+                number += 1;
+                if number == 2 {
+                    all.push(report("embeddings", "failed", "chunk", vec![id]));
+                    continue;
+                }
+                for stage in ["embeddings", "index", "store"] {
+                    all.push(report(stage, "done", "chunk", vec![id.clone()]));
+                }
+            }
+        }
+        for (n, report) in all.iter_mut().enumerate() {
+            report.id = n.to_string();
+        }
+        all
+    }
+
+    fn report(stage: &str, event: &str, unit: &str, pieces: Vec<String>) -> StageReport {
+        StageReport {
+            document_id: DOCUMENT.to_owned(),
+            flow: RUN.to_owned(),
+            stage: stage.to_owned(),
+            event: event.to_owned(),
+            unit: unit.to_owned(),
+            count: i64::try_from(pieces.len()).unwrap(),
+            reason: if event == "failed" { format!("lost by {stage}") } else { String::new() },
+            pieces,
+            ..Default::default()
+        }
+    }
+
+    fn counted(reports: &[StageReport], batches: usize) -> DocumentProgress {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Embedded::open(folder.path()).unwrap();
+            let progress = Progress::new(Rows::new(store.tables()));
+            for batch in reports.chunks(reports.len().div_ceil(batches).max(1)) {
+                progress.count("w", batch).await.unwrap();
+            }
+            let shown = progress.shown("w", DOCUMENT, "").await.unwrap().remove(0);
+            store.close().await;
+            shown
+        })
+    }
+
+    /// Reports shuffled, some of them several times.
+    fn shuffled() -> impl Strategy<Value = (usize, usize, Vec<StageReport>, usize)> {
+        (1_usize..4, 1_usize..5, 1_usize..5).prop_flat_map(|(texts, chunks, batches)| {
+            let all = story(texts, chunks);
+            let again = prop::collection::vec(0..all.len(), 0..6);
+            (Just(all), again).prop_flat_map(move |(mut all, again)| {
+                let copies: Vec<StageReport> = again.into_iter().map(|n| all[n].clone()).collect();
+                all.extend(copies);
+                Just(all).prop_shuffle().prop_map(move |all| (texts, chunks, all, batches))
+            })
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn counting_does_not_depend_on_order_batches_or_repetition((texts, chunks, reports, batches) in shuffled()) {
+            let expected = counted(&story(texts, chunks), 1);
+            prop_assert_eq!(counted(&reports, batches), expected.clone());
+            prop_assert!(expected.complete);
+            prop_assert_eq!(expected.stored + expected.failed, expected.announced);
+        }
+    }
+
+    fn check(reports: &[StageReport], expected: (i64, i64, i64, i64, i64, bool)) {
+        let got = counted(reports, 1);
+        let shown =
+            (got.texts_announced, got.texts_done, got.announced, got.stored, got.failed, got.complete);
+        assert_eq!(shown, expected, "{reports:#?}");
+    }
+
+    #[test]
+    fn every_way_to_end_is_an_end() {
+        let ids = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let mut reports = vec![report("decoder", "announced", "text", ids(&["t"]))];
+        check(&reports, (1, 0, 0, 0, 0, false));
+        reports.push(report("chunker", "announced", "chunk", ids(&["a", "b"])));
+        reports.push(report("chunker", "done", "text", ids(&["t"])));
+        check(&reports, (1, 1, 2, 0, 0, false));
+        reports.push(report("store", "failed", "chunk", ids(&["a"])));
+        reports.push(report("index", "failed", "chunk", ids(&["b"])));
+        check(&reports, (1, 1, 2, 0, 1, false));
+        reports.push(report("store", "done", "chunk", ids(&["b"])));
+        check(&reports, (1, 1, 2, 1, 1, true));
+        reports.push(report("store", "done", "chunk", ids(&["a"])));
+        check(&reports, (1, 1, 2, 2, 0, true));
+        assert_eq!(counted(&reports, 1).failures.len(), 2, "what went wrong on the way stays told");
+
+        check(&[report("decoder", "failed", "text", ids(&["doc"]))], (1, 1, 0, 0, 0, true));
+        check(&[report("decoder", "announced", "text", Vec::new())], (0, 0, 0, 0, 0, true));
+    }
+
+    #[test]
+    fn reports_that_only_count_are_told_apart_by_their_id() {
+        let only = |id: &str, stage: &str, event: &str, unit: &str, count| StageReport {
+            id: id.to_owned(),
+            count,
+            ..report(stage, event, unit, Vec::new())
+        };
+        let announced = only("1", "chunker", "announced", "chunk", 3);
+        let reports = [
+            announced.clone(),
+            announced,
+            only("2", "chunker", "done", "text", 1),
+            only("3", "store", "failed", "chunk", 1),
+        ];
+        // A failure that names no piece counts as one more piece: announced and failed.
+        check(&reports, (1, 1, 4, 0, 1, false));
+    }
+
+    #[test]
+    fn failures_kept_are_bounded_and_their_reasons_too() {
+        let failed = |n: usize| StageReport {
+            reason: "x".repeat(10_000),
+            ..report("store", "failed", "chunk", vec![format!("chunk {n:03}")])
+        };
+        let shown = counted(&(0..200).rev().map(failed).collect::<Vec<_>>(), 3);
+        assert_eq!((shown.failed, shown.failures.len()), (200, FAILURES_MAX));
+        assert_eq!(shown.failures[0].piece, "chunk 000");
+        assert_eq!(shown.failures[0].reason.len(), REASON_CHARS_MAX);
+    }
+
+    #[test]
+    fn a_run_belongs_to_its_flow() {
+        assert_eq!((flow_of("f1"), flow_of("f1-r2"), flow_of("for-real")), ("f1", "f1", "for-real"));
+    }
+}

@@ -88,6 +88,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         collections: collections.clone(),
         config,
         broker: process.broker.clone(),
+        under_way: Arc::default(),
     };
     let librarian = Librarian {
         uploads: Uploads::new(documents.clone()),

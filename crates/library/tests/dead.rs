@@ -1,0 +1,190 @@
+//! Dead letters: kept, listed, exported, replayed, removed.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{WS, World, base64, next, topic};
+use sluice_bus::{BrokerAdmin, Patience, TopicSpec};
+use sluice_library::Limits;
+use sluice_schema::message::{DeadLetter, DeadLettersRequest};
+
+const PARKED: &str = "flow:tg:dead-letters:default";
+const LOAD: &str = "flow:tg:text-document-load:default:f1";
+
+fn letter(id: &str, topic: &str, body: &str) -> DeadLetter {
+    DeadLetter {
+        id: id.to_owned(),
+        workspace: WS.to_owned(),
+        flow: "f1".to_owned(),
+        topic: topic.to_owned(),
+        subscription: "chunker--default--f1--input".to_owned(),
+        reason: "too hard".to_owned(),
+        attempts: 5,
+        time: 1_700_000_000,
+        properties: [("sluice-trace".to_owned(), "t1".to_owned())].into(),
+        body: base64(body),
+    }
+}
+
+fn ask(operation: &str) -> DeadLettersRequest {
+    DeadLettersRequest { operation: operation.to_owned(), ..Default::default() }
+}
+
+fn ids(letters: &[DeadLetter]) -> Vec<&str> {
+    letters.iter().map(|letter| letter.id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn letters_are_listed_newest_first_filtered_paged_and_outlive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    for (id, flow) in [("1", "f1"), ("2", "f2"), ("3", "f1-r2"), ("2", "f2"), ("4", "f1")] {
+        world.publish(PARKED, DeadLetter { flow: flow.into(), ..letter(id, LOAD, "body") }).await;
+    }
+    assert_eq!(
+        ids(&world.letters(4).await.letters),
+        ["4", "3", "2", "1"],
+        "a letter that came twice is kept once"
+    );
+    world.stop().await;
+
+    let world = World::start(folder.path()).await;
+    let listed = world.letters(4).await.letters;
+    assert_eq!(DeadLetter { body: base64("body"), ..listed[3].clone() }, letter("1", LOAD, "body"));
+    assert!(listed[3].body.is_empty(), "a list has no bodies");
+    let only = world.dead(DeadLettersRequest { flow: "f1".into(), ..ask("list") }).await;
+    assert_eq!(ids(&only.letters), ["4", "3", "1"], "a flow's name means all its runs");
+    let first = world.dead(DeadLettersRequest { limit: 2, ..ask("list") }).await;
+    assert_eq!((ids(&first.letters), first.remaining), (vec!["4", "3"], 2));
+    let second = world.dead(DeadLettersRequest { limit: 2, before: "3".into(), ..ask("list") }).await;
+    assert_eq!((ids(&second.letters), second.remaining), (vec!["2", "1"], 0));
+    let none = world.dead(DeadLettersRequest { topic: "flow:tg:x:default:f1".into(), ..ask("list") }).await;
+    assert!(none.letters.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_is_json_lines_with_bodies() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let large = "x".repeat(3_000_000);
+    for id in ["1", "2", "3"] {
+        world.publish(PARKED, letter(id, LOAD, &large)).await;
+    }
+    world.letters(3).await;
+    let mut parts = world.letters.stream(&ask("export"), Patience::total(common::DEADLINE)).await.unwrap();
+    let (mut lines, mut messages) = (String::new(), 0);
+    while let Some(part) = parts.next().await.unwrap() {
+        lines.push_str(&part.lines);
+        messages += 1;
+    }
+    assert!(messages > 1, "large exports come in parts");
+    let letters: Vec<DeadLetter> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(letters, ["1", "2", "3"].map(|id| letter(id, LOAD, &large)));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_replayed_letter_is_delivered_with_its_properties_and_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let later = "flow:tg:text-document-load:default:f1-r2";
+    for id in ["1", "2", "3"] {
+        world.publish(PARKED, letter(id, LOAD, &format!("body {id}"))).await;
+    }
+    world.publish(PARKED, letter("foreign", "flow:tg:x:other:f1", "x")).await;
+    world.publish(PARKED, letter("system", "flow:tg:progress:default", "x")).await;
+    world.letters(5).await;
+
+    let one = |id: &str| DeadLettersRequest { ids: vec![id.into()], ..ask("replay") };
+    let kept = world.dead(one("1")).await;
+    assert_eq!((kept.count, kept.kept.len()), (0, 1));
+    assert!(kept.kept[0].reason.contains("nobody reads"), "{kept:?}");
+
+    world.broker.ensure(&TopicSpec::with(topic(LOAD), "chunker--default--f1--input")).await.unwrap();
+    world.broker.ensure(&TopicSpec::with(topic(later), "chunker--default--f1-r2--input")).await.unwrap();
+    let own = world.read(LOAD, "chunker--default--f1--input").await;
+    let moved = world.read(later, "chunker--default--f1-r2--input").await;
+    assert_eq!(world.dead(one("1")).await.count, 1);
+    let delivery = next(&*own).await;
+    assert_eq!(
+        (&delivery.message.body[..], delivery.message.get("sluice-trace")),
+        (&b"body 1"[..], Some("t1"))
+    );
+    delivery.ack();
+
+    let rest = DeadLettersRequest { flow: "f1".into(), run: "f1-r2".into(), ..ask("replay") };
+    let answer = world.dead(rest).await;
+    assert_eq!((answer.error, answer.count), (None, 2));
+    let refused: Vec<_> = answer.kept.iter().map(|kept| kept.id.as_str()).collect();
+    assert_eq!(refused, ["foreign", "system"]);
+    for body in ["body 2", "body 3"] {
+        let delivery = next(&*moved).await;
+        assert_eq!(&delivery.message.body[..], body.as_bytes());
+        delivery.ack();
+    }
+    assert_eq!(ids(&world.letters(2).await.letters), ["system", "foreign"]);
+    let progress = DeadLettersRequest { ids: vec!["system".into(), "foreign".into()], ..ask("remove") };
+    assert_eq!(world.dead(progress).await.count, 2);
+    world.letters(0).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn letters_are_changed_only_when_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    world.publish(PARKED, letter("1", LOAD, "x")).await;
+    world.publish(PARKED, letter("2", LOAD, "x")).await;
+    world.letters(2).await;
+    let refused = async |request: DeadLettersRequest, text: &str| {
+        let error = world.dead(request).await.error.unwrap();
+        assert_eq!(error.r#type, "request-error");
+        assert!(error.message.contains(text), "{}", error.message);
+    };
+    refused(ask("remove"), "say all").await;
+    refused(ask("replay"), "say all").await;
+    refused(ask("burn"), "Invalid operation: burn").await;
+    refused(ask(""), "Null operation").await;
+    refused(DeadLettersRequest { ids: vec!["1".into(), "x".into()], ..ask("remove") }, "no dead letter 'x'")
+        .await;
+    refused(DeadLettersRequest { before: "x".into(), ..ask("list") }, "no dead letter 'x'").await;
+    let first = world.dead(DeadLettersRequest { all: true, limit: 1, ..ask("remove") }).await;
+    assert_eq!((first.count, first.remaining), (1, 1));
+    assert_eq!(ids(&world.letters(1).await.letters), ["2"], "the oldest go first");
+    assert_eq!(world.dead(DeadLettersRequest { all: true, ..ask("remove") }).await.count, 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn beyond_the_bound_the_oldest_go_and_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = sluice_bus::embedded::Embedded::in_memory();
+    let limits = Limits { letters_max: 3, body_bytes_max: 1_000 };
+    let world = World::start_with(folder.path(), &broker, Arc::new(broker.clone()), limits).await;
+    for id in ["1", "2", "3"] {
+        world.publish(PARKED, letter(id, LOAD, "x")).await;
+    }
+    world.letters(3).await;
+    world.publish(PARKED, letter("4", LOAD, "x")).await;
+    let lost = async |count: u64| {
+        let line = format!("sluice_dead_letters_dropped_total {count}\n");
+        let ends = tokio::time::Instant::now() + common::DEADLINE;
+        while !world.process.metrics.text().contains(&line) {
+            assert!(tokio::time::Instant::now() < ends, "never {line}");
+            tokio::task::yield_now().await;
+        }
+    };
+    lost(1).await;
+    assert_eq!(ids(&world.letters(3).await.letters), ["4", "3", "2"]);
+    // Removed letters make room.
+    world.dead(DeadLettersRequest { ids: vec!["3".into()], ..ask("remove") }).await;
+    world.publish(PARKED, letter("5", LOAD, "x")).await;
+    assert_eq!(ids(&world.letters(3).await.letters), ["5", "4", "2"]);
+    // So do bytes: this one leaves room for nothing else.
+    world.publish(PARKED, letter("6", LOAD, &"x".repeat(748))).await;
+    lost(4).await;
+    assert_eq!(ids(&world.letters(1).await.letters), ["6"]);
+    world.stop().await;
+}

@@ -1,0 +1,343 @@
+//! The librarian's and the collections' calls, asked over the bus as any client would.
+
+mod common;
+
+use common::{World, about, add, add_child, base64, bytes, call, captured, metadata};
+use sluice_bus::Patience;
+use sluice_schema::message::{
+    CollectionManagementRequest, Criteria, DocumentMetadata, LibrarianRequest, LibrarianResponse,
+};
+
+fn ids(documents: &[DocumentMetadata]) -> Vec<&str> {
+    documents.iter().map(|document| document.id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn recorded_questions_get_the_recorded_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let messages = captured("librarian.jsonl");
+    let mut asked = 0;
+    for (_, id, question) in
+        messages.iter().filter(|(exchange, ..)| exchange == "tg.request.librarian:default")
+    {
+        let question: LibrarianRequest = serde_json::from_value(question.clone()).unwrap();
+        let answer = messages
+            .iter()
+            .find(|(exchange, other, _)| exchange == "tg.response.librarian:default" && other == id);
+        let recorded: LibrarianResponse = serde_json::from_value(answer.unwrap().2.clone()).unwrap();
+        assert_eq!(world.ask(question.clone()).await, recorded, "{question:?}");
+        asked += 1;
+    }
+    assert_eq!(asked, 4);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_document_is_added_changed_read_and_removed_with_its_whole_tree() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    world.ok(add("urn:doc:1", "first")).await;
+    world.ok(add("urn:doc:2", "second")).await;
+    assert_eq!(world.ok(add_child("urn:doc:1", "urn:page:1", "page")).await.document_id, "urn:page:1");
+    world.ok(add_child("urn:page:1", "urn:chunk:1", "chunk")).await;
+    world.ok(add_child("urn:chunk:1", "urn:chunk:2", "")).await;
+
+    let listed = world.ok(call("list-documents")).await.document_metadatas;
+    assert_eq!(ids(&listed), ["urn:doc:1", "urn:doc:2"]);
+    let all = world.ok(LibrarianRequest { include_children: true, ..call("list-documents") }).await;
+    assert_eq!(all.document_metadatas.len(), 5);
+    let children = world.ok(about("list-children", "urn:doc:1")).await.document_metadatas;
+    assert_eq!(ids(&children), ["urn:page:1"]);
+    assert_eq!(children[0].document_type, "chunk");
+
+    let changed = DocumentMetadata {
+        title: "New".into(),
+        tags: vec!["x".into()],
+        kind: "ignored".into(),
+        ..metadata("urn:doc:1")
+    };
+    world.ok(LibrarianRequest { document_metadata: Some(changed), ..call("update-document") }).await;
+    for operation in ["get-document-metadata", "get-document"] {
+        let found = world.ok(about(operation, "urn:doc:1")).await.document_metadata.unwrap();
+        assert_eq!((found.title.as_str(), found.kind.as_str(), found.tags.len()), ("New", "text/plain", 1));
+    }
+    assert_eq!(bytes(&world.ok(about("get-document-content", "urn:chunk:1")).await.content), b"chunk");
+
+    world.ok(about("remove-document", "urn:doc:1")).await;
+    assert_eq!(world.ok(about("get-document-metadata", "urn:doc:1")).await, LibrarianResponse::default());
+    let left = world.ok(LibrarianRequest { include_children: true, ..call("list-documents") }).await;
+    assert_eq!(ids(&left.document_metadatas), ["urn:doc:2"]);
+    let blobs = world.store.as_ref().unwrap().stores().blobs.list("doc/", None, 100).await.unwrap();
+    assert_eq!(blobs.len(), 1, "contents went with their documents");
+    world.ok(add("urn:doc:1", "again")).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_document_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    world.ok(add("taken", "content")).await;
+    let with = |change: fn(&mut DocumentMetadata)| {
+        let mut request = add("new", "content");
+        change(request.document_metadata.as_mut().unwrap());
+        request
+    };
+    let unsupported = vec![Criteria { key: "colour".into(), value: "red".into(), operator: String::new() }];
+    let odd = vec![Criteria { key: "kind".into(), value: "x".into(), operator: "like".into() }];
+    let cases = [
+        (add("taken", "other"), "unexpected-error", "Document already exists"),
+        (add("new", ""), "request-error", "'new' is empty"),
+        (
+            LibrarianRequest { content: "not/base64!".into(), ..add("new", "") },
+            "request-error",
+            "not valid base64",
+        ),
+        (
+            LibrarianRequest { document_metadata: None, ..add("new", "x") },
+            "request-error",
+            "no document-metadata",
+        ),
+        (with(|m| m.id.clear()), "request-error", "names no document"),
+        (with(|m| m.id = "a\nb".into()), "request-error", "control characters"),
+        (with(|m| m.id = "x".repeat(1025)), "request-error", "1025 bytes"),
+        (with(|m| m.kind.clear()), "request-error", "has no kind"),
+        (add_child("nobody", "c", "x"), "request-error", "parent document 'nobody' is not in the library"),
+        (add_child("", "c", "x"), "request-error", "names no parent document"),
+        (add_child("taken", "taken", "x"), "unexpected-error", "already exists"),
+        (about("get-document-metadata", ""), "request-error", "names no document"),
+        (about("get-document-content", "nobody"), "request-error", "not in the library"),
+        (about("stream-document", "nobody"), "request-error", "not in the library"),
+        (about("remove-document", "nobody"), "request-error", "not in the library"),
+        (about("list-children", "nobody"), "request-error", "not in the library"),
+        (
+            LibrarianRequest { operation: "update-document".into(), ..add("new", "") },
+            "request-error",
+            "not in the library",
+        ),
+        (LibrarianRequest { criteria: unsupported, ..call("list-documents") }, "request-error", "'colour'"),
+        (LibrarianRequest { criteria: odd, ..call("list-documents") }, "request-error", "no operator 'like'"),
+        (call("fly"), "request-error", "Invalid operation: fly"),
+        (call(""), "request-error", "Null operation"),
+    ];
+    for (request, kind, text) in cases {
+        let what = format!("{} expecting {text}", request.operation);
+        let said = world.refused(request).await;
+        assert_eq!(said.r#type, kind, "{what}: {said:?}");
+        assert!(said.message.contains(text), "{what}: {said:?}");
+    }
+    let listed = world.ok(LibrarianRequest { include_children: true, ..call("list-documents") }).await;
+    assert_eq!(ids(&listed.document_metadatas), ["taken"], "nothing refused has left a trace");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn base64_with_line_breaks_and_a_part_added_twice_are_fine() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let broken_up: String =
+        base64("a longer text").as_bytes().chunks(5).map(|c| String::from_utf8_lossy(c) + "\r\n").collect();
+    world.ok(LibrarianRequest { content: broken_up, ..add("d", "") }).await;
+    assert_eq!(bytes(&world.ok(about("get-document-content", "d")).await.content), b"a longer text");
+    world.ok(add_child("d", "c", "part")).await;
+    world.ok(add_child("d", "c", "part")).await;
+    world.refused(add_child("d", "c", "another")).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_is_filtered_by_criteria() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    for (id, kind, tag) in [("a", "text/plain", "x"), ("b", "text/markdown", "x"), ("c", "text/plain", "y")] {
+        let mut request = add(id, "content");
+        let metadata = request.document_metadata.as_mut().unwrap();
+        metadata.kind = kind.into();
+        metadata.tags = vec![tag.into()];
+        world.ok(request).await;
+    }
+    let mut answer = add("answer", "content");
+    answer.document_metadata.as_mut().unwrap().document_type = "answer".into();
+    world.ok(answer).await;
+    let check = async |criteria: &[(&str, &str, &str)], expected: &[&str]| {
+        let criteria = criteria.iter().map(|(key, operator, value)| Criteria {
+            key: (*key).into(),
+            value: (*value).into(),
+            operator: (*operator).into(),
+        });
+        let request = LibrarianRequest { criteria: criteria.collect(), ..call("list-documents") };
+        assert_eq!(ids(&world.ok(request).await.document_metadatas), expected);
+    };
+    check(&[], &["a", "b", "c"]).await;
+    check(&[("kind", "=", "text/plain")], &["a", "c"]).await;
+    check(&[("kind", "", "text/plain"), ("tags", "eq", "x")], &["a"]).await;
+    check(&[("tags", "!=", "x")], &["c"]).await;
+    check(&[("kind", "starts-with", "text/m")], &["b"]).await;
+    check(&[("title", "contains", "of c")], &["c"]).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_document_is_streamed_in_parts_and_an_empty_one_in_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    world.ok(add("d", "0123456789")).await;
+    world.ok(add_child("d", "empty", "")).await;
+    let parts = async |id: &str, chunk_size: i64| {
+        let request = LibrarianRequest { chunk_size, ..about("stream-document", id) };
+        let mut stream = world.librarian.stream(&request, Patience::total(common::DEADLINE)).await.unwrap();
+        let mut parts = Vec::new();
+        while let Some(part) = stream.next().await.unwrap() {
+            assert_eq!(part.error, None);
+            let content = String::from_utf8(bytes(&part.content)).unwrap();
+            parts.push((content, part.chunk_index, part.total_chunks, part.bytes_received, part.is_final));
+            assert_eq!(part.total_bytes, if id == "d" { 10 } else { 0 });
+        }
+        parts
+    };
+    let part = |content: &str, index, of, bytes, last| (content.to_owned(), index, of, bytes, last);
+    assert_eq!(
+        parts("d", 4).await,
+        [part("0123", 0, 3, 4, false), part("4567", 1, 3, 8, false), part("89", 2, 3, 10, true)]
+    );
+    assert_eq!(parts("d", 5).await, [part("01234", 0, 2, 5, false), part("56789", 1, 2, 10, true)]);
+    assert_eq!(parts("d", 0).await, [part("0123456789", 0, 1, 10, true)]);
+    assert_eq!(parts("empty", 0).await, [part("", 0, 0, 0, true)]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_after_a_restart_with_its_parts_in_any_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let begin = LibrarianRequest {
+        document_metadata: Some(metadata("urn:big")),
+        total_size: 11,
+        chunk_size: 4,
+        ..call("begin-upload")
+    };
+    let begun = world.ok(begin.clone()).await;
+    assert_eq!((begun.chunk_size, begun.total_chunks), (4, 3));
+    let with = |operation: &str| LibrarianRequest { upload_id: begun.upload_id.clone(), ..call(operation) };
+    let part = |index: i64, content: &str| LibrarianRequest {
+        chunk_index: index,
+        content: base64(content),
+        ..with("upload-chunk")
+    };
+    let first = world.ok(part(2, "89a")).await;
+    assert_eq!((first.chunk_index, first.chunks_received, first.total_chunks), (2, 1, 3));
+    assert_eq!((first.bytes_received, first.total_bytes), (3, 11));
+    world.stop().await;
+
+    let world = World::start(folder.path()).await;
+    let status = world.ok(with("get-upload-status")).await;
+    assert_eq!(status.upload_state, "in-progress");
+    assert_eq!((status.received_chunks, status.missing_chunks), (vec![2], vec![0, 1]));
+    let open = world.ok(call("list-uploads")).await.upload_sessions;
+    assert_eq!((open.len(), open[0].chunks_received, open[0].document_id.as_str()), (1, 1, "urn:big"));
+    assert!(world.refused(with("complete-upload")).await.message.contains("2 of 3 parts are missing"));
+    assert!(world.refused(part(3, "x")).await.message.contains("parts 0 to 2"));
+    assert!(world.refused(part(0, "012")).await.message.contains("must have 4"));
+    world.ok(part(0, "xxxx")).await;
+    assert_eq!(world.ok(part(0, "0123")).await.chunks_received, 2, "a part sent again counts once");
+    world.ok(part(1, "4567")).await;
+    let done = world.ok(with("complete-upload")).await;
+    assert_eq!(done.document_id, "urn:big");
+    assert!(!done.object_id.is_empty());
+    assert_eq!(world.ok(with("complete-upload")).await, done, "completing twice is the same");
+    assert_eq!(
+        bytes(&world.ok(about("get-document-content", "urn:big")).await.content),
+        b"0123456789a"[..11]
+    );
+    assert_eq!(world.ok(with("get-upload-status")).await.upload_state, "expired");
+    assert!(world.ok(call("list-uploads")).await.upload_sessions.is_empty());
+    assert!(world.refused(begin).await.message.contains("already exists"));
+    let parts = world.store.as_ref().unwrap().stores().blobs.list("upload/", None, 10).await.unwrap();
+    assert!(parts.is_empty(), "the parts went: {parts:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_is_aborted_and_a_wrong_one_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let begin = |total_size| LibrarianRequest {
+        document_metadata: Some(metadata("d")),
+        total_size,
+        ..call("begin-upload")
+    };
+    assert!(world.refused(begin(0)).await.message.contains("total-size is 0"));
+    assert!(world.refused(begin(i64::MAX)).await.message.contains("larger than the limit"));
+    let upload_id = world.ok(begin(5)).await.upload_id;
+    let with = |operation: &str| LibrarianRequest { upload_id: upload_id.clone(), ..call(operation) };
+    world.ok(LibrarianRequest { content: base64("12345"), ..with("upload-chunk") }).await;
+    world.ok(with("abort-upload")).await;
+    for operation in ["abort-upload", "complete-upload", "upload-chunk"] {
+        let said = world.refused(with(operation)).await;
+        assert!(said.message.contains("is not open"), "{operation}: {said:?}");
+    }
+    assert!(world.refused(call("get-upload-status")).await.message.contains("names no upload"));
+    assert!(world.ok(call("list-documents")).await.document_metadatas.is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_documents_contents_and_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    world.ok(add("urn:doc:1", "content")).await;
+    world.ok(add_child("urn:doc:1", "urn:page:1", "page")).await;
+    world.stop().await;
+    let world = World::start(folder.path()).await;
+    assert_eq!(ids(&world.ok(call("list-documents")).await.document_metadatas), ["urn:doc:1"]);
+    assert_eq!(bytes(&world.ok(about("get-document-content", "urn:page:1")).await.content), b"page");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn collections_are_listed_changed_and_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let ask = |operation: &str, collection: &str| CollectionManagementRequest {
+        operation: operation.into(),
+        collection: collection.into(),
+        ..Default::default()
+    };
+    let update = CollectionManagementRequest {
+        name: "My docs".into(),
+        description: "about".into(),
+        tags: vec!["t".into()],
+        ..ask("update-collection", "docs")
+    };
+    let answer = world.collection(update).await;
+    assert_eq!((answer.error, answer.collections.len(), answer.timestamp.len()), (None, 1, 26));
+    assert_eq!(answer.collections[0].name, "My docs");
+    let reset = world.collection(ask("update-collection", "docs")).await.collections;
+    assert_eq!((reset[0].name.as_str(), reset[0].tags.len()), ("docs", 0), "what is left out is reset");
+    world.collection(ask("update-collection", "docs-2024")).await;
+
+    let refused = async |request: CollectionManagementRequest, text: &str| {
+        let error = world.collection(request).await.error.unwrap();
+        assert_eq!(error.r#type, "request-error");
+        assert!(error.message.contains(text), "{}", error.message);
+    };
+    refused(ask("update-collection", "docs_2024"), "could not tell it from collection 'docs-2024'").await;
+    refused(ask("update-collection", "a:b"), "Failed to update collection").await;
+    refused(ask("delete-collection", "docs"), "while collection 'docs-2024' exists").await;
+    refused(ask("delete-collection", ""), "name the collection").await;
+    refused(ask("explode", "x"), "Invalid collection operation: explode").await;
+    refused(ask("", "x"), "Null operation").await;
+
+    let tagged = CollectionManagementRequest { tags: vec!["t".into()], ..ask("update-collection", "tagged") };
+    world.collection(tagged).await;
+    let filter = CollectionManagementRequest { tag_filter: vec!["t".into()], ..ask("list-collections", "") };
+    assert_eq!(world.collection(filter).await.collections[0].collection, "tagged");
+    let two = CollectionManagementRequest { limit: 2, ..ask("list-collections", "") };
+    assert_eq!(world.collection(two).await.collections.len(), 2);
+    for id in ["docs-2024", "docs", "never-there"] {
+        assert_eq!(world.collection(ask("delete-collection", id)).await.error, None, "{id}");
+    }
+    assert_eq!(world.collection(ask("list-collections", "")).await.collections.len(), 1);
+    world.stop().await;
+}
