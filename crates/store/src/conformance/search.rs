@@ -12,6 +12,7 @@ super::promises![
     a_removed_collection_takes_vectors_of_any_length,
     only_vectors_whose_labels_fit_the_filter_are_found,
     vectors_stay_in_their_collection_and_workspace,
+    a_writer_finds_what_it_wrote_while_others_write,
     vectors_that_have_no_direction_or_are_not_numbers,
     texts_are_ranked_by_their_terms,
     a_text_upserted_again_counts_once,
@@ -134,6 +135,25 @@ async fn vectors_stay_in_their_collection_and_workspace(stores: Stores) {
     stores.vectors.remove_prefix(scopes[1], "").await.works();
     assert_eq!(nearest(&stores, scopes[1], &[1.0, 0.0], 9).await, [""; 0]);
     assert_eq!(nearest(&stores, scopes[2], &[1.0, 0.0], 9).await, ["in-2"]);
+}
+
+async fn a_writer_finds_what_it_wrote_while_others_write(stores: Stores) {
+    let write = |writer: usize| {
+        let stores = &stores;
+        async move {
+            for n in 0..15 {
+                let id = format!("{writer}-{n}");
+                stores.vectors.upsert(HERE, vec![vector(&id, &[1.0, 0.0])]).await.works();
+                assert!(nearest(stores, HERE, &[1.0, 0.0], 999).await.contains(&id), "{id} is not found");
+                if n % 3 == 0 {
+                    stores.vectors.remove(HERE, std::slice::from_ref(&id)).await.works();
+                    assert!(!nearest(stores, HERE, &[1.0, 0.0], 999).await.contains(&id), "{id} is found");
+                }
+            }
+        }
+    };
+    tokio::join!(write(0), write(1), write(2), write(3), write(4), write(5));
+    assert_eq!(nearest(&stores, HERE, &[1.0, 0.0], 999).await.len(), 60);
 }
 
 async fn vectors_that_have_no_direction_or_are_not_numbers(stores: Stores) {

@@ -192,6 +192,10 @@ fn open_database(folder: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> R
     let disk = Disk::new(file, Arc::clone(state)).map_err(unusable)?;
     let mut builder = Database::builder();
     builder.set_cache_size(cache_bytes);
+    let repaired = path.clone();
+    builder.set_repair_callback(
+        move |_| tracing::info!(path = %repaired.display(), "the store was not closed; checking it"),
+    );
     builder.create_with_backend(disk).map_err(|e| match e {
         redb::DatabaseError::Storage(redb::StorageError::Io(e)) => unusable(e),
         other => Error::damaged(format!("'{}'", path.display()), &other),
@@ -201,7 +205,9 @@ fn open_database(folder: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> R
 impl Shared {
     fn ended(&self) -> Error {
         match &*self.engine.read().unwrap_or_else(PoisonError::into_inner) {
-            Engine::Open(_) => closed(),
+            Engine::Open(_) => {
+                Error::unavailable("its writer is gone; restart, and report what the log says")
+            }
             Engine::Ended(error) => error.clone(),
         }
     }

@@ -83,6 +83,8 @@ impl Loaded {
             _ if touched.all => None,
             State::Unknown => None,
             State::Matrix(matrix) if matrix.dimension() != dimension => None,
+            // With many gone it may fit again.
+            State::TooLarge if !touched.prefixes.is_empty() => None,
             State::TooLarge => Some(Vec::new()),
             State::Matrix(matrix) => {
                 let mut ids = touched.ids;

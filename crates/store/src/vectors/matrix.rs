@@ -35,7 +35,7 @@ impl Matrix {
 
     /// Memory used, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.numbers.len() * size_of::<f32>() + self.other_bytes
+        self.numbers.capacity() * size_of::<f32>() + self.other_bytes
     }
 
     /// Sets or replaces an entry from its row; a row of another dimension is left out.
@@ -55,6 +55,10 @@ impl Matrix {
         }
         let id: Arc<str> = id.into();
         self.other_bytes += ENTRY_BYTES + id.len() + attributes.len();
+        if self.numbers.capacity() - self.numbers.len() < self.dimension {
+            // By an eighth, not by doubling: the memory is counted and bounded.
+            self.numbers.reserve_exact((self.numbers.len() / 8).max(self.dimension * 16));
+        }
         self.numbers.extend(row::numbers(numbers));
         self.rows.insert(Arc::clone(&id), self.ids.len());
         self.ids.push(id);
