@@ -19,7 +19,8 @@ fn main() {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         if name != "README.md" {
             let path = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
-            writeln!(list, "    ({name:?}, include_str!({:?})),", path.to_string_lossy()).expect("a string takes all");
+            writeln!(list, "    ({name:?}, include_str!({:?})),", path.to_string_lossy())
+                .expect("a string takes all");
         }
     }
     list.push(']');

@@ -27,7 +27,9 @@ pub(crate) fn data_folder(target: &Target) -> anyhow::Result<PathBuf> {
     home("XDG_DATA_HOME")
         .or_else(|| home("HOME").map(|home| home.join(".local/share")))
         .map(|folder| folder.join("sluice"))
-        .ok_or_else(|| Told::usage("there is no home folder to keep data in").next("give one with --data DIR").into())
+        .ok_or_else(|| {
+            Told::usage("there is no home folder to keep data in").next("give one with --data DIR").into()
+        })
 }
 
 impl Api {
@@ -90,7 +92,8 @@ impl Api {
             Told::new(Code::TimedOut, format!("no answer from {} in time", self.base))
                 .next("wait longer with --timeout SECONDS, or look at the log of `sluice up`")
         } else if error.is_builder() {
-            Told::usage(format!("'{}' is not a valid address", self.base)).next("--url http://127.0.0.1:8888/")
+            Told::usage(format!("'{}' is not a valid address", self.base))
+                .next("--url http://127.0.0.1:8888/")
         } else {
             Told::new(Code::Failed, format!("nobody answers at {}", self.base))
                 .next("start the system with `sluice up`, or name another address with --url")
@@ -99,7 +102,11 @@ impl Api {
     }
 
     fn refused(&self, status: u16, answer: &Value) -> Told {
-        let said = answer.get("error").and_then(Value::as_str).or_else(|| answer.as_str()).unwrap_or("no reason given");
+        let said = answer
+            .get("error")
+            .and_then(Value::as_str)
+            .or_else(|| answer.as_str())
+            .unwrap_or("no reason given");
         let message = format!("the gateway refused ({status}): {said}");
         match status {
             401 => Told::new(Code::Denied, message)

@@ -26,10 +26,23 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Target {
     /// Address of the gateway to talk to
-    #[arg(long, global = true, env = "TRUSTGRAPH_URL", default_value = "http://127.0.0.1:8888/", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "TRUSTGRAPH_URL",
+        default_value = "http://127.0.0.1:8888/",
+        value_name = "URL"
+    )]
     pub(crate) url: String,
     /// Workspace to work in
-    #[arg(long, short = 'w', global = true, env = "TRUSTGRAPH_WORKSPACE", default_value = "default", value_name = "ID")]
+    #[arg(
+        long,
+        short = 'w',
+        global = true,
+        env = "TRUSTGRAPH_WORKSPACE",
+        default_value = "default",
+        value_name = "ID"
+    )]
     pub(crate) workspace: String,
     /// Folder with the data and the admin key; default: `sluice` in the user's data folder
     #[arg(long, global = true, env = "SLUICE_DATA", value_name = "DIR")]
@@ -58,28 +71,49 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve everything in this process until it is told to stop
-    #[command(after_help = "Examples:\n  sluice up\n  sluice up --data /var/lib/sluice --listen 127.0.0.1:9000\n  sluice up --no-auth\n\nThe first start writes an admin key to DATA/admin.key; other sluice commands read it.\nA language model is configured by SLUICE_LLM_URL, SLUICE_LLM_MODEL and SLUICE_LLM_KEY.")]
+    #[command(
+        after_help = "Examples:\n  sluice up\n  sluice up --data /var/lib/sluice --listen 127.0.0.1:9000\n  sluice up --no-auth\n\nThe first start writes an admin key to DATA/admin.key; other sluice commands read it.\nA language model is configured by SLUICE_LLM_URL, SLUICE_LLM_MODEL and SLUICE_LLM_KEY."
+    )]
     Up(Up),
     /// Run the main job once on sample documents, in a temporary folder on a free port
-    #[command(after_help = "Examples:\n  sluice demo\n  sluice demo --keep\n  sluice demo --documents notes --question \"where is the spare key?\"")]
+    #[command(
+        after_help = "Examples:\n  sluice demo\n  sluice demo --keep\n  sluice demo --documents notes --question \"where is the spare key?\""
+    )]
     Demo(Demo),
     /// Read and write config values
-    #[command(subcommand, after_help = "Examples:\n  sluice config ls prompt\n  sluice config get prompt system\n  sluice config put prompt system '\"Be brief.\"'\n  sluice config put tool t1 @tool.json")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sluice config ls prompt\n  sluice config get prompt system\n  sluice config put prompt system '\"Be brief.\"'\n  sluice config put tool t1 @tool.json"
+    )]
     Config(Config),
     /// Blueprints: which processors make a flow
-    #[command(subcommand, after_help = "Examples:\n  sluice blueprint ls\n  sluice blueprint show document-rag\n  sluice blueprint put mine mine.json")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sluice blueprint ls\n  sluice blueprint show document-rag\n  sluice blueprint put mine mine.json"
+    )]
     Blueprint(Blueprint),
     /// Flows: blueprints made real
-    #[command(subcommand, after_help = "Examples:\n  sluice flow start default document-rag\n  sluice flow start f2 document-rag -p chunk-size=500\n  sluice flow ls\n  sluice flow describe default\n  sluice flow stop default --drain 60s")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sluice flow start default document-rag\n  sluice flow start f2 document-rag -p chunk-size=500\n  sluice flow ls\n  sluice flow describe default\n  sluice flow stop default --drain 60s"
+    )]
     Flow(Flow),
     /// Documents in the library
-    #[command(subcommand, after_help = "Examples:\n  sluice doc add handbook.md notes/\n  sluice doc ls\n  sluice doc rm urn:sluice:doc:3f2a…")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sluice doc add handbook.md notes/\n  sluice doc ls\n  sluice doc rm urn:sluice:doc:3f2a…"
+    )]
     Doc(Doc),
     /// Ask a question; the answer comes with its sources
-    #[command(after_help = "Examples:\n  sluice ask \"how often should the filter be cleaned?\"\n  sluice ask \"what is a sluice?\" --flow f2 -o json")]
+    #[command(
+        after_help = "Examples:\n  sluice ask \"how often should the filter be cleaned?\"\n  sluice ask \"what is a sluice?\" --flow f2 -o json"
+    )]
     Ask(Ask),
     /// Messages that could not be processed
-    #[command(subcommand, after_help = "Examples:\n  sluice dead ls\n  sluice dead export > letters.jsonl\n  sluice dead replay --flow default")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  sluice dead ls\n  sluice dead export > letters.jsonl\n  sluice dead replay --flow default"
+    )]
     Dead(Dead),
     /// Print shell completions
     #[command(after_help = "Example:\n  sluice completions bash > /etc/bash_completion.d/sluice")]
@@ -291,7 +325,8 @@ pub(crate) enum Dead {
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is not of the form NAME=VALUE"))?;
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| format!("'{text}' is not of the form NAME=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 

@@ -6,7 +6,11 @@ use serde_json::Value;
 use crate::cli::Output;
 
 /// Prints a value: as `table` makes it for people, else whole.
-pub(crate) fn show(output: Output, value: &Value, table: impl FnOnce(&Value) -> String) -> anyhow::Result<()> {
+pub(crate) fn show(
+    output: Output,
+    value: &Value,
+    table: impl FnOnce(&Value) -> String,
+) -> anyhow::Result<()> {
     match output {
         Output::Table => println!("{}", table(value)),
         Output::Json => println!("{}", serde_json::to_string_pretty(value)?),

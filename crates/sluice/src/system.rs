@@ -160,7 +160,8 @@ async fn seed(config: &ConfigClient) -> anyhow::Result<()> {
     if seeded.is_some() {
         return Ok(());
     }
-    let put = |kind: &str, key: &str, text: &str| sluice_sdk::config::value(record::TEMPLATE, kind, key, text);
+    let put =
+        |kind: &str, key: &str, text: &str| sluice_sdk::config::value(record::TEMPLATE, kind, key, text);
     let mut puts: Vec<_> =
         standard::config().iter().map(|one| put(one.config_type, &one.key, &one.value)).collect();
     puts.extend(standard::BLUEPRINTS.iter().map(|(name, text)| put(record::BLUEPRINT, name, text)));

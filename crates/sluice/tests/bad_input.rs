@@ -46,7 +46,8 @@ fn the_admin_key_is_for_its_owner_alone_and_a_wrong_one_is_refused() {
     let mode = std::fs::metadata(up.data.join("admin.key")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(!up.log().contains(&up.key()), "the key is never logged");
-    let wrong = sluice().args(["flow", "ls", "--url", &up.url]).env("TRUSTGRAPH_TOKEN", "tg_wrong").output().unwrap();
+    let wrong =
+        sluice().args(["flow", "ls", "--url", &up.url]).env("TRUSTGRAPH_TOKEN", "tg_wrong").output().unwrap();
     ends(&wrong, 4, "TRUSTGRAPH_TOKEN");
 }
 

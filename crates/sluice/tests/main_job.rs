@@ -21,7 +21,8 @@ fn the_demo_answers_with_sources_and_leaves_nothing() {
 fn a_second_start_finds_documents_and_flows_of_the_first_even_after_kill_9() {
     let folder = tempfile::tempdir().unwrap();
     let notes = folder.path().join("pump.md");
-    std::fs::write(&notes, "# Pump\n\nThe spare key of the pump house hangs behind the blue door.\n").unwrap();
+    std::fs::write(&notes, "# Pump\n\nThe spare key of the pump house hangs behind the blue door.\n")
+        .unwrap();
     let data = folder.path().join("data");
 
     let mut up = Up::start(&data);
@@ -32,7 +33,11 @@ fn a_second_start_finds_documents_and_flows_of_the_first_even_after_kill_9() {
 
     let mut up = Up::start(&data);
     let flows = up.json(&["flow", "ls"]);
-    assert_eq!((&flows[0]["id"], &flows[0]["phase"]), (&Value::from("f1"), &Value::from("Running")), "{flows}");
+    assert_eq!(
+        (&flows[0]["id"], &flows[0]["phase"]),
+        (&Value::from("f1"), &Value::from("Running")),
+        "{flows}"
+    );
     assert_eq!(up.json(&["doc", "ls"]).as_array().unwrap().len(), 1);
     let answer = up.json(&["ask", "where is the spare key?", "--flow", "f1"]);
     assert!(answer["response"].as_str().unwrap().contains("blue door"), "{answer}");

@@ -11,7 +11,13 @@ pub(super) async fn run(api: &Api, output: Output, command: &Ask) -> anyhow::Res
     show(output, &answer, readable)
 }
 
-pub(super) async fn ask(api: &Api, flow: &str, collection: &str, question: &str, limit: u32) -> anyhow::Result<Value> {
+pub(super) async fn ask(
+    api: &Api,
+    flow: &str,
+    collection: &str,
+    question: &str,
+    limit: u32,
+) -> anyhow::Result<Value> {
     let body = json!({"query": question, "collection": collection, "doc-limit": limit});
     api.call_flow(flow, "document-rag", body).await
 }

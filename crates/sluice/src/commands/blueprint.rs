@@ -20,7 +20,8 @@ pub(super) async fn run(api: &Api, output: Output, command: Blueprint) -> anyhow
             })
         }
         Blueprint::Show { name } => {
-            let answer = api.call("flow", json!({"operation": "get-blueprint", "blueprint-name": name})).await?;
+            let answer =
+                api.call("flow", json!({"operation": "get-blueprint", "blueprint-name": name})).await?;
             let Some(text) = answer["blueprint-definition"].as_str() else {
                 return Err(Told::new(Code::NotFound, format!("there is no blueprint '{name}'"))
                     .next("sluice blueprint ls")
@@ -45,13 +46,16 @@ pub(super) async fn run(api: &Api, output: Output, command: Blueprint) -> anyhow
         }
         Blueprint::Rm { name } => {
             api.call("flow", json!({"operation": "delete-blueprint", "blueprint-name": name})).await?;
-            show(output, &json!({"deleted": name}), |_| format!("Deleted blueprint '{name}'; running flows keep theirs."))
+            show(output, &json!({"deleted": name}), |_| {
+                format!("Deleted blueprint '{name}'; running flows keep theirs.")
+            })
         }
     }
 }
 
 pub(super) async fn put(api: &Api, name: &str, definition: &str) -> anyhow::Result<()> {
-    let body = json!({"operation": "put-blueprint", "blueprint-name": name, "blueprint-definition": definition});
+    let body =
+        json!({"operation": "put-blueprint", "blueprint-name": name, "blueprint-definition": definition});
     api.call("flow", body).await.map(drop)
 }
 

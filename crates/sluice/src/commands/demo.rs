@@ -35,12 +35,18 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     };
     let began = Instant::now();
     let system = System::start(settings).await?;
-    println!("1. Everything serves in this process at http://{} ({} ms).", system.address, began.elapsed().as_millis());
+    println!(
+        "1. Everything serves in this process at http://{} ({} ms).",
+        system.address,
+        began.elapsed().as_millis()
+    );
     println!("   Data and the admin key are in {}.", folder.path().display());
 
     let url = format!("http://{}", system.address);
-    let key = std::fs::read_to_string(folder.path().join("admin.key")).context("the admin key cannot be read")?;
-    let api = Api::with(&url, &target.workspace, Some(key.trim().to_owned()), Duration::from_secs(target.timeout))?;
+    let key =
+        std::fs::read_to_string(folder.path().join("admin.key")).context("the admin key cannot be read")?;
+    let api =
+        Api::with(&url, &target.workspace, Some(key.trim().to_owned()), Duration::from_secs(target.timeout))?;
     let outcome = job(&api, &sources, &question, command.keep).await;
 
     if outcome.is_ok() && command.keep {
@@ -71,7 +77,8 @@ fn sources(command: &Demo) -> anyhow::Result<Vec<Source>> {
     }
     let mut sources = Vec::new();
     for file in doc::files_in(&command.documents)? {
-        let content = std::fs::read(&file).with_context(|| format!("'{}' could not be read", file.display()))?;
+        let content =
+            std::fs::read(&file).with_context(|| format!("'{}' could not be read", file.display()))?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         sources.push(Source { name, kind: doc::kind_of(&file)?, content });
     }
@@ -85,9 +92,12 @@ async fn job(api: &Api, sources: &[Source], question: &str, keep: bool) -> anyho
     blueprint::put_standard(api, BLUEPRINT).await?;
     let began = Instant::now();
     flow::start(api, FLOW, BLUEPRINT, "the demo's flow", Map::new()).await?;
-    let status = flow::status(api, FLOW).await?;
+    let status = flow::status(api, FLOW).await.unwrap_or_default();
     let queues = status["queues"].as_array().map_or(0, Vec::len);
-    println!("2. Blueprint '{BLUEPRINT}' is put and flow '{FLOW}' started: {queues} queues wired ({} ms).", began.elapsed().as_millis());
+    println!(
+        "2. Blueprint '{BLUEPRINT}' is put and flow '{FLOW}' started: {queues} queues wired ({} ms).",
+        began.elapsed().as_millis()
+    );
 
     let began = Instant::now();
     let mut ids = Vec::new();
@@ -99,7 +109,12 @@ async fn job(api: &Api, sources: &[Source], question: &str, keep: bool) -> anyho
     }
     let progress = doc::wait(api, &ids, FLOW).await?;
     let sum = |name: &str| {
-        progress.as_array().into_iter().flatten().map(|one| one[name].as_i64().unwrap_or_default()).sum::<i64>()
+        progress
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|one| one[name].as_i64().unwrap_or_default())
+            .sum::<i64>()
     };
     let bytes: usize = sources.iter().map(|source| source.content.len()).sum();
     println!(
@@ -139,7 +154,9 @@ async fn stop_and_look(api: &Api) -> anyhow::Result<()> {
     let config = api.call("config", json!({"operation": "config"})).await?;
     let entries = config["config"].as_object().into_iter().flatten();
     let left: Vec<&String> = entries
-        .filter(|(kind, keys)| kind.starts_with("processor:") && keys.as_object().is_some_and(|keys| !keys.is_empty()))
+        .filter(|(kind, keys)| {
+            kind.starts_with("processor:") && keys.as_object().is_some_and(|keys| !keys.is_empty())
+        })
         .map(|(kind, _)| kind)
         .collect();
     let status = flow::status(api, FLOW).await.unwrap_or(Value::Null);

@@ -40,9 +40,16 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             }
             let mut ids = Vec::new();
             for file in files {
-                let content = std::fs::read(&file).with_context(|| format!("'{}' could not be read", file.display()))?;
-                let source = Source { name: title.clone().unwrap_or_else(|| name_of(&file)), kind: kind_of(&file)?, content };
-                ids.push(add(api, &source).await.with_context(|| format!("'{}' was not added", file.display()))?);
+                let content = std::fs::read(&file)
+                    .with_context(|| format!("'{}' could not be read", file.display()))?;
+                let source = Source {
+                    name: title.clone().unwrap_or_else(|| name_of(&file)),
+                    kind: kind_of(&file)?,
+                    content,
+                };
+                ids.push(
+                    add(api, &source).await.with_context(|| format!("'{}' was not added", file.display()))?,
+                );
             }
             if !store_only {
                 for id in &ids {
@@ -51,7 +58,8 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             }
             let waits = !no_wait && !store_only;
             let progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
-            let failed = progress.as_array().into_iter().flatten().any(|one| one["failed"].as_i64() != Some(0));
+            let failed =
+                progress.as_array().into_iter().flatten().any(|one| one["failed"].as_i64() != Some(0));
             let whole = json!({"documents": ids, "progress": progress});
             show(output, &whole, |whole| summary(whole, waits))?;
             Ok(if failed { Code::Failed } else { Code::Ok })
@@ -86,8 +94,10 @@ pub(super) fn files_in(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             files.push(path.clone());
             continue;
         }
-        let entries = std::fs::read_dir(path).with_context(|| format!("'{}' cannot be listed", path.display()))?;
-        let mut inside: Vec<PathBuf> = entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
+        let entries =
+            std::fs::read_dir(path).with_context(|| format!("'{}' cannot be listed", path.display()))?;
+        let mut inside: Vec<PathBuf> =
+            entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
         inside.sort();
         // In a folder only what can be decoded is taken; a file that was named is always tried.
         inside.retain(|entry| entry.is_dir() || kind_of(entry).is_ok());
@@ -123,8 +133,9 @@ pub(super) async fn add(api: &Api, source: &Source) -> anyhow::Result<String> {
             .into());
     }
     let id = format!("urn:sluice:doc:{}", content_name(&source.content));
-    let known = api.call("librarian", json!({"operation": "get-document-metadata", "document-id": id})).await;
-    if known.is_ok() {
+    let known =
+        api.call("librarian", json!({"operation": "get-document-metadata", "document-id": id})).await?;
+    if known["document-metadata"].is_object() {
         return Ok(id);
     }
     let metadata = json!({
@@ -178,7 +189,9 @@ pub(super) async fn process(api: &Api, document: &str, flow: &str, collection: &
         "id": format!("{document}:{flow}:{collection}"), "document-id": document, "flow": flow,
         "collection": collection, "tags": [],
     });
-    api.call("librarian", json!({"operation": "add-processing", "processing-metadata": processing})).await.map(drop)
+    api.call("librarian", json!({"operation": "add-processing", "processing-metadata": processing}))
+        .await
+        .map(drop)
 }
 
 /// Waits until every document is through, showing how far the stages say they are.
@@ -203,9 +216,12 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
             last = now;
             moved = tokio::time::Instant::now();
         } else if moved.elapsed() > STALL_TIMEOUT {
-            return Err(Told::new(Code::TimedOut, "nothing has moved for five minutes; the documents stay queued")
-                .next("sluice flow describe FLOW, and sluice dead ls")
-                .into());
+            return Err(Told::new(
+                Code::TimedOut,
+                "nothing has moved for five minutes; the documents stay queued",
+            )
+            .next("sluice flow describe FLOW, and sluice dead ls")
+            .into());
         }
         tokio::time::sleep(PROGRESS_INTERVAL).await;
     }
@@ -218,8 +234,8 @@ fn done(states: &BTreeMap<String, Value>) -> usize {
 async fn states(api: &Api, documents: &[String], flow: &str) -> anyhow::Result<BTreeMap<String, Value>> {
     let answer = api.call("librarian", json!({"operation": "get-progress", "flow": flow})).await?;
     let all = answer["progress"].as_array().into_iter().flatten();
-    let ours = all.filter(|one| documents.contains(&text(one, "document_id")));
-    Ok(ours.map(|one| (text(one, "document_id"), one.clone())).collect())
+    let ours = all.filter(|one| documents.contains(&text(one, "document-id")));
+    Ok(ours.map(|one| (text(one, "document-id"), one.clone())).collect())
 }
 
 fn summary(whole: &Value, waited: bool) -> String {
@@ -229,10 +245,18 @@ fn summary(whole: &Value, waited: bool) -> String {
     }
     let all: Vec<&Value> = whole["progress"].as_array().into_iter().flatten().collect();
     let sum = |name: &str| all.iter().map(|one| one[name].as_i64().unwrap_or_default()).sum::<i64>();
-    let mut lines =
-        vec![format!("Added {count} document(s): {} chunks stored, {} failed.", sum("stored"), sum("failed"))];
+    let mut lines = vec![format!(
+        "Added {count} document(s): {} chunks stored, {} failed.",
+        sum("stored"),
+        sum("failed")
+    )];
     for failure in all.iter().flat_map(|one| one["failures"].as_array().into_iter().flatten()) {
-        lines.push(format!("  {} at {}: {}", text(failure, "piece"), text(failure, "stage"), text(failure, "reason")));
+        lines.push(format!(
+            "  {} at {}: {}",
+            text(failure, "piece"),
+            text(failure, "stage"),
+            text(failure, "reason")
+        ));
     }
     lines.join("\n")
 }

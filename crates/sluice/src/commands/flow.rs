@@ -80,7 +80,9 @@ async fn ls(api: &Api, output: Output) -> anyhow::Result<()> {
         }));
     }
     show(output, &Value::Array(flows), |flows| {
-        let row = |flow: &Value| ["id", "phase", "run", "blueprint", "description"].map(|name| text(flow, name)).to_vec();
+        let row = |flow: &Value| {
+            ["id", "phase", "run", "blueprint", "description"].map(|name| text(flow, name)).to_vec()
+        };
         let rows = flows.as_array().into_iter().flatten().map(row).collect();
         table(
             &["flow", "phase", "run", "blueprint", "description"],
@@ -113,7 +115,9 @@ fn described(id: &str, flow: &Value, status: &Value) -> String {
     lines.push(table(&["topic", "subscription", "ready", "in work", "readers"], queues, "No queues."));
     let parameters = flow["parameters"].as_object().into_iter().flatten();
     let parameters: Vec<Vec<String>> = parameters
-        .map(|(name, value)| vec![name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)])
+        .map(|(name, value)| {
+            vec![name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)]
+        })
         .collect();
     lines.push(String::new());
     lines.push(table(&["parameter", "value"], parameters, "No parameters."));

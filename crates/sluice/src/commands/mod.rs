@@ -44,7 +44,9 @@ fn text_argument(argument: &str) -> anyhow::Result<String> {
         return Ok(text);
     }
     match argument.strip_prefix('@') {
-        Some(file) => std::fs::read_to_string(file).with_context(|| format!("'{file}' could not be read as text")),
+        Some(file) => {
+            std::fs::read_to_string(file).with_context(|| format!("'{file}' could not be read as text"))
+        }
         None => Ok(argument.to_owned()),
     }
 }

@@ -1,8 +1,8 @@
 //! `sluice up`: serves until it is told to stop.
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use sluice_processors::{ModelConfig, Secret};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
 use crate::cli::{Model, Target, Up};

@@ -1,5 +1,9 @@
 //! Runs the `sluice` binary as a person would, each system in a folder and on a port of its own.
-#![allow(clippy::unwrap_used, dead_code, reason = "a test that cannot go on fails; not every test file uses every part")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "a test that cannot go on fails; not every test file uses every part"
+)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,7 +18,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A command without anything of the caller's environment that would change what it does.
 pub fn sluice() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SLUICE_") || name.starts_with("TRUSTGRAPH_")) {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("SLUICE_") || name.starts_with("TRUSTGRAPH_"))
+    {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());
@@ -63,12 +69,7 @@ impl Up {
 
     /// Runs a command against it.
     pub fn run(&self, args: &[&str]) -> Output {
-        sluice()
-            .args(args)
-            .args(["--url", &self.url, "--data"])
-            .arg(&self.data)
-            .output()
-            .unwrap()
+        sluice().args(args).args(["--url", &self.url, "--data"]).arg(&self.data).output().unwrap()
     }
 
     /// Runs a command that must succeed, and reads its JSON.
