@@ -3,6 +3,7 @@
 pub(crate) mod disk;
 pub(crate) mod lock;
 pub(crate) mod tables;
+mod writer;
 
 use std::collections::HashSet;
 use std::fs;

@@ -1,0 +1,302 @@
+//! The one thread that writes: it gathers what waits, judges each batch, commits once, and knows what to do when the disk
+//! refuses.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use redb::{ReadableTable as _, WriteTransaction};
+use tokio::sync::mpsc;
+
+use super::disk::DiskState;
+use super::lock::FolderLock;
+use super::tables::{Definition, Engine, Shared, Work, bounds, closed, open_database};
+use crate::contract::tables::TableName;
+use crate::{Error, Expect, Expected, KeyRange, Op, Result};
+
+/// What one commit gathers at most, in bytes.
+const GATHER_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+type OpenTable<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
+
+/// Room set aside on the disk, given up so that removals work when it is full.
+#[derive(Debug)]
+struct Reserve {
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Reserve {
+    /// Makes the reserve if it is not there; answers whether it is.
+    fn ensure(&self, state: &DiskState) -> bool {
+        if std::fs::metadata(&self.path).is_ok_and(|m| m.len() == self.bytes) {
+            return true;
+        }
+        let made = state.faults.use_space(self.bytes).and_then(|()| self.fill());
+        if made.is_err() {
+            // A part of it would take the room that removals need.
+            let _ = std::fs::remove_file(&self.path);
+        }
+        made.is_ok()
+    }
+
+    fn fill(&self) -> std::io::Result<()> {
+        let mut file = File::create(&self.path)?;
+        // Not zeros: a file system that stores zeros as nothing would reserve nothing.
+        let block = [0xa5_u8; 64 * 1024];
+        let mut left = self.bytes;
+        while left > 0 {
+            let part = left.min(block.len() as u64);
+            file.write_all(&block[..usize::try_from(part).unwrap_or(block.len())])?;
+            left -= part;
+        }
+        file.sync_all()
+    }
+
+    fn release(&self, state: &DiskState) {
+        if std::fs::remove_file(&self.path).is_ok() {
+            state.faults.free_space(self.bytes);
+        }
+    }
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    waiting: mpsc::Receiver<Work>,
+    full: bool,
+    reserve_owed: bool,
+    reserve: Reserve,
+    _lock: FolderLock,
+}
+
+/// How a transaction failed.
+enum Failure {
+    /// Before the commit: nothing happened.
+    Undone(redb::Error),
+    /// During the commit.
+    Committing(redb::Error),
+}
+
+impl<E: Into<redb::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Undone(error.into())
+    }
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        waiting: mpsc::Receiver<Work>,
+        reserve_bytes: u64,
+        lock: FolderLock,
+    ) -> Self {
+        let reserve = Reserve { path: shared.folder.join("reserve"), bytes: reserve_bytes };
+        Self { shared, waiting, full: false, reserve_owed: false, reserve, _lock: lock }
+    }
+
+    /// Writes until everybody who could send work is gone.
+    pub(super) fn run(&mut self) {
+        self.full = !self.reserve.ensure(&self.shared.state);
+        while let Some(first) = self.waiting.blocking_recv() {
+            let mut bytes = first.bytes;
+            let mut gathered = vec![first];
+            while bytes < GATHER_BYTES_MAX
+                && let Ok(next) = self.waiting.try_recv()
+            {
+                bytes += next.bytes;
+                gathered.push(next);
+            }
+            self.handle(gathered);
+        }
+        self.end(&closed());
+    }
+
+    fn handle(&mut self, mut gathered: Vec<Work>) {
+        if self.full {
+            gathered = self.refuse_additions(gathered);
+        }
+        if gathered.is_empty() {
+            return;
+        }
+        let judged = self.transact(&gathered);
+        match judged {
+            Ok(verdicts) => {
+                // With something taken away there may be room again; if not, the next addition finds out.
+                self.full = false;
+                if self.reserve_owed && gathered.iter().any(|work| !work.batch.only_removes()) {
+                    self.reserve_owed = false;
+                    self.reserve.ensure(&self.shared.state);
+                }
+                for (work, verdict) in gathered.into_iter().zip(verdicts) {
+                    let _ = work.done.send(verdict);
+                }
+            }
+            Err(failure) => {
+                let error = self.recover(failure);
+                for work in gathered {
+                    let _ = work.done.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// While the disk is full: lets only removals through, unless the reserve can be made again.
+    fn refuse_additions(&mut self, gathered: Vec<Work>) -> Vec<Work> {
+        let additions = gathered.iter().any(|work| !work.batch.only_removes());
+        if additions && self.reserve.ensure(&self.shared.state) {
+            self.full = false;
+            return gathered;
+        }
+        let (removals, additions): (Vec<_>, Vec<_>) =
+            gathered.into_iter().partition(|work| work.batch.only_removes());
+        for work in additions {
+            let _ = work.done.send(Err(self.disk_full("its reserve is used up")));
+        }
+        if !removals.is_empty() {
+            self.release_reserve();
+        }
+        removals
+    }
+
+    fn release_reserve(&mut self) {
+        self.reserve.release(&self.shared.state);
+        self.reserve_owed = true;
+    }
+
+    fn disk_full(&self, reason: &str) -> Error {
+        Error::Disk { folder: self.shared.folder.display().to_string(), reason: reason.to_owned() }
+    }
+
+    fn transact(&self, gathered: &[Work]) -> Result<Vec<Result<()>>, Failure> {
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let database = match &*engine {
+            Engine::Open(database) => database,
+            Engine::Ended(error) => return Ok(gathered.iter().map(|_| Err(error.clone())).collect()),
+        };
+        let transaction = database.begin_write()?;
+        let mut tables = OpenTables { transaction: &transaction, open: HashMap::new() };
+        let mut verdicts = Vec::with_capacity(gathered.len());
+        let mut changed = false;
+        for work in gathered {
+            let verdict = tables.judge(&work.batch.expects)?;
+            if verdict.is_ok() {
+                tables.apply(&work.batch.ops)?;
+                changed |= !work.batch.is_empty();
+            }
+            verdicts.push(verdict);
+        }
+        drop(tables);
+        if changed {
+            transaction.commit().map_err(|e| Failure::Committing(e.into()))?;
+        } else {
+            transaction.abort()?;
+        }
+        Ok(verdicts)
+    }
+
+    /// After a failed transaction: goes on after a full disk, ends after anything else.
+    fn recover(&mut self, failure: Failure) -> Error {
+        let health = self.shared.state.health();
+        let (error, committing) = match failure {
+            Failure::Undone(error) => (error, false),
+            Failure::Committing(error) => (error, true),
+        };
+        if let (Some(reason), None, None) = (&health.full, &health.sync, &health.broken) {
+            self.full = true;
+            self.release_reserve();
+            return match self.reopen() {
+                Ok(()) => self.disk_full(reason),
+                Err(error) => {
+                    self.end(&error);
+                    error
+                }
+            };
+        }
+        let cause = health.sync.or(health.broken).unwrap_or_else(|| error.to_string());
+        let reason = format!(
+            "writing to '{}' failed: {cause}; check the disk, then restart",
+            self.shared.folder.display()
+        );
+        tracing::error!(folder = %self.shared.folder.display(), %cause, "the store stops: its disk failed");
+        self.end(&Error::unavailable(reason.clone()));
+        if committing {
+            Error::OutcomeUnknown { what: "a write", reason }
+        } else {
+            Error::unavailable(reason)
+        }
+    }
+
+    /// Opens the file again, as it was after the last commit.
+    fn reopen(&self) -> Result<()> {
+        let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
+        *engine = Engine::Ended(Error::unavailable("it is being reopened; try again"));
+        self.shared.state.forget_full();
+        let database = open_database(&self.shared.folder, self.shared.cache_bytes, &self.shared.state)?;
+        *engine = Engine::Open(Box::new(database));
+        Ok(())
+    }
+
+    fn end(&self, error: &Error) {
+        let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*engine, Engine::Open(_)) {
+            *engine = Engine::Ended(error.clone());
+        }
+    }
+}
+
+/// The tables of one transaction, opened as they are named.
+struct OpenTables<'txn> {
+    transaction: &'txn WriteTransaction,
+    open: HashMap<TableName, OpenTable<'txn>>,
+}
+
+impl<'txn> OpenTables<'txn> {
+    fn table(&mut self, name: &TableName) -> Result<&mut OpenTable<'txn>, redb::Error> {
+        if !self.open.contains_key(name) {
+            let table = self.transaction.open_table(Definition::new(name))?;
+            self.open.insert(name.clone(), table);
+        }
+        Ok(self.open.get_mut(name).expect("it was opened above"))
+    }
+
+    fn judge(&mut self, expects: &[Expect]) -> Result<Result<()>, redb::Error> {
+        for Expect { table, key, is } in expects {
+            let is_so = {
+                let value = self.table(table)?.get(&key[..])?;
+                match (is, &value) {
+                    (Expected::Absent, None) => true,
+                    (Expected::Value(wanted), Some(value)) => value.value() == &wanted[..],
+                    (Expected::Absent, Some(_)) | (Expected::Value(_), None) => false,
+                }
+            };
+            if !is_so {
+                return Ok(Err(Error::Conflict {
+                    table: table.to_string(),
+                    key: key.escape_ascii().to_string(),
+                    raw_key: key.clone(),
+                }));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), redb::Error> {
+        for op in ops {
+            match op {
+                Op::Put { table, key, value } => {
+                    self.table(table)?.insert(&key[..], &value[..])?;
+                }
+                Op::Delete { table, key } => {
+                    self.table(table)?.remove(&key[..])?;
+                }
+                Op::DeletePrefix { table, prefix } => {
+                    let range = KeyRange::prefix(prefix);
+                    self.table(table)?.retain_in::<&[u8], _>(bounds(&range), |_, _| false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
