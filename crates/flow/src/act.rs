@@ -22,7 +22,7 @@ use crate::memory::{
     FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, expect, own_key, own_value, scoped_key,
     scoped_value, unchanged,
 };
-use crate::plan::Step;
+use crate::plan::{Leftover, Step};
 
 /// Broker calls of one step under way at once.
 const CALLS_MAX: usize = 64;
@@ -164,7 +164,7 @@ impl Hands {
         self.config.apply(write).await.map(|_| ()).map_err(|source| Error::Config { what, source })
     }
 
-    async fn park(&self, job: Job<'_>, queues: &[(Topic, String)]) -> Result<Parked, Error> {
+    async fn park(&self, job: Job<'_>, queues: &[Leftover]) -> Result<Parked, Error> {
         let workspace = &job.key.workspace;
         let letters = system::dead_letters(&WorkspaceId::existing(workspace));
         let seen = self.observe(&[TopicSpec::bare(letters.clone())]).await?;
@@ -172,8 +172,8 @@ impl Hands {
             return Err(Error::NoDeadLetters { workspace: workspace.to_string(), topic: letters });
         }
         let mut calls: Vec<Call<'_, (String, u64)>> = Vec::with_capacity(queues.len());
-        for (topic, name) in queues {
-            calls.push(Box::pin(self.park_queue(job, &letters, topic, name)));
+        for queue in queues {
+            calls.push(Box::pin(self.park_queue(job, &letters, queue)));
         }
         Ok(side_by_side(calls).await?.into_iter().collect())
     }
@@ -183,16 +183,16 @@ impl Hands {
         &self,
         job: Job<'_>,
         letters: &Topic,
-        topic: &Topic,
-        name: &str,
+        queue: &Leftover,
     ) -> Result<(String, u64), Error> {
+        let (topic, name) = (&queue.topic, &queue.subscription);
         let failed =
             |source| Error::Bus { doing: format!("parking what is left of {topic} / {name}"), source };
-        let to = Subscription::Shared { topic: topic.clone(), name: name.to_owned(), prefetch: 64 };
+        let to = Subscription::Shared { topic: topic.clone(), name: name.clone(), prefetch: 64 };
         let inbox = self.broker.subscribe(&to).await.map_err(failed)?;
         let to = Address::Topic(letters.clone());
         let mut moved = 0;
-        while moved < PARK_MAX
+        while moved < queue.messages.min(PARK_MAX)
             && let Ok(next) = tokio::time::timeout(PARK_PATIENCE, inbox.next()).await
         {
             let delivery = next.map_err(failed)?;

@@ -24,11 +24,22 @@ pub enum Step {
     /// Delete entries.
     Withdraw(Vec<Part>),
     /// Move what is left in subscriptions to the dead letters.
-    Park(Vec<(Topic, String)>),
+    Park(Vec<Leftover>),
     /// Remove topics with all that is bound to them.
     Remove(Vec<OwnedTopic>),
     /// Delete record, wish and report.
     Forget,
+}
+
+/// A subscription that nobody reads any more, and how much is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// The topic.
+    pub topic: Topic,
+    /// The subscription.
+    pub subscription: String,
+    /// Messages seen in it.
+    pub messages: u64,
 }
 
 /// What comes next for a flow.
@@ -144,8 +155,7 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     if let Some(reason) = others.unreadable() {
         return Next::Blocked(reason);
     }
-    let full: Vec<_> =
-        queues().filter(|(_, s)| !s.is_drained()).map(|(t, s)| (t.clone(), s.name.clone())).collect();
+    let full: Vec<_> = queues().filter(|(_, s)| !s.is_drained()).map(|(t, s)| leftover(t, s)).collect();
     if !full.is_empty() && !discard {
         return Next::Do(vec![Step::Park(full)]);
     }
@@ -175,6 +185,11 @@ fn subscriptions<'a>(
 
 pub(crate) fn left(topic: &Topic, seen: &SeenSubscription) -> QueueLeft {
     QueueLeft { queue: queue(topic, seen), ready: seen.ready, unsettled: seen.unsettled }
+}
+
+fn leftover(topic: &Topic, seen: &SeenSubscription) -> Leftover {
+    let messages = seen.ready + seen.unsettled.unwrap_or(0);
+    Leftover { topic: topic.clone(), subscription: seen.name.clone(), messages }
 }
 
 fn queue(topic: &Topic, seen: &SeenSubscription) -> String {
@@ -289,5 +304,333 @@ impl<'a> Others<'a> {
                 "{what} in workspace '{workspace}' cannot be read ({error}) and may name any topic, so no topic is removed; repair or delete it"
             )
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Recorded;
+    use sluice_schema::record::{Flow, ProcessorEntry};
+    use std::sync::Arc;
+
+    const INPUT: &str = "flow:tg:in:acme:f1";
+    const ASKED: &str = "request:tg:ask:acme:demo";
+
+    fn topic(text: &str) -> Topic {
+        text.parse().unwrap()
+    }
+
+    fn recorded<T>(value: T) -> Recorded<T> {
+        Recorded { version: 1, value: Ok(Arc::new(value)) }
+    }
+
+    fn part(processor: &str, variant: &str, input: &str) -> Part {
+        let topics = [("input".to_owned(), input.to_owned())].into();
+        let entry = ProcessorEntry { topics, ..ProcessorEntry::default() };
+        Part { processor: processor.to_owned(), variant: variant.to_owned(), entry }
+    }
+
+    fn wish(want: Want, run: &str) -> Wish {
+        let own = format!("flow:tg:in:acme:{run}");
+        let owned =
+            |text: &str, name: &str| OwnedTopic { topic: topic(text), subscriptions: vec![name.to_owned()] };
+        let topology = Topology {
+            topics: vec![owned(&own, "a"), owned(ASKED, "b")],
+            parts: vec![part("a", run, &own), part("b", "demo", ASKED)],
+            ..Topology::default()
+        };
+        Wish {
+            generation: 1,
+            request: String::new(),
+            want,
+            drain: Drain::WithinMs(20_000),
+            run: run.to_owned(),
+            blueprint: "demo".to_owned(),
+            shared: None,
+            description: String::new(),
+            parameters: serde_json::Map::new(),
+            topology,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// A flow as it stands while it runs, or right after a stop was decided.
+    struct Case {
+        wish: Wish,
+        records: Records,
+        seen: Sight,
+        clock: DrainClock,
+    }
+
+    fn key(id: &str) -> FlowKey {
+        FlowKey::new("acme", id)
+    }
+
+    impl Case {
+        fn new(want: Want) -> Self {
+            let mut case = Self {
+                wish: wish(want, "f1"),
+                records: Records::default(),
+                seen: Sight::new(),
+                clock: DrainClock::default(),
+            };
+            case.records.workspaces.insert("acme".into(), ());
+            case.add("f1", want);
+            for topic in case.wish.topology.topics.clone() {
+                case.see(topic.topic.as_str(), &topic.subscriptions[0], 0, Some(0), Some(0));
+            }
+            case
+        }
+
+        fn add(&mut self, id: &str, want: Want) {
+            let wish = wish(want, id);
+            self.records.flows.insert(key(id), recorded(wish.public()));
+            for part in &wish.topology.parts {
+                self.entry("acme", part);
+            }
+            self.records.wishes.insert(key(id), recorded(wish));
+        }
+
+        fn entry(&mut self, workspace: &str, part: &Part) {
+            let at = (workspace.into(), part.processor.as_str().into(), part.variant.as_str().into());
+            self.records.entries.insert(at, recorded(part.entry.clone()));
+        }
+
+        fn see(&mut self, at: &str, name: &str, ready: u64, unsettled: Option<u64>, consumers: Option<u64>) {
+            let subscription =
+                SeenSubscription { name: name.to_owned(), exists: true, ready, unsettled, consumers };
+            let seen =
+                Seen { topic: topic(at), exists: true, subscriptions: vec![subscription], unroutable: None };
+            self.seen.insert(topic(at), seen);
+        }
+
+        fn without_entries(mut self) -> Self {
+            self.records.entries.clear();
+            self
+        }
+
+        fn gone(&mut self, at: &str) {
+            let seen = Seen { topic: topic(at), exists: false, subscriptions: Vec::new(), unroutable: None };
+            self.seen.insert(topic(at), seen);
+        }
+
+        fn next(&self) -> Next {
+            plan(&key("f1"), &self.wish, &self.records, &self.seen, self.clock)
+        }
+
+        /// The steps by name with what they are about.
+        fn steps(&self) -> Vec<String> {
+            let Next::Do(steps) = self.next() else { panic!("{:?}", self.next()) };
+            let topics = |topics: &[OwnedTopic]| {
+                topics.iter().map(|t| t.topic.to_string()).collect::<Vec<_>>().join(" ")
+            };
+            let parts =
+                |parts: &[Part]| parts.iter().map(|p| p.processor.clone()).collect::<Vec<_>>().join(" ");
+            steps
+                .iter()
+                .map(|step| match step {
+                    Step::Ensure(t) => format!("ensure {}", topics(t)),
+                    Step::Open(p) => format!("open {}", parts(p)),
+                    Step::Close => "close".to_owned(),
+                    Step::Withdraw(p) => format!("withdraw {}", parts(p)),
+                    Step::Park(q) => format!("park {}", q.iter().map(|q| q.messages).sum::<u64>()),
+                    Step::Remove(t) => format!("remove {}", topics(t)),
+                    Step::Forget => "forget".to_owned(),
+                })
+                .collect()
+        }
+    }
+
+    #[test]
+    fn what_is_as_wished_is_left_alone() {
+        assert_eq!(Case::new(Want::Running).next(), Next::Settled);
+    }
+
+    #[test]
+    fn topics_come_before_entries_and_the_record() {
+        let mut case = Case::new(Want::Running).without_entries();
+        case.records.flows.clear();
+        case.gone(INPUT);
+        assert_eq!(case.steps(), [format!("ensure {INPUT}"), "open a b".to_owned()]);
+        case.see(INPUT, "somebody else's", 0, None, None);
+        assert_eq!(case.steps()[0], format!("ensure {INPUT}"), "its own subscription is missing");
+        case.see(INPUT, "a", 0, None, None);
+        assert_eq!(case.steps(), ["open a b"]);
+        case.seen.clear();
+        assert_eq!(
+            case.steps()[0],
+            format!("ensure {INPUT} {ASKED}"),
+            "what was not seen is not taken to be there"
+        );
+    }
+
+    #[test]
+    fn a_changed_entry_or_record_is_put_right() {
+        let mut case = Case::new(Want::Running);
+        case.entry("acme", &part("a", "f1", "flow:tg:elsewhere:acme:f1"));
+        assert_eq!(case.steps(), ["open a"]);
+        let mut case = Case::new(Want::Running);
+        case.records.flows.insert(key("f1"), recorded(Flow::default()));
+        assert_eq!(case.steps(), ["open "]);
+    }
+
+    #[test]
+    fn a_stop_goes_one_stage_per_look() {
+        let mut case = Case::new(Want::Gone);
+        assert_eq!(case.steps(), ["withdraw a b"]);
+        case = case.without_entries();
+        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")]);
+        case.gone(INPUT);
+        assert_eq!(case.steps(), [format!("remove {ASKED}")]);
+        case.gone(ASKED);
+        assert_eq!(case.steps(), ["forget"]);
+    }
+
+    #[test]
+    fn a_record_that_somebody_opened_again_is_closed_first() {
+        let mut case = Case::new(Want::Gone);
+        case.records.flows.insert(key("f1"), recorded(wish(Want::Running, "f1").public()));
+        assert_eq!(case.steps(), ["close"]);
+    }
+
+    #[test]
+    fn a_drain_waits_for_work_that_somebody_does() {
+        let check = |ready, unsettled, consumers, clock, waits: bool| {
+            let mut case = Case::new(Want::Gone);
+            case.see(INPUT, "a", ready, unsettled, consumers);
+            case.clock = clock;
+            let next = case.next();
+            assert_eq!(
+                matches!(next, Next::Draining(_)),
+                waits,
+                "{ready} {unsettled:?} {consumers:?} {clock:?}: {next:?}"
+            );
+        };
+        let (fresh, steady) =
+            (DrainClock::default(), DrainClock { is_steady: true, ..DrainClock::default() });
+        let over = DrainClock { is_over: true, ..DrainClock::default() };
+        check(0, Some(0), Some(1), fresh, false);
+        check(3, Some(0), Some(1), fresh, true);
+        check(0, Some(1), Some(1), fresh, true);
+        check(3, Some(1), Some(1), over, false);
+        check(3, Some(0), Some(0), fresh, false);
+        check(3, Some(1), Some(0), fresh, true);
+        check(3, None, None, steady, true);
+        check(0, None, None, fresh, true);
+        check(0, None, None, steady, false);
+    }
+
+    #[test]
+    fn only_flow_topics_are_drained() {
+        let mut case = Case::new(Want::Gone);
+        case.see(ASKED, "b", 5, Some(5), Some(1));
+        assert_eq!(case.steps(), ["withdraw a b"]);
+    }
+
+    #[test]
+    fn nothing_is_removed_while_somebody_reads_it() {
+        let mut case = Case::new(Want::Gone).without_entries();
+        case.see(ASKED, "b", 0, Some(0), Some(2));
+        assert_eq!(case.next(), Next::Held(vec![format!("{ASKED} / b")]));
+    }
+
+    #[test]
+    fn leftovers_are_parked_unless_they_may_be_discarded() {
+        let mut case = Case::new(Want::Gone).without_entries();
+        case.see(INPUT, "a", 2, Some(1), Some(0));
+        assert_eq!(case.steps(), ["park 3"]);
+        case.wish.drain = Drain::Discard;
+        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")]);
+    }
+
+    #[test]
+    fn what_a_running_flow_shares_stays_and_two_stopping_ones_take_it_along() {
+        let mut case = Case::new(Want::Gone);
+        case.add("f2", Want::Running);
+        assert_eq!(case.steps(), ["withdraw a"]);
+        case.records.entries.remove(&("acme".into(), "a".into(), "f1".into()));
+        assert_eq!(case.steps(), [format!("remove {INPUT}")]);
+        case.gone(INPUT);
+        assert_eq!(case.steps(), ["forget"]);
+
+        let mut case = Case::new(Want::Gone);
+        case.add("f2", Want::Gone);
+        assert_eq!(case.steps(), ["withdraw a b"]);
+        assert_eq!(case.without_entries().steps(), [format!("remove {INPUT} {ASKED}")]);
+    }
+
+    #[test]
+    fn what_a_foreign_record_or_entry_names_stays() {
+        let mut case = Case::new(Want::Gone).without_entries();
+        case.entry("other", &part("foreign", "x", INPUT));
+        assert_eq!(case.steps(), [format!("remove {ASKED}")]);
+        let mut flow = Flow::default();
+        flow.interfaces.entry("ask".to_owned()).or_default().insert("request".to_owned(), ASKED.to_owned());
+        case.records.flows.insert(FlowKey::new("other", "x"), recorded(flow));
+        assert_eq!(case.steps(), ["forget"]);
+    }
+
+    #[test]
+    fn an_unreadable_record_of_the_workspace_blocks_removal_and_is_named() {
+        let broken = || Recorded { version: 1, value: Err("no JSON".to_owned()) };
+        let check = |break_it: &dyn Fn(&mut Records), expected: Option<&str>| {
+            let mut case = Case::new(Want::Gone).without_entries();
+            break_it(&mut case.records);
+            match (case.next(), expected) {
+                (Next::Blocked(reason), Some(expected)) => assert!(reason.contains(expected), "{reason}"),
+                (Next::Do(_), None) => {}
+                (next, expected) => panic!("{next:?}, expected {expected:?}"),
+            }
+        };
+        check(
+            &|records| _ = records.wishes.insert(key("f2"), Recorded { version: 1, value: Err("x".into()) }),
+            Some("wish of flow 'acme/f2'"),
+        );
+        check(
+            &|records| _ = records.flows.insert(key("f2"), Recorded { version: 1, value: Err("x".into()) }),
+            Some("record of flow 'acme/f2'"),
+        );
+        check(
+            &|records| {
+                _ = records.entries.insert(
+                    ("acme".into(), "p".into(), "v".into()),
+                    Recorded { version: 1, value: Err("x".into()) },
+                )
+            },
+            Some("'processor:p/v'"),
+        );
+        check(
+            &|records| {
+                _ = records.entries.insert(
+                    ("other".into(), "p".into(), "v".into()),
+                    Recorded { version: 1, value: Err("x".into()) },
+                )
+            },
+            None,
+        );
+        let mut case = Case::new(Want::Gone).without_entries();
+        case.records.flows.insert(key("f1"), broken());
+        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")], "its own record blocks nothing");
+    }
+
+    #[test]
+    fn a_system_topic_is_never_removed_whatever_a_wish_says() {
+        let mut case = Case::new(Want::Gone).without_entries();
+        for text in ["request:tg:librarian:acme", "notify:tg:config"] {
+            case.wish.topology.topics.push(OwnedTopic { topic: topic(text), subscriptions: Vec::new() });
+            case.see(text, "librarian", 0, Some(0), Some(0));
+        }
+        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")]);
+    }
+
+    #[test]
+    fn a_flow_goes_with_its_workspace_and_nothing_is_kept() {
+        let mut case = Case::new(Want::Running);
+        case.records.workspaces.clear();
+        case.see(INPUT, "a", 9, Some(0), Some(1));
+        assert_eq!(case.steps(), ["close"]);
+        case.records.flows.clear();
+        assert_eq!(case.steps(), ["withdraw a b"]);
     }
 }

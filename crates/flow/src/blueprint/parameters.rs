@@ -154,7 +154,7 @@ mod tests {
         Declared { name: name.to_owned(), type_name: text(type_name), controlled_by: text(controlled_by) }
     }
 
-    fn check(declared: &[Declared], given: Value, expected: Result<&[(&str, &str)], &str>) {
+    fn check(declared: &[Declared], given: &Value, expected: Result<&[(&str, &str)], &str>) {
         let types = |name: &str| match name {
             "model" => Some(ParameterType::read(r#"{"default": "gpt-x", "required": true}"#)),
             "size" => Some(ParameterType::read(r#"{"default": 2000}"#)),
@@ -173,12 +173,12 @@ mod tests {
     #[test]
     fn values_come_from_the_caller_then_the_controller_then_the_type() {
         let rag = [declared("llm", "model", ""), declared("rag", "model", "llm")];
-        check(&rag, json!({}), Ok(&[("llm", "gpt-x"), ("rag", "gpt-x")]));
-        check(&rag, json!({"llm": "a"}), Ok(&[("llm", "a"), ("rag", "a")]));
-        check(&rag, json!({"llm": "a", "rag": "b"}), Ok(&[("llm", "a"), ("rag", "b")]));
+        check(&rag, &json!({}), Ok(&[("llm", "gpt-x"), ("rag", "gpt-x")]));
+        check(&rag, &json!({"llm": "a"}), Ok(&[("llm", "a"), ("rag", "a")]));
+        check(&rag, &json!({"llm": "a", "rag": "b"}), Ok(&[("llm", "a"), ("rag", "b")]));
         let chain = [declared("c", "", "b"), declared("b", "", "a"), declared("a", "size", "")];
-        check(&chain, json!({}), Ok(&[("c", "2000"), ("b", "2000"), ("a", "2000")]));
-        check(&[declared("x", "", "extra")], json!({"extra": 1}), Ok(&[("x", "1"), ("extra", "1")]));
+        check(&chain, &json!({}), Ok(&[("c", "2000"), ("b", "2000"), ("a", "2000")]));
+        check(&[declared("x", "", "extra")], &json!({"extra": 1}), Ok(&[("x", "1"), ("extra", "1")]));
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             json!({"a": true, "b": null, "c": 0.5, "d": 2000.0, "e": 1e-7, "f": 7, "g": 1e16, "h": ""});
         check(
             &[],
-            given,
+            &given,
             Ok(&[
                 ("a", "true"),
                 ("c", "0.5"),
@@ -198,16 +198,16 @@ mod tests {
                 ("h", ""),
             ]),
         );
-        check(&[declared("p", "flag", "")], json!({"p": null}), Ok(&[("p", "true")]));
-        check(&[], json!({"x": [1]}), Err("parameter 'x' must be text, a number or a boolean, not a list"));
+        check(&[declared("p", "flag", "")], &json!({"p": null}), Ok(&[("p", "true")]));
+        check(&[], &json!({"x": [1]}), Err("parameter 'x' must be text, a number or a boolean, not a list"));
     }
 
     #[test]
     fn a_required_parameter_without_a_value_is_named() {
         let expected = "Required parameter 'p' not provided and has no default";
-        check(&[declared("p", "must", "")], json!({}), Err(expected));
-        check(&[declared("p", "must", "")], json!({"p": "v"}), Ok(&[("p", "v")]));
-        check(&[declared("p", "broken", ""), declared("q", "none", "")], json!({}), Ok(&[]));
+        check(&[declared("p", "must", "")], &json!({}), Err(expected));
+        check(&[declared("p", "must", "")], &json!({"p": "v"}), Ok(&[("p", "v")]));
+        check(&[declared("p", "broken", ""), declared("q", "none", "")], &json!({}), Ok(&[]));
     }
 
     #[test]

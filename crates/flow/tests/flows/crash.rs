@@ -77,9 +77,6 @@ async fn a_flow_survives_a_fault_at_every_step() {
         }
     }
     let all = effects.len() * Fault::ALL.len();
-    #[expect(clippy::print_stdout, reason = "the figure that this test is for")]
-    {
-        println!("covered {covered} of {all}: {} effects, {} faults each", effects.len(), Fault::ALL.len());
-    }
+    println!("covered {covered} of {all}: {} effects, {} faults each", effects.len(), Fault::ALL.len());
     assert_eq!(covered, all);
 }

@@ -64,12 +64,12 @@ impl Faults {
         self.state.lock().unwrap().fired
     }
 
-    fn at(&self, what: String) -> Option<Fault> {
+    fn at(&self, what: &str) -> Option<Fault> {
         let mut state = self.state.lock().unwrap();
         if !state.is_recording {
             return None;
         }
-        let count = state.counts.entry(what.clone()).or_default();
+        let count = state.counts.entry(what.to_owned()).or_default();
         *count += 1;
         let effect = format!("{what} #{count}");
         state.seen.push(effect.clone());
@@ -83,15 +83,14 @@ impl Faults {
         what: String,
         effect: impl Future<Output = Result<(), Error>>,
     ) -> Result<(), Error> {
-        let name = what.clone();
-        match self.at(what) {
+        match self.at(&what) {
             None => effect.await,
             Some(Fault::FailBefore) => {
-                Err(Error::Unavailable { reason: format!("told to fail before {name}") })
+                Err(Error::Unavailable { reason: format!("told to fail before {what}") })
             }
             Some(Fault::FailAfter) => {
                 effect.await?;
-                Err(Error::OutcomeUnknown { what: name, reason: "told to lose the answer".to_owned() })
+                Err(Error::OutcomeUnknown { what, reason: "told to lose the answer".to_owned() })
             }
             Some(Fault::CrashBefore) => {
                 self.dying.notify_one();
