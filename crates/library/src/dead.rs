@@ -11,12 +11,10 @@ use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, property};
-use sluice_schema::exchange;
 use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
 };
 use sluice_schema::{Class, Topic, wire};
-use sluice_sdk::Responder;
 use sluice_store::{Batch, Found, KeyRange, Read};
 
 use crate::Error;
@@ -32,8 +30,8 @@ const IDS: &str = "library-letter-ids";
 const LIST_DEFAULT: usize = 100;
 /// Letters handled by one call.
 const CALL_LETTERS_MAX: usize = 1_000;
-/// Bytes of bodies in one part of an export.
-const EXPORT_PART_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of bodies in one page of an export.
+const EXPORT_PAGE_BYTES: u64 = 4 * 1024 * 1024;
 /// Letters removed in one step.
 const REMOVE_LETTERS: usize = 500;
 
@@ -165,11 +163,11 @@ impl DeadLetters {
         workspace: &str,
         held: &Held,
         request: Request,
-        responder: &Responder<exchange::DeadLetters>,
+        trace: Option<&str>,
     ) -> Result<Response, Told> {
         let outcome = match request.operation.as_str() {
             "list" => self.list(workspace, &request).await,
-            "export" => self.export(workspace, &request, responder).await,
+            "export" => self.export(workspace, &request).await,
             "replay" => self.replay(workspace, held, &request).await,
             "remove" => self.remove(workspace, held, &request).await,
             "" => Err(Error::request("Null operation")),
@@ -177,7 +175,7 @@ impl DeadLetters {
                 "Invalid operation: {other}; dead letters know list, export, replay and remove"
             ))),
         };
-        outcome.map_err(|error| error.told(&request.operation, responder.trace()))
+        outcome.map_err(|error| error.told(&request.operation, trace))
     }
 
     async fn list(&self, workspace: &str, request: &Request) -> Result<Response, Error> {
@@ -194,29 +192,22 @@ impl DeadLetters {
         Ok(Response { count: signed(letters.len() as u64), remaining, letters, ..Default::default() })
     }
 
-    async fn export(
-        &self,
-        workspace: &str,
-        request: &Request,
-        responder: &Responder<exchange::DeadLetters>,
-    ) -> Result<Response, Error> {
-        let mut part = Response::default();
-        let matching = self.matching(workspace, request).await?;
-        let limit = if request.limit == 0 { usize::MAX } else { limit(request) };
-        let remaining = signed(matching.len().saturating_sub(limit) as u64);
-        for (place, head) in matching.into_iter().take(limit) {
-            // One that was removed meanwhile is not exported.
-            let Some(letter) = self.whole(workspace, &place, head).await? else { continue };
-            if !part.lines.is_empty() && part.lines.len() + letter.body.len() > EXPORT_PART_BYTES {
-                let full = Response { is_final: false, ..std::mem::take(&mut part) };
-                responder.part(&full).await?;
+    /// A page of whole letters, newest first: as many as fit, at least one.
+    async fn export(&self, workspace: &str, request: &Request) -> Result<Response, Error> {
+        let mut page = Response::default();
+        let mut bytes = 0;
+        for (place, head) in self.matching(workspace, request).await?.into_iter().rev() {
+            let is_full = page.letters.len() >= limit(request)
+                || (bytes > 0 && bytes + head.body_bytes > EXPORT_PAGE_BYTES);
+            if is_full || page.remaining > 0 {
+                page.remaining += 1;
+                continue;
             }
-            part.count += 1;
-            // A letter has text keys and plain values, so writing it cannot fail.
-            part.lines.push_str(&serde_json::to_string(&letter).unwrap_or_default());
-            part.lines.push('\n');
+            bytes += head.body_bytes;
+            // One that was removed meanwhile is not exported.
+            page.letters.extend(self.whole(workspace, &place, head).await?);
         }
-        Ok(Response { remaining, ..part })
+        Ok(Response { count: signed(page.letters.len() as u64), ..page })
     }
 
     async fn replay(&self, workspace: &str, held: &Held, request: &Request) -> Result<Response, Error> {

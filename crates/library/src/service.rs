@@ -7,7 +7,8 @@ use futures_util::FutureExt;
 use prometheus_client::metrics::counter::Counter;
 use sluice_bus::{BrokerAdmin, Delivery, Inbox, Subscription, TopicSpec};
 use sluice_schema::message::StageReport;
-use sluice_schema::{Class, Topic, TopicError, exchange, wire};
+use sluice_schema::system::{self, LIBRARIAN};
+use sluice_schema::{Class, Topic, TopicError, WorkspaceId, exchange, wire};
 use sluice_sdk::workspaces::{WorkspaceService, serve_workspaces};
 use sluice_sdk::{Backoff, ConfigClient, ConfigWatch, Point, Process, service};
 use sluice_store::Stores;
@@ -22,11 +23,6 @@ use crate::processing::Processings;
 use crate::progress::Progress;
 use crate::rows::Rows;
 use crate::uploads::Uploads;
-
-/// The subscription of the librarian's topics.
-const LIBRARIAN: &str = "librarian";
-/// The subscription of the dead letters' topics.
-const LIBRARY: &str = "library";
 
 /// Deliveries put into one write.
 const BATCH_MESSAGES_MAX: usize = 256;
@@ -128,25 +124,28 @@ struct Topics {
 
 impl Topics {
     fn of(workspace: &str) -> Result<Self, TopicError> {
-        let point = |name: &str, subscription: &str| -> Result<Point, TopicError> {
-            let topic = |class| Topic::tg(class, format_args!("{name}:{workspace}"));
-            Ok(Point::new(topic(Class::Request)?, topic(Class::Response)?, subscription))
-        };
+        // A name longer than topics carry shows here; after that the table can name all of them.
+        Topic::tg(Class::Response, format_args!("dead-letters:{workspace}"))?;
+        let workspace = &WorkspaceId::existing(workspace);
         Ok(Self {
-            librarian: point("librarian", LIBRARIAN)?,
-            collection: point("collection", LIBRARIAN)?,
-            letters: point("dead-letters", LIBRARY)?,
-            progress: Topic::tg(Class::Flow, format_args!("progress:{workspace}"))?,
-            parked: Topic::tg(Class::Flow, format_args!("dead-letters:{workspace}"))?,
+            librarian: point(system::librarian_request(workspace), system::librarian_response(workspace)),
+            collection: point(system::collection_request(workspace), system::collection_response(workspace)),
+            letters: point(system::dead_letters_request(workspace), system::dead_letters_response(workspace)),
+            progress: system::progress(workspace),
+            parked: system::dead_letters(workspace),
         })
     }
+}
+
+fn point(request: Topic, response: Topic) -> Point {
+    Point::new(request, response, LIBRARIAN)
 }
 
 impl WorkspaceService for Library {
     fn topics(&self, workspace: &str) -> Vec<TopicSpec> {
         let Ok(topics) = Topics::of(workspace) else { return Vec::new() };
         let mut specs =
-            vec![TopicSpec::with(topics.progress, LIBRARIAN), TopicSpec::with(topics.parked, LIBRARY)];
+            vec![TopicSpec::with(topics.progress, LIBRARIAN), TopicSpec::with(topics.parked, LIBRARIAN)];
         for point in [topics.librarian, topics.collection, topics.letters] {
             specs.push(TopicSpec::with(point.request, point.subscription));
             specs.push(TopicSpec::bare(point.response));
@@ -233,10 +232,10 @@ impl Library {
             stop.clone(),
             move |request, responder| {
                 let (letters, workspace, held) = (letters.clone(), workspace.clone(), held.clone());
-                async move { letters.answer(&workspace, &held, request, &responder).await }
+                async move { letters.answer(&workspace, &held, request, responder.trace()).await }
             },
         );
-        let keeps = self.consume(parked, LIBRARY, stop, move |topic, batch| {
+        let keeps = self.consume(parked, LIBRARIAN, stop, move |topic, batch| {
             let (letters, workspace, held) = kept.clone();
             let read =
                 batch.iter().map(|delivery| dead::read(&workspace, &delivery.message, &topic)).collect();

@@ -181,7 +181,6 @@ pub(super) const SERVICES: &[Service] = &[
         ],
         &[
             field("letters", Shape::Records(LETTER)),
-            text("lines").if_filled(),
             int("count"),
             int("remaining"),
             field("kept", Shape::Records(KEPT)),

@@ -3,8 +3,8 @@
 use super::{DeadLetter, Error};
 
 message! {
-    /// A call about parked messages, on `request:tg:dead-letters:<workspace>`. Operations: `list` (newest first, without
-    /// bodies), `export` (oldest first, with bodies, in parts), `replay` (published again, then removed) and `remove`.
+    /// A call about parked messages, on `request:tg:dead-letters:<workspace>`. Operations: `list` (without bodies) and `export`
+    /// (with bodies), newest first, page by page; `replay` (published again, then removed) and `remove`, oldest first.
     /// What it is about: the letters named by `ids`, or else all that match `flow` and `topic`, where empty matches any.
     pub struct DeadLettersRequest {
         operation: String,
@@ -15,7 +15,7 @@ message! {
         run: String,
         /// The most letters to handle; 0 = the service's own bound.
         limit: i64,
-        /// For `list`: only letters older than the one with this id, to page on.
+        /// For `list` and `export`: only letters older than the one with this id, to page on.
         before: String,
         /// For `replay` and `remove` without `ids`, `flow` and `topic`: really all of them.
         all: bool,
@@ -23,13 +23,11 @@ message! {
 }
 
 message! {
-    /// The answer; `export` has several, the last with `is_final`.
+    /// The answer. A page of an export ends after some megabytes; `remaining` says that there is more.
     pub struct DeadLettersResponse {
         error: Option<Error>,
-        /// `list`: the letters, `body` left out.
+        /// `list`: the letters, `body` left out; `export`: whole letters.
         letters: Vec<DeadLetter>,
-        /// `export`: letters as JSON lines, bodies included.
-        lines: String,
         /// How many were listed, exported, replayed or removed.
         count: i64,
         /// How many more match and were left for another call.
