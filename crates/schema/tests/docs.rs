@@ -1,0 +1,19 @@
+//! The page of operations is what the table says; `SLUICE_UPDATE_DOCS=1 cargo test -p sluice-schema --test docs` rewrites it.
+
+use std::path::Path;
+
+#[test]
+fn the_page_of_operations_is_what_the_table_says() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
+    let wanted = format!(
+        "# Operations\n\nEvery call that the gateway lets in, and the capability it needs. A workspace service is called by `POST \
+         /api/v1/<service>`\nwith the operation in the body, a flow's service by `POST /api/v1/flow/<flow>/service/<service>`, \
+         both also over\nthe WebSocket `/api/v1/socket`. Made from `schema::operation`.\n\n{}\n",
+        sluice_schema::operation::markdown().trim_end()
+    );
+    if std::env::var_os("SLUICE_UPDATE_DOCS").is_some() {
+        std::fs::write(&page, &wanted).expect("the docs folder can be written");
+    }
+    let found = std::fs::read_to_string(&page).unwrap_or_default();
+    assert!(found == wanted, "docs/operations.md is behind the table; rewrite it as this file's first line says");
+}
