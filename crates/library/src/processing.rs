@@ -4,7 +4,7 @@
 //! Everything that can be wrong is checked first. Then the record is written, then the messages are published, then the
 //! record says so, then the caller is answered. A crash in between leaves a record that says it was not sent; it is sent
 //! again at the next start, or when the caller repeats the call. So what was accepted is sent at least once, and a
-//! repeated call sends nothing twice.
+//! repeated call sends nothing twice into one run.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use sluice_store::Batch;
 use crate::collections::Collections;
 use crate::documents::{Document, Documents};
 use crate::progress::Progress;
-use crate::rows::{self, Row, check_id, key, prefix};
+use crate::rows::{self, check_id, key, prefix};
 use crate::{Error, provenance};
 
 const PROCESSING: &str = "library-processing";
@@ -72,18 +72,17 @@ impl Processings {
         let row_key = key(&[workspace, &wanted.id]);
         let Some(_turn) = Turn::take(&self.under_way, &row_key) else { return Err(busy(&wanted.id)) };
         let known = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await?;
-        if let Some(Row { is: known, .. }) = &known {
-            if known.metadata != wanted {
-                return Err(Error::request(format!(
-                    "processing record '{}' already exists; remove it first (remove-processing), or choose another id",
-                    wanted.id
-                )));
-            }
-            if known.sent {
-                return Ok(());
-            }
+        if known.as_ref().is_some_and(|known| known.is.metadata != wanted) {
+            return Err(Error::request(format!(
+                "processing record '{}' already exists; remove it first (remove-processing), or choose another id",
+                wanted.id
+            )));
         }
         let entrance = self.entrance(workspace, &wanted.flow, &document.metadata).await?;
+        // The same record for a later run of the flow is no repetition: that run has not seen the document.
+        if known.as_ref().is_some_and(|known| known.is.sent && known.is.run == entrance.run) {
+            return Ok(());
+        }
         self.collections.ensure(workspace, &wanted.collection).await?;
         let row = Processing { metadata: wanted, run: entrance.run.clone(), sent: false };
         let raw = rows::encode(&row);
@@ -138,22 +137,19 @@ impl Processings {
 
     async fn publish(
         &self,
-        workspace: &str,
         processing: &ProcessingMetadata,
         document: &Document,
         entrance: &Entrance,
         trace: Option<&str>,
     ) -> Result<(), sluice_bus::Error> {
-        let stamped = |body, part: &str| {
-            let id = format!("{workspace}/{}/{part}", processing.id);
-            let message = Message::new(body).with(property::MESSAGE_ID, &id);
+        let traced = |body| {
+            let message = Message::new(body);
             trace.into_iter().fold(message, |message, trace| message.with(property::TRACE, trace))
         };
         let collection = &processing.collection;
         if let Some(topic) = &entrance.triples {
             let triples = provenance::of(&document.metadata, collection);
-            let message = stamped(wire::encode(&triples), "triples");
-            self.broker.publish(&Address::Topic(topic.clone()), message).await?;
+            self.broker.publish(&Address::Topic(topic.clone()), traced(wire::encode(&triples))).await?;
         }
         let metadata = Some(provenance::root(&document.metadata, collection));
         let document_id = document.metadata.id.clone();
@@ -162,7 +158,7 @@ impl Processings {
         } else {
             wire::encode(&m::Document { metadata, data: String::new(), document_id })
         };
-        self.broker.publish(&Address::Topic(entrance.load.clone()), stamped(body, "load")).await
+        self.broker.publish(&Address::Topic(entrance.load.clone()), traced(body)).await
     }
 
     /// Where a document enters a flow, from the flow's record as it is now.

@@ -172,7 +172,7 @@ async fn progress_grows_with_reports_survives_a_restart_and_ends() {
 
     // Put through a later run of the flow, it starts afresh, and the earlier run is not shown any more.
     world.flow("cap1", &text_flow("cap1-r2")).await;
-    world.ok(add_processing("p2", document, "cap1")).await;
+    world.ok(add_processing("p1", document, "cap1")).await;
     let again = world.ok(progress(document)).await.progress;
     assert_eq!((again.len(), again[0].announced, again[0].texts_announced), (1, 0, 1));
     assert_eq!(world.ok(only("cap1-r2")).await.progress.len(), 1);
