@@ -112,7 +112,7 @@ impl Processings {
         trace: Option<&str>,
     ) -> Result<(), Error> {
         let row_key = key(&[workspace, &row.metadata.id]);
-        if let Err(error) = self.publish(workspace, &row.metadata, document, entrance, trace).await {
+        if let Err(error) = self.publish(&row.metadata, document, entrance, trace).await {
             if error.kind() != ErrorKind::OutcomeUnknown {
                 let mut batch = Batch::new();
                 batch.expect_value(PROCESSING, &row_key, rows::encode(&row)).delete(PROCESSING, &row_key);
