@@ -29,9 +29,16 @@ impl Process {
     pub fn new(broker: Arc<dyn Broker>, stop: CancellationToken) -> Self {
         let replies = Replies::new(broker.clone());
         let tasks = Tasks::new(stop.clone());
-        // Replies outlive the stop signal: calls under way end during the drain. They end with the tasks.
         tasks.spawn("bus/replies", replies.clone().run(stop.child_token()));
         Self { broker, replies, tasks, stop, metrics: Metrics::default() }
+    }
+
+    /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply
+    /// inbox and metrics. What a part still has to say while it stops, the rest can answer.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        let stop = self.stop.child_token();
+        Self { tasks: Tasks::new(stop.clone()), stop, ..self.clone() }
     }
 
     /// Gives the stop signal and waits for the tasks; at the deadline cuts what is left and returns the names.

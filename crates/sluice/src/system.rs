@@ -35,7 +35,7 @@ pub(crate) struct System {
     /// Where the gateway listens.
     pub(crate) address: SocketAddr,
     gateway: sluice_gateway::Gateway,
-    process: Process,
+    layers: Layers,
     broker: Broker,
     store: Store,
 }
@@ -54,14 +54,14 @@ impl System {
             ..Default::default()
         })
         .context("the embedded broker could not be opened")?;
-        let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
-        match serve(&settings, &process, &broker, store.stores()).await {
+        let layers = Layers::new(&broker);
+        match serve(&settings, &layers, &broker, store.stores()).await {
             Ok(gateway) => {
                 let address = gateway.local_addr;
-                Ok(Self { address, gateway, process, broker, store })
+                Ok(Self { address, gateway, layers, broker, store })
             }
             Err(error) => {
-                process.shutdown(Duration::from_secs(1)).await;
+                layers.stop(Duration::from_secs(1)).await;
                 close(&broker, store).await;
                 Err(error)
             }
@@ -71,11 +71,32 @@ impl System {
     /// Stops in reverse order: nothing new in, work under way to its end or the deadline, then the rest is cut by name.
     pub(crate) async fn stop(self) {
         self.gateway.shutdown().await;
-        let cut = self.process.shutdown(DRAIN_TIMEOUT).await;
-        if !cut.is_empty() {
-            tracing::warn!(?cut, "cut at the shutdown deadline");
-        }
+        self.layers.stop(DRAIN_TIMEOUT).await;
         close(&self.broker, self.store).await;
+    }
+}
+
+/// Parts of the process in the order they start; they stop the other way round, so that each can still ask those below.
+struct Layers {
+    /// The reply inbox.
+    base: Process,
+    /// Config and its receiver.
+    platform: Process,
+    /// Everything that asks config.
+    services: Process,
+}
+
+impl Layers {
+    fn new(broker: &Broker) -> Self {
+        let base = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+        Self { platform: base.part(), services: base.part(), base }
+    }
+
+    async fn stop(&self, within: Duration) {
+        for layer in [&self.services, &self.platform, &self.base] {
+            // Each task that is cut has been logged by name.
+            layer.shutdown(within).await;
+        }
     }
 }
 
@@ -86,20 +107,22 @@ async fn close(broker: &Broker, store: Store) {
 
 async fn serve(
     settings: &Settings,
-    process: &Process,
+    layers: &Layers,
     broker: &Broker,
     stores: Stores,
 ) -> anyhow::Result<sluice_gateway::Gateway> {
     let admin: Arc<dyn sluice_bus::BrokerAdmin> = Arc::new(broker.clone());
 
+    let platform = &layers.platform;
     sluice_config::start(sluice_config::Parts {
-        process: process.clone(),
+        process: platform.clone(),
         admin: admin.clone(),
         tables: stores.tables.clone(),
     })
     .await
     .context("the config service did not start")?;
-    let watch = ConfigWatch::start(process, watch::RESYNC_INTERVAL);
+    let watch = ConfigWatch::start(platform, watch::RESYNC_INTERVAL);
+    let process = &layers.services;
     let config = || async { ConfigClient::new(&process.replies).await.context("config cannot be asked") };
     seed(&config().await?).await.context("the standard configuration could not be put")?;
 
