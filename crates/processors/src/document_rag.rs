@@ -89,8 +89,8 @@ impl DocumentRag {
     }
 }
 
-fn failed(reason: impl ToString) -> Error {
-    Error::new("document-rag-error", reason.to_string())
+fn failed(reason: impl Into<String>) -> Error {
+    Error::new("document-rag-error", reason)
 }
 
 /// One question under way.

@@ -58,10 +58,9 @@ fn check_at(schema: &Value, value: &Value, path: &str, depth: usize) -> Result<(
             let known = rules.get("properties").and_then(Value::as_object);
             for (name, member) in members {
                 let path = format!("{path}.{name}");
-                match known.and_then(|known| known.get(name)).or_else(|| rules.get("additionalProperties")) {
-                    Some(rule) => check_at(rule, member, &path, depth)?,
-                    None => {}
-                }
+                let rule =
+                    known.and_then(|known| known.get(name)).or_else(|| rules.get("additionalProperties"));
+                rule.map_or(Ok(()), |rule| check_at(rule, member, &path, depth))?;
             }
         }
         Value::Array(items) => {

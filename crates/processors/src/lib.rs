@@ -38,6 +38,7 @@ pub mod reranker;
 pub mod retrieval;
 mod template;
 pub mod text;
+mod thesaurus;
 mod trace;
 pub mod triples;
 

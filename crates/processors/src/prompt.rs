@@ -100,9 +100,9 @@ impl Prompt {
         };
         let total = if parts.is_some() { STREAM_TIMEOUT } else { MODEL_TIMEOUT };
         let patience = Patience { idle: MODEL_TIMEOUT, total };
-        let mut call = self.model.stream(&question, patience).await.map_err(llm_error)?;
+        let mut call = self.model.stream(&question, patience).await.map_err(|e| llm_error(e.to_string()))?;
         let mut text = String::new();
-        while let Some(part) = call.next().await.map_err(llm_error)? {
+        while let Some(part) = call.next().await.map_err(|e| llm_error(e.to_string()))? {
             if let Some(error) = part.error {
                 return Err(llm_error(error.message));
             }
@@ -110,7 +110,7 @@ impl Prompt {
             match parts {
                 Some(answer) if !part.end_of_stream => {
                     let fragment = PromptResponse { text: part.response, ..Default::default() };
-                    answer.part(&fragment).await.map_err(llm_error)?;
+                    answer.part(&fragment).await.map_err(|e| llm_error(e.to_string()))?;
                 }
                 _ => text.push_str(&part.response),
             }
@@ -162,6 +162,6 @@ impl Usage {
     }
 }
 
-fn llm_error(reason: impl ToString) -> Error {
-    Error::new("llm-error", reason.to_string())
+fn llm_error(reason: impl Into<String>) -> Error {
+    Error::new("llm-error", reason)
 }

@@ -41,9 +41,8 @@ pub fn rank(request: &RerankerRequest) -> Vec<RerankerResult> {
     let texts = || request.documents.iter().map(|document| document.document_text.as_str());
     let mut best: Vec<Option<RerankerResult>> = vec![None; request.documents.len()];
     for query in &request.queries {
-        let scorer = Scorer::new(&query.query_text, texts());
-        for (document, best) in request.documents.iter().zip(&mut best) {
-            let score = scorer.score(&document.document_text);
+        let scores = Scorer::new(&query.query_text, texts()).scores();
+        for ((document, best), score) in request.documents.iter().zip(&mut best).zip(scores) {
             if best.as_ref().is_none_or(|known| score > known.score) {
                 *best = Some(RerankerResult {
                     document_id: document.document_id.clone(),

@@ -11,7 +11,6 @@ const VECTOR_WEIGHT: f64 = 1.0;
 const KEYWORD_WEIGHT: f64 = 1.0;
 /// Passages quoted in an answer without a model.
 pub(crate) const QUOTED_MAX: usize = 3;
-const SENTENCES_QUOTED: usize = 3;
 
 /// The best `limit` chunks of both indexes, best first. `by_vector` has one list per concept; the first list that names a
 /// chunk decides its rank. Without keyword matches the order is that of the vectors, with their scores.
@@ -50,7 +49,7 @@ pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> Stri
     let scorer = Scorer::new(question, passages.iter().map(|passage| passage.text.as_str()));
     let mut text = String::new();
     for (number, passage) in (1..).zip(quoted) {
-        let sentences = scorer.best_sentences(&passage.text, SENTENCES_QUOTED).join(" ");
+        let sentences = scorer.best_stretch(number - 1).join(" ");
         let page = passage.page.map(|page| format!(", page {page}")).unwrap_or_default();
         text.push_str(&format!("[{number}] {sentences}\n    ({}{page})\n\n", passage.title));
     }

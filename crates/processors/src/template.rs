@@ -240,6 +240,7 @@ mod tests {
         )
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "terms are written in place")]
     fn check(source: &str, terms: serde_json::Value, expected: &str) {
         assert_eq!(rendered(source, &terms).as_deref(), Ok(expected), "{source}");
     }

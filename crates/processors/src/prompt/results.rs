@@ -56,8 +56,8 @@ mod tests {
 
     use super::*;
 
-    fn check(form: ResponseType, schema: Option<Value>, text: &str, expected: Result<(&str, &str), &str>) {
-        let found = result(form, schema.as_ref(), text.to_owned());
+    fn check(form: ResponseType, schema: Option<&Value>, text: &str, expected: Result<(&str, &str), &str>) {
+        let found = result(form, schema, text.to_owned());
         match (found, expected) {
             (Ok((text, object)), Ok(expected)) => assert_eq!((text.as_str(), object.as_str()), expected),
             (Err(reason), Err(part)) => assert!(reason.contains(part), "{reason}"),
@@ -73,22 +73,18 @@ mod tests {
 
     #[test]
     fn json_is_taken_from_the_first_fence_and_checked() {
-        let schema = Some(json!({"type": "object", "required": ["a"]}));
-        check(ResponseType::Json, schema.clone(), "Sure:\n```json\n{\"a\": 1}\n```\n", Ok(("", "{\"a\":1}")));
-        check(
-            ResponseType::Json,
-            schema.clone(),
-            "{\"b\": 1}",
-            Err("Schema validation fail: $: 'a' is missing"),
-        );
+        let schema = json!({"type": "object", "required": ["a"]});
+        let schema = Some(&schema);
+        check(ResponseType::Json, schema, "Sure:\n```json\n{\"a\": 1}\n```\n", Ok(("", "{\"a\":1}")));
+        check(ResponseType::Json, schema, "{\"b\": 1}", Err("Schema validation fail: $: 'a' is missing"));
         check(ResponseType::Json, schema, "I cannot", Err("JSON parse fail"));
     }
 
     #[test]
     fn bad_lines_are_skipped() {
-        let schema = Some(json!({"type": "object"}));
+        let schema = json!({"type": "object"});
         let text = "```jsonl\n{\"a\": 1}\nwhat?\n\n[1]\n{\"b\": 2}\n```";
-        check(ResponseType::JsonLines, schema, text, Ok(("", "[{\"a\":1},{\"b\":2}]")));
+        check(ResponseType::JsonLines, Some(&schema), text, Ok(("", "[{\"a\":1},{\"b\":2}]")));
         check(ResponseType::JsonLines, None, "none", Ok(("", "[]")));
     }
 }
