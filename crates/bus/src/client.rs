@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::{Address, Broker, Inbox, InboxAddress, Subscription};
 use crate::message::{Message, property};
-use crate::{Error, Result};
+use crate::{Error, Result, trace};
 
 /// Parts of one streamed answer that may wait unread before the call fails.
 const UNREAD_PARTS_MAX: usize = 1_024;
@@ -69,14 +69,15 @@ impl<T: Serialize + ?Sized> Sender<T> {
     /// # Errors
     /// As [`Broker::publish`].
     pub async fn send(&self, message: &T) -> Result<()> {
-        self.broker.publish(&self.address, Message::new(wire::encode(message))).await
+        self.send_message(Message::new(wire::encode(message))).await
     }
 
     /// Sends a message with properties already set.
     ///
     /// # Errors
     /// As [`Broker::publish`].
-    pub async fn send_message(&self, message: Message) -> Result<()> {
+    pub async fn send_message(&self, mut message: Message) -> Result<()> {
+        trace::stamp(&mut message);
         self.broker.publish(&self.address, message).await
     }
 }
@@ -200,6 +201,7 @@ impl Replies {
         let inbox = self.inbox().await?;
         let id = uuid::Uuid::new_v4().to_string();
         question.set(property::ID, &id);
+        trace::stamp(&mut question);
         if let Some(InboxAddress(address)) = inbox.address() {
             question.set(property::REPLY_TO, &address);
         }

@@ -14,6 +14,7 @@ pub mod embedded;
 pub mod error;
 pub mod faulty;
 pub mod message;
+pub mod trace;
 
 pub use client::{Call, Client, Following, Patience, RawCall, Replies, Sender};
 pub use contract::{

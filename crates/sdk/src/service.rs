@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use sluice_bus::{
-    Address, Broker, Delivery, Error, ErrorKind, Inbox, InboxAddress, Message, Subscription, property,
+    Address, Broker, Delivery, Error, ErrorKind, Inbox, InboxAddress, Message, Subscription, property, trace,
 };
 use sluice_schema::{Exchange, Topic, message, wire};
 use tokio::task::JoinSet;
@@ -87,7 +87,7 @@ impl<X: Exchange> Responder<X> {
     }
 }
 
-/// Serves a request topic until `stop` (or the process's stop): attaches, retrying while the topic is not there, hands
+/// Serves a request topic until `stop`, which is the process's stop signal or a child of it: attaches, retrying while the topic is not there, hands
 /// each question to `handler`, sends what it returns as the last message.
 ///
 /// The topic's owner must have made it with this subscription; nothing here does. Returns a token that is cancelled once
@@ -107,7 +107,7 @@ where
     let broker = process.broker.clone();
     let name = format!("serve/{}", point.request);
     let told = attached.clone();
-    process.tasks.supervise(name, ATTACH, move || {
+    process.tasks.supervise_to_end(name, ATTACH, move || {
         attach_and_answer(broker.clone(), point.clone(), stop.clone(), told.clone(), handler.clone())
     });
     attached
@@ -194,13 +194,12 @@ pub(crate) async fn answer<X, F, Fut>(
     let (to, id) = (responder.to.clone(), responder.id.clone());
     let outcome = match wire::decode::<X::Request>(&question.body) {
         Ok(request) => {
-            AssertUnwindSafe(handler(request, responder)).catch_unwind().await.unwrap_or_else(|panic| {
+            let handled = AssertUnwindSafe(handler(request, responder)).catch_unwind();
+            trace::scope(question.get(property::TRACE), handled).await.unwrap_or_else(|panic| {
                 let text = panic_text(&*panic);
                 tracing::error!(service = X::NAME, panic = text, "a handler panicked");
-                Err(message::Error::new(
-                    "unexpected-error",
-                    format!("the {} service failed: {text}", X::NAME),
-                ))
+                let told = format!("the {} service failed: {text}", X::NAME);
+                Err(message::Error::new("unexpected-error", told))
             })
         }
         Err(error) => Err(message::Error::new("bad-request", error.to_string())),

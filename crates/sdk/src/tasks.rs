@@ -80,8 +80,27 @@ impl Tasks {
     }
 
     /// Runs `make`'s futures one after another until the process stops: after an error or a panic again with backoff,
-    /// after `Ok` no more.
+    /// after `Ok` no more. The stop signal drops the future where it is.
     pub fn supervise<F, Fut, E>(&self, name: impl Into<String>, backoff: Backoff, mut make: F) -> AbortHandle
+    where
+        F: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        self.supervise_to_end(name, backoff, move || {
+            let (stop, future) = (stop.clone(), make());
+            async move { stop.run_until_cancelled(future).await.unwrap_or(Ok(())) }
+        })
+    }
+
+    /// As [`Tasks::supervise`] for futures that see the stop signal themselves and end their work before they return.
+    pub fn supervise_to_end<F, Fut, E>(
+        &self,
+        name: impl Into<String>,
+        backoff: Backoff,
+        mut make: F,
+    ) -> AbortHandle
     where
         F: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
@@ -94,11 +113,10 @@ impl Tasks {
             let mut attempt = 0;
             while !stop.is_cancelled() {
                 let started = tokio::time::Instant::now();
-                let future = AssertUnwindSafe(make()).catch_unwind();
-                let reason = match stop.run_until_cancelled(future).await {
-                    None | Some(Ok(Ok(()))) => return,
-                    Some(Ok(Err(error))) => error.to_string(),
-                    Some(Err(panic)) => format!("panic: {}", panic_text(&*panic)),
+                let reason = match AssertUnwindSafe(make()).catch_unwind().await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(panic) => format!("panic: {}", panic_text(&*panic)),
                 };
                 if started.elapsed() > backoff.max {
                     attempt = 0;

@@ -135,7 +135,15 @@ fn service_failure(error: &Map<String, Value>) -> Told {
     let member = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
     let (kind, message) = (member("type"), member("message"));
     let lower = message.to_lowercase();
-    let missing = ["not found", "unknown", "does not exist", "flow id invalid", "no such"];
+    let missing = [
+        "not found",
+        "unknown",
+        "does not exist",
+        "flow id invalid",
+        "invalid flow",
+        "no such",
+        "not in the library",
+    ];
     let code = match kind {
         "not-found" => Code::NotFound,
         "version-conflict" => Code::Differs,

@@ -267,7 +267,7 @@ pub(crate) enum Doc {
     },
     /// List documents
     Ls,
-    /// Remove a document and everything made from it
+    /// Remove documents from the library; what a flow made of them stays in its collection
     Rm {
         /// Ids of documents
         #[arg(required = true)]
@@ -315,6 +315,9 @@ pub(crate) enum Dead {
         /// All of one flow
         #[arg(long, conflicts_with = "ids")]
         flow: Option<String>,
+        /// Send them into this run of the flow instead of the one they were meant for
+        #[arg(long)]
+        run: Option<String>,
     },
     /// Delete them
     Rm {

@@ -52,7 +52,7 @@ fn a_second_start_finds_documents_and_flows_of_the_first_even_after_kill_9() {
 }
 
 #[test]
-fn a_removed_document_is_no_longer_a_source() {
+fn a_removed_document_is_no_longer_in_the_library() {
     let folder = tempfile::tempdir().unwrap();
     let up = Up::start(&folder.path().join("data"));
     up.json(&["flow", "start", "f1", "document-rag"]);

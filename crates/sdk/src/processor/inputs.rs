@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
-use sluice_bus::{BoxFuture, Delivery};
+use sluice_bus::{BoxFuture, Delivery, property, trace};
 use sluice_schema::{Exchange, message, wire};
 
 use super::{Failure, Lane, Processor};
@@ -48,9 +48,11 @@ impl<P: Processor> Inputs<P> {
                 let started = tokio::time::Instant::now();
                 let outcome = match wire::decode::<T>(&delivery.message.body) {
                     Ok(item) => {
-                        AssertUnwindSafe(handler(processor, item)).catch_unwind().await.unwrap_or_else(
-                            |panic| Err(Failure::Again(format!("panic: {}", panic_text(&*panic)))),
-                        )
+                        let handled = AssertUnwindSafe(handler(processor, item)).catch_unwind();
+                        let outcome = trace::scope(delivery.message.get(property::TRACE), handled).await;
+                        outcome.unwrap_or_else(|panic| {
+                            Err(Failure::Again(format!("panic: {}", panic_text(&*panic))))
+                        })
                     }
                     Err(error) => Err(Failure::never(error)),
                 };

@@ -22,7 +22,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Blueprint) -> anyhow
         Blueprint::Show { name } => {
             let answer =
                 api.call("flow", json!({"operation": "get-blueprint", "blueprint-name": name})).await?;
-            let Some(text) = answer["blueprint-definition"].as_str() else {
+            let Some(text) = answer["blueprint-definition"].as_str().filter(|text| !text.is_empty()) else {
                 return Err(Told::new(Code::NotFound, format!("there is no blueprint '{name}'"))
                     .next("sluice blueprint ls")
                     .into());

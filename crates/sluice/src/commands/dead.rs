@@ -19,21 +19,38 @@ pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Res
                 table(&["id", "flow", "topic", "attempts", "reason"], rows, "No dead letters.")
             })
         }
-        Dead::Export { flow } => {
-            let answer = api.call("dead-letters", json!({"operation": "export", "flow": flow})).await?;
-            for letter in answer["letters"].as_array().into_iter().flatten() {
-                println!("{letter}");
-            }
-            Ok(())
-        }
-        Dead::Replay { ids, flow } => {
-            let body = json!({"operation": "replay", "ids": ids, "flow": flow});
+        Dead::Export { flow } => export(api, flow.as_deref()).await,
+        Dead::Replay { ids, flow, run } => {
+            let body = json!({"operation": "replay", "ids": ids, "flow": flow, "run": run});
             let answer = api.call("dead-letters", body).await?;
-            show(output, &answer, |answer| format!("Sent again: {}.", answer["count"]))
+            show(output, &answer, |answer| {
+                let mut lines = vec![format!("Sent again: {}.", answer["count"])];
+                for letter in answer["kept"].as_array().into_iter().flatten() {
+                    lines.push(format!("  kept {}: {}", text(letter, "id"), text(letter, "reason")));
+                }
+                lines.join("\n")
+            })
         }
         Dead::Rm { ids } => {
             let answer = api.call("dead-letters", json!({"operation": "remove", "ids": ids})).await?;
             show(output, &answer, |answer| format!("Deleted: {}.", answer["count"]))
+        }
+    }
+}
+
+/// Writes every letter, page by page.
+async fn export(api: &Api, flow: Option<&str>) -> anyhow::Result<()> {
+    let mut before = Value::Null;
+    loop {
+        let body = json!({"operation": "export", "flow": flow, "before": before});
+        let answer = api.call("dead-letters", body).await?;
+        let page: Vec<&Value> = answer["letters"].as_array().into_iter().flatten().collect();
+        for letter in &page {
+            println!("{letter}");
+        }
+        match page.last() {
+            Some(last) if answer["remaining"].as_i64().unwrap_or_default() > 0 => before = last["id"].clone(),
+            _ => return Ok(()),
         }
     }
 }
