@@ -1,0 +1,363 @@
+//! The processors in a running flow: real config, flow and library services over the embedded broker, real documents in,
+//! questions and answers out; the language model is a fake on a free port where there is one.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use sluice_bus::embedded::Embedded as Broker;
+use sluice_bus::{BrokerAdmin, Client, Patience};
+use sluice_processors::{Model, ModelConfig};
+use sluice_schema::message::{
+    DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest, LibrarianRequest,
+    LibrarianResponse, ProcessingMetadata, PromptRequest, Term, TextCompletionRequest, TriplesQueryRequest,
+};
+use sluice_schema::{Exchange, Topic, exchange, record, standard};
+use sluice_sdk::config::value;
+use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process};
+use sluice_store::Embedded as Store;
+use tokio_util::sync::CancellationToken;
+
+/// Nothing here takes this long unless it hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
+const WS: &str = "default";
+const COFFEE: &str = include_str!("../../../samples/coffee.md");
+const BICYCLE: &str = include_str!("../../../samples/bicycle.md");
+
+struct World {
+    /// The reply inbox, config, and everything that asks config: they end in reverse order.
+    layers: [Process; 3],
+    process: Process,
+    store: Store,
+    librarian: Client<exchange::Librarian>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// One workspace with one running `document-rag` flow, `f1`.
+    async fn start(model: Option<ModelConfig>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let broker = Broker::in_memory();
+        let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
+        let base = Process::new(Arc::new(broker), CancellationToken::new());
+        let (platform, process) = (base.part(), base.part());
+        let parts =
+            sluice_config::Parts { process: platform.clone(), admin: admin.clone(), tables: store.tables() };
+        sluice_config::start(parts).await.unwrap();
+        let watch = ConfigWatch::start(&platform, Duration::from_secs(30));
+        let config = || async { ConfigClient::new(&process.replies).await.unwrap() };
+        seed(&config().await).await;
+        let parts = sluice_library::Parts::new(
+            process.clone(),
+            admin.clone(),
+            store.stores(),
+            config().await,
+            watch.clone(),
+        );
+        sluice_library::start(parts).await.unwrap();
+        let roster = sluice_processors::roster();
+        let resources =
+            sluice_processors::resources(store.stores(), Model::new(model).unwrap(), &process.metrics);
+        let parts = sluice_flow::Parts {
+            process: process.clone(),
+            admin,
+            watch: watch.clone(),
+            config: config().await,
+            catalogue: roster.catalogue(&process, &watch, &resources).unwrap(),
+            options: sluice_flow::Options { only_own_processors: true, ..Default::default() },
+        };
+        sluice_flow::start(parts).await;
+        Host::new(process.clone(), roster, watch, resources, HostOptions::default()).start();
+
+        let flows: Client<exchange::Flow> = client(&process, &format!("flow:{WS}")).await;
+        let start = FlowRequest {
+            operation: "start-flow".to_owned(),
+            flow_id: "f1".to_owned(),
+            blueprint_name: "document-rag".to_owned(),
+            description: "test".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(flows.call(&start, DEADLINE).await.unwrap().error, None);
+        let librarian = client(&process, &format!("librarian:{WS}")).await;
+        Self { layers: [base, platform, process.clone()], process, store, librarian, _folder: folder }
+    }
+
+    async fn stop(self) {
+        for layer in self.layers.iter().rev() {
+            let cut = layer.shutdown(DEADLINE).await;
+            assert!(cut.is_empty(), "did not end: {cut:?}");
+        }
+        self.store.close().await;
+    }
+
+    async fn service<X: Exchange>(&self, name: &str) -> Client<X> {
+        client(&self.process, &format!("{name}:{WS}:f1")).await
+    }
+
+    async fn librarian(&self, request: LibrarianRequest) -> LibrarianResponse {
+        let operation = request.operation.clone();
+        let answer = self.librarian.call(&request, DEADLINE).await.unwrap();
+        assert_eq!(answer.error, None, "{operation}");
+        answer
+    }
+
+    /// Adds a document, puts it through the flow, and waits until all of it is stored or lost.
+    async fn load(&self, id: &str, kind: &str, title: &str, content: &[u8]) -> DocumentProgress {
+        self.librarian(LibrarianRequest {
+            operation: "add-document".to_owned(),
+            document_metadata: Some(DocumentMetadata {
+                id: id.to_owned(),
+                kind: kind.to_owned(),
+                title: title.to_owned(),
+                ..Default::default()
+            }),
+            content: base64::engine::general_purpose::STANDARD.encode(content),
+            ..Default::default()
+        })
+        .await;
+        self.process(id, "p1").await
+    }
+
+    async fn process(&self, id: &str, processing: &str) -> DocumentProgress {
+        self.librarian(LibrarianRequest {
+            operation: "add-processing".to_owned(),
+            processing_metadata: Some(ProcessingMetadata {
+                id: format!("{processing}:{id}"),
+                document_id: id.to_owned(),
+                flow: "f1".to_owned(),
+                collection: "default".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+        .await;
+        let ends = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            let request = LibrarianRequest {
+                operation: "get-progress".to_owned(),
+                document_id: id.to_owned(),
+                ..Default::default()
+            };
+            let progress = self.librarian(request).await.progress;
+            if let Some(done) = progress.iter().find(|progress| {
+                // The index is no part of "complete", but a question wants it.
+                progress.complete && progress.indexed == progress.stored
+            }) {
+                return done.clone();
+            }
+            assert!(tokio::time::Instant::now() < ends, "never complete: {progress:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Every message of an answer.
+    async fn ask(&self, query: DocumentRagQuery) -> Vec<DocumentRagResponse> {
+        let rag = self.service::<exchange::DocumentRag>("document-rag").await;
+        let mut call = rag.stream(&query, Patience::total(DEADLINE)).await.unwrap();
+        let mut parts = Vec::new();
+        while let Some(part) = call.next().await.unwrap() {
+            parts.push(part);
+        }
+        parts
+    }
+}
+
+async fn client<X: Exchange>(process: &Process, name: &str) -> Client<X> {
+    let topic = |class: &str| Topic::parse(&format!("{class}:tg:{name}")).unwrap();
+    Client::new(&process.replies, topic("request"), &topic("response")).await.unwrap()
+}
+
+async fn seed(config: &ConfigClient) {
+    let workspace = r#"{"id": "default", "name": "Default", "enabled": true}"#;
+    let workspace = value(record::WORKSPACES, record::WORKSPACE, WS, workspace);
+    config.put(record::WORKSPACES, vec![workspace]).await.unwrap();
+    let mut values: Vec<_> =
+        standard::config().iter().map(|one| value(WS, one.config_type, &one.key, &one.value)).collect();
+    values.extend(standard::BLUEPRINTS.iter().map(|(name, text)| value(WS, record::BLUEPRINT, name, *text)));
+    config.put(WS, values).await.unwrap();
+}
+
+fn question(query: &str) -> DocumentRagQuery {
+    DocumentRagQuery { query: query.to_owned(), collection: "default".to_owned(), ..Default::default() }
+}
+
+fn kinds(parts: &[DocumentRagResponse]) -> Vec<String> {
+    let kind = |part: &DocumentRagResponse| match part.explain_id.as_deref() {
+        Some(id) => id
+            .rsplit('/')
+            .next()
+            .unwrap()
+            .split(':')
+            .nth(2)
+            .map_or_else(|| id.rsplit('/').next().unwrap().to_owned(), |_| "question".to_owned()),
+        None => part.message_type.clone(),
+    };
+    parts.iter().map(kind).collect()
+}
+
+#[tokio::test]
+async fn a_question_is_answered_from_the_passages_that_were_loaded_and_cites_them_exactly() {
+    let world = World::start(None).await;
+    let loaded = world.load("urn:doc:coffee", "text/markdown", "Coffee", COFFEE.as_bytes()).await;
+    assert_eq!((loaded.failed, loaded.texts_done, loaded.failures.len()), (0, 1, 0));
+    assert!(loaded.stored >= 4 && loaded.stored == loaded.embedded, "{loaded:?}");
+    world.load("urn:doc:bicycle", "text/plain", "Bicycle", BICYCLE.as_bytes()).await;
+
+    for (query, document, title, whole, fact) in [
+        ("How do I get limescale out of my kettle?", "urn:doc:coffee", "Coffee", COFFEE, "citric acid"),
+        (
+            "What causes two small parallel cuts in an inner tube?",
+            "urn:doc:bicycle",
+            "Bicycle",
+            BICYCLE,
+            "snake bite",
+        ),
+    ] {
+        let parts = world.ask(question(query)).await;
+        assert_eq!(kinds(&parts), ["question", "grounding", "exploration", "focus", "synthesis", ""]);
+        let last = parts.last().unwrap();
+        assert_eq!(
+            (last.end_of_stream, last.end_of_session, last.model.as_deref()),
+            (true, true, Some("extractive"))
+        );
+        let text = last.response.as_deref().unwrap();
+        assert!(text.contains(fact), "{text}");
+        assert!(text.contains("SLUICE_LLM_URL"), "it says how to configure a model: {text}");
+        let best = &last.sources[0];
+        assert_eq!((best.document_id.as_str(), best.title.as_str(), best.page), (document, title, None));
+        for source in last.sources.iter().filter(|source| source.document_id == document) {
+            let (offset, length) =
+                (usize::try_from(source.offset).unwrap(), usize::try_from(source.length).unwrap());
+            let there: String = whole.chars().skip(offset).take(length).collect();
+            assert_eq!(there, source.text, "offset and length find the passage in the document");
+        }
+        assert!(last.sources.is_sorted_by(|a, b| a.score >= b.score));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_streamed_answer_comes_in_chunks_and_ends_with_an_end() {
+    let world = World::start(None).await;
+    world.load("urn:doc:coffee", "text/markdown", "Coffee", COFFEE.as_bytes()).await;
+    let parts =
+        world.ask(DocumentRagQuery { streaming: true, ..question("Can I freeze coffee beans?") }).await;
+    assert_eq!(kinds(&parts), ["question", "grounding", "exploration", "focus", "chunk", "synthesis", "end"]);
+    assert!(parts[4].end_of_stream && parts[4].response.as_deref().unwrap().contains("freezer"));
+    let last = &parts[6];
+    assert_eq!((last.response.as_deref(), last.end_of_stream, last.end_of_session), (None, false, true));
+    assert!(!last.sources.is_empty());
+
+    let nothing =
+        world.ask(DocumentRagQuery { collection: "empty".to_owned(), ..question("Anything?") }).await;
+    assert_eq!(kinds(&nothing), ["question", "grounding", "exploration", "synthesis", ""]);
+    assert!(nothing.last().unwrap().response.as_deref().unwrap().starts_with("Nothing"));
+    let refused = world.ask(question(" ")).await;
+    assert_eq!(refused.last().unwrap().error.as_ref().unwrap().r#type, "document-rag-error");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn where_a_chunk_came_from_is_in_the_graph_and_processing_again_makes_no_second_chunk() {
+    let world = World::start(None).await;
+    let first = world.load("urn:doc:coffee", "text/markdown", "Coffee", COFFEE.as_bytes()).await;
+    let triples = world.service::<exchange::TriplesQuery>("triples").await;
+    let iri = |iri: &str| Some(Term { r#type: "i".to_owned(), iri: iri.to_owned(), ..Default::default() });
+    let chunks = TriplesQueryRequest {
+        collection: "default".to_owned(),
+        p: iri("http://www.w3.org/1999/02/22-rdf-syntax-ns#type"),
+        o: iri("https://trustgraph.ai/ns/Chunk"),
+        g: Some("urn:graph:source".to_owned()),
+        limit: 1_000,
+        ..Default::default()
+    };
+    let ends = tokio::time::Instant::now() + DEADLINE;
+    let known = loop {
+        let found = triples.call(&chunks, DEADLINE).await.unwrap().triples;
+        if i64::try_from(found.len()).unwrap() >= first.stored {
+            break found;
+        }
+        assert!(tokio::time::Instant::now() < ends, "{found:?}");
+        tokio::task::yield_now().await;
+    };
+    let streamed = TriplesQueryRequest { streaming: true, batch_size: 2, ..chunks.clone() };
+    let mut call = triples.stream(&streamed, Patience::total(DEADLINE)).await.unwrap();
+    let (mut parts, mut count) = (0, 0);
+    while let Some(part) = call.next().await.unwrap() {
+        assert!(part.triples.len() <= 2);
+        (parts, count) = (parts + 1, count + part.triples.len());
+    }
+    assert_eq!(count, known.len());
+    assert!(parts >= count / 2);
+
+    let again = world.process("urn:doc:coffee", "p2").await;
+    assert_eq!(again.stored, first.stored);
+    let keywords = world.service::<exchange::KeywordIndex>("keyword-index").await;
+    let request = sluice_schema::message::KeywordIndexRequest {
+        query: "coffee".to_owned(),
+        limit: 1_000,
+        collection: "default".to_owned(),
+    };
+    let indexed = keywords.call(&request, DEADLINE).await.unwrap().chunks;
+    assert!(i64::try_from(indexed.len()).unwrap() <= first.stored, "the same piece is the same chunk");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_told_with_its_reason() {
+    let world = World::start(None).await;
+    let pdf = world.load("urn:doc:pdf", "application/pdf", "A PDF", b"%PDF-1.7").await;
+    assert!(pdf.failures[0].reason.contains("'application/pdf'"), "{pdf:?}");
+    let empty = world.load("urn:doc:empty", "text/plain", "Nothing", b" \n\n ").await;
+    assert!(empty.failures[0].reason.contains("no text"), "{empty:?}");
+    let odd = world.load("urn:doc:odd", "text/markdown", "Odd", b"abc \xff\xfe").await;
+    assert!(odd.failures[0].reason.contains("UTF-8"), "{odd:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_configured_model_answers_and_its_tokens_are_metered() {
+    let world = World::start(Some(fake_model().await)).await;
+    world.load("urn:doc:coffee", "text/markdown", "Coffee", COFFEE.as_bytes()).await;
+    let parts = world.ask(question("Can I freeze coffee beans?")).await;
+    let last = parts.last().unwrap();
+    assert_eq!(last.response.as_deref(), Some("An answer."));
+    // Two calls: concepts and answer.
+    assert_eq!((last.model.as_deref(), last.in_token, last.out_token), (Some("fake"), Some(14), Some(4)));
+    assert!(last.sources.iter().any(|source| source.text.contains("The freezer is different")));
+    let ends = tokio::time::Instant::now() + DEADLINE;
+    let counted = r#"tg_metering_tokens_total{model="fake",direction="input"} 14"#;
+    while !world.process.metrics.text().contains(counted) {
+        assert!(tokio::time::Instant::now() < ends, "{}", world.process.metrics.text());
+        tokio::task::yield_now().await;
+    }
+
+    let models = world.service::<exchange::TextCompletion>("text-completion").await;
+    let unknown = TextCompletionRequest { operation: "sing".to_owned(), ..Default::default() };
+    let refused = models.call(&unknown, DEADLINE).await.unwrap().error.unwrap();
+    assert_eq!(refused.r#type, "not-implemented");
+    let prompts = world.service::<exchange::Prompt>("prompt").await;
+    let unknown = PromptRequest { id: "no-such".to_owned(), ..Default::default() };
+    let refused = prompts.call(&unknown, DEADLINE).await.unwrap();
+    assert!(refused.error.unwrap().message.contains("no-such") && refused.end_of_stream);
+    world.stop().await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "the fake model ends with the test's runtime")]
+async fn fake_model() -> ModelConfig {
+    use axum::{Json, Router, routing};
+    let answer = || async {
+        Json(serde_json::json!({
+            "choices": [{"message": {"content": "An answer."}}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 2}, "model": "fake",
+        }))
+    };
+    let router = Router::new().route("/v1/chat/completions", routing::post(answer));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    ModelConfig::new(url)
+}
