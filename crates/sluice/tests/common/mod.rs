@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Generous: machines that run tests are slow and shared.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command without anything of the caller's environment that would change what it does.
-pub fn sluice() -> Command {
+pub(crate) fn sluice() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("SLUICE_") || name.starts_with("TRUSTGRAPH_"))
@@ -28,19 +28,19 @@ pub fn sluice() -> Command {
 }
 
 /// A system that serves until it is dropped.
-pub struct Up {
+pub(crate) struct Up {
     child: Child,
-    pub url: String,
-    pub data: PathBuf,
+    pub(crate) url: String,
+    pub(crate) data: PathBuf,
     log: std::sync::Arc<std::sync::Mutex<String>>,
 }
 
 impl Up {
-    pub fn start(data: &Path) -> Self {
+    pub(crate) fn start(data: &Path) -> Self {
         Self::start_with(data, &[])
     }
 
-    pub fn start_with(data: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start_with(data: &Path, more: &[&str]) -> Self {
         let mut command = sluice();
         command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -68,12 +68,12 @@ impl Up {
     }
 
     /// Runs a command against it.
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         sluice().args(args).args(["--url", &self.url, "--data"]).arg(&self.data).output().unwrap()
     }
 
     /// Runs a command that must succeed, and reads its JSON.
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let mut all = args.to_vec();
         all.extend(["-o", "json"]);
         let output = self.run(&all);
@@ -81,26 +81,26 @@ impl Up {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         std::fs::read_to_string(self.data.join("admin.key")).unwrap().trim().to_owned()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Ends it the hard way.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Tells it to stop and waits for its exit code.
-    pub fn terminate(&mut self) -> i32 {
+    pub(crate) fn terminate(&mut self) -> i32 {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let until = Instant::now() + PATIENCE;
@@ -122,18 +122,18 @@ impl Drop for Up {
     }
 }
 
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Asserts an exit code and that the text says something.
-pub fn ends(output: &Output, code: i32, says: &str) {
+pub(crate) fn ends(output: &Output, code: i32, says: &str) {
     let said = text(output);
     assert_eq!(output.status.code(), Some(code), "{said}");
     assert!(said.to_lowercase().contains(&says.to_lowercase()), "wanted '{says}' in:\n{said}");
 }
 
-pub fn read_all(mut from: impl Read) -> String {
+pub(crate) fn read_all(mut from: impl Read) -> String {
     let mut text = String::new();
     from.read_to_string(&mut text).unwrap();
     text
