@@ -89,6 +89,11 @@ impl Room {
         }
         Ok(())
     }
+
+    /// Gives back what the body took, once it is on its way; the call itself stays counted.
+    pub(crate) fn release_body(&mut self) {
+        self.body = None;
+    }
 }
 
 impl Hall {

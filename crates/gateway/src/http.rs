@@ -26,6 +26,8 @@ use crate::socket;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// The largest body of somebody who is not known yet.
+const PUBLIC_BODY_BYTES_MAX: usize = 64 << 10;
 /// How much of a refused body is read and thrown away, so that its sender sees the refusal instead of a broken pipe.
 const LINGER_BYTES_MAX: usize = 64 << 20;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -131,14 +133,14 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, request: Request)
             Err(_) if flow.is_none() && service == "iam" => None,
             Err(refusal) => return Err(refusal),
         };
-        let bytes = read(hall, &mut room, &head.headers, &mut body).await?;
+        let bytes_max = if caller.is_some() { hall.options.body_bytes_max } else { PUBLIC_BODY_BYTES_MAX };
+        let bytes = read(hall, &mut room, bytes_max, &head.headers, &mut body).await?;
         let body = object(&bytes)?;
         drop(bytes);
         let call = Call { door: Door::Http, caller, workspace: None, flow, service, body, origin: &origin };
-        let reply = hall.enter(call).await?.only().await?;
-        // The call keeps its room until its answer is known.
-        drop(room);
-        Ok(reply)
+        let answer = hall.enter(call).await?;
+        room.release_body();
+        answer.only().await
     };
     match entered.await {
         Ok(reply) => json(&reply.body),
@@ -146,9 +148,14 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, request: Request)
     }
 }
 
-/// The body, within the limit and the gateway's budget.
-async fn read(hall: &Hall, room: &mut Room, headers: &HeaderMap, body: &mut Body) -> Result<Bytes, Refusal> {
-    let bytes_max = hall.options.body_bytes_max;
+/// The body, within a limit and the gateway's budget.
+async fn read(
+    hall: &Hall,
+    room: &mut Room,
+    bytes_max: usize,
+    headers: &HeaderMap,
+    body: &mut Body,
+) -> Result<Bytes, Refusal> {
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|bytes| bytes > bytes_max) {
@@ -229,7 +236,9 @@ fn object(bytes: &[u8]) -> Result<Map<String, Value>, Refusal> {
     }
 }
 
-fn json(body: &Value) -> Response {
+/// A JSON body with status 200.
+pub(crate) fn json(body: &Value) -> Response {
+    // A value has text keys only, so writing it cannot fail.
     let bytes = serde_json::to_vec(body).unwrap_or_default();
     ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], bytes).into_response()
 }
@@ -262,7 +271,7 @@ async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, requ
             "login" | "bootstrap" | "bootstrap-status" => None,
             _ => return Ok((StatusCode::NOT_FOUND, "404: Not Found").into_response()),
         };
-        let bytes = read(&hall, &mut room, &head.headers, &mut body).await?;
+        let bytes = read(&hall, &mut room, PUBLIC_BODY_BYTES_MAX, &head.headers, &mut body).await?;
         let members = if operation.starts_with("bootstrap") { Map::new() } else { object(&bytes)? };
         authenticate_with_iam(&hall, &operation, caller.as_deref(), &members, &origin).await
     };

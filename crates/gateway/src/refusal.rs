@@ -1,6 +1,5 @@
 //! Why a call ends without an answer, and how each door says so. Both doors read from this one table.
 
-use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -85,8 +84,9 @@ fn too_large(bytes_max: usize) -> String {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let rejected =
-            |status: StatusCode, text: &str| (status, Json(json!({"error": text}))).into_response();
+        let rejected = |status: StatusCode, text: &str| {
+            (status, crate::http::json(&json!({"error": text}))).into_response()
+        };
         match self {
             Self::InvalidJson => rejected(StatusCode::BAD_REQUEST, "invalid json"),
             Self::NotAnObject => rejected(StatusCode::BAD_REQUEST, "body must be an object"),
@@ -104,8 +104,7 @@ impl IntoResponse for Refusal {
             Self::Overloaded(what) => later(rejected(StatusCode::TOO_MANY_REQUESTS, what)),
             Self::NotReady => later(rejected(StatusCode::SERVICE_UNAVAILABLE, NOT_READY)),
             Self::Failed(error) => {
-                let body = json!({"error": {"type": error.r#type, "message": error.message}});
-                (StatusCode::OK, Json(body)).into_response()
+                crate::http::json(&json!({"error": {"type": error.r#type, "message": error.message}}))
             }
         }
     }

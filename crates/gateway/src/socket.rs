@@ -4,7 +4,7 @@
 //! socket that closes takes its calls with it, and a reader that does not keep up holds back only itself: answers wait in
 //! a bounded outbox, then calls wait, then the socket is not read any more, and after a while it is closed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::hash::RandomState;
 use std::ops::ControlFlow;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 use tracing::Instrument as _;
@@ -96,8 +97,8 @@ struct Session {
     calls: FuturesUnordered<CallUnderWay>,
     authentication: Option<Authentication>,
     waiting: VecDeque<Work>,
-    /// Questions not answered yet; the same one again is a client's retry.
-    open: HashSet<u64>,
+    /// Ids of questions not answered yet, by sameness; the same question again is a client's retry.
+    open: HashMap<u64, Box<RawValue>>,
     /// Refusals on their way to the outbox.
     notices: VecDeque<String>,
     hasher: RandomState,
@@ -114,7 +115,7 @@ impl Session {
             calls: FuturesUnordered::new(),
             authentication: None,
             waiting: VecDeque::new(),
-            open: HashSet::new(),
+            open: HashMap::new(),
             notices: VecDeque::new(),
             hasher: RandomState::new(),
             calls_made: 0,
@@ -221,12 +222,12 @@ impl Session {
             Ok(Frame::Auth { token }) => {
                 self.waiting.push_back(Work::Auth(Credential::from_token(token.as_deref())));
             }
-            Ok(Frame::Request(request)) if self.open.contains(&request.sameness) => {
+            Ok(Frame::Request(request)) if self.open.contains_key(&request.sameness) => {
                 tracing::debug!("a question that is being answered came again");
             }
             Ok(Frame::Request(request)) => match self.admit(text.len(), stopping) {
                 Ok(room) => {
-                    self.open.insert(request.sameness);
+                    self.open.insert(request.sameness, request.id.clone());
                     self.waiting.push_back(Work::Request(request, room));
                 }
                 Err(refusal) => self.notices.push_back(frame::refused(Some(&request.id), &refusal)),
@@ -258,9 +259,12 @@ impl Session {
         }
         self.calls.clear();
         self.waiting.clear();
-        let bytes_max = self.hall.options.frame_bytes_max;
-        let told = frame::refused(None, &Refusal::TooLarge { bytes_max });
-        self.outbox.send(Message::Text(told.into())).await;
+        let refusal = Refusal::TooLarge { bytes_max: self.hall.options.frame_bytes_max };
+        self.outbox.send(Message::Text(frame::refused(None, &refusal).into())).await;
+        let cut = Refusal::failed("gateway-error", "the socket was closed: a message on it was too large");
+        for (_, id) in std::mem::take(&mut self.open) {
+            self.outbox.send(Message::Text(frame::refused(Some(&id), &cut).into())).await;
+        }
         Some(close(TOO_BIG, "the message is too large"))
     }
 }
@@ -285,7 +289,7 @@ async fn answer(
     credential: Credential,
     origin: Origin,
     request: Request,
-    room: Room,
+    mut room: Room,
 ) -> u64 {
     let Request { id, workspace, flow, service, body, sameness } = request;
     let entered = async {
@@ -300,8 +304,7 @@ async fn answer(
             return sameness;
         }
     };
-    // What the question took is free; what is to come has bounds of its own.
-    drop(room);
+    room.release_body();
     loop {
         let (text, last) = match answer.next().await {
             Ok(reply) => (frame::answer(&id, &reply), reply.last),

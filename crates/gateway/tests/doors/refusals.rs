@@ -20,6 +20,7 @@ async fn every_rejection_has_its_status_and_words() {
     let check = async |path: &str, token: Option<&str>, body: &str, status: u16, said: Value| {
         let answer = world.post(path, token, body.to_owned()).await;
         assert_eq!(answer.status(), status, "{path} {body}");
+        assert_eq!(answer.headers()["content-type"], "application/json; charset=utf-8", "{path} {body}");
         assert_eq!(answer.json::<Value>().await.unwrap(), said, "{path} {body}");
     };
     let admin = Some("tg_admin");
@@ -170,6 +171,8 @@ async fn a_body_over_the_limit_is_413_and_its_sender_is_told() {
     }
     let answer = world.post("/api/v1/config", Some("tg_wrong"), big).await;
     assert_eq!(answer.status(), 401);
+    let answer = world.post("/api/v1/auth/login", None, "x".repeat(100_000)).await;
+    assert_eq!(answer.status(), 413, "a stranger's body has a limit of its own");
 }
 
 #[tokio::test]

@@ -234,9 +234,17 @@ async fn a_message_over_the_limit_closes_the_socket_with_1009() {
     let mut options = options();
     options.frame_bytes_max = 10_000;
     let world = World::with(options).await;
+    let (_go, inside) = with_held_embeddings(&world).await;
     let mut socket = world.socket("?token=tg_admin").await;
+    socket.send(&embed("a", "slow")).await;
+    entered(&inside, 1).await;
     socket.send_text("x".repeat(20_000)).await;
     assert_eq!(socket.frame().await["error"]["type"], "too-large");
+    let open = socket.frame().await;
+    assert_eq!(
+        (&open["id"], &open["error"]["type"], &open["complete"]),
+        (&json!("a"), &json!("gateway-error"), &json!(true))
+    );
     let Some(tungstenite::Message::Close(Some(close))) = socket.message().await else { panic!("not closed") };
     assert_eq!(close.code, CloseCode::Size);
 }
