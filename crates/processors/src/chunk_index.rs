@@ -17,6 +17,8 @@ use crate::thesaurus::related;
 
 /// Matches when a request asks for none in particular.
 const LIMIT_DEFAULT: usize = 20;
+/// Words of a question that are looked for.
+const QUESTION_WORDS_MAX: usize = 64;
 /// Matches of one answer at most.
 const LIMIT_MAX: usize = 10_000;
 
@@ -174,6 +176,7 @@ pub fn index_terms(text: &str) -> String {
 #[must_use]
 pub fn query_terms(question: &str) -> String {
     let mut terms = telling_words(question);
+    terms.truncate(QUESTION_WORDS_MAX);
     for place in 0..terms.len() {
         for other in related(&terms[place]) {
             if !terms.contains(other) {

@@ -1,11 +1,13 @@
-//! Vectors without a model: words, their neighbours and their character sequences, hashed into a fixed number of places.
+//! Vectors without a model: words, other words for them, their neighbours and their character sequences, hashed into a
+//! fixed number of places.
 //!
-//! Texts that share words, or parts of words, get vectors that point the same way. Counts grow with their logarithm, words
+//! Texts that share words, parts of words or meanings of common words get vectors that point the same way. Counts grow with their logarithm, words
 //! that every text is full of weigh little, and vectors have length one. The same text gives the same vector everywhere.
 
 use std::collections::HashMap;
 
 use crate::text::{Word, words};
+use crate::thesaurus::related;
 
 /// Length of a vector.
 pub const DIMENSIONS: usize = 512;
@@ -13,6 +15,7 @@ pub const DIMENSIONS: usize = 512;
 const WORD_WEIGHT: f64 = 1.0;
 const PAIR_WEIGHT: f64 = 0.5;
 const GRAM_WEIGHT: f64 = 0.25;
+const RELATED_WEIGHT: f64 = 0.3;
 const STOP_WEIGHT: f64 = 0.05;
 const GRAM_LENGTHS: [usize; 2] = [4, 5];
 /// Seeds keep a word, a pair and a character sequence with the same letters apart.
@@ -34,6 +37,9 @@ pub fn embed(text: &str) -> Vec<f64> {
         count(hash(WORD_SEED, &word.stem), WORD_WEIGHT * telling(word));
         if !word.is_stop {
             grams(&word.stem, |gram| count(hash(GRAM_SEED, gram), GRAM_WEIGHT));
+            for other in related(&word.stem) {
+                count(hash(WORD_SEED, other), RELATED_WEIGHT);
+            }
         }
     }
     let telling: Vec<&Word> = words.iter().filter(|word| !word.is_stop).collect();

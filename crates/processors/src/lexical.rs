@@ -2,7 +2,7 @@
 //! that is among the candidates, and how close together it stands. A word also counts, less, when a text has only a
 //! relative of it: the same beginning, or a compound with it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::text::{sentences, telling_words};
 use crate::thesaurus::related;
@@ -18,6 +18,8 @@ const SATURATION: f64 = 1.2;
 const LENGTH_PENALTY: f64 = 0.75;
 /// Neighbouring sentences that are read together.
 const STRETCH_SENTENCES: usize = 3;
+/// Words of a question that are looked for.
+const QUESTION_WORDS_MAX: usize = 64;
 /// Sentences of one text that are looked at.
 const SENTENCES_MAX: usize = 400;
 
@@ -70,9 +72,7 @@ impl<'a> Scorer<'a> {
             .flat_map(|(_, words)| words)
             .map(String::as_str)
             .collect();
-        let asked: HashSet<String> = telling_words(question).into_iter().collect();
-        let mut asked: Vec<String> = asked.into_iter().collect();
-        asked.sort_unstable();
+        let asked: BTreeSet<String> = telling_words(question).into_iter().take(QUESTION_WORDS_MAX).collect();
         let count = readings.len() as f64;
         let terms: Vec<Term> = asked
             .iter()

@@ -11,8 +11,9 @@ use sluice_bus::embedded::Embedded as Broker;
 use sluice_bus::{BrokerAdmin, Client, Patience};
 use sluice_processors::{Model, ModelConfig};
 use sluice_schema::message::{
-    DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest, LibrarianRequest,
-    LibrarianResponse, ProcessingMetadata, PromptRequest, Term, TextCompletionRequest, TriplesQueryRequest,
+    Chunk, DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest,
+    LibrarianRequest, LibrarianResponse, Metadata, PassageSource, ProcessingMetadata, PromptRequest, Term,
+    TextCompletionRequest, TextDocument, TriplesQueryRequest,
 };
 use sluice_schema::{Exchange, Topic, exchange, record, standard};
 use sluice_sdk::config::value;
@@ -153,6 +154,23 @@ impl World {
         }
     }
 
+    async fn send<T: serde::Serialize>(&self, kind: &str, message: &T) {
+        let topic = Topic::parse(&format!("flow:tg:{kind}:{WS}:f1")).unwrap();
+        sluice_bus::Sender::new(self.process.broker.clone(), topic).send(message).await.unwrap();
+    }
+
+    /// Asks until the best source is of this document.
+    async fn ask_until(&self, query: &str, document: &str) -> PassageSource {
+        let ends = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            let last = self.ask(question(query)).await.pop().unwrap();
+            match last.sources.first() {
+                Some(best) if best.document_id == document => return best.clone(),
+                _ => assert!(tokio::time::Instant::now() < ends, "{last:?}"),
+            }
+        }
+    }
+
     /// Every message of an answer.
     async fn ask(&self, query: DocumentRagQuery) -> Vec<DocumentRagResponse> {
         let rag = self.service::<exchange::DocumentRag>("document-rag").await;
@@ -184,18 +202,15 @@ fn question(query: &str) -> DocumentRagQuery {
     DocumentRagQuery { query: query.to_owned(), collection: "default".to_owned(), ..Default::default() }
 }
 
-fn kinds(parts: &[DocumentRagResponse]) -> Vec<String> {
-    let kind = |part: &DocumentRagResponse| match part.explain_id.as_deref() {
-        Some(id) => id
-            .rsplit('/')
-            .next()
-            .unwrap()
-            .split(':')
-            .nth(2)
-            .map_or_else(|| id.rsplit('/').next().unwrap().to_owned(), |_| "question".to_owned()),
-        None => part.message_type.clone(),
-    };
-    parts.iter().map(kind).collect()
+/// What each message of an answer is: the step it explains, or its type.
+fn kinds(parts: &[DocumentRagResponse]) -> Vec<&str> {
+    parts
+        .iter()
+        .map(|part| match part.explain_id.as_deref() {
+            Some(node) => node.split_once('/').map_or("question", |(_, step)| step),
+            None => part.message_type.as_str(),
+        })
+        .collect()
 }
 
 #[tokio::test]
@@ -303,6 +318,56 @@ async fn where_a_chunk_came_from_is_in_the_graph_and_processing_again_makes_no_s
     };
     let indexed = keywords.call(&request, DEADLINE).await.unwrap().chunks;
     assert!(i64::try_from(indexed.len()).unwrap() <= first.stored, "the same piece is the same chunk");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn chunks_and_texts_of_other_makers_are_stored_and_cited_too() {
+    let world = World::start(None).await;
+    // A chunk as another chunker leaves it: in the librarian below its page, and on the topic without labels.
+    for (id, parent, kind, title, text) in [
+        ("urn:doc:zoo", "", "source", "Zoo", "The zebra sleeps standing."),
+        ("urn:page:zoo", "urn:doc:zoo", "page", "Page 7", "The zebra sleeps standing."),
+        ("urn:chunk:zoo", "urn:page:zoo", "chunk", "Chunk 1", "The zebra sleeps standing."),
+    ] {
+        world
+            .librarian(LibrarianRequest {
+                operation: if parent.is_empty() { "add-document" } else { "add-child-document" }.to_owned(),
+                document_metadata: Some(DocumentMetadata {
+                    id: id.to_owned(),
+                    kind: "text/plain".to_owned(),
+                    title: title.to_owned(),
+                    parent_id: parent.to_owned(),
+                    document_type: kind.to_owned(),
+                    ..Default::default()
+                }),
+                content: base64::engine::general_purpose::STANDARD.encode(text),
+                ..Default::default()
+            })
+            .await;
+    }
+    let metadata = |id: &str, root: &str| {
+        Some(Metadata { id: id.to_owned(), root: root.to_owned(), collection: "default".to_owned() })
+    };
+    let chunk = Chunk {
+        metadata: metadata("urn:chunk:zoo", "urn:doc:zoo"),
+        chunk: "The zebra sleeps standing.".to_owned(),
+        document_id: "urn:chunk:zoo".to_owned(),
+        ..Default::default()
+    };
+    world.send("chunk-load", &chunk).await;
+    // A text that the librarian has never heard of.
+    let text = TextDocument {
+        metadata: metadata("urn:doc:inline", "urn:doc:inline"),
+        text: "Penguins breed in winter.".to_owned(),
+        ..Default::default()
+    };
+    world.send("text-document-load", &text).await;
+
+    let zebra = world.ask_until("Where do zebras sleep?", "urn:doc:zoo").await;
+    assert_eq!((zebra.title.as_str(), zebra.page, zebra.length), ("Zoo", Some(7), 26));
+    let penguin = world.ask_until("When do penguins breed?", "urn:doc:inline").await;
+    assert_eq!((penguin.offset, penguin.length), (0, 25));
     world.stop().await;
 }
 
