@@ -33,6 +33,7 @@ mod tail;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ struct Shared {
     /// Why nothing works any more.
     dead: OnceLock<String>,
     gone: watch::Sender<bool>,
+    /// As `pending.end`, to be asked without its lock.
+    ended: AtomicBool,
     faults: Arc<DiskFaults>,
 }
 
@@ -119,7 +122,7 @@ impl Log {
         std::fs::create_dir_all(dir).map_err(failed)?;
         let folder = lock_folder(dir)?;
         let faults = Arc::new(DiskFaults::default());
-        let mut tail = recover::open(dir, &faults)?;
+        let mut tail = recover::open(dir, table.config.segment_bytes, &faults)?;
         tail.full = !tail.reserve(table.config.disk_reserve_bytes).map_err(failed)?;
         fill(table, &tail);
         let shared = Arc::new(Shared {
@@ -130,6 +133,7 @@ impl Log {
             freed: Notify::new(),
             dead: OnceLock::new(),
             gone: watch::Sender::new(false),
+            ended: AtomicBool::new(false),
             faults,
         });
         let thread = std::thread::Builder::new()
@@ -269,6 +273,7 @@ impl Log {
         let mut pending = lock(&self.shared.pending);
         if pending.end.is_none() {
             pending.end = Some(if crash { End::Crash } else { End::Close });
+            self.shared.ended.store(true, Ordering::Release);
             self.shared.arrived.notify_one();
         }
     }
@@ -346,7 +351,7 @@ impl Shared {
     }
 
     fn is_ended(&self) -> bool {
-        lock(&self.pending).end.is_some()
+        self.ended.load(Ordering::Acquire)
     }
 
     fn poke(&self) {
@@ -364,6 +369,14 @@ impl Shared {
                 let mut pending = lock(&self.pending);
                 while pending.operations.is_empty() && !pending.poked && pending.end.is_none() {
                     pending = self.arrived.wait(pending).unwrap_or_else(PoisonError::into_inner);
+                }
+                // Those just answered are about to publish again: while more arrive, they share the next sync.
+                let mut arrived = 0;
+                while pending.operations.len() > arrived && pending.end.is_none() {
+                    arrived = pending.operations.len();
+                    drop(pending);
+                    std::thread::yield_now();
+                    pending = lock(&self.pending);
                 }
                 pending.poked = false;
                 std::mem::swap(&mut pending.operations, &mut operations);
@@ -394,7 +407,10 @@ impl Shared {
         }
         if must_sync || closing {
             let (segment, offset) = {
-                let tail = lock(&self.tail);
+                let mut tail = lock(&self.tail);
+                if closing {
+                    tail.trim()?;
+                }
                 (tail.segment.clone(), tail.offset)
             };
             if let Err(error) = self.faults.sync(&segment.file) {
@@ -570,6 +586,7 @@ impl Shared {
         let waiting = {
             let mut pending = lock(&self.pending);
             pending.end = Some(End::Crash);
+            self.ended.store(true, Ordering::Release);
             std::mem::take(&mut pending.operations)
         };
         // Their answer is dropped with them: the outcome is unknown, in fact nothing happened.

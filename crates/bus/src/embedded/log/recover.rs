@@ -15,7 +15,7 @@ use crate::Error;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Opens the log of a folder at its end.
-pub(super) fn open(dir: &Path, faults: &Arc<DiskFaults>) -> Result<Tail, Error> {
+pub(super) fn open(dir: &Path, segment_bytes: u64, faults: &Arc<DiskFaults>) -> Result<Tail, Error> {
     let failed = |error: io::Error| disk(format!("cannot read {}: {error}", dir.display()));
     let files = segment::list(dir).map_err(failed)?;
     let mut ledger = Ledger::default();
@@ -31,9 +31,9 @@ pub(super) fn open(dir: &Path, faults: &Arc<DiskFaults>) -> Result<Tail, Error> 
         end = Some(replay(path, *number, is_last, &mut ledger)?);
     }
     let Some((segment, offset)) = end else {
-        return Tail::begin(dir, ledger, faults.clone()).map_err(failed);
+        return Tail::begin(dir, ledger, segment_bytes, faults.clone()).map_err(failed);
     };
-    Ok(Tail::resume(dir, ledger, segment, offset, faults.clone()))
+    Ok(Tail::resume(dir, ledger, segment, offset, segment_bytes, faults.clone()))
 }
 
 /// Takes in one file; answers where it ends.
@@ -67,7 +67,7 @@ fn replay(
         if !is_last || end < head.begin_bytes || proven_after(&segment, end, file_bytes).map_err(failed)? {
             return Err(damaged(path, end));
         }
-        tracing::warn!(file = %path.display(), from = end, bytes = file_bytes - end, "a torn end of the log is cut");
+        tracing::debug!(file = %path.display(), from = end, bytes = file_bytes - end, "the unused or torn end is cut");
         segment.file.set_len(end).map_err(failed)?;
     }
     if is_last {

@@ -117,6 +117,10 @@ impl DiskFaults {
         self.fail_sync.store(true, Ordering::Release);
     }
 
+    pub(super) fn is_limited(&self) -> bool {
+        lock(&self.free_bytes).is_some()
+    }
+
     pub(super) fn charge(&self, bytes: u64) -> io::Result<()> {
         let mut free = lock(&self.free_bytes);
         match &mut *free {
