@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use sluice_bus::{Address, Error, ErrorKind, Message, Patience, RawCall, Replies, property};
-use sluice_schema::api::{self, Caller, Reply, Service};
+use sluice_schema::api::{self, Caller, Service};
 use sluice_schema::operation::{self, Access, Kind, Level, Operation, Parameters};
 use sluice_schema::{Topic, WorkspaceId, system};
 use sluice_sdk::Process;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Options;
+use crate::answer::{Answer, Source, Stream};
 use crate::identity::{Gatekeeper, Identity, Origin, Permission};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
@@ -149,9 +150,7 @@ impl Hall {
             Err(refusal) => Err(refusal),
         };
         match entered {
-            Ok(source) => {
-                Ok(Answer { source, service: label, started, metrics: self.metrics.clone(), ended: false })
-            }
+            Ok(source) => Ok(Answer::new(source, label, started, self.metrics.clone())),
             Err(refusal) => {
                 self.metrics.called(label, false, started.elapsed());
                 Err(refusal)
@@ -466,112 +465,4 @@ fn is_ingress(operation: &Operation) -> bool {
             )
             | (Kind::Service("dead-letters"), "replay")
     )
-}
-
-/// An answer that comes in parts. Dropping it stops waiting.
-pub(crate) struct Answer {
-    source: Source,
-    service: &'static str,
-    started: Instant,
-    metrics: Metrics,
-    ended: bool,
-}
-
-enum Source {
-    /// Handed in; there is nothing more to say.
-    Accepted,
-    Service(Box<Stream>),
-}
-
-struct Stream {
-    raw: RawCall,
-    asked: api::Call,
-    /// What ends the call early, and how that is told.
-    gone: Option<(CancellationToken, Refusal)>,
-    cut: CancellationToken,
-}
-
-impl Answer {
-    /// The next part that the caller is sent; nothing is asked for after the last or after a refusal. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Result<Reply, Refusal> {
-        let reply = match &mut self.source {
-            Source::Accepted => {
-                Ok(Reply { body: Value::Object(Map::new()), last: true, error: None, aside: false })
-            }
-            Source::Service(stream) => stream.next(&self.metrics).await,
-        };
-        if reply.as_ref().map_or(true, |reply| reply.last) {
-            self.end(reply.as_ref().is_ok_and(|reply| reply.error.is_none()));
-        }
-        reply
-    }
-
-    /// The one part that a caller who takes no parts gets.
-    pub(crate) async fn only(mut self) -> Result<Reply, Refusal> {
-        loop {
-            let reply = self.next().await?;
-            if reply.last || self.is_by_number() {
-                self.end(reply.error.is_none());
-                return Ok(reply);
-            }
-        }
-    }
-
-    /// Whether one part was asked for by its number, so that the first one handed out is it.
-    fn is_by_number(&self) -> bool {
-        matches!(&self.source, Source::Service(stream) if stream.asked.operation == "stream-document")
-    }
-
-    fn end(&mut self, ok: bool) {
-        if !std::mem::replace(&mut self.ended, true) {
-            self.metrics.called(self.service, ok, self.started.elapsed());
-        }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        // The caller left before the end.
-        self.end(false);
-    }
-}
-
-impl Stream {
-    async fn next(&mut self, metrics: &Metrics) -> Result<Reply, Refusal> {
-        loop {
-            let message = tokio::select! {
-                biased;
-                message = self.raw.next() => message.map_err(|error| lost(&error))?,
-                refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
-                () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
-            };
-            let reply = self.asked.decode(&message.body).map_err(|error| {
-                metrics.unreadable_answers.inc();
-                tracing::error!(%error, "an answer cannot be read");
-                Refusal::Failed(error.to_error())
-            })?;
-            if self.asked.sends(&reply) {
-                return Ok(reply);
-            }
-        }
-    }
-}
-
-async fn ended_early(gone: Option<&(CancellationToken, Refusal)>) -> Refusal {
-    match gone {
-        None => std::future::pending().await,
-        Some((token, refusal)) => {
-            token.cancelled().await;
-            refusal.clone()
-        }
-    }
-}
-
-fn lost(error: &Error) -> Refusal {
-    tracing::warn!(%error, "a call ended without its answer");
-    match error {
-        Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
-        Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
-        _ => Refusal::failed("gateway-error", "the answer was lost"),
-    }
 }

@@ -7,6 +7,22 @@
 //!
 //! **Invariant: no caller reaches a topic outside the workspace it was authorised for.** The workspace is resolved once,
 //! before permission is asked; flow records that name topics of another workspace or of a system service are not routed.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use sluice_bus::embedded::Embedded;
+//! use sluice_gateway::{Options, Parts};
+//! use sluice_sdk::{ConfigWatch, Process};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let process = Process::new(Arc::new(Embedded::in_memory()), Default::default());
+//! let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+//! let options = Options::new("127.0.0.1:0".parse()?);
+//! let gateway = sluice_gateway::start(Parts { process, watch, options }).await?;
+//! println!("listening on {}", gateway.local_addr);
+//! gateway.shutdown().await;
+//! # Ok(()) }
+//! ```
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +33,7 @@ use sluice_sdk::watch::ConfigWatch;
 use sluice_sdk::{Backoff, Process};
 use tokio_util::sync::CancellationToken;
 
+mod answer;
 mod cache;
 mod frame;
 mod hall;

@@ -1,0 +1,124 @@
+//! Answers on their way back: parts until the last, or the reason why there are no more.
+
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+use sluice_bus::{Error, RawCall};
+use sluice_schema::api::{self, Reply};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+
+/// An answer that comes in parts. Dropping it stops waiting.
+pub(crate) struct Answer {
+    source: Source,
+    service: &'static str,
+    started: Instant,
+    metrics: Metrics,
+    ended: bool,
+}
+
+pub(crate) enum Source {
+    /// Handed in; there is nothing more to say.
+    Accepted,
+    Service(Box<Stream>),
+}
+
+pub(crate) struct Stream {
+    pub(crate) raw: RawCall,
+    pub(crate) asked: api::Call,
+    /// What ends the call early, and how that is told.
+    pub(crate) gone: Option<(CancellationToken, Refusal)>,
+    /// Cancelled when calls still under way are cut.
+    pub(crate) cut: CancellationToken,
+}
+
+impl Answer {
+    pub(crate) fn new(source: Source, service: &'static str, started: Instant, metrics: Metrics) -> Self {
+        Self { source, service, started, metrics, ended: false }
+    }
+
+    /// The next part that the caller is sent; nothing is asked for after the last or after a refusal. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Reply, Refusal> {
+        let reply = match &mut self.source {
+            Source::Accepted => {
+                Ok(Reply { body: Value::Object(Map::new()), last: true, error: None, aside: false })
+            }
+            Source::Service(stream) => stream.next(&self.metrics).await,
+        };
+        if reply.as_ref().map_or(true, |reply| reply.last) {
+            self.end(reply.as_ref().is_ok_and(|reply| reply.error.is_none()));
+        }
+        reply
+    }
+
+    /// The one part that a caller who takes no parts gets.
+    pub(crate) async fn only(mut self) -> Result<Reply, Refusal> {
+        loop {
+            let reply = self.next().await?;
+            if reply.last || self.is_by_number() {
+                self.end(reply.error.is_none());
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Whether one part was asked for by its number, so that the first one handed out is it.
+    fn is_by_number(&self) -> bool {
+        matches!(&self.source, Source::Service(stream) if stream.asked.operation == "stream-document")
+    }
+
+    fn end(&mut self, ok: bool) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.metrics.called(self.service, ok, self.started.elapsed());
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // The caller left before the end.
+        self.end(false);
+    }
+}
+
+impl Stream {
+    async fn next(&mut self, metrics: &Metrics) -> Result<Reply, Refusal> {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = self.raw.next() => message.map_err(|error| lost(&error))?,
+                refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
+                () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
+            };
+            let reply = self.asked.decode(&message.body).map_err(|error| {
+                metrics.unreadable_answers.inc();
+                tracing::error!(%error, "an answer cannot be read");
+                Refusal::Failed(error.to_error())
+            })?;
+            if self.asked.sends(&reply) {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+async fn ended_early(gone: Option<&(CancellationToken, Refusal)>) -> Refusal {
+    match gone {
+        None => std::future::pending().await,
+        Some((token, refusal)) => {
+            token.cancelled().await;
+            refusal.clone()
+        }
+    }
+}
+
+fn lost(error: &Error) -> Refusal {
+    tracing::warn!(%error, "a call ended without its answer");
+    match error {
+        Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
+        Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
+        _ => Refusal::failed("gateway-error", "the answer was lost"),
+    }
+}
