@@ -166,3 +166,47 @@ fn damaged(path: &Path, offset: u64) -> Error {
          or move it away to begin empty"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Message;
+
+    /// Two messages, written with or without a sync between them; the first is damaged then.
+    fn reopened(sync_between: bool) -> (tempfile::TempDir, u64, Result<Tail, Error>) {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = Arc::new(DiskFaults::default());
+        let mut tail = Tail::begin(folder.path(), Ledger::default(), 1 << 20, faults.clone()).unwrap();
+        let topic = "flow:tg:torn".parse().unwrap();
+        tail.topology(|out| frame::put_topic(out, 1, &topic, [("reader", 2)].into_iter())).unwrap();
+        tail.ledger.topic(1, &topic, &[("reader", 2)]);
+        tail.synced = tail.offset;
+        let first = tail.offset;
+        for _ in 0..2 {
+            let mut ids = Vec::new();
+            tail.messages([(1, &Message::new("body"))].into_iter(), &mut ids).unwrap();
+            if sync_between {
+                tail.synced = tail.offset;
+            }
+        }
+        tail.segment.file.write_all_at(&[0; 4], first).unwrap();
+        drop(tail);
+        let tail = open(folder.path(), 1 << 20, &faults);
+        (folder, first, tail)
+    }
+
+    #[test]
+    fn a_hole_in_what_was_never_synced_is_a_torn_end() {
+        let (_folder, first, tail) = reopened(false);
+        let tail = tail.unwrap();
+        assert_eq!(tail.offset, first);
+        assert_eq!((tail.ledger.topics.len(), tail.ledger.messages.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_hole_before_what_was_written_after_a_sync_is_damage() {
+        let (_folder, first, tail) = reopened(true);
+        let error = tail.err().expect("it must not open").to_string();
+        assert!(error.contains(&format!("damaged at byte {first}")), "{error}");
+    }
+}
