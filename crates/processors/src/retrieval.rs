@@ -6,6 +6,7 @@ use sluice_schema::message::{ChunkMatch, PassageSource};
 
 use crate::fusion::{Ranking, fuse};
 use crate::lexical::Scorer;
+use crate::text::is_heading;
 
 const VECTOR_WEIGHT: f64 = 1.0;
 const KEYWORD_WEIGHT: f64 = 1.0;
@@ -49,7 +50,7 @@ pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> Stri
     let scorer = Scorer::new(question, passages.iter().map(|passage| passage.text.as_str()));
     let mut text = String::new();
     for (number, passage) in (1..).zip(quoted) {
-        let sentences = scorer.best_stretch(number - 1).join(" ");
+        let sentences = one_line(scorer.best_stretch(number - 1));
         let page = passage.page.map(|page| format!(", page {page}")).unwrap_or_default();
         text.push_str(&format!("[{number}] {sentences}\n    ({}{page})\n\n", passage.title));
     }
@@ -62,6 +63,12 @@ pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> Stri
         "This answer is extractive: it quotes what was found, no model wrote it ({why})."
     ));
     text
+}
+
+/// Sentences as one line, headings and line breaks left out.
+fn one_line(sentences: Vec<&str>) -> String {
+    let told = sentences.into_iter().filter(|sentence| !is_heading(sentence));
+    told.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

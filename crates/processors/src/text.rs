@@ -69,12 +69,43 @@ pub fn telling_words(text: &str) -> Vec<String> {
     if telling.is_empty() { all.into_iter().map(|word| word.stem).collect() } else { telling }
 }
 
-/// The sentences of a text, or its lines where those end first; never empty ones.
+/// The sentences of a text; never empty ones. A line break ends a sentence only where something else begins: after a blank
+/// line or a heading, and before a heading or an item of a list. Elsewhere it is white space inside the sentence.
 pub fn sentences(text: &str) -> impl Iterator<Item = &str> {
-    text.split('\n').flat_map(line_sentences).map(str::trim).filter(|sentence| !sentence.is_empty())
+    blocks(text).flat_map(block_sentences).map(str::trim).filter(|sentence| !sentence.is_empty())
 }
 
-fn line_sentences(line: &str) -> Vec<&str> {
+/// The stretches of a text that sentences do not reach across.
+fn blocks(text: &str) -> impl Iterator<Item = &str> {
+    let mut start = 0;
+    let mut at = 0;
+    let mut ends = Vec::new();
+    let mut after_heading = false;
+    for line in text.split_inclusive('\n') {
+        let said = line.trim();
+        if said.is_empty() || after_heading || is_heading(said) || is_item(said) {
+            ends.push((start, at));
+            start = at;
+        }
+        after_heading = is_heading(said);
+        at += line.len();
+    }
+    ends.push((start, at));
+    ends.into_iter().map(|(from, to)| &text[from..to])
+}
+
+/// Whether a line is a Markdown heading.
+pub(crate) fn is_heading(line: &str) -> bool {
+    line.starts_with('#')
+}
+
+fn is_item(line: &str) -> bool {
+    let mark = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    let is_bullet = ["- ", "* ", "+ ", "| "].iter().any(|bullet| line.starts_with(bullet));
+    is_bullet || (mark.len() < line.len() && (mark.starts_with(". ") || mark.starts_with(") ")))
+}
+
+fn block_sentences(line: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut start = 0;
     let mut end_mark = false;
