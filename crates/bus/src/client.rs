@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use crate::{Error, Result, trace};
 
 /// Parts of one streamed answer that may wait unread before the call fails.
 const UNREAD_PARTS_MAX: usize = 1_024;
+/// Bytes of one streamed answer that may wait unread before the call fails; a single larger part still arrives.
+const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a fresh client waits for the reply inbox to come up.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 const REATTACH_DELAY_MIN: Duration = Duration::from_millis(100);
@@ -90,9 +93,28 @@ pub struct Replies {
 
 struct Shared {
     broker: Arc<dyn Broker>,
-    waiting: Mutex<HashMap<Box<str>, mpsc::Sender<Message>>>,
+    waiting: Mutex<HashMap<Box<str>, Waiter>>,
     followed: Mutex<HashMap<Topic, usize>>,
     inbox: watch::Sender<Option<Arc<dyn Inbox>>>,
+}
+
+/// The other end of a call: where parts go, and how many bytes of them wait unread.
+struct Waiter {
+    parts: mpsc::Sender<Message>,
+    unread_bytes: Arc<AtomicUsize>,
+}
+
+impl Waiter {
+    /// Hands a part over; `false` when too much waits unread already.
+    fn take(&self, part: Message) -> bool {
+        let bytes = part.body.len();
+        let before = self.unread_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before > 0 && before.saturating_add(bytes) > UNREAD_BYTES_MAX {
+            return false;
+        }
+        // A closed end belongs to a call that is just being dropped.
+        !matches!(self.parts.try_send(part), Err(mpsc::error::TrySendError::Full(_)))
+    }
 }
 
 impl Replies {
@@ -151,23 +173,23 @@ impl Replies {
                 Ok(mut delivery) => {
                     let message = std::mem::take(&mut delivery.message);
                     delivery.ack();
-                    self.hand_over(message);
+                    self.hand_over(&message);
                 }
                 Err(error) => return error,
             }
         }
     }
 
-    fn hand_over(&self, message: Message) {
-        let mut waiting = lock(&self.shared.waiting);
+    fn hand_over(&self, message: &Message) {
         let Some(id) = message.get(property::ID) else { return };
-        let Some(waiter) = waiting.get(id) else { return };
-        if let Err(mpsc::error::TrySendError::Full(message)) = waiter.try_send(message)
-            && let Some(id) = message.get(property::ID)
-        {
-            // Dropping the waiter ends the call: it sees its channel closed.
-            waiting.remove(id);
+        let mut waiting = lock(&self.shared.waiting);
+        let Some((id, waiter)) = waiting.get_key_value(id) else { return };
+        if waiter.take(message.clone()) {
+            return;
         }
+        // Dropping the waiter ends the call: it sees its channel closed.
+        let id = id.clone();
+        waiting.remove(&id);
     }
 
     async fn inbox(&self) -> Result<Arc<dyn Inbox>> {
@@ -208,8 +230,11 @@ impl Replies {
         let ttl_ms = patience.total.as_millis().to_string();
         question.set(property::TTL, &ttl_ms);
         let (sender, parts) = mpsc::channel(UNREAD_PARTS_MAX);
-        lock(&self.shared.waiting).insert(id.as_str().into(), sender);
-        let call = RawCall { shared: self.shared.clone(), id, to: to.clone(), parts, patience, started };
+        let unread_bytes = Arc::default();
+        let waiter = Waiter { parts: sender, unread_bytes: Arc::clone(&unread_bytes) };
+        lock(&self.shared.waiting).insert(id.as_str().into(), waiter);
+        let shared = self.shared.clone();
+        let call = RawCall { shared, id, to: to.clone(), parts, unread_bytes, patience, started };
         let address = Address::Topic(to.clone());
         match tokio::time::timeout(patience.total, self.shared.broker.publish(&address, question)).await {
             Ok(sent) => sent.map(|()| call),
@@ -261,6 +286,7 @@ pub struct RawCall {
     id: String,
     to: Topic,
     parts: mpsc::Receiver<Message>,
+    unread_bytes: Arc<AtomicUsize>,
     patience: Patience,
     started: Instant,
 }
@@ -279,7 +305,10 @@ impl RawCall {
     pub async fn next(&mut self) -> Result<Message> {
         let deadline = (Instant::now() + self.patience.idle).min(self.started + self.patience.total);
         match tokio::time::timeout_at(deadline, self.parts.recv()).await {
-            Ok(Some(part)) => Ok(part),
+            Ok(Some(part)) => {
+                self.unread_bytes.fetch_sub(part.body.len(), Ordering::Relaxed);
+                Ok(part)
+            }
             Ok(None) => Err(Error::Full {
                 topic: self.to.clone(),
                 limit: UNREAD_PARTS_MAX as u64,

@@ -68,6 +68,15 @@ impl Stage {
     }
 }
 
+async fn until(holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.expect("it comes to hold");
+}
+
 fn question(prompt: &str) -> TextCompletionRequest {
     TextCompletionRequest { prompt: prompt.to_owned(), ..Default::default() }
 }
@@ -199,6 +208,32 @@ async fn parts_that_nobody_reads_fail_the_call_not_the_inbox() {
         }
     };
     assert_eq!(parts, UNREAD_PARTS_MAX);
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn bytes_that_nobody_reads_fail_the_call_and_read_ones_do_not_count() {
+    const PART_BYTES: usize = 8 * 1024 * 1024;
+    let stage = stage().await;
+    let mut call = stage.client.stream(&question("large"), Patience::total(LONG)).await.unwrap();
+    let asked = stage.asked().await;
+    let large = part(&"x".repeat(PART_BYTES), false);
+    for _ in 0..2 * UNREAD_BYTES_MAX / PART_BYTES {
+        stage.answer(&asked, large.clone()).await;
+        assert!(call.next().await.unwrap().is_some());
+    }
+    let fit = UNREAD_BYTES_MAX / large.len();
+    for parts in 1..=fit {
+        stage.answer(&asked, large.clone()).await;
+        until(|| call.raw.unread_bytes.load(Ordering::Relaxed) == parts * large.len()).await;
+    }
+    stage.answer(&asked, large.clone()).await;
+    until(|| stage.waiting() == 0).await;
+    let error = loop {
+        if let Err(error) = call.next().await {
+            break error;
+        }
+    };
     assert!(matches!(error, Error::Full { .. }), "{error}");
 }
 

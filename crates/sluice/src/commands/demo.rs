@@ -20,7 +20,7 @@ const COLLECTION: &str = "default";
 /// The documents that `demo` loads when it is given none.
 const SAMPLES: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/samples.rs"));
 /// What it then asks.
-const QUESTION: &str = "How far away can a lighthouse be seen?";
+const QUESTION: &str = "How long should I let coffee beans rest after they were roasted?";
 
 pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     let sources = sources(&command)?;
