@@ -176,6 +176,12 @@ fn a_body_that_does_not_fit_names_the_member() {
 }
 
 #[test]
+fn one_record_without_a_list_around_it_is_a_list_of_one() {
+    let call = ask("config", json!({"operation": "delete", "keys": {"type": "t", "key": "k"}}));
+    assert_eq!(bus(&call)["keys"], json!([{"type": "t", "key": "k"}]));
+}
+
+#[test]
 fn a_text_is_loaded_whether_base64_or_not() {
     let check = |body: Value, text: &str| {
         let written = bus(&ask("text-load", body));

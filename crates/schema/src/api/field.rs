@@ -218,6 +218,10 @@ fn question(shape: Shape, value: Value) -> Result<Value, ApiError> {
         (Shape::Records(fields), Value::Array(items)) => {
             list(items, |item| question(Shape::Record(fields), item))?
         }
+        // A published client deletes one config key without a list around it.
+        (Shape::Records(fields), one @ Value::Object(_)) => {
+            Value::Array(vec![question(Shape::Record(fields), one)?])
+        }
         (shape, value) => return Err(ApiError::shape(expected(shape), &value)),
     })
 }
