@@ -97,11 +97,16 @@ impl Frame {
     }
 }
 
-/// A frame with one part of an answer.
-pub(crate) fn answer(id: &RawValue, reply: &Reply) -> String {
+/// A frame with one part of an answer. Python clients that wait for a single frame (`whole`) look for a failure beside
+/// the answer only; readers of a stream expect it inside.
+pub(crate) fn answer(id: &RawValue, reply: &Reply, whole: bool) -> String {
     let mut text = String::with_capacity(id.get().len() + 256);
     text.push_str("{\"id\":");
     text.push_str(id.get());
+    if let Some(error) = reply.body.get("error").filter(|_| whole && reply.last) {
+        text.push_str(",\"error\":");
+        text.push_str(&error.to_string());
+    }
     text.push_str(",\"response\":");
     text.push_str(&reply.body.to_string());
     text.push_str(if reply.last { ",\"complete\":true}" } else { ",\"complete\":false}" });

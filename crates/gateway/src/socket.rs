@@ -292,6 +292,7 @@ async fn answer(
     mut room: Room,
 ) -> u64 {
     let Request { id, workspace, flow, service, body, sameness } = request;
+    let whole = body.get("streaming").and_then(serde_json::Value::as_bool) != Some(true);
     let entered = async {
         let caller = Some(hall.gate.authenticate(&credential, &origin).await?);
         let (workspace, flow, service) = (workspace.as_deref(), flow.as_deref(), service.as_str());
@@ -307,7 +308,7 @@ async fn answer(
     room.release_body();
     loop {
         let (text, last) = match answer.next().await {
-            Ok(reply) => (frame::answer(&id, &reply), reply.last),
+            Ok(reply) => (frame::answer(&id, &reply, whole), reply.last),
             Err(refusal) => (frame::refused(Some(&id), &refusal), true),
         };
         outbox.send(Message::Text(text.into())).await;

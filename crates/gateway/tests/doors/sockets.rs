@@ -197,8 +197,13 @@ async fn a_failing_service_ends_its_call_with_the_last_frame() {
     world.put_flow("default", "f", "f", &["embeddings"], None).await;
     let mut socket = world.socket("?token=tg_admin").await;
     let frame = socket.ask(&embed("1", "a")).await;
-    assert_eq!(frame["response"]["error"], json!({"type": "llm-error", "message": "no"}));
-    assert_eq!(frame["complete"], true);
+    let error = json!({"type": "llm-error", "message": "no"});
+    assert_eq!((&frame["response"]["error"], &frame["complete"]), (&error, &json!(true)));
+    assert_eq!(frame["error"], error, "those who wait for one frame look beside the answer");
+    let mut streamed = embed("2", "a");
+    streamed["request"]["streaming"] = true.into();
+    let frame = socket.ask(&streamed).await;
+    assert_eq!((&frame["response"]["error"], frame.get("error")), (&error, None), "streams carry it inside");
 }
 
 #[tokio::test]
