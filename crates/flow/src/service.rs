@@ -135,7 +135,7 @@ impl Desk {
     async fn get_blueprint(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
         let name = blueprint_name(ask)?;
         let found = self.config.get(ws.as_str(), record::BLUEPRINT, name).await?;
-        let blueprint_definition = found.and_then(|value| value.value).unwrap_or_default();
+        let blueprint_definition = found.and_then(|value| value.value).ok_or(Refusal::NoBlueprint)?;
         Ok(FlowResponse { blueprint_definition, ..Default::default() })
     }
 
