@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_bus::{BrokerAdmin, Error, TopicSpec};
-use sluice_schema::record;
+use sluice_schema::{Class, record};
 use tokio_util::sync::CancellationToken;
 
 use crate::tasks::Backoff;
@@ -54,13 +54,14 @@ impl<S: WorkspaceService> Served<S> {
     async fn follow(&mut self, view: &View) {
         let wanted: Vec<String> =
             view.entries(record::WORKSPACE, record::WORKSPACES).map(|(key, _)| key.to_string()).collect();
-        self.running.retain(|workspace, stop| {
-            let stays = wanted.contains(workspace);
-            if !stays {
+        let gone: Vec<String> =
+            self.running.keys().filter(|workspace| !wanted.contains(workspace)).cloned().collect();
+        for workspace in gone {
+            if let Some(stop) = self.running.remove(&workspace) {
                 stop.cancel();
+                self.remove(&workspace).await;
             }
-            stays
-        });
+        }
         for workspace in wanted {
             if self.running.contains_key(&workspace) {
                 continue;
@@ -69,6 +70,18 @@ impl<S: WorkspaceService> Served<S> {
             if self.ensure(&workspace, &stop).await {
                 self.service.start(&workspace, stop.clone()).await;
                 self.running.insert(workspace, stop);
+            }
+        }
+    }
+
+    /// Removes the queues of a workspace that is gone. Durable topics stay: what is in them is not ours to drop.
+    async fn remove(&self, workspace: &str) {
+        for topic in self.service.topics(workspace) {
+            if topic.topic.class() == Class::Flow {
+                continue;
+            }
+            if let Err(error) = self.admin.remove(&topic).await {
+                tracing::warn!(workspace, topic = %topic.topic, %error, "a queue of a workspace that is gone stays");
             }
         }
     }

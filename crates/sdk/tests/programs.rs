@@ -11,6 +11,7 @@ use sluice_schema::message::{
     Error, Metadata, StageReport, TextCompletionRequest, TextCompletionResponse,
 };
 use sluice_schema::{Topic, exchange, wire};
+use sluice_sdk::workspaces::WorkspaceService;
 use sluice_sdk::{
     BindError, ConfigWatch, Failure, Host, HostOptions, Inputs, Out, Point, Ports, Process, Processor,
     Resources, Responder, Roster, service,
@@ -252,4 +253,79 @@ async fn a_processor_attaches_once_its_subscription_is_made() {
     assert_eq!(wire::decode::<Chunk>(&delivery.message.body).unwrap().chunk, "late");
     delivery.ack();
     assert!(process.shutdown(PATIENCE).await.is_empty(), "everything ends when told");
+}
+
+/// Answers embeddings in every workspace.
+struct PerWorkspace(Process);
+
+impl WorkspaceService for PerWorkspace {
+    fn topics(&self, workspace: &str) -> Vec<TopicSpec> {
+        vec![
+            TopicSpec::with(topic(&format!("request:tg:embeddings:{workspace}")), "embedder"),
+            TopicSpec::bare(topic(&format!("response:tg:embeddings:{workspace}"))),
+            TopicSpec::with(topic(&format!("flow:tg:kept:{workspace}")), "embedder"),
+        ]
+    }
+
+    async fn start(&self, workspace: &str, stop: CancellationToken) {
+        let [request, response] =
+            ["request", "response"].map(|c| topic(&format!("{c}:tg:embeddings:{workspace}")));
+        let point = Point::new(request, response, "embedder");
+        let serving = service::serve::<exchange::Embeddings, _, _>(&self.0, point, stop, |r, _| async move {
+            Ok(lengths(&r))
+        });
+        serving.cancelled().await;
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_is_served_while_it_lives_and_its_queues_go_with_it() {
+    let (process, broker) = process().await;
+    let workspaces = tokio::sync::watch::Sender::new(vec!["a".to_owned()]);
+    let point = Point::new(topic("request:tg:config"), topic("response:tg:config"), "config-svc");
+    broker.ensure(&TopicSpec::with(point.request.clone(), "config-svc")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    broker.ensure(&TopicSpec::bare(topic("notify:tg:config"))).await.unwrap();
+    let live = workspaces.subscribe();
+    service::serve::<exchange::Config, _, _>(
+        &process,
+        point,
+        process.stop.clone(),
+        move |_: ConfigRequest, _| {
+            let live = live.borrow().clone();
+            async move {
+                let value =
+                    |key: String| sluice_sdk::config::value("__workspaces__", "workspace", &key, "{}");
+                Ok(ConfigResponse {
+                    version: 1,
+                    values: live.into_iter().map(value).collect(),
+                    ..Default::default()
+                })
+            }
+        },
+    );
+    let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+    let service = PerWorkspace(process.clone());
+    sluice_sdk::workspaces::serve_workspaces(&process, Arc::new(broker.clone()), &watch, service).await;
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, topic("request:tg:embeddings:a"), &topic("response:tg:embeddings:a"))
+            .await
+            .unwrap();
+    let ask = EmbeddingsRequest { texts: vec!["ab".to_owned()] };
+    assert_eq!(client.call(&ask, PATIENCE).await.unwrap().vectors, [[2.0]]);
+
+    workspaces.send_replace(Vec::new());
+    watch.poke();
+    let specs = PerWorkspace(process.clone()).topics("a");
+    let is_over = async {
+        loop {
+            let seen = broker.observe(&specs).await.unwrap();
+            if !seen[0].exists && !seen[1].exists {
+                break seen;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let seen = tokio::time::timeout(PATIENCE, is_over).await.expect("its queues go");
+    assert!(seen[2].exists, "durable topics stay");
 }
