@@ -73,6 +73,9 @@ pub struct Report {
     /// When the next try is due, counted from this report.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_try_in_ms: Option<u64>,
+    /// Waiting for the next try is no use to a caller.
+    #[serde(skip)]
+    pub(crate) is_final: bool,
 }
 
 impl Report {
@@ -88,6 +91,7 @@ impl Report {
             warnings: wish.warnings.clone(),
             last_error: None,
             next_try_in_ms: None,
+            is_final: false,
         }
     }
 }
@@ -132,6 +136,11 @@ impl Board {
 
     pub(crate) fn set(&self, key: &FlowKey, report: Report) {
         self.with(|state| _ = state.current.insert(key.clone(), report));
+    }
+
+    /// Another service acts now: what this one saw is no news any more.
+    pub(crate) fn forget(&self) {
+        self.with(|state| state.current.clear());
     }
 
     /// The flow is gone; `request` is what asked for it.

@@ -148,6 +148,8 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
         warnings: resolved.warnings,
     };
     let mut write = decision(records, &key, &wish);
+    // Nobody but flow services reads what this writes: the notice comes with the entries and the record.
+    write.quiet = true;
     write.expect.push(expect(scoped_key(ask.workspace.as_str(), record::FLOW, ask.id), 0));
     write.expect.push(unchanged(own_key(RUNS, &key), records.runs.get(&key)));
     write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ended: run_row.ended }));
@@ -355,5 +357,27 @@ fn adopted(records: &Records, ports: &Ports, key: &FlowKey, flow: &Flow) -> Wish
         parameters: flow.parameters.clone(),
         topology: Topology { topics: topics.collect(), parts, interfaces: flow.interfaces.clone() },
         warnings: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_is_a_time_or_discard() {
+        let check = |text: &str, expected: Option<Drain>| {
+            assert_eq!(drain(Some(text), Duration::from_secs(20)).ok(), expected, "{text}");
+        };
+        check("", Some(Drain::WithinMs(20_000)));
+        check("20s", Some(Drain::WithinMs(20_000)));
+        check("500ms", Some(Drain::WithinMs(500)));
+        check("2m", Some(Drain::WithinMs(120_000)));
+        check(" 1.5 ", Some(Drain::WithinMs(1_500)));
+        check("0", Some(Drain::WithinMs(0)));
+        check("discard", Some(Drain::Discard));
+        for bad in ["soon", "-1", "s", "1h", "1e99", "nan", "86401"] {
+            check(bad, None);
+        }
     }
 }

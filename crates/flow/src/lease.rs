@@ -11,6 +11,11 @@ use tokio::time::Instant;
 
 use crate::memory::{LEASE, ONLY, expect, scoped_key, scoped_value};
 
+/// A day: longer than anything else lets the loop sleep.
+const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long letting go may take; the process is about to end.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How the lease is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseOptions {
@@ -59,8 +64,15 @@ impl Lease {
         Self { config, options, holder, state: State::Watching(None) }
     }
 
-    /// How often [`Lease::tend`] wants to be called.
+    /// How soon [`Lease::tend`] wants to be called again.
     pub(crate) fn interval(&self) -> Duration {
+        match &self.state {
+            State::Holding { .. } if self.options.is_sole => NEVER,
+            State::Holding { .. } | State::Watching(_) => self.renewal(),
+        }
+    }
+
+    fn renewal(&self) -> Duration {
         self.options.term / 3
     }
 
@@ -68,7 +80,7 @@ impl Lease {
     pub(crate) async fn tend(&mut self) -> bool {
         let result = match &self.state {
             State::Holding { .. } if self.options.is_sole => return true,
-            State::Holding { renewed, .. } if renewed.elapsed() < self.interval() => return true,
+            State::Holding { renewed, .. } if renewed.elapsed() < self.renewal() => return true,
             State::Holding { row, version, .. } => self.renew(row.clone(), *version).await,
             State::Watching(seen) => self.watch(*seen).await,
         };
@@ -82,24 +94,27 @@ impl Lease {
         }
         // One renewal may be lost, not two: others wait a whole term.
         matches!(&self.state, State::Holding { renewed, .. }
-            if self.options.is_sole || renewed.elapsed() < self.interval() * 2)
+            if self.options.is_sole || renewed.elapsed() < self.renewal() * 2)
     }
 
     /// Lets go, so that another need not wait.
     pub(crate) async fn release(&mut self) {
-        if let State::Holding { version, .. } = &self.state {
-            let at = scoped_key(record::FLOWS, LEASE, ONLY);
-            let write = Apply {
-                expect: vec![expect(at.clone(), *version)],
-                deletes: vec![at],
-                quiet: true,
-                ..Apply::default()
-            };
-            if let Err(error) = self.config.apply(write).await {
-                tracing::debug!(%error, "the lease was not released; it ends with its term");
-            }
-            self.state = State::Watching(None);
+        let State::Holding { version, .. } = &self.state else { return };
+        if self.options.is_sole {
+            return;
         }
+        let at = scoped_key(record::FLOWS, LEASE, ONLY);
+        let write = Apply {
+            expect: vec![expect(at.clone(), *version)],
+            deletes: vec![at],
+            quiet: true,
+            ..Apply::default()
+        };
+        let released = tokio::time::timeout(RELEASE_TIMEOUT, self.config.apply(write)).await;
+        if !matches!(released, Ok(Ok(_))) {
+            tracing::debug!("the lease was not released; it ends with its term");
+        }
+        self.state = State::Watching(None);
     }
 
     async fn watch(&self, seen: Option<(i64, Instant)>) -> Result<State, ConfigError> {

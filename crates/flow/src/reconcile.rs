@@ -136,7 +136,10 @@ impl Reconciler {
             if self.lease.tend().await {
                 return self.round().await;
             }
-            self.flows.clear();
+            if !self.flows.is_empty() {
+                self.flows.clear();
+                self.board.forget();
+            }
             Ok(Instant::now() + self.lease.interval())
         })
     }
@@ -270,10 +273,11 @@ impl Reconciler {
                 let text = error.to_string();
                 report.next_try_in_ms = Some(tended.fail(now, &text));
                 report.last_error = Some(text);
+                report.is_final = error.is_final();
                 let was_running = matches!(tended.told, Some(Phase::Running | Phase::Degraded));
                 if is_up && was_running {
                     report.phase = Phase::Degraded;
-                } else if error.is_final() || tended.failures >= FAILURES_TOLD {
+                } else if report.is_final || tended.failures >= FAILURES_TOLD {
                     report.phase = Phase::Failed;
                 }
             }
@@ -311,6 +315,7 @@ impl Reconciler {
                 if *clean >= CLEAN_AUDITS {
                     let mut write = sluice_sdk::Apply {
                         expect: vec![unchanged(own_key(RUNS, key), Some(recorded))],
+                        quiet: true,
                         ..Default::default()
                     };
                     let row = Named { last: row.last, ended: Topology::default() };

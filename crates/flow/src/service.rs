@@ -247,7 +247,11 @@ impl Desk {
         for _ in 0..TRIES_MAX {
             let records = self.mirror.refresh().await?;
             let (wish, write) = match decide(&records)? {
-                Decision::Join(wish) => return Ok(wish),
+                Decision::Join(wish) => {
+                    // The loop may have looked before the wish was there.
+                    self.poke.notify_one();
+                    return Ok(wish);
+                }
                 Decision::Write(wish, write) => (wish, write),
             };
             match self.config.apply(write).await {
@@ -259,7 +263,6 @@ impl Desk {
                 // Looking again tells: the wish carries the request that made it.
                 Err(error) if error.outcome_is_unknown() => {
                     tracing::debug!(%error, "a decision may or may not be written; deciding again");
-                    self.poke.notify_one();
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -278,8 +281,13 @@ impl Desk {
                         return Err(Error::NotYet(format!("flow '{id}' was stopped before it was started")));
                     }
                     Phase::Running | Phase::Degraded => return Ok(report),
-                    Phase::Failed => return Err(not_started(id, Some(&report))),
-                    Phase::Starting | Phase::Draining | Phase::Stopping | Phase::Unmanaged | Phase::Gone => {}
+                    Phase::Failed if report.is_final => return Err(not_started(id, Some(&report))),
+                    Phase::Failed
+                    | Phase::Starting
+                    | Phase::Draining
+                    | Phase::Stopping
+                    | Phase::Unmanaged
+                    | Phase::Gone => {}
                 }
                 last = Some(report);
             } else if self.board.ended(key, wish.generation).is_some() {

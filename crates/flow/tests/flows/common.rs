@@ -72,12 +72,18 @@ impl World {
         Self { broker, faults, config, outside, options, service, _store: store, _folder: folder }
     }
 
-    /// The service dies on the spot, and another begins.
+    /// The service dies on the spot, and another begins; should that one die while it begins, yet another.
     pub(crate) async fn crash(&self) {
         let mut service = self.service.lock().await;
-        // Without the stop signal: nothing gets to tidy up.
-        service.tasks.finish(Duration::ZERO).await;
-        *service = start_service(&self.broker, &self.faults, self.options).await;
+        loop {
+            // Without the stop signal: nothing gets to tidy up.
+            service.tasks.finish(Duration::ZERO).await;
+            *service = new_process(&self.broker, &self.faults);
+            tokio::select! {
+                () = serve(&service, &self.broker, &self.faults, self.options) => return,
+                () = self.faults.dying.notified() => {}
+            }
+        }
     }
 
     /// Another instance beside the one that runs.
@@ -231,20 +237,22 @@ pub(crate) async fn next(inbox: &dyn Inbox) -> Delivery {
     tokio::time::timeout(DEADLINE, inbox.next()).await.expect("a message").unwrap()
 }
 
-async fn start_service(broker: &Embedded, faults: &Arc<Faults>, options: Options) -> Process {
-    let faulty = Arc::new(Faulty { inner: broker.clone(), faults: faults.clone() });
-    let process = Process::new(faulty.clone(), CancellationToken::new());
-    let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+fn new_process(broker: &Embedded, faults: &Arc<Faults>) -> Process {
+    let faulty = Faulty { inner: broker.clone(), faults: faults.clone() };
+    Process::new(Arc::new(faulty), CancellationToken::new())
+}
+
+async fn serve(process: &Process, broker: &Embedded, faults: &Arc<Faults>, options: Options) {
+    let watch = ConfigWatch::start(process, Duration::from_secs(30));
     let config = ConfigClient::new(&process.replies).await.unwrap();
-    let parts = Parts {
-        process: process.clone(),
-        admin: faulty,
-        watch,
-        config,
-        catalogue: Catalogue::default(),
-        options,
-    };
-    sluice_flow::start(parts).await;
+    let admin = Arc::new(Faulty { inner: broker.clone(), faults: faults.clone() });
+    let catalogue = Catalogue::default();
+    sluice_flow::start(Parts { process: process.clone(), admin, watch, config, catalogue, options }).await;
+}
+
+async fn start_service(broker: &Embedded, faults: &Arc<Faults>, options: Options) -> Process {
+    let process = new_process(broker, faults);
+    serve(&process, broker, faults, options).await;
     process
 }
 

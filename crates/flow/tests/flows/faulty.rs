@@ -43,7 +43,21 @@ struct State {
     seen: Vec<String>,
     counts: HashMap<String, usize>,
     armed: Option<(String, Fault)>,
-    fired: bool,
+    /// State of a generator of random faults; 0 = none.
+    random: u64,
+    fired: usize,
+}
+
+impl State {
+    fn random_fault(&mut self) -> Option<Fault> {
+        // xorshift64*; zero stays zero.
+        let x = &mut self.random;
+        *x ^= *x >> 12;
+        *x ^= *x << 25;
+        *x ^= *x >> 27;
+        let drawn = x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
+        (*x != 0 && drawn.is_multiple_of(8)).then(|| Fault::ALL[usize::try_from(drawn / 8 % 4).unwrap()])
+    }
 }
 
 impl Faults {
@@ -60,7 +74,17 @@ impl Faults {
         self.record();
     }
 
-    pub(crate) fn fired(&self) -> bool {
+    /// From now on one effect in eight is struck, and how is random too.
+    pub(crate) fn strike_at_random(&self, seed: u64) {
+        self.state.lock().unwrap().random = seed;
+        self.record();
+    }
+
+    pub(crate) fn spare(&self) {
+        self.state.lock().unwrap().random = 0;
+    }
+
+    pub(crate) fn fired(&self) -> usize {
         self.state.lock().unwrap().fired
     }
 
@@ -73,8 +97,9 @@ impl Faults {
         *count += 1;
         let effect = format!("{what} #{count}");
         state.seen.push(effect.clone());
-        let (_, fault) = state.armed.take_if(|(armed, _)| *armed == effect)?;
-        state.fired = true;
+        let armed = state.armed.take_if(|(armed, _)| *armed == effect).map(|(_, fault)| fault);
+        let fault = armed.or_else(|| state.random_fault())?;
+        state.fired += 1;
         Some(fault)
     }
 
