@@ -54,7 +54,7 @@ pub struct Parts {
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Nobody but this system can run processors (embedded broker): standard processors that it does not run get no
-    /// subscriptions. Default false.
+    /// subscriptions, and the lease is taken as by a sole service. Default false.
     pub only_own_processors: bool,
     /// How long a stop lets processors work on what is queued, unless the request says. Default 20 s; longer parks less
     /// and stops later.
@@ -87,7 +87,9 @@ pub async fn start(parts: Parts) {
     let board = Arc::new(board::Board::new());
     let poke = Arc::new(Notify::new());
     let hands = act::Hands { broker: process.broker.clone(), admin: admin.clone(), config: config.clone() };
-    let lease = lease::Lease::new(config.clone(), options.lease);
+    // A broker of this process's own has no room for a second flow service.
+    let is_sole = options.lease.is_sole || options.only_own_processors;
+    let lease = lease::Lease::new(config.clone(), LeaseOptions { is_sole, ..options.lease });
     let reconciler = reconcile::Reconciler::new(
         hands,
         mirror.clone(),
