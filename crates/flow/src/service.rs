@@ -116,7 +116,7 @@ impl Desk {
             "put-blueprint" => self.put_blueprint(ws, &ask).await,
             "delete-blueprint" => self.delete_blueprint(ws, &ask).await,
             "list-flows" => self.list_flows(ws).await,
-            "get-flow" => self.get_flow(ws, &ask).await,
+            "get-flow" | "status" => self.get_flow(ws, &ask).await,
             "start-flow" => self.start_flow(ws, &ask, id).await,
             "stop-flow" => self.stop_flow(ws, &ask, id).await,
             _ => Err(Error::Operation),
@@ -195,6 +195,8 @@ impl Desk {
         let Some(wish) = wish else { return json!({"phase": Phase::Unmanaged}) };
         let report = self.board.current(key).unwrap_or_else(|| Report::new(Phase::Starting, wish));
         let mut status = json!(report);
+        status["blueprint"] = json!(wish.blueprint);
+        status["description"] = json!(wish.description);
         let specs: Vec<_> = wish.topology.topics.iter().map(crate::blueprint::OwnedTopic::spec).collect();
         let seen = tokio::time::timeout(Duration::from_secs(2), self.admin.observe(&specs)).await;
         if let Ok(Ok(seen)) = seen {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use sluice_bus::BrokerAdmin as _;
 use sluice_bus::embedded::Embedded as Broker;
 use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process, watch};
 use sluice_store::{Embedded as Store, Stores};
@@ -66,6 +67,14 @@ impl System {
                 Err(error)
             }
         }
+    }
+
+    /// The topics of a run that the broker still holds.
+    pub(crate) async fn topics_of(&self, run: &str) -> anyhow::Result<Vec<String>> {
+        let all = self.broker.list("").await.context("the broker cannot list its topics")?;
+        let own =
+            all.into_iter().filter(|seen| seen.exists && seen.topic.name().ends_with(&format!(":{run}")));
+        Ok(own.map(|seen| seen.topic.to_string()).collect())
     }
 
     /// Stops in reverse order: nothing new in, work under way to its end or the deadline, then the rest is cut by name.

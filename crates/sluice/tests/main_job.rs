@@ -13,7 +13,7 @@ fn the_demo_answers_with_sources_and_leaves_nothing() {
     let said = text(&output);
     assert!(said.contains("extractive") || said.contains("No language model"), "{said}");
     assert!(said.contains("0 failed"), "{said}");
-    assert!(said.contains("0 flow records, 0 processor entries, 0 queues"), "{said}");
+    assert!(said.contains("0 flow records, 0 processor entries, 0 topics"), "{said}");
     assert!(said.contains("Next:"), "{said}");
 }
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::doc::{self, Source};
 use super::{ask, blueprint, flow, up};
@@ -47,7 +47,7 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         std::fs::read_to_string(folder.path().join("admin.key")).context("the admin key cannot be read")?;
     let api =
         Api::with(&url, &target.workspace, Some(key.trim().to_owned()), Duration::from_secs(target.timeout))?;
-    let outcome = job(&api, &sources, &question, command.keep).await;
+    let outcome = job(&system, &api, &sources, &question, command.keep).await;
 
     if outcome.is_ok() && command.keep {
         println!("\nServing until interrupted. In another terminal:");
@@ -88,14 +88,21 @@ fn sources(command: &Demo) -> anyhow::Result<Vec<Source>> {
     Ok(sources)
 }
 
-async fn job(api: &Api, sources: &[Source], question: &str, keep: bool) -> anyhow::Result<()> {
+async fn job(
+    system: &System,
+    api: &Api,
+    sources: &[Source],
+    question: &str,
+    keep: bool,
+) -> anyhow::Result<()> {
     blueprint::put_standard(api, BLUEPRINT).await?;
     let began = Instant::now();
     flow::start(api, FLOW, BLUEPRINT, "the demo's flow", Map::new()).await?;
-    let status = flow::status(api, FLOW).await.unwrap_or_default();
+    let status = flow::status(api, FLOW).await?;
     let queues = status["queues"].as_array().map_or(0, Vec::len);
+    let topics = system.topics_of(FLOW).await?.len();
     println!(
-        "2. Blueprint '{BLUEPRINT}' is put and flow '{FLOW}' started: {queues} queues wired ({} ms).",
+        "2. Blueprint '{BLUEPRINT}' is put and flow '{FLOW}' started: {topics} topics, {queues} queues wired ({} ms).",
         began.elapsed().as_millis()
     );
 
@@ -142,11 +149,11 @@ async fn job(api: &Api, sources: &[Source], question: &str, keep: bool) -> anyho
     if keep {
         return Ok(());
     }
-    stop_and_look(api).await
+    stop_and_look(system, api).await
 }
 
 /// Stops the flow and shows that nothing of it is left.
-async fn stop_and_look(api: &Api) -> anyhow::Result<()> {
+async fn stop_and_look(system: &System, api: &Api) -> anyhow::Result<()> {
     let began = Instant::now();
     api.call("flow", json!({"operation": "stop-flow", "flow-id": FLOW})).await?;
     let took = began.elapsed().as_millis();
@@ -159,16 +166,16 @@ async fn stop_and_look(api: &Api) -> anyhow::Result<()> {
         })
         .map(|(kind, _)| kind)
         .collect();
-    let status = flow::status(api, FLOW).await.unwrap_or(Value::Null);
-    let queues = status["queues"].as_array().map_or(0, Vec::len);
+    let topics = system.topics_of(FLOW).await?;
     let named = flows["flow-ids"].as_array().is_some_and(|ids| ids.iter().any(|id| id == FLOW));
     println!(
-        "\n5. Flow '{FLOW}' is stopped ({took} ms). Left of it: {} flow records, {} processor entries, {queues} queues.",
+        "\n5. Flow '{FLOW}' is stopped ({took} ms). Left of it: {} flow records, {} processor entries, {} topics.",
         usize::from(named),
-        left.len()
+        left.len(),
+        topics.len()
     );
-    if named || !left.is_empty() || queues > 0 {
-        bail!("something of the flow is left: {left:?}");
+    if named || !left.is_empty() || !topics.is_empty() {
+        bail!("something of the flow is left: {left:?} {topics:?}");
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `sluice flow`: blueprints made real.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use crate::api::Api;
@@ -27,6 +29,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Res
             show(output, &answer, |answer| {
                 let mut lines = vec![format!("Flow '{id}' is stopped: nothing of it is left.")];
                 lines.extend(warnings(answer));
+                lines.extend(verdicts(answer));
                 lines.join("\n")
             })
         }
@@ -53,6 +56,17 @@ pub(super) async fn start(
         "description": description, "parameters": parameters,
     });
     api.call("flow", body).await
+}
+
+/// What became of queues that were not empty.
+fn verdicts(answer: &Value) -> Vec<String> {
+    let status: Value = serde_json::from_str(&text(answer, "status")).unwrap_or_default();
+    let queues = status["queues"].as_array().into_iter().flatten();
+    let told = queues.filter(|queue| queue["verdict"] != "drained");
+    told.map(|queue| {
+        format!("  {}: {} message(s) {}", text(queue, "queue"), queue["messages"], text(queue, "verdict"))
+    })
+    .collect()
 }
 
 /// The additive `status` of a flow: phase, run, queues.
@@ -100,11 +114,15 @@ fn described(id: &str, flow: &Value, status: &Value) -> String {
         format!("blueprint   {}", text(flow, "blueprint-name")),
         format!("description {}", text(flow, "description")),
     ];
-    for (title, name) in [("last error", "last-error"), ("next try", "next-try")] {
-        let said = text(status, name);
-        if !said.is_empty() {
-            lines.push(format!("{title:<11} {said}"));
-        }
+    let last_error = text(status, "last-error");
+    if !last_error.is_empty() {
+        lines.push(format!("last error  {last_error}"));
+    }
+    if let Some(pause) = status["next-try-in-ms"].as_u64() {
+        lines.push(format!("next try    in {:.1} s", Duration::from_millis(pause).as_secs_f64()));
+    }
+    for holder in status["held-by"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        lines.push(format!("held by     {holder}"));
     }
     lines.extend(warnings(status));
     let queue = |queue: &Value| {
