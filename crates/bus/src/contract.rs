@@ -42,7 +42,8 @@ pub enum Subscription {
         topic: Topic,
         /// The subscription's name.
         name: String,
-        /// How many deliveries the reader holds unsettled at most, at least 1.
+        /// How many deliveries the reader holds unsettled at most, at least 1. A broker that does not wait to be asked
+        /// may give a reader that many, and show them as unsettled, before it takes them.
         prefetch: u32,
     },
     /// An inbox of the reader's own: it gets its own copy of everything published to these `response` and `notify`
@@ -164,9 +165,10 @@ pub struct SeenSubscription {
     pub name: String,
     /// Whether it is there.
     pub exists: bool,
-    /// Messages waiting, delayed ones included.
+    /// Messages waiting, delayed ones included; a broker that cannot delay shows those as unsettled instead, until they
+    /// are due.
     pub ready: u64,
-    /// Messages handed out and not settled; `None` where the broker cannot show them.
+    /// Messages given to readers and not settled; `None` where the broker cannot show them.
     pub unsettled: Option<u64>,
     /// Readers attached; `None` where the broker cannot show them.
     pub consumers: Option<u64>,

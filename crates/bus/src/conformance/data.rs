@@ -350,12 +350,13 @@ async fn a_reader_that_stops_waiting_loses_nothing(bench: &Bench<'_>) -> Outcome
         }
         ends.send(&spec.topic, &number.to_string()).await?;
         let [gives_up, waits] = waits;
-        // Whichever of the two was chosen, the one that goes on waiting gets it.
+        // Whichever of the two was chosen gets it, be it only when it asks again.
         drop(gives_up);
-        match tokio::time::timeout(VALUE_TIMEOUT, waits).await {
-            Ok(got) => got?.ack(),
-            Err(_) => return Err(Failed(format!("message {number} went to a reader that had given up"))),
-        }
+        let got = tokio::time::timeout(VALUE_TIMEOUT, futures_util::future::select(waits, one.next())).await;
+        let Ok(got) = got else { return Err(Failed(format!("message {number} came to neither reader"))) };
+        let got = got.factor_first().0?;
+        holds!(text(&got) == number.to_string(), "message {number} came as {}", text(&got));
+        got.ack();
     }
     Ok(())
 }
@@ -406,28 +407,25 @@ async fn flow_messages_survive_a_restart(bench: &Bench<'_>) -> Outcome {
     }
     next(&*inbox).await?.ack();
     let held = next(&*inbox).await?;
+    // This end goes with the broker, as in a crash of all; a reader that lived on would compete with the next.
+    drop(ends);
     if !bench.backend.restart().await? {
         held.ack();
         return Ok(());
     }
     let ends = bench.connect().await?;
     let inbox = ends.reader(&spec, 3).await?;
-    // The acknowledgement just before may be lost, which shows as one more delivery; nothing else may.
-    let mut last = next(&*inbox).await?;
-    if text(&last) == "settled" {
-        last.ack();
-        last = next(&*inbox).await?;
+    let mut left = vec![("held", 2), ("waiting", 1)];
+    while !left.is_empty() {
+        let got = next(&*inbox).await?;
+        let at = left.iter().position(|expected| *expected == (&*text(&got), got.attempt));
+        match at {
+            Some(at) => drop(left.remove(at)),
+            // The acknowledgement just before may be lost, which shows as one more delivery; nothing else may.
+            None => holds!(text(&got) == "settled", "came {} as attempt {}", text(&got), got.attempt),
+        }
+        got.ack();
     }
-    holds!(text(&last) == "held" && last.attempt == 2, "came {} as attempt {}", text(&last), last.attempt);
-    last.ack();
-    let waiting = next(&*inbox).await?;
-    holds!(
-        text(&waiting) == "waiting" && waiting.attempt == 1,
-        "came {} as {}",
-        text(&waiting),
-        waiting.attempt
-    );
-    waiting.ack();
     ends.until(&spec, "an empty subscription", SeenSubscription::is_drained).await?;
     Ok(())
 }
