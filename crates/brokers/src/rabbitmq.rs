@@ -1,0 +1,246 @@
+//! RabbitMQ, with the names and properties that TrustGraph 2.11 gives its exchanges and queues.
+//!
+//! # Flow
+//! A fanout exchange per topic, a queue per subscription, an exclusive queue per inbox. Three kinds of connections:
+//! publishing, consuming (one per thousand readers), life cycle. Each is rebuilt when lost; readers attach again.
+//!
+//! # Guarantees
+//! A publish returns when the broker has confirmed it. An attempt is counted before a message is handed out: what the
+//! broker marks as redelivered is first put behind the good messages as a copy with a higher count, then handed out.
+//! A message wanted again later stays unacknowledged here until then, so a crash gives it back at once.
+//!
+//! # Caveats
+//! Without the management API the broker shows neither unacknowledged messages nor queues that nobody asked about; with
+//! it, the former are up to five seconds old. What was sent to an inbox while its connection was down is lost. A message
+//! that a reader had been given, but not taken, when its connection was lost counts as an attempt; so does every message
+//! that was in the broker when that crashed, for it marks all of them as delivered.
+
+mod address;
+mod admin;
+mod fault;
+mod link;
+mod management;
+mod names;
+mod own;
+mod pool;
+mod publish;
+mod shared;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_bus::{
+    BoxFuture, Broker, BrokerAdmin, Inbox, Limits, Message, Pressure, Result, Seen, Subscription, TopicSpec,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::Secret;
+use address::Address;
+use admin::Admin;
+use link::{Lanes, Link};
+use management::Management;
+use pool::Pool;
+use publish::Publisher;
+
+/// What can be chosen about a broker.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `http://USER:PASSWORD@HOST:15672` of the management API; without user and password those of the broker are taken.
+    /// Without it, queues that nobody asked about are not found, and unacknowledged messages are not counted.
+    pub management: Option<Secret>,
+    /// Takes the place of the password in the address, so that it need not stand on a command line.
+    pub password: Option<Secret>,
+    /// Certificates (PEM) to trust beside those of the machine, for `amqps://`.
+    pub ca_pem: Option<String>,
+    /// Shown by the broker as the name of our connections.
+    pub name: String,
+    /// The largest body that is published, 64 MiB; the broker has a limit of its own.
+    pub message_bytes_max: usize,
+    /// Publishes under way at once, 64: each has a channel of its own.
+    pub publishing_channels_max: usize,
+    /// Life-cycle calls under way at once, 16.
+    pub life_cycle_channels_max: usize,
+    /// How long a publish waits for a connection, for a broker that blocks publishers, and for its confirmation: 30 s.
+    pub publish_timeout: Duration,
+    /// How long the first connection and any other call may take, 10 s.
+    pub call_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            management: None,
+            password: None,
+            ca_pem: None,
+            name: "sluice".to_owned(),
+            message_bytes_max: 64 << 20,
+            publishing_channels_max: 64,
+            life_cycle_channels_max: 16,
+            publish_timeout: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Our end of a RabbitMQ broker. Cheap to clone; it disconnects when [`RabbitMq::shutdown`] is called or the last clone
+/// is dropped.
+#[derive(Clone)]
+pub struct RabbitMq {
+    core: Arc<Core>,
+    _stop: Arc<tokio_util::sync::DropGuard>,
+}
+
+/// What readers share with the broker; they keep this alive, not its connections.
+struct Core {
+    publisher: Arc<Publisher>,
+    consuming: Lanes,
+    admin: Admin,
+    limits: Limits,
+    stop: CancellationToken,
+}
+
+impl RabbitMq {
+    /// Connects to `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`; user, password and vhost default to `guest`,
+    /// `guest` and `/`. From then on lost connections are rebuilt. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`sluice_bus::Error::Refused`] for an address that cannot work, credentials or a vhost that the broker does not
+    /// take; [`sluice_bus::Error::Unavailable`] when it cannot be reached.
+    pub async fn connect(url: &str, options: Options) -> Result<Self> {
+        // A process may have chosen a provider already; then that one stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let address = Arc::new(Address::parse(url, &options)?);
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let open = |role| Link::open(address.clone(), role, options.call_timeout, stop.clone());
+        let (publishing, consuming, life_cycle) =
+            tokio::try_join!(open("publishing"), open("consuming"), open("life cycle"))?;
+        let management = Management::new(&options, &address)?;
+        let publisher = Publisher::new(
+            Pool::new(publishing, options.publishing_channels_max, true),
+            options.publish_timeout,
+        );
+        let core = Core {
+            publisher: Arc::new(publisher),
+            consuming: Lanes::new(consuming),
+            admin: Admin::new(Pool::new(life_cycle, options.life_cycle_channels_max, false), management),
+            limits: Limits { message_bytes_max: options.message_bytes_max },
+            stop,
+        };
+        Ok(Self { core: Arc::new(core), _stop: Arc::new(guard) })
+    }
+
+    /// Disconnects: readers and publishers get [`sluice_bus::Error::Unavailable`], what readers held goes back.
+    pub async fn shutdown(&self) {
+        self.core.stop.cancel();
+        self.core.publisher.close().await;
+        self.core.consuming.close().await;
+        self.core.admin.close().await;
+    }
+
+    /// `flow` messages that this process published to topics without a subscription: they are gone.
+    #[must_use]
+    pub fn unroutable(&self) -> u64 {
+        self.core.publisher.unroutable_total()
+    }
+
+    /// Where it is connected to, without the password.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.core.consuming.address().to_string()
+    }
+
+    /// Whether the management API answers; `None` when none was configured.
+    pub async fn management_answers(&self) -> Option<bool> {
+        self.core.admin.management_answers().await
+    }
+}
+
+impl Broker for RabbitMq {
+    fn publish<'a>(&'a self, to: &'a sluice_bus::Address, message: Message) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let (bytes, max) = (message.body.len(), self.core.limits.message_bytes_max);
+            if bytes > max {
+                return Err(sluice_bus::Error::TooLarge { bytes, max });
+            }
+            self.core.publisher.publish(to, message, max).await
+        })
+    }
+
+    fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>>> {
+        Box::pin(async move {
+            Ok(match to {
+                Subscription::Shared { topic, name, prefetch } => {
+                    Box::new(shared::attach(&self.core, topic, name, *prefetch).await?) as Box<dyn Inbox>
+                }
+                Subscription::Own { topics } => Box::new(own::attach(&self.core, topics).await?) as _,
+            })
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        self.core.limits
+    }
+
+    /// It cannot tell how much waits, only that the broker takes nothing more.
+    fn pressure(&self) -> Option<Pressure> {
+        let is_blocked = self.core.publisher.is_blocked();
+        Some(Pressure { bytes: 0, high_water_bytes: u64::MAX, disk_full: is_blocked })
+    }
+}
+
+impl BrokerAdmin for RabbitMq {
+    fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>>> {
+        Box::pin(async move {
+            let mut seen = self.core.admin.observe(topics).await?;
+            for seen in &mut seen {
+                seen.unroutable = self.core.publisher.unroutable(&seen.topic);
+            }
+            Ok(seen)
+        })
+    }
+
+    fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.core.admin.ensure(topic))
+    }
+
+    fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.core.publisher.forget(&topic.topic);
+            self.core.admin.remove(topic).await
+        })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
+        Box::pin(self.core.admin.list(prefix))
+    }
+}
+
+/// The error of everything after the end.
+fn stopped() -> sluice_bus::Error {
+    sluice_bus::Error::Unavailable { reason: "this process has disconnected from the broker".to_owned() }
+}
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Pauses between attempts to connect or attach: they double up to a bound, and are spread so that many do not come at
+/// once.
+struct Pauses(Duration);
+
+impl Pauses {
+    const MIN: Duration = Duration::from_millis(100);
+    const MAX: Duration = Duration::from_secs(10);
+
+    const fn new() -> Self {
+        Self(Self::MIN)
+    }
+
+    fn next(&mut self) -> Duration {
+        let spread = rand::Rng::random_range(&mut rand::rng(), 0.5..1.0);
+        let pause = self.0.mul_f64(spread);
+        self.0 = (self.0 * 2).min(Self::MAX);
+        pause
+    }
+}

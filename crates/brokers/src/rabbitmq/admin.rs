@@ -1,0 +1,213 @@
+//! The owner's calls: making, seeing and removing exchanges and queues, with exactly the properties that 2.11 gives them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{Channel, ExchangeKind, Queue};
+use sluice_bus::{Error, Result, Seen, SeenSubscription, TopicSpec};
+use sluice_schema::{Class, Topic};
+
+use super::fault::{self, code};
+use super::lock;
+use super::management::{Inventory, Management};
+use super::names;
+use super::pool::Pool;
+
+/// Topics looked at side by side.
+const LOOKS_MAX: usize = 16;
+
+pub(super) struct Admin {
+    pool: Pool,
+    management: Option<Management>,
+    /// What this process made: without the management API, all that is known beside what is asked for.
+    made: Mutex<HashMap<Topic, BTreeSet<String>>>,
+}
+
+impl Admin {
+    pub(super) fn new(pool: Pool, management: Option<Management>) -> Self {
+        Self { pool, management, made: Mutex::default() }
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.link.close().await;
+    }
+
+    pub(super) async fn management_answers(&self) -> Option<bool> {
+        Some(self.management.as_ref()?.exchanges().await.is_ok())
+    }
+
+    pub(super) async fn ensure(&self, spec: &TopicSpec) -> Result<()> {
+        if !spec.subscriptions.is_empty() {
+            names::check_class(&spec.topic, true)?;
+        }
+        let exchange = names::exchange(&spec.topic);
+        let name = names::short(&exchange)?;
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        self.call(&exchange, "making an exchange", async move |channel: Channel| {
+            channel.exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default()).await
+        })
+        .await?;
+        for subscription in &spec.subscriptions {
+            self.ensure_queue(&spec.topic, subscription).await?;
+        }
+        lock(&self.made).entry(spec.topic.clone()).or_default().extend(spec.subscriptions.iter().cloned());
+        Ok(())
+    }
+
+    async fn ensure_queue(&self, topic: &Topic, subscription: &str) -> Result<()> {
+        let queue = names::queue(topic, subscription);
+        let (name, exchange) = (names::short(&queue)?, names::short(&names::exchange(topic))?);
+        let options = QueueDeclareOptions { durable: topic.class() == Class::Flow, ..Default::default() };
+        self.call(&queue, "making a queue", async move |channel: Channel| {
+            channel.queue_declare(name.clone(), options, FieldTable::default()).await?;
+            let options = QueueBindOptions::default();
+            channel.queue_bind(name.clone(), exchange, name, options, FieldTable::default()).await
+        })
+        .await
+    }
+
+    pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {
+        let exchange = names::exchange(&spec.topic);
+        let inventory = self.inventory().await;
+        let mut subscriptions: BTreeSet<String> = spec.subscriptions.iter().cloned().collect();
+        subscriptions.extend(inventory.iter().flat_map(|inventory| inventory.bound_under(&exchange)));
+        subscriptions.extend(lock(&self.made).get(&spec.topic).into_iter().flatten().cloned());
+        let mut remakers = Vec::new();
+        for subscription in &subscriptions {
+            let queue = names::queue(&spec.topic, subscription);
+            let consumers = self.look_at_queue(&queue).await?.map_or(0, |found| found.consumer_count());
+            let name = names::short(&queue)?;
+            self.call(&queue, "removing a queue", async move |channel: Channel| {
+                channel.queue_delete(name, QueueDeleteOptions::default()).await.map(drop)
+            })
+            .await?;
+            if consumers > 0 {
+                remakers.push((queue, consumers));
+            }
+        }
+        let name = names::short(&exchange)?;
+        self.call(&exchange, "removing an exchange", async move |channel: Channel| {
+            channel.exchange_delete(name, ExchangeDeleteOptions::default()).await
+        })
+        .await?;
+        lock(&self.made).remove(&spec.topic);
+        for (queue, consumers) in remakers {
+            if self.look_at_queue(&queue).await?.is_some() {
+                let holders =
+                    format!("{consumers} consumers were attached, and one of them has made it again");
+                return Err(Error::InUse { name: queue, holders });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn observe(&self, specs: &[TopicSpec]) -> Result<Vec<Seen>> {
+        let inventory = self.inventory().await;
+        self.observe_with(specs, inventory.as_ref()).await
+    }
+
+    async fn observe_with(&self, specs: &[TopicSpec], inventory: Option<&Inventory>) -> Result<Vec<Seen>> {
+        let looks: Vec<_> = specs.iter().map(|spec| self.look(spec, inventory)).collect();
+        stream::iter(looks).buffered(LOOKS_MAX).try_collect().await
+    }
+
+    async fn look(&self, spec: &TopicSpec, inventory: Option<&Inventory>) -> Result<Seen> {
+        let exchange = names::exchange(&spec.topic);
+        let mut asked = spec.subscriptions.clone();
+        let bound = inventory.map(|inventory| inventory.bound_under(&exchange)).unwrap_or_default();
+        asked.extend(bound.into_iter().filter(|name| !spec.subscriptions.contains(name)));
+        let mut subscriptions = Vec::with_capacity(asked.len());
+        for name in asked {
+            let queue = names::queue(&spec.topic, &name);
+            let found = self.look_at_queue(&queue).await?;
+            subscriptions.push(SeenSubscription {
+                name,
+                exists: found.is_some(),
+                ready: found.as_ref().map_or(0, |found| found.message_count().into()),
+                unsettled: match found {
+                    Some(_) => inventory.and_then(|inventory| inventory.unacknowledged(&queue)),
+                    None => Some(0),
+                },
+                consumers: Some(found.as_ref().map_or(0, |found| found.consumer_count().into())),
+            });
+        }
+        let exists = self.look_at_exchange(&exchange).await?;
+        Ok(Seen { topic: spec.topic.clone(), exists, subscriptions, unroutable: None })
+    }
+
+    async fn look_at_exchange(&self, exchange: &str) -> Result<bool> {
+        let name = names::short(exchange)?;
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+        let looked = self.try_call(async move |channel: Channel| {
+            channel.exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default()).await
+        });
+        match looked.await? {
+            Ok(()) => Ok(true),
+            Err(error) if fault::is(&error, code::NOT_FOUND) => Ok(false),
+            Err(error) => Err(fault::of_call(&error, exchange, "looking at an exchange")),
+        }
+    }
+
+    async fn look_at_queue(&self, queue: &str) -> Result<Option<Queue>> {
+        let name = names::short(queue)?;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let looked = self.try_call(async move |channel: Channel| {
+            channel.queue_declare(name, options, FieldTable::default()).await
+        });
+        match looked.await? {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if fault::is(&error, code::NOT_FOUND) => Ok(None),
+            Err(error) => Err(fault::of_call(&error, queue, "looking at a queue")),
+        }
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<Seen>> {
+        let Some(management) = &self.management else {
+            let reason = "the broker lists its topics only through its management API, and no address of that is given";
+            return Err(Error::Refused { reason: reason.to_owned() });
+        };
+        let unavailable = |why: String| Error::Unavailable { reason: format!("its management API: {why}") };
+        let exchanges = management.exchanges().await.map_err(unavailable)?;
+        let topics = exchanges.iter().filter_map(|name| names::topic(name));
+        let specs: Vec<_> =
+            topics.filter(|topic| topic.as_str().starts_with(prefix)).map(TopicSpec::bare).collect();
+        let inventory = management.inventory().await.map_err(unavailable)?;
+        self.observe_with(&specs, Some(&inventory)).await
+    }
+
+    /// What the management API knows, if there is one that answers.
+    async fn inventory(&self) -> Option<Inventory> {
+        self.management.as_ref()?.inventory_if_it_answers().await
+    }
+
+    /// A call that must succeed.
+    async fn call<F>(&self, name: &str, what: &str, call: impl FnOnce(Channel) -> F) -> Result<()>
+    where
+        F: Future<Output = Result<(), lapin::Error>>,
+    {
+        self.try_call(call).await?.map_err(|error| fault::of_call(&error, name, &format!("{what} '{name}'")))
+    }
+
+    async fn try_call<F, T>(&self, call: impl FnOnce(Channel) -> F) -> Result<Result<T, lapin::Error>>
+    where
+        F: Future<Output = Result<T, lapin::Error>>,
+    {
+        let within = self.pool.link.call_timeout();
+        let lane = self.pool.take(within).await?;
+        let Ok(outcome) = tokio::time::timeout(within, call(lane.channel.clone())).await else {
+            return Err(Error::TimedOut {
+                what: "the broker".to_owned(),
+                after_ms: within.as_millis() as u64,
+            });
+        };
+        if outcome.is_ok() {
+            lane.give_back();
+        }
+        Ok(outcome)
+    }
+}

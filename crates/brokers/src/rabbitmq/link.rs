@@ -1,0 +1,273 @@
+//! A connection that is rebuilt when it is lost, and several of them where one would hold too many channels.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use sluice_bus::{Error, Result};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::address::Address;
+use super::{Pauses, fault, lock, stopped};
+
+/// How often a connection is looked at, should its end not have been told.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Readers of one connection; the broker allows 2047 channels, and a follow takes one for a moment.
+const READERS_MAX: usize = 1_000;
+
+/// One kept connection. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Link(Arc<Shared>);
+
+struct Shared {
+    address: Arc<Address>,
+    role: &'static str,
+    call_timeout: Duration,
+    state: watch::Sender<State>,
+    /// Why the broker takes no publishes at the moment.
+    blocked: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+}
+
+#[derive(Clone)]
+enum State {
+    Up(Up),
+    Down(Arc<str>),
+    Stopped,
+}
+
+/// One incarnation of a connection.
+#[derive(Clone)]
+pub(super) struct Up {
+    connection: Arc<Connection>,
+    /// Differs between incarnations.
+    pub(super) generation: u64,
+}
+
+impl Up {
+    pub(super) async fn channel(&self) -> Result<Channel, lapin::Error> {
+        self.connection.create_channel().await
+    }
+
+    fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+}
+
+impl Link {
+    /// Connects once, then keeps connected until `stop`.
+    pub(super) async fn open(
+        address: Arc<Address>,
+        role: &'static str,
+        call_timeout: Duration,
+        stop: CancellationToken,
+    ) -> Result<Self> {
+        let state = watch::Sender::new(State::Down("connecting".into()));
+        let blocked = watch::Sender::new(None);
+        let link = Self(Arc::new(Shared { address, role, call_timeout, state, blocked, stop }));
+        let first = link.0.connect().await?;
+        link.0.state.send_replace(State::Up(Up { connection: first.clone(), generation: 0 }));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
+        )]
+        tokio::spawn(link.0.clone().keep(first));
+        Ok(link)
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.0.address
+    }
+
+    pub(super) fn call_timeout(&self) -> Duration {
+        self.0.call_timeout
+    }
+
+    /// The connection as it is now; waits for one that is being rebuilt.
+    pub(super) async fn up(&self, within: Duration) -> Result<Up> {
+        let mut state = self.0.state.subscribe();
+        let settled = |state: &State| match state {
+            State::Up(up) => up.is_connected(),
+            State::Down(_) => false,
+            State::Stopped => true,
+        };
+        let found = tokio::time::timeout(within, state.wait_for(settled)).await;
+        match found.ok().and_then(|found| found.ok().map(|state| state.clone())) {
+            Some(State::Up(up)) => Ok(up),
+            Some(State::Stopped) => Err(stopped()),
+            Some(State::Down(_)) | None => Err(self.0.unavailable()),
+        }
+    }
+
+    /// Waits while the broker takes no publishes.
+    pub(super) async fn unblocked(&self, within: Duration) -> Result<()> {
+        let mut blocked = self.0.blocked.subscribe();
+        if tokio::time::timeout(within, blocked.wait_for(Option::is_none)).await.is_ok() {
+            return Ok(());
+        }
+        let why = self.0.blocked.borrow().clone().unwrap_or_default();
+        Err(Error::Unavailable {
+            reason: format!("it takes no messages at the moment ({why}); free what it lacks"),
+        })
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.0.blocked.borrow().is_some()
+    }
+
+    /// Closes the connection once told to stop.
+    pub(super) async fn close(&self) {
+        let mut state = self.0.state.subscribe();
+        let ended = state.wait_for(|state| matches!(state, State::Stopped));
+        let _ = tokio::time::timeout(self.0.call_timeout, ended).await;
+    }
+}
+
+impl Shared {
+    async fn connect(&self) -> Result<Arc<Connection>> {
+        let name = format!("{} {}", self.address.name, self.role);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(|error| Error::Refused { reason: error.to_string() })?;
+        let connecting =
+            Connection::connect_uri_with_config(self.address.uri(), properties, self.address.tls(), runtime);
+        match tokio::time::timeout(self.call_timeout, connecting).await {
+            Ok(Ok(connection)) => Ok(Arc::new(connection)),
+            Ok(Err(error)) => Err(fault::of_connecting(&error, &self.address)),
+            Err(_) => Err(Error::Unavailable {
+                reason: format!("{} did not answer within {} s", self.address, self.call_timeout.as_secs()),
+            }),
+        }
+    }
+
+    /// Rebuilds the connection whenever it is lost.
+    async fn keep(self: Arc<Self>, first: Arc<Connection>) {
+        let mut connection = first;
+        for generation in 1.. {
+            let Some(reason) = self.stop.run_until_cancelled(self.watch(&connection)).await else { break };
+            self.blocked.send_replace(None);
+            tracing::warn!(connection = self.role, address = %self.address, reason, "the broker's connection was lost");
+            self.state.send_replace(State::Down(reason.into()));
+            let Some(again) = self.stop.run_until_cancelled(self.reconnect()).await else { break };
+            connection = again;
+            tracing::info!(connection = self.role, address = %self.address, "connected to the broker again");
+            self.state.send_replace(State::Up(Up { connection: connection.clone(), generation }));
+        }
+        self.state.send_replace(State::Stopped);
+        let closing = connection.close(200, "bye".into());
+        let _ = tokio::time::timeout(self.call_timeout, closing).await;
+    }
+
+    async fn reconnect(&self) -> Arc<Connection> {
+        let mut pauses = Pauses::new();
+        loop {
+            tokio::time::sleep(pauses.next()).await;
+            match self.connect().await {
+                Ok(connection) => return connection,
+                Err(error) => self.state.send_replace(State::Down(error.to_string().into())),
+            };
+        }
+    }
+
+    /// Follows a connection until it is lost; answers why.
+    async fn watch(&self, connection: &Connection) -> String {
+        let mut events = std::pin::pin!(connection.events_listener());
+        let mut why = "it ended".to_owned();
+        while connection.status().connected() {
+            self.hear(&mut events, &mut why).await;
+        }
+        why
+    }
+
+    async fn hear(&self, events: &mut (impl Stream<Item = Event> + Unpin), why: &mut String) {
+        match tokio::time::timeout(LOOK_INTERVAL, events.next()).await {
+            Ok(Some(Event::ConnectionBlocked(reason))) => {
+                tracing::warn!(reason, "the broker takes no messages");
+                self.blocked.send_replace(Some(reason));
+            }
+            Ok(Some(Event::ConnectionUnblocked)) => {
+                tracing::info!("the broker takes messages again");
+                self.blocked.send_replace(None);
+            }
+            Ok(Some(Event::Error(error))) => *why = error.to_string(),
+            Ok(Some(_)) | Err(_) => {}
+            Ok(None) => tokio::time::sleep(LOOK_INTERVAL).await,
+        }
+    }
+
+    fn unavailable(&self) -> Error {
+        let reason = match &*self.state.borrow() {
+            State::Down(reason) => reason.to_string(),
+            State::Up(_) | State::Stopped => "the connection was lost".to_owned(),
+        };
+        Error::Unavailable { reason }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} connection to {}", self.0.role, self.0.address)
+    }
+}
+
+/// Connections for readers: another one for every [`READERS_MAX`].
+pub(super) struct Lanes {
+    first: Link,
+    lanes: std::sync::Mutex<Vec<(Link, Arc<AtomicUsize>)>>,
+    opening: tokio::sync::Mutex<()>,
+}
+
+/// A reader's place on a connection.
+pub(super) struct Place {
+    pub(super) link: Link,
+    readers: Arc<AtomicUsize>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lanes {
+    pub(super) fn new(first: Link) -> Self {
+        let lanes = std::sync::Mutex::new(vec![(first.clone(), Arc::default())]);
+        Self { first, lanes, opening: tokio::sync::Mutex::new(()) }
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        self.first.address()
+    }
+
+    pub(super) async fn place(&self) -> Result<Place> {
+        if let Some(place) = self.free() {
+            return Ok(place);
+        }
+        let _one_at_a_time = self.opening.lock().await;
+        if let Some(place) = self.free() {
+            return Ok(place);
+        }
+        let like = &self.first.0;
+        let link = Link::open(like.address.clone(), like.role, like.call_timeout, like.stop.clone()).await?;
+        let readers = Arc::new(AtomicUsize::new(1));
+        lock(&self.lanes).push((link.clone(), readers.clone()));
+        Ok(Place { link, readers })
+    }
+
+    fn free(&self) -> Option<Place> {
+        let lanes = lock(&self.lanes);
+        let (link, readers) =
+            lanes.iter().find(|(_, readers)| readers.load(Ordering::Relaxed) < READERS_MAX)?;
+        readers.fetch_add(1, Ordering::Relaxed);
+        Some(Place { link: link.clone(), readers: readers.clone() })
+    }
+
+    pub(super) async fn close(&self) {
+        let links: Vec<Link> = lock(&self.lanes).iter().map(|(link, _)| link.clone()).collect();
+        futures_util::future::join_all(links.iter().map(Link::close)).await;
+    }
+}

@@ -1,0 +1,75 @@
+//! Channels, each for one call at a time: a failed call closes its channel, and must not take others with it. It also
+//! makes a returned message the answer to the one publish under way.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
+use sluice_bus::{Error, Result};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::link::Link;
+use super::{fault, lock};
+
+pub(super) struct Pool {
+    pub(super) link: Link,
+    confirms: bool,
+    channels_max: usize,
+    permits: Semaphore,
+    idle: Mutex<Vec<(u64, Channel)>>,
+}
+
+/// A channel for one call. Dropped before the call has ended, it is closed rather than used again.
+pub(super) struct Lane<'a> {
+    pub(super) channel: Channel,
+    generation: u64,
+    pool: &'a Pool,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Pool {
+    pub(super) fn new(link: Link, channels_max: usize, confirms: bool) -> Self {
+        let channels_max = channels_max.max(1);
+        Self { link, confirms, channels_max, permits: Semaphore::new(channels_max), idle: Mutex::default() }
+    }
+
+    pub(super) async fn take(&self, within: Duration) -> Result<Lane<'_>> {
+        let waited = tokio::time::timeout(within, self.permits.acquire());
+        let Ok(Ok(permit)) = waited.await else {
+            let reason = format!("all {} channels were busy for {} s", self.channels_max, within.as_secs());
+            return Err(Error::Unavailable { reason });
+        };
+        let up = self.link.up(within).await?;
+        while let Some((generation, channel)) = lock(&self.idle).pop() {
+            if generation == up.generation && channel.status().connected() {
+                return Ok(Lane { channel, generation, pool: self, _permit: permit });
+            }
+        }
+        let opened = tokio::time::timeout(within, async {
+            let channel = up.channel().await?;
+            if self.confirms {
+                channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            }
+            Ok::<_, lapin::Error>(channel)
+        });
+        match opened.await {
+            Ok(Ok(channel)) => Ok(Lane { channel, generation: up.generation, pool: self, _permit: permit }),
+            // Nothing has been asked of the channel yet, so nothing has happened.
+            Ok(Err(error)) => Err(match fault::of_call(&error, "a channel", "opening a channel") {
+                Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
+                other => other,
+            }),
+            Err(_) => Err(Error::Unavailable { reason: "the broker opened no channel in time".to_owned() }),
+        }
+    }
+}
+
+impl Lane<'_> {
+    /// The call has ended: the channel may serve another.
+    pub(super) fn give_back(self) {
+        if self.channel.status().connected() {
+            lock(&self.pool.idle).push((self.generation, self.channel));
+        }
+    }
+}

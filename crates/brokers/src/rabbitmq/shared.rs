@@ -1,0 +1,427 @@
+//! A reader of a named queue. One task per reader owns its channel: it counts attempts before it hands out, holds what is
+//! wanted later, and attaches again after a lost connection.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture as Boxed;
+use futures_util::stream::{BoxStream, FuturesUnordered, SelectAll};
+use futures_util::{FutureExt, StreamExt};
+use lapin::Channel;
+use lapin::message::Delivery as Arrived;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+};
+use lapin::types::{FieldTable, ShortString};
+use sluice_bus::{BoxFuture, Delivery, Error, ErrorKind, Inbox, InboxAddress, Result, Settle, Verdict};
+use sluice_schema::Topic;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::fault::{self, code};
+use super::link::{Link, Place};
+use super::publish::{Fault, Publisher, Routed};
+use super::{Core, Pauses, lock, names, stopped};
+
+/// Longest wait of a message wanted later; the broker takes unsettled messages back after half an hour.
+const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
+/// Messages held at once without taking places of others; beyond it the reader waits for the first to be due.
+const HELD_MAX: usize = 64;
+/// How long a message waits whose attempt could not be counted.
+const RECOUNT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The reader's end.
+pub(super) struct SharedInbox {
+    topic: Topic,
+    deliveries: tokio::sync::Mutex<mpsc::Receiver<Delivery>>,
+    ended: Arc<Mutex<Option<Error>>>,
+    _gone: DropGuard,
+}
+
+pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32) -> Result<SharedInbox> {
+    names::check_class(topic, true)?;
+    if core.stop.is_cancelled() {
+        return Err(stopped());
+    }
+    let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX).max(1);
+    let place = core.consuming.place().await?;
+    let queue = Queue {
+        topic: topic.clone(),
+        subscription: name.to_owned(),
+        name: names::short(&names::queue(topic, name))?,
+        prefetch,
+    };
+    let session = Session::open(&place.link, &queue, 0).await?;
+    let stop = core.stop.child_token();
+    let (out, deliveries) = mpsc::channel(prefetch.into());
+    let (verdicts, told) = mpsc::unbounded_channel();
+    let ended = Arc::new(Mutex::new(None));
+    let reader = Reader {
+        queue,
+        place,
+        publisher: core.publisher.clone(),
+        stop: stop.clone(),
+        out,
+        verdicts,
+        told,
+        ended: ended.clone(),
+    };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
+    )]
+    tokio::spawn(reader.run(session));
+    let deliveries = tokio::sync::Mutex::new(deliveries);
+    Ok(SharedInbox { topic: topic.clone(), deliveries, ended, _gone: stop.drop_guard() })
+}
+
+impl Inbox for SharedInbox {
+    fn next(&self) -> BoxFuture<'_, Result<Delivery>> {
+        Box::pin(async move {
+            match self.deliveries.lock().await.recv().await {
+                Some(delivery) => Ok(delivery),
+                None => Err(lock(&self.ended).clone().unwrap_or_else(stopped)),
+            }
+        })
+    }
+
+    fn address(&self) -> Option<InboxAddress> {
+        None
+    }
+
+    fn follow<'a>(&'a self, _topic: &'a Topic) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { Err(self.cannot_follow()) })
+    }
+
+    fn unfollow<'a>(&'a self, _topic: &'a Topic) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { Err(self.cannot_follow()) })
+    }
+}
+
+impl SharedInbox {
+    fn cannot_follow(&self) -> Error {
+        Error::Refused { reason: format!("a reader of '{}' follows no other topics", self.topic) }
+    }
+}
+
+/// What is read.
+struct Queue {
+    topic: Topic,
+    subscription: String,
+    name: ShortString,
+    prefetch: u16,
+}
+
+/// What a holder decided; `session` tells verdicts over messages that the broker has long taken back.
+struct Told {
+    session: u64,
+    tag: u64,
+    later: Option<Duration>,
+}
+
+struct Settler {
+    channel: Channel,
+    session: u64,
+    tag: u64,
+    /// Unbounded: at most one entry for each delivery in somebody's hands, of which there are `prefetch`.
+    verdicts: mpsc::UnboundedSender<Told>,
+}
+
+impl Settle for Settler {
+    fn settle(self: Box<Self>, verdict: Verdict) {
+        let later = match verdict {
+            Verdict::Done => {
+                // Polled once, a frame is queued for sending; its being sent is not waited for.
+                let _ = self.channel.basic_ack(self.tag, BasicAckOptions::default()).now_or_never();
+                None
+            }
+            Verdict::Again(Duration::ZERO) => {
+                give_back(&self.channel, self.tag);
+                None
+            }
+            Verdict::Again(delay) => Some(delay),
+        };
+        // When the reader is gone, so is its channel, and the broker has taken the message back.
+        let _ = self.verdicts.send(Told { session: self.session, tag: self.tag, later });
+    }
+}
+
+fn give_back(channel: &Channel, tag: u64) {
+    let options = BasicNackOptions { requeue: true, ..Default::default() };
+    let _ = channel.basic_nack(tag, options).now_or_never();
+}
+
+struct Reader {
+    queue: Queue,
+    place: Place,
+    publisher: Arc<Publisher>,
+    stop: CancellationToken,
+    out: mpsc::Sender<Delivery>,
+    verdicts: mpsc::UnboundedSender<Told>,
+    told: mpsc::UnboundedReceiver<Told>,
+    ended: Arc<Mutex<Option<Error>>>,
+}
+
+/// Why a session ended.
+enum End {
+    Left,
+    Removed,
+    Lost(String),
+}
+
+impl Reader {
+    async fn run(mut self, mut session: Session) {
+        let error = loop {
+            let end = self.serve(&mut session).await;
+            match end {
+                End::Left => break stopped(),
+                End::Removed => break self.queue.absent(),
+                End::Lost(reason) => {
+                    tracing::debug!(queue = %self.queue.name, reason, "a reader was cut off; attaching again");
+                }
+            }
+            session = match self.attach_again(session.number + 1).await {
+                Ok(session) => session,
+                Err(error) => break error,
+            };
+        };
+        *lock(&self.ended) = Some(error);
+        let closing = session.channel.close(200, "bye".into());
+        let _ = tokio::time::timeout(self.place.link.call_timeout(), closing).await;
+    }
+
+    async fn serve(&mut self, session: &mut Session) -> End {
+        loop {
+            self.hand_out(session);
+            let due = session.held.first().map(|(at, _)| *at);
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return End::Left,
+                Some(told) = self.told.recv() => session.settled(&told, &self.queue).await,
+                Some(recounted) = session.recounts.next() => session.recounted(recounted, &self.queue).await,
+                () = until(due) => session.give_back_due().await,
+                event = session.events.next() => match event {
+                    Some(Event::Message(arrived)) => self.arrived(session, *arrived),
+                    Some(Event::Lost(reason)) => return End::Lost(reason),
+                    Some(Event::Cancelled) | None => return End::Removed,
+                },
+            }
+        }
+    }
+
+    fn arrived(&self, session: &mut Session, arrived: Arrived) {
+        let counted = names::attempts(&arrived.properties);
+        let known = names::attempts_redelivered(&arrived.properties);
+        if !arrived.redelivered && known == counted + 1 {
+            session.waiting.push_back((arrived, counted + 1));
+            return;
+        }
+        let (publisher, queue) = (self.publisher.clone(), self.queue.name.clone());
+        session.recounts.push(Box::pin(recount(publisher, queue, arrived, known)));
+    }
+
+    fn hand_out(&self, session: &mut Session) {
+        while session.in_hands < self.queue.prefetch.into() {
+            let Some((arrived, attempt)) = session.waiting.pop_front() else { return };
+            let settler = Settler {
+                channel: session.channel.clone(),
+                session: session.number,
+                tag: arrived.delivery_tag,
+                verdicts: self.verdicts.clone(),
+            };
+            session.in_hands += 1;
+            let message = names::message(arrived.data, &arrived.properties);
+            let delivery = Delivery::new(message, self.queue.topic.clone(), attempt, Box::new(settler));
+            // There is room for as many as may be in hands; should the reader be gone, dropping gives it back.
+            let _ = self.out.try_send(delivery);
+        }
+    }
+
+    async fn attach_again(&self, number: u64) -> Result<Session> {
+        let mut pauses = Pauses::new();
+        loop {
+            let pause = pauses.next();
+            let attempt = async {
+                tokio::time::sleep(pause).await;
+                Session::open(&self.place.link, &self.queue, number).await
+            };
+            match self.stop.run_until_cancelled(attempt).await {
+                None => return Err(stopped()),
+                Some(Err(error)) if !matches!(error.kind(), ErrorKind::Absent | ErrorKind::Refused) => {
+                    tracing::debug!(queue = %self.queue.name, %error, "a reader could not attach yet");
+                }
+                Some(outcome) => return outcome,
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn absent(&self) -> Error {
+        Error::NoSubscription { topic: self.topic.clone(), subscription: self.subscription.clone() }
+    }
+}
+
+enum Event {
+    Message(Box<Arrived>),
+    /// The broker ended the consumer: its queue was deleted.
+    Cancelled,
+    Lost(String),
+}
+
+/// What became of a message whose attempt was to be counted.
+enum Recounted {
+    /// A copy with the new count stands behind the others.
+    Copied(u64),
+    /// The queue went away meanwhile.
+    Gone,
+    /// We may not make copies: it is handed out as it is.
+    AsItIs(Box<Arrived>, u32),
+    /// Not now.
+    Later(u64),
+}
+
+async fn recount(
+    publisher: Arc<Publisher>,
+    queue: ShortString,
+    arrived: Arrived,
+    attempts: u32,
+) -> Recounted {
+    let properties = names::counted(&arrived.properties, attempts);
+    let (name, tag) = (queue.to_string(), arrived.delivery_tag);
+    match publisher.send(ShortString::default(), queue, true, &arrived.data, properties, &name).await {
+        Ok(Routed::Queued) => Recounted::Copied(tag),
+        Ok(Routed::Nowhere) => Recounted::Gone,
+        Err(Fault::NoExchange | Fault::TooLarge) => Recounted::AsItIs(Box::new(arrived), attempts + 1),
+        Err(Fault::Other(error)) if error.kind() == ErrorKind::Refused => {
+            Recounted::AsItIs(Box::new(arrived), attempts + 1)
+        }
+        Err(Fault::Other(error)) => {
+            tracing::debug!(queue = name, %error, "an attempt could not be counted yet");
+            Recounted::Later(tag)
+        }
+    }
+}
+
+/// One attachment: a channel with its consumers, and what came over it.
+struct Session {
+    number: u64,
+    channel: Channel,
+    events: SelectAll<BoxStream<'static, Event>>,
+    /// Consumers that make up for held messages, by tag.
+    extras: Vec<ShortString>,
+    waiting: VecDeque<(Arrived, u32)>,
+    in_hands: usize,
+    held: BTreeSet<(Instant, u64)>,
+    recounts: FuturesUnordered<Boxed<'static, Recounted>>,
+}
+
+impl Session {
+    async fn open(link: &Link, queue: &Queue, number: u64) -> Result<Self> {
+        let within = link.call_timeout();
+        let up = link.up(within).await?;
+        let opened = tokio::time::timeout(within, async {
+            let channel = up.channel().await?;
+            let look = QueueDeclareOptions { passive: true, ..Default::default() };
+            channel.queue_declare(queue.name.clone(), look, FieldTable::default()).await?;
+            let mut session = Self {
+                number,
+                channel,
+                events: SelectAll::new(),
+                extras: Vec::new(),
+                waiting: VecDeque::new(),
+                in_hands: 0,
+                held: BTreeSet::new(),
+                recounts: FuturesUnordered::new(),
+            };
+            session.consume(queue, queue.prefetch, true).await?;
+            Ok::<_, lapin::Error>(session)
+        });
+        match opened.await {
+            Ok(Ok(session)) => Ok(session),
+            Ok(Err(error)) if fault::is(&error, code::NOT_FOUND) => Err(queue.absent()),
+            Ok(Err(error)) => Err(match fault::of_call(&error, queue.name.as_str(), "reading a queue") {
+                // Nothing that was half done outlives its channel.
+                Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
+                other => other,
+            }),
+            Err(_) => {
+                Err(Error::Unavailable { reason: format!("'{}' could not be read in time", queue.name) })
+            }
+        }
+    }
+
+    async fn consume(&mut self, queue: &Queue, prefetch: u16, is_first: bool) -> Result<(), lapin::Error> {
+        // Set for consumers that begin from now on.
+        self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        let options = BasicConsumeOptions::default();
+        let tag = ShortString::default();
+        let consumer =
+            self.channel.basic_consume(queue.name.clone(), tag, options, FieldTable::default()).await?;
+        if !is_first {
+            self.extras.push(consumer.tag());
+        }
+        let events = consumer.map(|item| match item {
+            Ok(arrived) => Event::Message(Box::new(arrived)),
+            Err(error) => Event::Lost(error.to_string()),
+        });
+        // Only the first one's end means that the queue is gone: the others we end ourselves.
+        let end = futures_util::stream::iter(is_first.then_some(Event::Cancelled));
+        self.events.push(events.chain(end).boxed());
+        Ok(())
+    }
+
+    async fn settled(&mut self, told: &Told, queue: &Queue) {
+        if told.session != self.number {
+            return;
+        }
+        self.in_hands = self.in_hands.saturating_sub(1);
+        if let Some(delay) = told.later {
+            self.hold(told.tag, delay, queue).await;
+        }
+    }
+
+    async fn recounted(&mut self, recounted: Recounted, queue: &Queue) {
+        match recounted {
+            Recounted::Copied(tag) => {
+                let _ = self.channel.basic_ack(tag, BasicAckOptions::default()).now_or_never();
+            }
+            Recounted::Gone => {}
+            Recounted::AsItIs(arrived, attempt) => self.waiting.push_back((*arrived, attempt)),
+            Recounted::Later(tag) => self.hold(tag, RECOUNT_PAUSE, queue).await,
+        }
+    }
+
+    /// Keeps a message until it is due, and lets another one come in its place.
+    async fn hold(&mut self, tag: u64, delay: Duration, queue: &Queue) {
+        self.held.insert((Instant::now() + delay.min(HOLD_MAX), tag));
+        if self.extras.len() < self.held.len().min(HELD_MAX) {
+            // Should it fail, the channel is broken and the session ends by that.
+            let _ = self.consume(queue, 1, false).await;
+        }
+    }
+
+    /// Gives back what is due: the broker marks it as redelivered, and so it is counted.
+    async fn give_back_due(&mut self) {
+        let now = Instant::now();
+        while self.held.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, tag)) = self.held.pop_first() {
+                give_back(&self.channel, tag);
+            }
+        }
+        while self.extras.len() > self.held.len() {
+            if let Some(tag) = self.extras.pop() {
+                let _ = self.channel.basic_cancel(tag, Default::default()).await;
+            }
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
