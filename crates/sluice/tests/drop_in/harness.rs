@@ -84,7 +84,7 @@ pub(crate) fn run<W>(asked: &Asked, mut groups: Vec<Group<W>>) -> ExitCode {
     let chosen = count(&groups);
     if asked.list {
         for group in &groups {
-            group.cases.iter().for_each(|case| println!("{}: test", full_name(group.name, &case.name)));
+            group.cases.iter().for_each(|case| println!("{}: test", case.name));
         }
         println!("\n{chosen} tests, 0 benchmarks");
         return ExitCode::SUCCESS;
