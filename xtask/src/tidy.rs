@@ -13,7 +13,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sluice-schema", &[]),
     ("sluice-bus", &["sluice-schema"]),
     ("sluice-store", &["sluice-schema"]),
-    ("sluice-brokers", &["sluice-bus", "sluice-schema"]),
     ("sluice-sdk", &["sluice-bus", "sluice-schema"]),
     ("sluice-config", &["sluice-sdk", "sluice-bus", "sluice-store", "sluice-schema"]),
     ("sluice-iam", &["sluice-sdk", "sluice-bus", "sluice-store", "sluice-schema"]),
@@ -34,15 +33,24 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sluice-library",
             "sluice-processors",
             "sluice-gateway",
-            "sluice-brokers",
         ],
     ),
     ("xtask", &[]),
 ];
 
 /// Names of products that only the edge crates may know.
-const PRODUCTS: &[&str] =
-    &["rabbitmq", "lapin", "pulsar", "kafka", "async-nats", "postgres", "qdrant", "cassandra", "scylla", "neo4j"];
+const PRODUCTS: &[&str] = &[
+    "rabbitmq",
+    "lapin",
+    "pulsar",
+    "kafka",
+    "async-nats",
+    "postgres",
+    "qdrant",
+    "cassandra",
+    "scylla",
+    "neo4j",
+];
 /// Where product names are fine: the edge, and tables of names that are part of the dialect.
 const PRODUCTS_ALLOWED: &[&str] = &["crates/brokers/", "crates/databases/", "crates/schema/data/", "xtask/"];
 
@@ -73,7 +81,8 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     arrows(&metadata, &mut faults);
     licences(&metadata, &mut faults);
     for file in sources(root)? {
-        let text = fs::read_to_string(root.join(&file)).with_context(|| format!("reading {}", file.display()))?;
+        let text =
+            fs::read_to_string(root.join(&file)).with_context(|| format!("reading {}", file.display()))?;
         source(&file.to_string_lossy(), &text, &mut faults);
     }
     readme(root, &mut faults)?;
@@ -102,7 +111,8 @@ fn arrows(metadata: &Value, faults: &mut Vec<String>) {
     for package in packages(metadata).filter(|package| package["source"].is_null()) {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = ARROWS.iter().find(|(known, _)| *known == name) else {
-            faults.push(format!("crate {name} has no row in the table of arrows; add it to xtask/src/tidy.rs"));
+            faults
+                .push(format!("crate {name} has no row in the table of arrows; add it to xtask/src/tidy.rs"));
             continue;
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
@@ -186,7 +196,9 @@ fn invariants(root: &Path, faults: &mut Vec<String>) -> Result<()> {
     let owners = ["bus", "sdk", "config", "flow", "iam", "library", "sluice", "brokers"];
     for file in sources(root)? {
         let name = file.to_string_lossy().into_owned();
-        let Some(room) = name.strip_prefix("crates/").and_then(|rest| rest.split('/').next()) else { continue };
+        let Some(room) = name.strip_prefix("crates/").and_then(|rest| rest.split('/').next()) else {
+            continue;
+        };
         let is_test = name.contains("/tests/") || name.contains("/benches/");
         let text = fs::read_to_string(root.join(&file))?;
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();

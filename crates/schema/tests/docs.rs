@@ -15,5 +15,8 @@ fn the_page_of_operations_is_what_the_table_says() {
         std::fs::write(&page, &wanted).expect("the docs folder can be written");
     }
     let found = std::fs::read_to_string(&page).unwrap_or_default();
-    assert!(found == wanted, "docs/operations.md is behind the table; rewrite it as this file's first line says");
+    assert!(
+        found == wanted,
+        "docs/operations.md is behind the table; rewrite it as this file's first line says"
+    );
 }
