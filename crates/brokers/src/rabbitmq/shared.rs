@@ -11,7 +11,8 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::Channel;
 use lapin::message::Delivery as Arrived;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use sluice_bus::{BoxFuture, Delivery, Error, ErrorKind, Inbox, InboxAddress, Result, Settle, Verdict};
@@ -403,18 +404,18 @@ impl Session {
         }
     }
 
-    /// Gives back what is due: the broker marks it as redelivered, and so it is counted.
+    /// Gives back what is due: the broker marks it as redelivered, and so it is counted. Consumers that made up for it
+    /// end first, lest the broker give it to one of those: taking it back from there, a quorum queue counts once more.
     async fn give_back_due(&mut self) {
-        let now = Instant::now();
-        while self.held.first().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, tag)) = self.held.pop_first() {
-                give_back(&self.channel, tag);
-            }
-        }
+        let later = self.held.split_off(&(Instant::now(), u64::MAX));
+        let due = std::mem::replace(&mut self.held, later);
         while self.extras.len() > self.held.len() {
             if let Some(tag) = self.extras.pop() {
-                let _ = self.channel.basic_cancel(tag, Default::default()).await;
+                let _ = self.channel.basic_cancel(tag, BasicCancelOptions::default()).await;
             }
+        }
+        for (_, tag) in due {
+            give_back(&self.channel, tag);
         }
     }
 }

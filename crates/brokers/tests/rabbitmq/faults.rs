@@ -1,5 +1,444 @@
-//! What only a real broker can do to us.
-use crate::Case;
-pub(crate) fn cases() -> Vec<Case> {
-    Vec::new()
+//! What only a real broker can do to us: stop, cut, delete behind our back, refuse, run out of memory.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use sluice_brokers::{Options, RabbitMq};
+use sluice_bus::{
+    Address, Broker, BrokerAdmin, Delivery, Error, ErrorKind, Inbox, Message, Subscription, TopicSpec,
+};
+use sluice_schema::{Class, Topic};
+use tokio::time::{Instant, timeout};
+
+use crate::{Case, Server};
+
+type Outcome = Result<(), String>;
+
+/// How long a value may take to come.
+const VALUE_TIMEOUT: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) fn cases() -> Vec<Case> {
+            vec![$(Case {
+                name: concat!("faults::", stringify!($name)).to_owned(),
+                run: Box::new(|server| Box::pin($name(server))),
+            }),*]
+        }
+    };
+}
+
+cases! {
+    a_wrong_password_is_told_without_showing_it,
+    a_vhost_that_is_not_there_is_told,
+    a_broker_that_is_not_there_is_told,
+    a_queue_with_other_properties_is_told_with_both,
+    a_deleted_exchange_fails_publishes_until_its_owner_makes_it_again,
+    a_deleted_queue_ends_its_reader_and_nobody_makes_it_but_its_owner,
+    a_lost_binding_comes_back_with_the_owners_look,
+    a_message_of_20_mb_goes_through,
+    what_others_send_passes_through_untouched,
+    readers_of_two_processes_share_the_work,
+    attempts_are_counted_on_a_quorum_queue,
+    without_the_management_api_all_works_but_the_unknown,
+    connections_closed_by_the_broker_are_rebuilt_and_inboxes_keep_their_address,
+    a_broker_short_of_memory_holds_publishers_back_and_says_so,
+    a_broker_killed_and_started_again_loses_nothing_acknowledged,
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn topic(class: Class, name: &str) -> Topic {
+    Topic::tg(class, name).unwrap()
+}
+
+async fn send(broker: &RabbitMq, topic: &Topic, body: impl Into<bytes::Bytes>) -> Result<(), Error> {
+    broker.publish(&Address::Topic(topic.clone()), Message::new(body)).await
+}
+
+async fn read(broker: &RabbitMq, topic: &Topic, prefetch: u32) -> Result<Box<dyn Inbox>, Error> {
+    broker
+        .subscribe(&Subscription::Shared { topic: topic.clone(), name: "reader".to_owned(), prefetch })
+        .await
+}
+
+async fn next(inbox: &dyn Inbox) -> Result<Delivery, String> {
+    timeout(VALUE_TIMEOUT, inbox.next()).await.map_err(|_| "nothing came")?.map_err(text)
+}
+
+fn body(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(&delivery.message.body).into_owned()
+}
+
+/// Looks again until it is so.
+async fn until<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> Result<T, String> {
+    let started = Instant::now();
+    loop {
+        if let Some(seen) = look().await {
+            return Ok(seen);
+        }
+        if started.elapsed() > VALUE_TIMEOUT {
+            return Err(format!("never saw {what}"));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn check(holds: bool, why: impl std::fmt::Debug) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("{why:?}")) }
+}
+
+/// A fresh vhost, our end of it, and a flow topic with one subscription.
+async fn world(server: &Server) -> Result<(String, RabbitMq, TopicSpec), String> {
+    let server = server.lock().await;
+    let vhost = server.vhost().await?;
+    let broker = server.connect(&vhost).await.map_err(text)?;
+    let spec = TopicSpec::with(topic(Class::Flow, "work"), "reader");
+    broker.ensure(&spec).await.map_err(text)?;
+    Ok((vhost, broker, spec))
+}
+
+/// A stranger's channel.
+async fn stranger(server: &Server, vhost: &str) -> Result<(Connection, Channel), String> {
+    let url = server.lock().await.url(vhost);
+    let connection = Connection::connect(&url, ConnectionProperties::default()).await.map_err(text)?;
+    let channel = connection.create_channel().await.map_err(text)?;
+    Ok((connection, channel))
+}
+
+async fn a_wrong_password_is_told_without_showing_it(server: Server) -> Outcome {
+    let url = server.lock().await.url("").replacen("guest:guest", "guest:hush", 1);
+    let refused = RabbitMq::connect(&url, Options::default()).await.err().ok_or("it let us in")?;
+    check(refused.kind() == ErrorKind::Refused, &refused)?;
+    let told = refused.to_string();
+    check(told.contains("guest") && told.contains("password") && !told.contains("hush"), told)
+}
+
+async fn a_vhost_that_is_not_there_is_told(server: Server) -> Outcome {
+    let url = server.lock().await.url("nowhere");
+    let refused = RabbitMq::connect(&url, Options::default()).await.err().ok_or("it let us in")?;
+    check(refused.kind() == ErrorKind::Refused && refused.to_string().contains("nowhere"), &refused)
+}
+
+async fn a_broker_that_is_not_there_is_told(_server: Server) -> Outcome {
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).map_err(text)?.port();
+    let url = format!("amqp://u:hush@127.0.0.1:{port}/");
+    let refused = RabbitMq::connect(&url, Options::default()).await.err().ok_or("somebody answers")?;
+    let told = refused.to_string();
+    check(refused.kind() == ErrorKind::Unavailable && told.contains(&port.to_string()), &refused)?;
+    check(!told.contains("hush"), told)
+}
+
+async fn a_queue_with_other_properties_is_told_with_both(server: Server) -> Outcome {
+    let (vhost, broker, _) = world(&server).await?;
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    let name = "tg.flow.other.reader";
+    channel
+        .queue_declare(name.into(), QueueDeclareOptions::default(), FieldTable::default())
+        .await
+        .map_err(text)?;
+    let spec = TopicSpec::with(topic(Class::Flow, "other"), "reader");
+    let told = broker.ensure(&spec).await.err().ok_or("it was taken as it is")?;
+    check(matches!(&told, Error::Mismatch { name: named, .. } if named == name), &told)?;
+    let told = told.to_string();
+    check(told.contains("durable 'false', wanted durable 'true'"), told)?;
+    // The call's channel is gone; the next one finds another.
+    broker.ensure(&TopicSpec::with(topic(Class::Flow, "fine"), "reader")).await.map_err(text)
+}
+
+async fn a_deleted_exchange_fails_publishes_until_its_owner_makes_it_again(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let other = TopicSpec::with(topic(Class::Flow, "other"), "reader");
+    broker.ensure(&other).await.map_err(text)?;
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    channel.exchange_delete("tg.flow.work".into(), ExchangeDeleteOptions::default()).await.map_err(text)?;
+    for _ in 0..3 {
+        let sent = send(&broker, &spec.topic, "x").await;
+        check(matches!(sent, Err(Error::NoTopic { .. })), &sent)?;
+        send(&broker, &other.topic, "unharmed").await.map_err(text)?;
+    }
+    let seen = broker.observe(std::slice::from_ref(&spec)).await.map_err(text)?;
+    check(!seen[0].exists && seen[0].subscriptions[0].exists, &seen)?;
+    broker.ensure(&spec).await.map_err(text)?;
+    send(&broker, &spec.topic, "again").await.map_err(text)?;
+    let got = next(&*read(&broker, &spec.topic, 1).await.map_err(text)?).await?;
+    check(body(&got) == "again", got)
+}
+
+async fn a_deleted_queue_ends_its_reader_and_nobody_makes_it_but_its_owner(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let inbox = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    let name = "tg.flow.work.reader";
+    channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.map_err(text)?;
+    let ended = timeout(VALUE_TIMEOUT, inbox.next()).await.map_err(|_| "the reader was not told")?;
+    check(matches!(ended, Err(Error::NoSubscription { .. })), ended.err())?;
+    let again = read(&broker, &spec.topic, 1).await.err();
+    check(matches!(again, Some(Error::NoSubscription { .. })), &again)?;
+    send(&broker, &spec.topic, "into nothing").await.map_err(text)?;
+    check(broker.unroutable() == 1, broker.unroutable())?;
+    broker.ensure(&spec).await.map_err(text)?;
+    send(&broker, &spec.topic, "kept").await.map_err(text)?;
+    let got = next(&*read(&broker, &spec.topic, 1).await.map_err(text)?).await?;
+    check(body(&got) == "kept", got)
+}
+
+async fn a_lost_binding_comes_back_with_the_owners_look(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    let (queue, exchange) = ("tg.flow.work.reader", "tg.flow.work");
+    channel
+        .queue_unbind(queue.into(), exchange.into(), queue.into(), FieldTable::default())
+        .await
+        .map_err(text)?;
+    send(&broker, &spec.topic, "lost").await.map_err(text)?;
+    let seen = broker.observe(std::slice::from_ref(&spec)).await.map_err(text)?;
+    check(seen[0].unroutable == Some(1), &seen)?;
+    broker.ensure(&spec).await.map_err(text)?;
+    send(&broker, &spec.topic, "found").await.map_err(text)?;
+    let got = next(&*read(&broker, &spec.topic, 1).await.map_err(text)?).await?;
+    check(body(&got) == "found", got)
+}
+
+async fn a_message_of_20_mb_goes_through(server: Server) -> Outcome {
+    let (_, broker, spec) = world(&server).await?;
+    let large: Vec<u8> = (0..20_000_000_u32).map(|at| (at % 251) as u8).collect();
+    let inbox = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    send(&broker, &spec.topic, large.clone()).await.map_err(text)?;
+    // Twice, for a copy is made when it comes back.
+    next(&*inbox).await?.again(Duration::ZERO);
+    let got = next(&*inbox).await?;
+    check(got.attempt == 2 && got.message.body == large, got.attempt)
+}
+
+async fn what_others_send_passes_through_untouched(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    let mut headers = FieldTable::default();
+    headers.insert("id".into(), AMQPValue::ByteArray(b"bytes".to_vec().into()));
+    headers.insert("number".into(), AMQPValue::LongInt(7));
+    let with_headers = BasicProperties::default().with_headers(headers);
+    let bodies: [(&[u8], BasicProperties); 4] = [
+        (b"no json", BasicProperties::default()),
+        (b"[1, 2]", with_headers),
+        (b"\xff\xfe", BasicProperties::default()),
+        (b"", BasicProperties::default()),
+    ];
+    for (body, properties) in &bodies {
+        let (exchange, options) = ("tg.flow.work".into(), BasicPublishOptions::default());
+        channel.basic_publish(exchange, "".into(), options, body, properties.clone()).await.map_err(text)?;
+    }
+    let inbox = read(&broker, &spec.topic, 10).await.map_err(text)?;
+    for (at, (body, _)) in bodies.iter().enumerate() {
+        let got = next(&*inbox).await?;
+        check(got.message.body == *body && got.attempt == 1, &got)?;
+        let (id, number) = (got.message.get("id"), got.message.get("number"));
+        check((id, number) == if at == 1 { (Some("bytes"), Some("7")) } else { (None, None) }, (id, number))?;
+        got.ack();
+    }
+    Ok(())
+}
+
+async fn readers_of_two_processes_share_the_work(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let other = server.lock().await.connect(&vhost).await.map_err(text)?;
+    let (one, two) = (read(&broker, &spec.topic, 1).await, read(&other, &spec.topic, 1).await);
+    let (one, two) = (one.map_err(text)?, two.map_err(text)?);
+    for number in 0..40 {
+        send(&broker, &spec.topic, number.to_string()).await.map_err(text)?;
+    }
+    let (mut seen, mut shares) = (BTreeSet::new(), [0, 0]);
+    while seen.len() < 40 {
+        let (who, got) = tokio::select! { got = next(&*one) => (0, got?), got = next(&*two) => (1, got?) };
+        shares[who] += 1;
+        check(seen.insert(body(&got)), format!("{} came twice", body(&got)))?;
+        got.ack();
+    }
+    check(shares.iter().all(|share| *share > 0), shares)
+}
+
+async fn attempts_are_counted_on_a_quorum_queue(server: Server) -> Outcome {
+    let guard = server.lock().await;
+    let vhost = guard.quorum_vhost().await?;
+    let broker = guard.connect(&vhost).await.map_err(text)?;
+    drop(guard);
+    let spec = TopicSpec::with(topic(Class::Flow, "quorum"), "reader");
+    broker.ensure(&spec).await.map_err(text)?;
+    broker.ensure(&spec).await.map_err(text)?;
+    let guard = server.lock().await;
+    if guard.is_ours() {
+        let queues = guard.control(&["list_queues", "-q", "-p", &vhost, "name", "type"]).await?;
+        check(queues.contains("tg.flow.quorum.reader\tquorum"), queues)?;
+    }
+    drop(guard);
+    send(&broker, &spec.topic, "bad").await.map_err(text)?;
+    send(&broker, &spec.topic, "good").await.map_err(text)?;
+    let inbox = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    let bad = next(&*inbox).await?;
+    check(body(&bad) == "bad" && bad.attempt == 1, &bad)?;
+    bad.again(Duration::from_millis(200));
+    let good = next(&*inbox).await?;
+    check(body(&good) == "good" && good.attempt == 1, &good)?;
+    good.ack();
+    for attempt in 2..5 {
+        let bad = next(&*inbox).await?;
+        check(body(&bad) == "bad" && bad.attempt == attempt, &bad)?;
+        if attempt == 4 { bad.ack() } else { drop(bad) }
+    }
+    Ok(())
+}
+
+async fn without_the_management_api_all_works_but_the_unknown(server: Server) -> Outcome {
+    let (vhost, _, spec) = world(&server).await?;
+    let url = server.lock().await.url(&vhost);
+    let broker = RabbitMq::connect(&url, Options::default()).await.map_err(text)?;
+    let more = TopicSpec::with(spec.topic.clone(), "more");
+    broker.ensure(&more).await.map_err(text)?;
+    send(&broker, &spec.topic, "x").await.map_err(text)?;
+    let seen = broker.observe(std::slice::from_ref(&spec)).await.map_err(text)?;
+    let reader = &seen[0].subscriptions[0];
+    check(reader.ready == 1 && reader.unsettled.is_none() && reader.consumers == Some(0), &seen)?;
+    let listed = broker.list("").await;
+    check(matches!(&listed, Err(Error::Refused { reason }) if reason.contains("management")), &listed)?;
+    check(broker.management_answers().await.is_none(), "it answers")?;
+    // What this process made is known to it.
+    broker.remove(&spec).await.map_err(text)?;
+    let asked = TopicSpec { topic: spec.topic, subscriptions: vec!["reader".to_owned(), "more".to_owned()] };
+    let seen = broker.observe(&[asked]).await.map_err(text)?;
+    check(!seen[0].exists && seen[0].subscriptions.iter().all(|there| !there.exists), &seen)
+}
+
+async fn connections_closed_by_the_broker_are_rebuilt_and_inboxes_keep_their_address(
+    server: Server,
+) -> Outcome {
+    if !server.lock().await.is_ours() {
+        return Ok(());
+    }
+    let (_, broker, spec) = world(&server).await?;
+    let news = topic(Class::Notify, "news");
+    let gone = topic(Class::Notify, "gone");
+    for topic in [&news, &gone] {
+        broker.ensure(&TopicSpec::bare(topic.clone())).await.map_err(text)?;
+    }
+    let followed = Subscription::Own { topics: vec![news.clone(), gone.clone()] };
+    let own = broker.subscribe(&followed).await.map_err(text)?;
+    let address = own.address().ok_or("no address")?;
+    let shared = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    send(&broker, &spec.topic, "held").await.map_err(text)?;
+    let held = next(&*shared).await?;
+    broker.remove(&TopicSpec::bare(gone.clone())).await.map_err(text)?;
+    server.lock().await.control(&["close_all_connections", "--global", "a test"]).await?;
+    // What was held comes back to the same reader, and the late verdict means nothing.
+    let got = next(&*shared).await?;
+    check(body(&got) == "held" && got.attempt == 2, &got)?;
+    held.ack();
+    got.ack();
+    let direct = Address::Inbox(address);
+    until("the inbox at its address again", || async {
+        broker.publish(&direct, Message::new("direct")).await.ok()
+    })
+    .await?;
+    let got = next(&*own).await?;
+    check(body(&got) == "direct", &got)?;
+    // Bound again to what is still there: the copy may be the second of several.
+    until("a signal", || async {
+        send(&broker, &news, "signal").await.ok()?;
+        let got = timeout(Duration::from_millis(500), own.next()).await.ok()?.ok()?;
+        (body(&got) == "signal").then_some(())
+    })
+    .await
+}
+
+async fn a_broker_short_of_memory_holds_publishers_back_and_says_so(server: Server) -> Outcome {
+    if !server.lock().await.is_ours() {
+        return Ok(());
+    }
+    let (vhost, _, spec) = world(&server).await?;
+    let guard = server.lock().await;
+    let options = Options { publish_timeout: Duration::from_secs(2), ..guard.options() };
+    let broker = RabbitMq::connect(&guard.url(&vhost), options).await.map_err(text)?;
+    drop(guard);
+    send(&broker, &spec.topic, "before").await.map_err(text)?;
+    check(!broker.pressure().is_some_and(|pressure| pressure.is_high()), "high at rest")?;
+    server.lock().await.control(&["set_vm_memory_high_watermark", "0.000001"]).await?;
+    let held =
+        until("a publish held back", || async { send(&broker, &spec.topic, "held").await.err() }).await;
+    let pressure = broker.pressure();
+    let second = send(&broker, &spec.topic, "held").await;
+    server.lock().await.control(&["set_vm_memory_high_watermark", "0.6"]).await?;
+    let held = held?;
+    check(held.kind() == ErrorKind::OutcomeUnknown, &held)?;
+    check(pressure.is_some_and(|pressure| pressure.is_high()), pressure)?;
+    check(matches!(&second, Err(error) if error.kind() == ErrorKind::Unavailable), &second)?;
+    until("publishing again", || async { send(&broker, &spec.topic, "after").await.ok() }).await?;
+    check(!broker.pressure().is_some_and(|pressure| pressure.is_high()), "still high")
+}
+
+async fn a_broker_killed_and_started_again_loses_nothing_acknowledged(server: Server) -> Outcome {
+    if !server.lock().await.is_ours() {
+        return Ok(());
+    }
+    let (_, broker, spec) = world(&server).await?;
+    let request = TopicSpec::with(topic(Class::Request, "ask"), "reader");
+    broker.ensure(&request).await.map_err(text)?;
+    let asked = read(&broker, &request.topic, 1).await.map_err(text)?;
+    let inbox: Arc<dyn Inbox> = Arc::from(read(&broker, &spec.topic, 8).await.map_err(text)?);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (publisher, work, ended) = (broker.clone(), spec.topic.clone(), stop.clone());
+    let sending = tokio::task::spawn(async move {
+        let (mut confirmed, mut failed) = (BTreeSet::new(), 0);
+        for number in 0_u32.. {
+            if ended.load(Ordering::Relaxed) {
+                break;
+            }
+            match send(&publisher, &work, number.to_string()).await {
+                Ok(()) => drop(confirmed.insert(number.to_string())),
+                Err(_) => failed += 1,
+            }
+        }
+        (confirmed, failed)
+    });
+    let mut seen = BTreeSet::new();
+    while seen.len() < 50 {
+        let got = next(&*inbox).await?;
+        seen.insert(body(&got));
+        got.ack();
+    }
+    {
+        let mut server = server.lock().await;
+        server.stop(false).await;
+        server.run().await?;
+    }
+    // Both ends work again without anybody's doing.
+    let before = seen.len();
+    while seen.len() < before + 50 {
+        let got = next(&*inbox).await?;
+        seen.insert(body(&got));
+        got.ack();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (confirmed, failed) = sending.await.map_err(text)?;
+    check(failed > 0, "the broker was not away: no publish failed")?;
+    let mut missing: BTreeSet<_> = confirmed.difference(&seen).cloned().collect();
+    while !missing.is_empty() {
+        let got = next(&*inbox).await.map_err(|why| format!("{why}; missing {missing:?}"))?;
+        missing.remove(&body(&got));
+        got.ack();
+    }
+    // Queues of requests do not survive, and their readers are told.
+    let ended =
+        timeout(VALUE_TIMEOUT, asked.next()).await.map_err(|_| "the reader of requests was not told")?;
+    check(matches!(ended, Err(Error::NoSubscription { .. })), ended.err())
 }
