@@ -89,3 +89,7 @@ pub const SCHEMES: &[&str] = &[
     #[cfg(feature = "rabbitmq")]
     "amqps",
 ];
+
+/// What a log should leave out: client libraries that print whole messages, and as errors what we handle. All that a
+/// person should know is told by this crate.
+pub const LOG_FILTER: &str = "lapin=off";

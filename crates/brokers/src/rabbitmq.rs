@@ -9,6 +9,8 @@
 //! broker marks as redelivered is first put behind the good messages as a copy with a higher count, then handed out.
 //! A message wanted again later stays unacknowledged here until then, so a crash gives it back at once.
 //!
+//! A broker that restarts loses `request` queues; whoever made them here makes them again while their exchange is there.
+//!
 //! # Caveats
 //! Without the management API the broker shows neither unacknowledged messages nor queues that nobody asked about; with
 //! it, the former are up to five seconds old. What was sent to an inbox while its connection was down is lost. A message
@@ -94,7 +96,7 @@ pub struct RabbitMq {
 struct Core {
     publisher: Arc<Publisher>,
     consuming: Lanes,
-    admin: Admin,
+    admin: Arc<Admin>,
     limits: Limits,
     stop: CancellationToken,
 }
@@ -120,10 +122,17 @@ impl RabbitMq {
             Pool::new(publishing, options.publishing_channels_max, true),
             options.publish_timeout,
         );
+        let admin =
+            Arc::new(Admin::new(Pool::new(life_cycle, options.life_cycle_channels_max, false), management));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
+        )]
+        tokio::spawn(admin.clone().keep());
         let core = Core {
             publisher: Arc::new(publisher),
             consuming: Lanes::new(consuming),
-            admin: Admin::new(Pool::new(life_cycle, options.life_cycle_channels_max, false), management),
+            admin,
             limits: Limits { message_bytes_max: options.message_bytes_max },
             stop,
         };

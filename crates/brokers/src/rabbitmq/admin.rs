@@ -1,7 +1,7 @@
 //! The owner's calls: making, seeing and removing exchanges and queues, with exactly the properties that 2.11 gives them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lapin::options::{
@@ -13,10 +13,10 @@ use sluice_bus::{Error, Result, Seen, SeenSubscription, TopicSpec};
 use sluice_schema::{Class, Topic};
 
 use super::fault::{self, code};
-use super::lock;
 use super::management::{Inventory, Management};
 use super::names;
 use super::pool::Pool;
+use super::{Pauses, lock};
 
 /// Topics looked at side by side.
 const LOOKS_MAX: usize = 16;
@@ -24,7 +24,8 @@ const LOOKS_MAX: usize = 16;
 pub(super) struct Admin {
     pool: Pool,
     management: Option<Management>,
-    /// What this process made: without the management API, all that is known beside what is asked for.
+    /// What this process made and nobody removed through it. Without the management API it is all that is known beside
+    /// what is asked for.
     made: Mutex<HashMap<Topic, BTreeSet<String>>>,
 }
 
@@ -69,6 +70,45 @@ impl Admin {
             channel.queue_bind(name.clone(), exchange, name, options, FieldTable::default()).await
         })
         .await
+    }
+
+    /// Makes `request` queues again whenever the broker was lost, until the connection is given up: they do not survive
+    /// its restart. Only those that this process made, and whose exchange, which survives, nobody has removed.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let mut generation = 0;
+        while let Some(up) = self.pool.link.up_after(generation).await {
+            generation = up.generation;
+            let mut pauses = Pauses::new();
+            while let Err(error) = self.restore().await {
+                tracing::warn!(%error, "request queues could not be made again yet");
+                tokio::time::sleep(pauses.next()).await;
+                if !self.pool.link.is_kept() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn restore(&self) -> Result<()> {
+        let made: Vec<_> = lock(&self.made)
+            .iter()
+            .filter(|(topic, _)| topic.class() == Class::Request)
+            .map(|(topic, subscriptions)| (topic.clone(), subscriptions.clone()))
+            .collect();
+        let restored: Vec<_> =
+            made.iter().map(|(topic, subscriptions)| self.restore_one(topic, subscriptions)).collect();
+        stream::iter(restored).buffer_unordered(LOOKS_MAX).try_collect().await
+    }
+
+    async fn restore_one(&self, topic: &Topic, subscriptions: &BTreeSet<String>) -> Result<()> {
+        if !self.look_at_exchange(&names::exchange(topic)).await? {
+            lock(&self.made).remove(topic);
+            return Ok(());
+        }
+        for subscription in subscriptions {
+            self.ensure_queue(topic, subscription).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {

@@ -103,6 +103,20 @@ impl Link {
         }
     }
 
+    /// The first incarnation after `generation`; `None` once the connection is given up.
+    pub(super) async fn up_after(&self, generation: u64) -> Option<Up> {
+        let mut state = self.0.state.subscribe();
+        let is_later = |state: &State| match state {
+            State::Up(up) => up.generation > generation,
+            State::Down(_) => false,
+            State::Stopped => true,
+        };
+        match &*state.wait_for(is_later).await.ok()? {
+            State::Up(up) => Some(up.clone()),
+            State::Down(_) | State::Stopped => None,
+        }
+    }
+
     /// Waits while the broker takes no publishes.
     pub(super) async fn unblocked(&self, within: Duration) -> Result<()> {
         let mut blocked = self.0.blocked.subscribe();
@@ -113,6 +127,11 @@ impl Link {
         Err(Error::Unavailable {
             reason: format!("it takes no messages at the moment ({why}); free what it lacks"),
         })
+    }
+
+    /// Whether it is still rebuilt when lost.
+    pub(super) fn is_kept(&self) -> bool {
+        !self.0.stop.is_cancelled()
     }
 
     pub(super) fn is_blocked(&self) -> bool {
