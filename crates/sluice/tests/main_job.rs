@@ -58,7 +58,9 @@ fn a_removed_document_is_no_longer_in_the_library() {
     up.json(&["flow", "start", "f1", "document-rag"]);
     let file = folder.path().join("a.txt");
     std::fs::write(&file, "The meeting point is the old oak at the mill.").unwrap();
-    let added = up.json(&["doc", "add", file.to_str().unwrap(), "--flow", "f1"]);
+    let file = file.to_str().unwrap();
+    let added = up.json(&["doc", "add", file, file, "--flow", "f1"]);
+    assert_eq!(added["documents"].as_array().unwrap().len(), 1, "the same content is one document: {added}");
     let id = added["documents"][0].as_str().unwrap();
     up.json(&["doc", "rm", id]);
     assert_eq!(up.json(&["doc", "ls"]), Value::Array(Vec::new()));

@@ -109,7 +109,10 @@ async fn job(
     let began = Instant::now();
     let mut ids = Vec::new();
     for source in sources {
-        ids.push(doc::add(api, source).await?);
+        let id = doc::add(api, source).await?;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
     }
     for id in &ids {
         doc::process(api, id, FLOW, COLLECTION).await?;

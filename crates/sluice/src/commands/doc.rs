@@ -47,9 +47,12 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
                     kind: kind_of(&file)?,
                     content,
                 };
-                ids.push(
-                    add(api, &source).await.with_context(|| format!("'{}' was not added", file.display()))?,
-                );
+                let refused = || format!("'{}' was not added", file.display());
+                let id = add(api, &source).await.with_context(refused)?;
+                // Files with the same content are one document.
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
             }
             if !store_only {
                 for id in &ids {
