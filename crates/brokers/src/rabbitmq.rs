@@ -240,7 +240,7 @@ struct Pauses(Duration);
 
 impl Pauses {
     const MIN: Duration = Duration::from_millis(100);
-    const MAX: Duration = Duration::from_secs(10);
+    const MAX: Duration = Duration::from_secs(5);
 
     const fn new() -> Self {
         Self(Self::MIN)

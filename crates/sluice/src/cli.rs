@@ -128,9 +128,8 @@ pub(crate) struct Up {
     /// Address to serve on
     #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
-    /// The broker; without it the embedded one
-    #[arg(long, env = "SLUICE_BROKER", value_name = "URL")]
-    pub(crate) broker: Option<String>,
+    #[command(flatten)]
+    pub(crate) broker: Broker,
     /// Let everybody in without a key; only on a loopback address unless forced
     #[arg(long, env = "SLUICE_NO_AUTH")]
     pub(crate) no_auth: bool,
@@ -139,6 +138,51 @@ pub(crate) struct Up {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) model: Model,
+}
+
+/// The broker.
+#[derive(Clone, ClapArgs)]
+pub(crate) struct Broker {
+    /// The broker, for example amqp://user@host/vhost; without it the embedded one
+    #[arg(long, env = "SLUICE_BROKER", hide_env_values = true, value_name = "URL")]
+    pub(crate) broker: Option<String>,
+    /// Password for the broker, in place of the one in its address; better set as a variable than typed
+    #[arg(
+        long,
+        env = "SLUICE_BROKER_PASSWORD",
+        hide_env_values = true,
+        value_name = "TEXT",
+        requires = "broker"
+    )]
+    pub(crate) broker_password: Option<String>,
+    /// File that holds the password
+    #[arg(
+        long,
+        env = "SLUICE_BROKER_PASSWORD_FILE",
+        value_name = "FILE",
+        requires = "broker",
+        conflicts_with = "broker_password"
+    )]
+    pub(crate) broker_password_file: Option<PathBuf>,
+    /// The broker's management API, for example http://host:15672; finds queues that nobody asked about
+    #[arg(
+        long,
+        env = "SLUICE_BROKER_MANAGEMENT",
+        hide_env_values = true,
+        value_name = "URL",
+        requires = "broker"
+    )]
+    pub(crate) broker_management: Option<String>,
+    /// File of certificates (PEM) to trust beside those of the machine, for amqps:// addresses
+    #[arg(long, env = "SLUICE_BROKER_CA", value_name = "FILE", requires = "broker")]
+    pub(crate) broker_ca: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Addresses may hold passwords.
+        f.debug_struct("Broker").field("broker", &self.broker.as_ref().map(|_| "***")).finish_non_exhaustive()
+    }
 }
 
 /// The language model, OpenAI-compatible.

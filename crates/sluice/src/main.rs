@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod api;
+mod bus;
 mod cli;
 mod commands;
 mod exit;

@@ -2,17 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sluice_bus::BrokerAdmin as _;
-use sluice_bus::embedded::Embedded as Broker;
 use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process, watch};
 use sluice_store::{Embedded as Store, Stores};
 use tokio_util::sync::CancellationToken;
 
-use crate::exit::{Code, Told};
+use crate::bus::{Bus, Remote};
 
 /// How long work under way may take once the system is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,8 +20,8 @@ pub(crate) struct Settings {
     pub(crate) data: PathBuf,
     /// Where the gateway listens; port 0 takes a free one.
     pub(crate) listen: SocketAddr,
-    /// A broker's address; `None` is the embedded one.
-    pub(crate) broker: Option<String>,
+    /// A broker that is not ours; `None` is the embedded one.
+    pub(crate) broker: Option<Remote>,
     /// Lets everybody in.
     pub(crate) no_auth: bool,
     /// The language model, if one is configured.
@@ -37,33 +34,28 @@ pub(crate) struct System {
     pub(crate) address: SocketAddr,
     gateway: sluice_gateway::Gateway,
     layers: Layers,
-    broker: Broker,
+    bus: Bus,
     store: Store,
 }
 
 impl System {
     /// Starts everything in order; on return the gateway serves.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
-        if let Some(url) = &settings.broker {
-            return Err(unknown_broker(url).into());
-        }
+        // An address that can never work is told before anything is made.
+        settings.broker.as_ref().map_or(Ok(()), Remote::check)?;
         std::fs::create_dir_all(&settings.data)
             .with_context(|| format!("the data folder '{}' cannot be made", settings.data.display()))?;
         let store = Store::open(&settings.data).context("the store could not be opened")?;
-        let broker = Broker::open(sluice_bus::embedded::Config {
-            dir: Some(settings.data.join("broker")),
-            ..Default::default()
-        })
-        .context("the embedded broker could not be opened")?;
-        let layers = Layers::new(&broker);
-        match serve(&settings, &layers, &broker, store.stores()).await {
+        let bus = Bus::open(settings.broker.as_ref(), &settings.data).await?;
+        let layers = Layers::new(&bus);
+        match serve(&settings, &layers, &bus, store.stores()).await {
             Ok(gateway) => {
                 let address = gateway.local_addr;
-                Ok(Self { address, gateway, layers, broker, store })
+                Ok(Self { address, gateway, layers, bus, store })
             }
             Err(error) => {
                 layers.stop(Duration::from_secs(1)).await;
-                close(&broker, store).await;
+                close(&bus, store).await;
                 Err(error)
             }
         }
@@ -71,7 +63,7 @@ impl System {
 
     /// The topics of a run that the broker still holds.
     pub(crate) async fn topics_of(&self, run: &str) -> anyhow::Result<Vec<String>> {
-        let all = self.broker.list("").await.context("the broker cannot list its topics")?;
+        let all = self.bus.admin.list("").await.context("the broker cannot list its topics")?;
         let own =
             all.into_iter().filter(|seen| seen.exists && seen.topic.name().ends_with(&format!(":{run}")));
         Ok(own.map(|seen| seen.topic.to_string()).collect())
@@ -81,7 +73,7 @@ impl System {
     pub(crate) async fn stop(self) {
         self.gateway.shutdown().await;
         self.layers.stop(DRAIN_TIMEOUT).await;
-        close(&self.broker, self.store).await;
+        close(&self.bus, self.store).await;
     }
 }
 
@@ -96,8 +88,8 @@ struct Layers {
 }
 
 impl Layers {
-    fn new(broker: &Broker) -> Self {
-        let base = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+    fn new(bus: &Bus) -> Self {
+        let base = Process::new(bus.broker.clone(), CancellationToken::new());
         Self { platform: base.part(), services: base.part(), base }
     }
 
@@ -109,18 +101,18 @@ impl Layers {
     }
 }
 
-async fn close(broker: &Broker, store: Store) {
-    broker.shutdown().await;
+async fn close(bus: &Bus, store: Store) {
+    bus.close().await;
     store.close().await;
 }
 
 async fn serve(
     settings: &Settings,
     layers: &Layers,
-    broker: &Broker,
+    bus: &Bus,
     stores: Stores,
 ) -> anyhow::Result<sluice_gateway::Gateway> {
-    let admin: Arc<dyn sluice_bus::BrokerAdmin> = Arc::new(broker.clone());
+    let admin = bus.admin.clone();
 
     let platform = &layers.platform;
     sluice_config::start(sluice_config::Parts {
@@ -170,7 +162,8 @@ async fn serve(
         watch: watch.clone(),
         config: config().await?,
         catalogue,
-        options: sluice_flow::Options { only_own_processors: true, ..Default::default() },
+        // On a shared broker, processors that we do not know may belong to others.
+        options: sluice_flow::Options { only_own_processors: bus.is_own(), ..Default::default() },
     })
     .await;
     Host::new(process.clone(), roster, watch.clone(), resources, HostOptions::default()).start();
@@ -200,10 +193,4 @@ async fn seed(config: &ConfigClient) -> anyhow::Result<()> {
     puts.push(sluice_sdk::config::value(record::SYSTEM, FLAG.0, FLAG.1, FLAG.2));
     config.apply(sluice_sdk::Apply { puts, ..Default::default() }).await?;
     Ok(())
-}
-
-fn unknown_broker(url: &str) -> Told {
-    let scheme = url.split("://").next().unwrap_or_default();
-    Told::new(Code::Usage, format!("this build has no broker for '{scheme}://' addresses"))
-        .next("leave --broker out to use the embedded broker")
 }

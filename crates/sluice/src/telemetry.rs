@@ -12,6 +12,10 @@ pub(crate) fn start(args: &Args) {
         _ => "warn",
     };
     let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = match sluice_brokers::LOG_FILTER.parse() {
+        Ok(left_out) => filter.add_directive(left_out),
+        Err(_) => filter,
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

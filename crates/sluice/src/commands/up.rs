@@ -5,7 +5,8 @@ use sluice_processors::{ModelConfig, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
-use crate::cli::{Model, Target, Up};
+use crate::bus::Remote;
+use crate::cli::{Broker, Model, Target, Up};
 use crate::exit::Told;
 use crate::system::{Settings, System};
 
@@ -22,7 +23,7 @@ pub(super) async fn run(target: &Target, command: Up) -> anyhow::Result<()> {
     let settings = Settings {
         data: data.clone(),
         listen: command.listen,
-        broker: command.broker,
+        broker: remote(command.broker)?,
         no_auth: command.no_auth,
         model: model(command.model),
     };
@@ -53,4 +54,20 @@ pub(super) fn model(model: Model) -> Option<ModelConfig> {
     config.model = model.llm_model;
     config.api_key = model.llm_key.map(Secret::new);
     Some(config)
+}
+
+fn remote(broker: Broker) -> anyhow::Result<Option<Remote>> {
+    let Some(url) = broker.broker else { return Ok(None) };
+    let read = |file: &std::path::Path| {
+        std::fs::read_to_string(file).with_context(|| format!("'{}' cannot be read", file.display()))
+    };
+    let from_file = broker.broker_password_file.as_deref().map(read).transpose()?;
+    let password =
+        broker.broker_password.or(from_file.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()));
+    let settings = sluice_brokers::Settings {
+        password: password.map(sluice_brokers::Secret::new),
+        management: broker.broker_management.map(sluice_brokers::Secret::new),
+        ca_pem: broker.broker_ca.as_deref().map(read).transpose()?,
+    };
+    Ok(Some(Remote { url: sluice_brokers::Secret::new(url), settings }))
 }
