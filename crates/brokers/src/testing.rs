@@ -156,6 +156,26 @@ impl RabbitServer {
         sent.and_then(reqwest::Response::error_for_status).map(drop).map_err(|error| error.to_string())
     }
 
+    /// Names of all queues and exchanges of a vhost.
+    ///
+    /// # Errors
+    /// What the management API said.
+    pub async fn names(&self, vhost: &str) -> Result<Vec<String>, String> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            name: String,
+        }
+        let mut names = Vec::new();
+        for kind in ["queues", "exchanges"] {
+            let url = format!("{}/api/{kind}/{vhost}?columns=name", self.management);
+            let sent = self.client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+            let found: Vec<Named> =
+                sent.map_err(|error| error.to_string())?.json().await.map_err(|error| error.to_string())?;
+            names.extend(found.into_iter().map(|named| named.name));
+        }
+        Ok(names)
+    }
+
     /// Runs `rabbitmqctl`.
     ///
     /// # Errors
