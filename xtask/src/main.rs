@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "chores talk to a person")]
 
+mod servers;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -58,6 +59,7 @@ fn ci() -> Result<()> {
 }
 
 fn test() -> Result<()> {
+    servers::prepare();
     cargo("test", &["--workspace", "--locked"])
 }
 

@@ -88,6 +88,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         source(&file.to_string_lossy(), &text, &mut faults);
     }
     readme(root, &mut faults)?;
+    pages(root, &mut faults)?;
     invariants(root, &mut faults)?;
     if faults.is_empty() {
         return Ok(());
@@ -145,8 +146,12 @@ fn licence_is_allowed(expression: &str) -> bool {
 }
 
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
+    listed(root, "*.rs")
+}
+
+fn listed(root: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let output = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"])
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", pattern])
         .current_dir(root)
         .output()
         .context("git could not start")?;
@@ -180,6 +185,29 @@ fn readme(root: &Path, faults: &mut Vec<String>) -> Result<()> {
     for (place, wanted) in [(0, "demo"), (1, "cargo xtask test")] {
         if !blocks.get(place).is_some_and(|block| block.contains(wanted)) {
             faults.push(format!("code block {} of README.md does not run `{wanted}`", place + 1));
+        }
+    }
+    Ok(())
+}
+
+/// Links between pages lead somewhere, and nothing is left to be filled in.
+fn pages(root: &Path, faults: &mut Vec<String>) -> Result<()> {
+    for page in listed(root, "*.md")? {
+        let text =
+            fs::read_to_string(root.join(&page)).with_context(|| format!("reading {}", page.display()))?;
+        let name = page.display();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap_or_default();
+            let is_file = !file.is_empty() && !target.contains("://");
+            let folder = root.join(&page).parent().map(Path::to_owned).unwrap_or_default();
+            if is_file && !folder.join(file).exists() {
+                faults.push(format!("{name} links to {target}, which is not there"));
+            }
+        }
+        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            if ["_SENTENCE", "_PLACEHOLDER", "FIXME"].iter().any(|mark| word.ends_with(mark)) {
+                faults.push(format!("{name} has '{word}' left to be filled in"));
+            }
         }
     }
     Ok(())
