@@ -6,7 +6,7 @@ use std::path::Path;
 fn the_page_of_operations_is_what_the_table_says() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
     let wanted = format!(
-        "# Operations\n\nEvery call that the gateway lets in, and the capability it needs. A workspace service is called by `POST \
+        "# Operations\n\nEvery call that the gateway knows, and the capability it needs; a call whose service is not part of a deployment\nanswers that nobody serves it. A workspace service is called by `POST \
          /api/v1/<service>`\nwith the operation in the body, a flow's service by `POST /api/v1/flow/<flow>/service/<service>`, \
          both also over\nthe WebSocket `/api/v1/socket`. Made from `schema::operation`.\n\n{}\n",
         sluice_schema::operation::markdown().trim_end()

@@ -143,6 +143,7 @@ fn service_failure(error: &Map<String, Value>) -> Told {
         "invalid flow",
         "no such",
         "not in the library",
+        "does not run in workspace",
     ];
     let code = match kind {
         "not-found" => Code::NotFound,

@@ -1,8 +1,9 @@
 //! The command line: what can be asked, with defaults and examples.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 #[derive(Debug, Parser)]
@@ -126,15 +127,15 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Up {
     /// Address to serve on
-    #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT")]
+    #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT", value_parser = address)]
     pub(crate) listen: SocketAddr,
     #[command(flatten)]
     pub(crate) broker: Broker,
     /// Let everybody in without a key; only on a loopback address unless forced
-    #[arg(long, env = "SLUICE_NO_AUTH")]
+    #[arg(long, env = "SLUICE_NO_AUTH", value_parser = FalseyValueParser::new())]
     pub(crate) no_auth: bool,
     /// Serve without a key on an address that others can reach
-    #[arg(long, env = "SLUICE_FORCE", requires = "no_auth")]
+    #[arg(long, env = "SLUICE_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) model: Model,
@@ -227,13 +228,33 @@ pub(crate) struct Demo {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
     /// Print one value
-    Get { r#type: String, key: String },
+    Get {
+        /// Config type, for example `prompt`
+        r#type: String,
+        /// Key within the type
+        key: String,
+    },
     /// List the keys of a type
-    Ls { r#type: String },
-    /// Write a value: JSON text, `@FILE`, or `-` for standard input
-    Put { r#type: String, key: String, value: String },
+    Ls {
+        /// Config type, for example `prompt`
+        r#type: String,
+    },
+    /// Write a value
+    Put {
+        /// Config type, for example `prompt`
+        r#type: String,
+        /// Key within the type
+        key: String,
+        /// JSON text, `@FILE`, or `-` for standard input
+        value: String,
+    },
     /// Delete a key
-    Rm { r#type: String, key: String },
+    Rm {
+        /// Config type, for example `prompt`
+        r#type: String,
+        /// Key within the type
+        key: String,
+    },
     /// Print every value of the workspace
     Show,
 }
@@ -243,10 +264,15 @@ pub(crate) enum Blueprint {
     /// List blueprints
     Ls,
     /// Print a blueprint
-    Show { name: String },
+    Show {
+        /// Name of the blueprint
+        name: String,
+    },
     /// Write a blueprint from a JSON file (`-` for standard input), or a standard one with `--standard`
     Put {
+        /// Name of the blueprint
         name: String,
+        /// JSON file, `-` for standard input
         #[arg(required_unless_present = "standard")]
         file: Option<PathBuf>,
         /// Take the standard blueprint of that name, with its parameter types
@@ -254,7 +280,10 @@ pub(crate) enum Blueprint {
         standard: bool,
     },
     /// Delete a blueprint; running flows keep theirs
-    Rm { name: String },
+    Rm {
+        /// Name of the blueprint
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -283,7 +312,10 @@ pub(crate) enum Flow {
     /// List flows
     Ls,
     /// Show a flow: its phase, queues, parameters
-    Describe { id: String },
+    Describe {
+        /// Id of the flow
+        id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -330,7 +362,7 @@ pub(crate) struct Ask {
     #[arg(long, default_value = "default")]
     pub(crate) collection: String,
     /// Passages to answer from, at most
-    #[arg(long, default_value = "5")]
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) limit: u32,
 }
 
@@ -371,6 +403,13 @@ pub(crate) enum Dead {
     },
 }
 
+/// Reads `HOST:PORT`; a name is looked up and its first address taken.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let found =
+        text.to_socket_addrs().map_err(|error| format!("'{text}' is not of the form HOST:PORT: {error}"))?;
+    found.into_iter().next().ok_or_else(|| format!("'{text}' has no address"))
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) =
         text.split_once('=').ok_or_else(|| format!("'{text}' is not of the form NAME=VALUE"))?;
@@ -385,6 +424,14 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_address_may_be_a_name() {
+        let args = Args::try_parse_from(["sluice", "up", "--listen", "localhost:18912"]).unwrap();
+        let Command::Up(up) = args.command else { panic!("it is `up`") };
+        assert!(up.listen.ip().is_loopback() && up.listen.port() == 18912, "{}", up.listen);
+        assert!(Args::try_parse_from(["sluice", "up", "--listen", "localhost"]).is_err());
     }
 
     #[test]

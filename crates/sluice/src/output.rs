@@ -1,9 +1,12 @@
 //! How results are printed: a table for people, JSON or YAML for programs.
 
+use std::io::Write as _;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
 use crate::cli::Output;
+use crate::exit::Code;
 
 /// Prints a value: as `table` makes it for people, else whole.
 pub(crate) fn show(
@@ -12,11 +15,19 @@ pub(crate) fn show(
     table: impl FnOnce(&Value) -> String,
 ) -> anyhow::Result<()> {
     match output {
-        Output::Table => println!("{}", table(value)),
-        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
-        Output::Yaml => print!("{}", serde_yaml_ng::to_string(value)?),
+        Output::Table => say(&table(value)),
+        Output::Json => say(&serde_json::to_string_pretty(value)?),
+        Output::Yaml => say(serde_yaml_ng::to_string(value)?.trim_end()),
     }
     Ok(())
+}
+
+/// Prints a text. A reader that has seen enough (`| head`) ends the command, quietly.
+pub(crate) fn say(text: &str) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{text}") {
+        let code = if error.kind() == std::io::ErrorKind::BrokenPipe { Code::Ok } else { Code::Failed };
+        std::process::exit(code as i32);
+    }
 }
 
 /// A table with a header; a sentence instead when it has no rows.

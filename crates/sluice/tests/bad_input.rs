@@ -14,6 +14,13 @@ fn the_command_line_says_what_is_wrong_before_anything_starts() {
     ends(&run(&["up", "--listen", "nowhere"]), 64, "listen");
     ends(&run(&["up", "--no-auth", "--listen", "0.0.0.0:8888"]), 64, "--force");
     ends(&run(&["up", "--broker", "carrier-pigeon://coop", "--data", "/dev/null/x"]), 64, "carrier-pigeon");
+    let variable = sluice()
+        .args(["up", "--listen", "0.0.0.0:8888"])
+        .env("SLUICE_NO_AUTH", "1")
+        .env("SLUICE_DATA", "/dev/null/x")
+        .output()
+        .unwrap();
+    ends(&variable, 64, "--force");
     ends(&run(&["flow", "start", "f", "b", "-p", "novalue"]), 64, "NAME=VALUE");
     ends(&run(&["flow", "ls", "--url", "http://127.0.0.1:1/"]), 1, "sluice up");
     ends(&run(&["--help"]), 0, "Examples");
@@ -77,7 +84,12 @@ fn a_file_that_cannot_be_loaded_is_refused_by_name() {
     };
     ends(&up.run(&["doc", "add", &file("empty.md", b"")]), 1, "empty.md");
     ends(&up.run(&["doc", "add", &file("latin.txt", b"caf\xe9 \xff\xfe")]), 1, "utf-8");
-    ends(&up.run(&["doc", "add", &file("picture.png", b"\x89PNG")]), 64, "picture.png");
+    let picture = file("picture.png", b"\x89PNG");
+    ends(&up.run(&["doc", "add", &picture]), 64, "picture.png");
+    let good = file("good.md", b"# Good");
+    ends(&up.run(&["doc", "add", &good, &picture, &file("empty2.md", b"")]), 1, "nothing was added");
+    assert_eq!(up.json(&["doc", "ls"]), serde_json::Value::Array(Vec::new()));
+    ends(&up.run(&["doc", "add", &good, "--flow", "nope"]), 3, "nope");
     ends(&up.run(&["flow", "start", "default", "document-rag"]), 1, "already exists");
     ends(&up.run(&["config", "put", "prompt", "x", "not json"]), 64, "not JSON");
 }

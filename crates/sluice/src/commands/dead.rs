@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::cli::{Dead, Output};
-use crate::output::{show, table, text};
+use crate::output::{say, show, table, text};
 
 pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Result<()> {
     match command {
@@ -46,7 +46,7 @@ async fn export(api: &Api, flow: Option<&str>) -> anyhow::Result<()> {
         let answer = api.call("dead-letters", body).await?;
         let page: Vec<&Value> = answer["letters"].as_array().into_iter().flatten().collect();
         for letter in &page {
-            println!("{letter}");
+            say(&letter.to_string());
         }
         match page.last() {
             Some(last) if answer["remaining"].as_i64().unwrap_or_default() > 0 => before = last["id"].clone(),

@@ -10,7 +10,6 @@ use super::doc::{self, Source};
 use super::{ask, blueprint, flow, up};
 use crate::api::Api;
 use crate::cli::{Demo, Target};
-use crate::exit::Told;
 use crate::system::{Settings, System};
 
 const FLOW: &str = "demo";
@@ -75,17 +74,7 @@ fn sources(command: &Demo) -> anyhow::Result<Vec<Source>> {
         };
         return SAMPLES.iter().map(sample).collect();
     }
-    let mut sources = Vec::new();
-    for file in doc::files_in(&command.documents)? {
-        let content =
-            std::fs::read(&file).with_context(|| format!("'{}' could not be read", file.display()))?;
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        sources.push(Source { name, kind: doc::kind_of(&file)?, content });
-    }
-    if sources.is_empty() {
-        return Err(Told::usage("there is nothing to load in what --documents names").into());
-    }
-    Ok(sources)
+    doc::read_all(&doc::files_in(&command.documents)?)
 }
 
 async fn job(

@@ -19,6 +19,8 @@ use crate::output::{show, table, text};
 const WHOLE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 /// Size of a part, in bytes.
 const PART_BYTES: usize = 3 * 1024 * 1024;
+/// Documents asked about in one call.
+const PROGRESS_DOCUMENTS_MAX: usize = 500;
 /// How often progress is asked for.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long nothing may move before waiting is given up.
@@ -38,17 +40,14 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             if title.is_some() && files.len() != 1 {
                 return Err(Told::usage("--title goes with exactly one file").into());
             }
+            let mut sources = read_all(&files)?;
+            if let (Some(title), [only]) = (title, &mut sources[..]) {
+                only.name = title;
+            }
             let mut ids = Vec::new();
-            for file in files {
-                let content = std::fs::read(&file)
-                    .with_context(|| format!("'{}' could not be read", file.display()))?;
-                let source = Source {
-                    name: title.clone().unwrap_or_else(|| name_of(&file)),
-                    kind: kind_of(&file)?,
-                    content,
-                };
-                let refused = || format!("'{}' was not added", file.display());
-                let id = add(api, &source).await.with_context(refused)?;
+            for source in &sources {
+                let id =
+                    add(api, source).await.with_context(|| format!("'{}' was not added", source.name))?;
                 // Files with the same content are one document.
                 if !ids.contains(&id) {
                     ids.push(id);
@@ -109,6 +108,52 @@ pub(super) fn files_in(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Reads files, all of them before anything is added: those that cannot be loaded are named together.
+pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    let mut faults = Vec::new();
+    for file in files {
+        match read(file) {
+            Ok(source) => sources.push(source),
+            Err(fault) => faults.push((file, fault)),
+        }
+    }
+    match faults.len() {
+        0 if sources.is_empty() => Err(Told::usage("there is nothing to load in what was named")
+            .next("name .md, .markdown, .txt or .text files, or a folder that holds some")
+            .into()),
+        0 => Ok(sources),
+        1 => Err(faults.remove(0).1),
+        count => {
+            let lines: Vec<String> = faults.iter().map(|(_, fault)| format!("  {fault}")).collect();
+            let message = format!("{count} files cannot be loaded; nothing was added:\n{}", lines.join("\n"));
+            Err(Told::new(Code::Failed, message).into())
+        }
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<Source> {
+    let kind = kind_of(file)?;
+    let content = std::fs::read(file).with_context(|| format!("'{}' could not be read", file.display()))?;
+    let source = Source { name: name_of(file), kind, content };
+    check(&source)?;
+    Ok(source)
+}
+
+/// Refuses what no decoder could read.
+fn check(source: &Source) -> anyhow::Result<()> {
+    if source.content.is_empty() {
+        return Err(Told::new(Code::Failed, format!("'{}' is empty", source.name)).into());
+    }
+    if let Err(error) = std::str::from_utf8(&source.content) {
+        let place = error.valid_up_to();
+        return Err(Told::new(Code::Failed, format!("'{}' is not UTF-8 text (byte {place})", source.name))
+            .next("convert it, for example with: iconv -f latin1 -t utf-8 FILE")
+            .into());
+    }
+    Ok(())
+}
+
 fn name_of(file: &Path) -> String {
     file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
@@ -126,15 +171,6 @@ pub(super) fn kind_of(file: &Path) -> anyhow::Result<&'static str> {
 
 /// Adds a document under an id made from its content; adding the same content again is fine.
 pub(super) async fn add(api: &Api, source: &Source) -> anyhow::Result<String> {
-    if source.content.is_empty() {
-        return Err(Told::new(Code::Failed, format!("'{}' is empty", source.name)).into());
-    }
-    if let Err(error) = std::str::from_utf8(&source.content) {
-        let place = error.valid_up_to();
-        return Err(Told::new(Code::Failed, format!("'{}' is not UTF-8 text (byte {place})", source.name))
-            .next("convert it, for example with: iconv -f latin1 -t utf-8 FILE")
-            .into());
-    }
     let id = format!("urn:sluice:doc:{}", content_name(&source.content));
     let known =
         api.call("librarian", json!({"operation": "get-document-metadata", "document-id": id})).await?;
@@ -204,8 +240,9 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
     let bar = ProgressBar::new(0).with_style(style).with_message("decoding");
     let mut last = Value::Null;
     let mut moved = tokio::time::Instant::now();
+    let mut states = BTreeMap::new();
     loop {
-        let states = states(api, documents, flow).await?;
+        ask_for_open(api, documents, flow, &mut states).await?;
         let now = json!(states.values().collect::<Vec<_>>());
         let sum = |name: &str| states.values().map(|one| one[name].as_u64().unwrap_or_default()).sum::<u64>();
         bar.set_length(sum("announced"));
@@ -234,11 +271,23 @@ fn done(states: &BTreeMap<String, Value>) -> usize {
     states.values().filter(|one| one["complete"] == true).count()
 }
 
-async fn states(api: &Api, documents: &[String], flow: &str) -> anyhow::Result<BTreeMap<String, Value>> {
-    let answer = api.call("librarian", json!({"operation": "get-progress", "flow": flow})).await?;
-    let all = answer["progress"].as_array().into_iter().flatten();
-    let ours = all.filter(|one| documents.contains(&text(one, "document-id")));
-    Ok(ours.map(|one| (text(one, "document-id"), one.clone())).collect())
+/// Asks how far those documents are that were not through when last asked.
+async fn ask_for_open(
+    api: &Api,
+    documents: &[String],
+    flow: &str,
+    states: &mut BTreeMap<String, Value>,
+) -> anyhow::Result<()> {
+    let is_open = |id: &&String| states.get(*id).is_none_or(|one| one["complete"] != true);
+    let open: Vec<&String> = documents.iter().filter(is_open).collect();
+    for ids in open.chunks(PROGRESS_DOCUMENTS_MAX) {
+        let body = json!({"operation": "get-progress", "flow": flow, "document-ids": ids});
+        let answer = api.call("librarian", body).await?;
+        for one in answer["progress"].as_array().into_iter().flatten() {
+            states.insert(text(one, "document-id"), one.clone());
+        }
+    }
+    Ok(())
 }
 
 fn summary(whole: &Value, waited: bool) -> String {

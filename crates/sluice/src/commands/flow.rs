@@ -14,7 +14,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Res
             let parameters: Map<String, Value> =
                 params.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
             let answer = start(api, &id, &blueprint, &description, parameters).await?;
-            show(output, &answer, |answer| {
+            show(output, &told(&id, &answer), |answer| {
                 let mut lines = vec![format!("Flow '{id}' is started: everything sent into it is kept.")];
                 lines.extend(warnings(answer));
                 lines.join("\n")
@@ -26,9 +26,8 @@ pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Res
                 body["drain"] = json!(drain);
             }
             let answer = api.call("flow", body).await?;
-            show(output, &answer, |answer| {
+            show(output, &told(&id, &answer), |answer| {
                 let mut lines = vec![format!("Flow '{id}' is stopped: nothing of it is left.")];
-                lines.extend(warnings(answer));
                 lines.extend(verdicts(answer));
                 lines.join("\n")
             })
@@ -58,10 +57,15 @@ pub(super) async fn start(
     api.call("flow", body).await
 }
 
+/// What an answer to start or stop tells, without the members that other operations fill.
+fn told(id: &str, answer: &Value) -> Value {
+    let status: Value = serde_json::from_str(&text(answer, "status")).unwrap_or_default();
+    json!({"flow": id, "status": status, "warnings": answer["warnings"].as_array().cloned().unwrap_or_default()})
+}
+
 /// What became of queues that were not empty.
 fn verdicts(answer: &Value) -> Vec<String> {
-    let status: Value = serde_json::from_str(&text(answer, "status")).unwrap_or_default();
-    let queues = status["queues"].as_array().into_iter().flatten();
+    let queues = answer["status"]["queues"].as_array().into_iter().flatten();
     let told = queues.filter(|queue| queue["verdict"] != "drained");
     told.map(|queue| {
         format!("  {}: {} message(s) {}", text(queue, "queue"), queue["messages"], text(queue, "verdict"))
