@@ -123,7 +123,9 @@ impl Librarian {
             "get-upload-status" => self.uploads.status(workspace, upload).await?,
             "list-uploads" => Response { upload_sessions: self.uploads.list(workspace).await?, ..ok },
             "get-progress" => {
-                Response { progress: self.progress.shown(workspace, id, &request.flow).await?, ..ok }
+                let mut documents = request.document_ids;
+                documents.extend((!id.is_empty()).then(|| id.to_owned()));
+                Response { progress: self.progress.shown(workspace, &documents, &request.flow).await?, ..ok }
             }
             "" => return Err(Error::request("Null operation")),
             other => return Err(Error::request(format!("Invalid operation: {other}"))),

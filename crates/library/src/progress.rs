@@ -326,17 +326,47 @@ impl Progress {
             .delete_prefix(PIECES, prefix(&[workspace, document, run]));
     }
 
-    /// Progress of one document or of all, in one flow or in all; of several runs of a flow the latest. A flow may be
-    /// named by its id or by the name of its run.
+    /// Progress of the documents named, or else of all up to the bound, in one flow or in all; of several runs of a flow
+    /// the latest. A flow may be named by its id or by the name of its run. A document that nothing is known of is left
+    /// out.
     pub(crate) async fn shown(
         &self,
         workspace: &str,
-        document: &str,
+        documents: &[String],
         flow: &str,
     ) -> Result<Vec<DocumentProgress>, Error> {
-        let under = if document.is_empty() { prefix(&[workspace]) } else { prefix(&[workspace, document]) };
+        if documents.len() > DOCUMENTS_MAX {
+            return Err(Error::request(format!(
+                "the progress of {} documents was asked for; ask for at most {DOCUMENTS_MAX} at once",
+                documents.len()
+            )));
+        }
+        let mut latest = BTreeMap::new();
+        if documents.is_empty() {
+            self.latest(workspace, prefix(&[workspace]), flow, &mut latest).await?;
+            // The last document's flows may exceed the bound.
+            return Ok(latest.into_iter().take(DOCUMENTS_MAX).map(show).collect());
+        }
+        for document in documents {
+            rows::check_id("document", document)?;
+        }
+        let mut shown = Vec::new();
+        for document in documents.iter().collect::<BTreeSet<_>>() {
+            self.latest(workspace, prefix(&[workspace, document]), flow, &mut latest).await?;
+            shown.extend(std::mem::take(&mut latest).into_iter().map(show));
+        }
+        Ok(shown)
+    }
+
+    /// The latest runs of whole documents: none is begun once there are as many as the bound.
+    async fn latest(
+        &self,
+        workspace: &str,
+        under: Vec<u8>,
+        flow: &str,
+        latest: &mut BTreeMap<(String, String), (i64, String, Tally)>,
+    ) -> Result<(), Error> {
         let start = prefix(&[workspace]).len();
-        let mut latest: BTreeMap<(String, String), (i64, String, Tally)> = BTreeMap::new();
         self.rows
             .scan(PROGRESS, &under, |key, raw| {
                 let names = String::from_utf8_lossy(&key[start..]).into_owned();
@@ -345,6 +375,10 @@ impl Progress {
                 if !flow.is_empty() && flow != run && flow != id {
                     return Ok(true);
                 }
+                let is_begun = latest.last_key_value().is_some_and(|((last, _), _)| last == document);
+                if latest.len() >= DOCUMENTS_MAX && !is_begun {
+                    return Ok(false);
+                }
                 let tally: Tally = rows::decode(PROGRESS, key, raw)?;
                 let this = (tally.started_ms, run.to_owned(), tally);
                 let place =
@@ -352,13 +386,9 @@ impl Progress {
                 if (place.0, &place.1) < (this.0, &this.1) {
                     *place = this;
                 }
-                Ok(latest.len() < DOCUMENTS_MAX)
+                Ok(true)
             })
-            .await?;
-        Ok(latest
-            .into_iter()
-            .map(|((document, flow), (_, _, tally))| tally.shown(&document, &flow))
-            .collect())
+            .await
     }
 
     async fn runs(&self, workspace: &str, document: &str) -> Result<Vec<(String, Tally)>, Error> {
@@ -371,6 +401,10 @@ impl Progress {
             .await?;
         Ok(runs)
     }
+}
+
+fn show(((document, flow), (_, _, tally)): ((String, String), (i64, String, Tally))) -> DocumentProgress {
+    tally.shown(&document, &flow)
 }
 
 fn piece_key(workspace: &str, document: &str, run: &str, unit: Unit, piece: &str) -> Vec<u8> {
@@ -449,7 +483,7 @@ mod tests {
             for batch in reports.chunks(reports.len().div_ceil(batches).max(1)) {
                 progress.count("w", batch).await.unwrap();
             }
-            let shown = progress.shown("w", DOCUMENT, "").await.unwrap().remove(0);
+            let shown = progress.shown("w", &[DOCUMENT.to_owned()], "").await.unwrap().remove(0);
             store.close().await;
             shown
         })
@@ -535,6 +569,35 @@ mod tests {
         assert_eq!((shown.failed, shown.failures.len()), (200, FAILURES_MAX));
         assert_eq!(shown.failures[0].piece, "chunk 000");
         assert_eq!(shown.failures[0].reason.len(), REASON_CHARS_MAX);
+    }
+
+    #[tokio::test]
+    async fn beyond_the_bound_documents_are_asked_for_by_name_and_none_is_shown_in_an_older_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(folder.path()).unwrap();
+        let progress = Progress::new(Rows::new(store.tables()));
+        let mut batch = Batch::new();
+        let name = |n: usize| format!("urn:doc:{n:04}");
+        for n in 0..=DOCUMENTS_MAX {
+            for (run, started_ms, stored) in [("f1", 1, 1), ("f1-r2", 2, 2)] {
+                let tally = Tally { started_ms, stored, ..Default::default() };
+                batch.put(PROGRESS, key(&["w", &name(n), run]), rows::encode(&tally));
+            }
+        }
+        progress.rows.commit(batch).await.unwrap();
+        let all = progress.shown("w", &[], "f1").await.unwrap();
+        assert_eq!((all.len(), all.last().unwrap().stored), (DOCUMENTS_MAX, 2));
+        assert!(all.iter().all(|one| one.stored == 2));
+        let beyond = [name(DOCUMENTS_MAX), name(7), "urn:doc:none".to_owned(), name(7)];
+        let named = progress.shown("w", &beyond, "f1").await.unwrap();
+        let seen: Vec<_> = named.iter().map(|one| (one.document_id.as_str(), one.stored)).collect();
+        assert_eq!(seen, [("urn:doc:0007", 2), ("urn:doc:1000", 2)]);
+        let many: Vec<String> = (0..=DOCUMENTS_MAX).map(name).collect();
+        assert_eq!(progress.shown("w", &many[1..], "f1").await.unwrap().len(), DOCUMENTS_MAX);
+        let refused = progress.shown("w", &many, "f1").await.unwrap_err();
+        assert!(matches!(&refused, Error::Request(said) if said.contains("at most 1000")), "{refused}");
+        assert!(matches!(progress.shown("w", &[String::new()], "f1").await, Err(Error::Request(_))));
+        store.close().await;
     }
 
     #[test]

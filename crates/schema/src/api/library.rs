@@ -117,6 +117,7 @@ pub(super) const SERVICES: &[Service] = &[
             int("chunk-index"),
             flag("include-children"),
             text("flow"),
+            field("document-ids", Shape::Texts),
         ],
         &[
             field("document-metadata", Shape::Record(DOCUMENT)).if_set(),

@@ -222,6 +222,8 @@ message! {
         include_children: bool,
         /// Additive: `get-progress` answers for this flow only.
         #[additive] flow: String,
+        /// Additive: `get-progress` answers for these documents only, at most 1 000.
+        #[additive] document_ids: Vec<String>,
     }
 }
 
