@@ -46,11 +46,14 @@ pub fn candidates(
 /// An answer made of the sentences that fit best, for when no model writes one; `why` says so.
 #[must_use]
 pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> String {
-    let quoted = &passages[..passages.len().min(QUOTED_MAX)];
+    // A passage that shares nothing with the question is no answer to it.
+    let quoted: Vec<(usize, &PassageSource)> =
+        passages.iter().take(QUOTED_MAX).enumerate().filter(|(_, passage)| passage.score > 0.0).collect();
     let scorer = Scorer::new(question, passages.iter().map(|passage| passage.text.as_str()));
     let mut text = String::new();
-    for (number, passage) in (1..).zip(quoted) {
-        let sentences = one_line(scorer.best_stretch(number - 1));
+    for (place, passage) in &quoted {
+        let number = place + 1;
+        let sentences = one_line(scorer.best_stretch(*place));
         let page = passage.page.map(|page| format!(", page {page}")).unwrap_or_default();
         text.push_str(&format!("[{number}] {sentences}\n    ({}{page})\n\n", passage.title));
     }
@@ -104,9 +107,12 @@ mod tests {
         let passage = PassageSource {
             title: "Coffee".to_owned(),
             page: Some(2),
+            score: 0.5,
             text: "Beans age. Rest them for five days after roasting. Clean the mill.".to_owned(),
             ..Default::default()
         };
+        let stranger = PassageSource { score: 0.0, ..passage.clone() };
+        assert!(quotations("x", &[stranger], "no model").starts_with("Nothing"));
         let text = quotations("How long should beans rest after roasting?", &[passage], "no model");
         assert!(
             text.contains("[1]") && text.contains("five days") && text.contains("(Coffee, page 2)"),

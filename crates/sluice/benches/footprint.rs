@@ -1,5 +1,9 @@
 //! Cold start, memory and size of the release binary: `cargo bench -p sluice --bench footprint`.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that cannot go on fails, and it prints")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench that cannot go on fails, and it prints"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

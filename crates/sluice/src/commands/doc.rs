@@ -175,6 +175,10 @@ pub(super) async fn add(api: &Api, source: &Source) -> anyhow::Result<String> {
     let known =
         api.call("librarian", json!({"operation": "get-document-metadata", "document-id": id})).await?;
     if known["document-metadata"].is_object() {
+        let title = text(&known["document-metadata"], "title");
+        if title != source.name {
+            eprintln!("note: the content of '{}' is in the library already, as '{title}'", source.name);
+        }
         return Ok(id);
     }
     let metadata = json!({
