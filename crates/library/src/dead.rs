@@ -271,9 +271,8 @@ impl DeadLetters {
         if let Some(unknown) =
             request.ids.iter().find(|id| !chosen.iter().any(|(_, head)| head.letter.id == **id))
         {
-            return Err(Error::request(format!(
-                "there is no dead letter '{unknown}' in workspace '{workspace}'"
-            )));
+            let said = format!("there is no dead letter '{unknown}' in workspace '{workspace}'");
+            return Err(if chosen.is_empty() { Error::NotFound(said) } else { Error::Request(said) });
         }
         let limit = limit(request);
         let remaining = signed(chosen.len().saturating_sub(limit) as u64);

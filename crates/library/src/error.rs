@@ -12,6 +12,9 @@ pub enum Error {
     /// The id is taken; a type of its own because the dialect does not count it as the caller's fault.
     #[error("Document already exists: '{0}'; remove it first, or choose another id")]
     Exists(String),
+    /// What the caller named is not there.
+    #[error("{0}")]
+    NotFound(String),
     /// The store failed.
     #[error("the library's store failed")]
     Store(#[from] sluice_store::Error),
@@ -40,6 +43,7 @@ impl Error {
     pub(crate) fn told(self, operation: &str, trace: Option<&str>) -> message::Error {
         let kind = match &self {
             Self::Request(_) => return message::Error::new("request-error", self.to_string()),
+            Self::NotFound(_) => return message::Error::new("not-found", self.to_string()),
             Self::Exists(_) => return message::Error::new("unexpected-error", self.to_string()),
             Self::Store(_) | Self::Config(_) | Self::Bus(_) | Self::Damaged { .. } => "unexpected-error",
         };

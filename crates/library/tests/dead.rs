@@ -146,6 +146,12 @@ async fn letters_are_changed_only_when_named() {
     refused(ask(""), "Null operation").await;
     refused(DeadLettersRequest { ids: vec!["1".into(), "x".into()], ..ask("remove") }, "no dead letter 'x'")
         .await;
+    for operation in ["replay", "remove"] {
+        let request = DeadLettersRequest { ids: vec!["x".into(), "y".into()], ..ask(operation) };
+        let error = world.dead(request).await.error.unwrap();
+        assert_eq!(error.r#type, "not-found");
+        assert!(error.message.contains("no dead letter 'x'"), "{}", error.message);
+    }
     refused(DeadLettersRequest { before: "x".into(), ..ask("list") }, "no dead letter 'x'").await;
     let first = world.dead(DeadLettersRequest { all: true, limit: 1, ..ask("remove") }).await;
     assert_eq!((first.count, first.remaining), (1, 1));
