@@ -14,7 +14,8 @@ use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, property};
 use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
 };
-use sluice_schema::{Class, Topic, wire};
+use sluice_schema::{Class, Topic, record, wire};
+use sluice_sdk::ConfigClient;
 use sluice_store::{Batch, Found, KeyRange, Read};
 
 use crate::Error;
@@ -64,6 +65,7 @@ pub(crate) struct DeadLetters {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) admin: Arc<dyn BrokerAdmin>,
     pub(crate) limits: Limits,
+    pub(crate) config: Arc<ConfigClient>,
     pub(crate) dropped: Counter,
 }
 
@@ -230,7 +232,8 @@ impl DeadLetters {
 
     async fn replay_one(&self, workspace: &str, place: &str, head: Head, run: &str) -> Result<(), Error> {
         let Some(letter) = self.whole(workspace, place, head).await? else { return Ok(()) };
-        let target = target(workspace, &letter, run)?;
+        let run = if run.is_empty() { self.current_run(workspace, &letter).await? } else { run.to_owned() };
+        let target = target(workspace, &letter, &run)?;
         let seen = self.admin.observe(std::slice::from_ref(&target)).await?;
         let is_read = seen.iter().any(|topic| topic.exists && topic.subscriptions.iter().any(|s| s.exists));
         if !is_read {
@@ -250,6 +253,33 @@ impl DeadLetters {
             }
         }
         Ok(self.broker.publish(&Address::Topic(target.topic), message).await?)
+    }
+
+    /// The run that the letter's flow has now; empty where the letter's topic does not belong to one run.
+    async fn current_run(&self, workspace: &str, letter: &DeadLetter) -> Result<String, Error> {
+        let own = target(workspace, letter, "")?.topic;
+        let Some((_, (_, owner))) = split(&own) else { return Ok(String::new()) };
+        let flow = flow_of(owner);
+        if flow != flow_of(&letter.flow) {
+            return Ok(String::new());
+        }
+        let Some(text) = self.config.get(workspace, record::FLOW, flow).await?.and_then(|found| found.value)
+        else {
+            // Topics that all flows of a blueprint share bear its name.
+            if self.config.get(workspace, record::BLUEPRINT, owner).await?.is_some() {
+                return Ok(String::new());
+            }
+            return Err(Error::request(format!("flow '{flow}' does not run; start the flow, then replay")));
+        };
+        let record: record::Flow = serde_json::from_str(&text)
+            .map_err(|error| Error::Damaged { what: format!("flow '{flow}'"), reason: error.to_string() })?;
+        if !record.is_routable() {
+            return Err(Error::request(format!(
+                "flow '{flow}' is {}; wait for its end and start the flow again, then replay",
+                record.status.unwrap_or_default()
+            )));
+        }
+        Ok(record.run.unwrap_or_else(|| flow.to_owned()))
     }
 
     async fn remove(&self, workspace: &str, held: &Held, request: &Request) -> Result<Response, Error> {
@@ -406,7 +436,7 @@ fn target(workspace: &str, letter: &DeadLetter, run: &str) -> Result<TopicSpec, 
     if run.is_empty() || run == owner {
         return Ok(TopicSpec::with(topic.clone(), letter.subscription.clone()));
     }
-    if owner != letter.flow {
+    if flow_of(owner) != flow_of(&letter.flow) {
         return Err(refuse("it does not belong to one run alone; replay it without naming a run"));
     }
     if flow_of(run) != flow_of(&letter.flow) {
@@ -414,7 +444,7 @@ fn target(workspace: &str, letter: &DeadLetter, run: &str) -> Result<TopicSpec, 
     }
     let moved = Topic::tg(Class::Flow, format_args!("{name}:{workspace}:{run}"))
         .map_err(|error| Error::request(error.to_string()))?;
-    let (old, new) = (format!("--{workspace}--{}--", letter.flow), format!("--{workspace}--{run}--"));
+    let (old, new) = (format!("--{workspace}--{owner}--"), format!("--{workspace}--{run}--"));
     Ok(TopicSpec::with(moved, letter.subscription.replacen(&old, &new, 1)))
 }
 

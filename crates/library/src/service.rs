@@ -82,7 +82,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         documents: documents.clone(),
         progress: progress.clone(),
         collections: collections.clone(),
-        config,
+        config: config.clone(),
         broker: process.broker.clone(),
         under_way: Arc::default(),
     };
@@ -98,6 +98,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         broker: process.broker.clone(),
         admin: admin.clone(),
         limits: dead_letters,
+        config,
         dropped,
     };
     let library = Library { process: process.clone(), librarian, collections, progress, letters };

@@ -4,10 +4,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{WS, World, base64, next, topic};
+use common::{WS, World, base64, next, text_flow, topic};
 use sluice_bus::{BrokerAdmin, TopicSpec};
 use sluice_library::Limits;
 use sluice_schema::message::{DeadLetter, DeadLettersRequest};
+use sluice_schema::record;
+use sluice_sdk::config::value;
 
 const PARKED: &str = "flow:tg:dead-letters:default";
 const LOAD: &str = "flow:tg:text-document-load:default:f1";
@@ -95,9 +97,14 @@ async fn a_replayed_letter_is_delivered_with_its_properties_and_gone() {
     world.letters(5).await;
 
     let one = |id: &str| DeadLettersRequest { ids: vec![id.into()], ..ask("replay") };
-    let kept = world.dead(one("1")).await;
-    assert_eq!((kept.count, kept.kept.len()), (0, 1));
-    assert!(kept.kept[0].reason.contains("nobody reads"), "{kept:?}");
+    let stays = async |why: &str| {
+        let kept = world.dead(one("1")).await;
+        assert_eq!((kept.count, kept.kept.len()), (0, 1));
+        assert!(kept.kept[0].reason.contains(why), "{kept:?}");
+    };
+    stays("start the flow").await;
+    world.config.put(WS, vec![value(WS, record::FLOW, "f1", "{}")]).await.unwrap();
+    stays("nobody reads").await;
 
     world.broker.ensure(&TopicSpec::with(topic(LOAD), "chunker--default--f1--input")).await.unwrap();
     world.broker.ensure(&TopicSpec::with(topic(later), "chunker--default--f1-r2--input")).await.unwrap();
@@ -157,6 +164,60 @@ async fn letters_are_changed_only_when_named() {
     assert_eq!((first.count, first.remaining), (1, 1));
     assert_eq!(ids(&world.letters(1).await.letters), ["2"], "the oldest go first");
     assert_eq!(world.dead(DeadLettersRequest { all: true, ..ask("remove") }).await.count, 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_run_letters_go_to_the_run_that_their_flow_has_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let of_run = |id: &str, run: &str| DeadLetter {
+        flow: run.into(),
+        subscription: format!("chunker--default--{run}--input"),
+        ..letter(id, &format!("flow:tg:text-document-load:default:{run}"), &format!("body {id}"))
+    };
+    for (id, run) in [("1", "f1"), ("2", "f1-r2"), ("3", "f1-r3"), ("4", "f1-r2"), ("other", "f2")] {
+        world.publish(PARKED, of_run(id, run)).await;
+    }
+    world.letters(5).await;
+    let now = "flow:tg:text-document-load:default:f1-r3";
+    world.broker.ensure(&TopicSpec::with(topic(now), "chunker--default--f1-r3--input")).await.unwrap();
+    let inbox = world.read(now, "chunker--default--f1-r3--input").await;
+    let flow = |flow: &str| DeadLettersRequest { flow: flow.into(), ..ask("replay") };
+
+    let stopping = record::Flow { status: Some("stopping".into()), ..text_flow("f1-r3") };
+    world.flow("f1", &stopping).await;
+    let kept = world.dead(flow("f1")).await;
+    assert_eq!((kept.count, kept.kept.len()), (0, 4));
+    assert!(kept.kept[0].reason.contains("stopping"), "{kept:?}");
+
+    world.flow("f1", &text_flow("f1-r3")).await;
+    let of_one_run = world.dead(flow("f1-r2")).await;
+    assert_eq!((of_one_run.error, of_one_run.count, of_one_run.kept), (None, 2, Vec::new()));
+    let rest = world.dead(flow("f1")).await;
+    assert_eq!((rest.error, rest.count, rest.kept), (None, 2, Vec::new()));
+    for body in ["body 2", "body 4", "body 1", "body 3"] {
+        let delivery = next(&*inbox).await;
+        assert_eq!(&delivery.message.body[..], body.as_bytes());
+        delivery.ack();
+    }
+    assert_eq!(ids(&world.letters(1).await.letters), ["other"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_letter_of_a_topic_that_flows_of_a_blueprint_share_goes_back_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let shared = "flow:tg:x:default:blue";
+    for (id, flow) in [("1", "blue"), ("2", "f1")] {
+        world.publish(PARKED, DeadLetter { flow: flow.into(), ..letter(id, shared, "x") }).await;
+    }
+    world.letters(2).await;
+    world.broker.ensure(&TopicSpec::with(topic(shared), "chunker--default--f1--input")).await.unwrap();
+    world.config.put(WS, vec![value(WS, record::BLUEPRINT, "blue", "{}")]).await.unwrap();
+    let answer = world.dead(DeadLettersRequest { all: true, ..ask("replay") }).await;
+    assert_eq!((answer.count, answer.kept), (2, Vec::new()));
     world.stop().await;
 }
 
