@@ -1,14 +1,15 @@
 //! Messages that could not be processed: kept with their reason until somebody exports, replays or removes them.
 //!
-//! Letters are kept in the order they came. Their number and bytes per workspace are bounded; beyond that the oldest go,
-//! loudly. A replay publishes first and removes then, so a crash in between leaves a letter that was replayed.
+//! Letters are kept in the order they came. Their number and bytes per workspace are bounded; beyond that no more are
+//! taken, loudly, and those to come rest on their topic until there is room. A replay publishes first and removes then, so
+//! a crash in between leaves a letter that was replayed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, property};
 use sluice_schema::message::{
@@ -33,21 +34,23 @@ const LIST_DEFAULT: usize = 100;
 const CALL_LETTERS_MAX: usize = 1_000;
 /// Bytes of bodies in one page of an export.
 const EXPORT_PAGE_BYTES: u64 = 4 * 1024 * 1024;
+/// How often it is told that the dead letters are full.
+const FULL_REMINDER: Duration = Duration::from_secs(60);
 /// Letters removed in one step.
 const REMOVE_LETTERS: usize = 500;
 
 /// How much a workspace's dead letters may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Letters; default 10 000.
+    /// Letters; default 1 000 000.
     pub letters_max: usize,
-    /// Bytes of their bodies; default 1 GiB.
+    /// Bytes of their bodies; default 4 GiB. A single larger letter is kept if it is the only one.
     pub body_bytes_max: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { letters_max: 10_000, body_bytes_max: 1024 * 1024 * 1024 }
+        Self { letters_max: 1_000_000, body_bytes_max: 4 * 1024 * 1024 * 1024 }
     }
 }
 
@@ -66,85 +69,145 @@ pub(crate) struct DeadLetters {
     pub(crate) admin: Arc<dyn BrokerAdmin>,
     pub(crate) limits: Limits,
     pub(crate) config: Arc<ConfigClient>,
-    pub(crate) dropped: Counter,
+    /// Workspaces that take no more letters at this moment.
+    pub(crate) full: Gauge,
 }
 
-/// How much one workspace holds, as its only keeper counts; counted again after somebody removed letters.
+/// How much one workspace holds, as its only keeper counts.
 #[derive(Default)]
 pub(crate) struct Held {
-    stale: AtomicBool,
-    count: std::sync::Mutex<Option<(usize, u64)>>,
+    count: std::sync::Mutex<Count>,
+    /// Somebody removed letters.
+    removed: tokio::sync::Notify,
+    /// Letters are changed by one call at a time, so that none is replayed or counted twice.
+    change: tokio::sync::Mutex<()>,
+}
+
+/// Counted from the rows at first, then kept up to date.
+#[derive(Default, Clone, Copy)]
+struct Count {
+    known: Option<(usize, u64)>,
+    /// Letters were removed while they were being counted.
+    stale: bool,
+    /// Bytes of the letter that did not fit.
+    waiting_bytes: u64,
+}
+
+/// Shows a workspace as full for as long as it is there.
+struct Full<'a>(&'a Gauge);
+
+impl<'a> Full<'a> {
+    fn show(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl DeadLetters {
-    /// Keeps letters; on return they are durable. One that is known already is not kept twice.
+    /// Waits until a letter can be taken; how many can. `waits` is called if it takes time.
+    pub(crate) async fn room(
+        &self,
+        workspace: &str,
+        held: &Held,
+        waits: impl Fn() + Send,
+    ) -> Result<usize, Error> {
+        let mut shown = None;
+        loop {
+            let (count, bytes) = self.held(workspace, held).await?;
+            if self.fits(count, bytes, held.locked().waiting_bytes) {
+                return Ok(self.limits.letters_max.saturating_sub(count).max(1));
+            }
+            shown.get_or_insert_with(|| Full::show(&self.full));
+            waits();
+            tracing::error!(
+                workspace,
+                count,
+                bytes,
+                letters_max = self.limits.letters_max,
+                body_bytes_max = self.limits.body_bytes_max,
+                "the dead letters are full and no more are taken: further ones wait on their topic; \
+                 replay some, or export and remove some (see `sluice dead`)"
+            );
+            // It is looked at again in any case; the reminder is what the time is for.
+            let _ = tokio::time::timeout(FULL_REMINDER, held.removed.notified()).await;
+        }
+    }
+
+    /// Keeps the first letters, as many as fit, and returns how many; on return they are durable. One that is known
+    /// already is not kept twice.
     pub(crate) async fn keep(
         &self,
         workspace: &str,
         held: &Held,
         letters: Vec<DeadLetter>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let mut batch = Batch::new();
-        let (mut count, mut bytes) = (0, 0);
+        let (mut count, mut bytes) = self.held(workspace, held).await?;
+        let (had, had_bytes) = (count, bytes);
+        let (mut taken, mut waiting_bytes) = (0, 0);
         let reads = letters.iter().map(|letter| Read::get(IDS, key(&[workspace, &letter.id]))).collect();
         let known = self.rows.read(reads).await?;
         let mut seen = std::collections::BTreeSet::new();
         for (mut letter, known) in letters.into_iter().zip(known) {
             if known.value().is_some() || !seen.insert(letter.id.clone()) {
+                taken += 1;
                 continue;
+            }
+            let body_bytes = letter.body.len() as u64;
+            if !self.fits(count, bytes, body_bytes) {
+                waiting_bytes = body_bytes;
+                break;
             }
             let place = uuid::Uuid::now_v7().to_string();
             let body = Bytes::from(std::mem::take(&mut letter.body));
-            let head = Head { body_bytes: body.len() as u64, letter };
+            let head = Head { body_bytes, letter };
+            taken += 1;
             count += 1;
-            bytes += head.body_bytes;
+            bytes += body_bytes;
             let row_key = key(&[workspace, &place]);
             batch
                 .put(IDS, key(&[workspace, &head.letter.id]), place)
                 .put(LETTERS, &row_key, rows::encode(&head))
                 .put(BODIES, &row_key, body);
         }
-        if count == 0 {
-            return Ok(());
+        if count > had {
+            // Counted first: a letter that is there and not counted could be removed from the count.
+            held.add(count - had, bytes - had_bytes);
+            if let Err(error) = self.rows.commit(batch).await {
+                held.locked().known = None;
+                return Err(error);
+            }
         }
-        self.rows.commit(batch).await?;
-        self.bound(workspace, held, count, bytes).await
+        held.locked().waiting_bytes = waiting_bytes;
+        Ok(taken)
     }
 
-    /// Drops the oldest letters beyond the limits.
-    async fn bound(&self, workspace: &str, held: &Held, count: usize, bytes: u64) -> Result<(), Error> {
-        let was = if held.stale.swap(false, Ordering::AcqRel) { None } else { held.get() };
-        let (mut count, mut bytes) = match was {
-            Some((had, had_bytes)) => (had + count, had_bytes + bytes),
-            None => self.total(workspace).await?,
-        };
-        while count > self.limits.letters_max || bytes > self.limits.body_bytes_max {
-            let oldest = self.rows.page(LETTERS, &prefix(&[workspace]), REMOVE_LETTERS).await?;
-            let mut surplus = Vec::new();
-            for (row_key, raw) in oldest {
-                if count <= self.limits.letters_max && bytes <= self.limits.body_bytes_max {
-                    break;
-                }
-                let head: Head = rows::decode(LETTERS, &row_key, &raw)?;
-                count = count.saturating_sub(1);
-                bytes = bytes.saturating_sub(head.body_bytes);
-                surplus.push((rows::last_part(&row_key), head));
+    /// Whether one more letter fits. The first one always does, lest it block the others for ever.
+    fn fits(&self, count: usize, bytes: u64, more_bytes: u64) -> bool {
+        count == 0
+            || (count < self.limits.letters_max
+                && bytes.saturating_add(more_bytes) <= self.limits.body_bytes_max)
+    }
+
+    async fn held(&self, workspace: &str, held: &Held) -> Result<(usize, u64), Error> {
+        loop {
+            if let Some(known) = held.locked().known {
+                return Ok(known);
             }
-            if surplus.is_empty() {
-                break;
+            held.locked().stale = false;
+            let total = self.total(workspace).await?;
+            let mut count = held.locked();
+            if !count.stale {
+                count.known = Some(total);
+                return Ok(total);
             }
-            self.delete(workspace, &surplus).await?;
-            self.dropped.inc_by(surplus.len() as u64);
-            tracing::error!(
-                workspace,
-                dropped = surplus.len(),
-                letters_max = self.limits.letters_max,
-                body_bytes_max = self.limits.body_bytes_max,
-                "the dead letters are full and the oldest were lost; export, replay or remove some"
-            );
         }
-        held.set(count, bytes);
-        Ok(())
     }
 
     async fn total(&self, workspace: &str) -> Result<(usize, u64), Error> {
@@ -213,14 +276,14 @@ impl DeadLetters {
     }
 
     async fn replay(&self, workspace: &str, held: &Held, request: &Request) -> Result<Response, Error> {
+        let _turn = held.change.lock().await;
         let (chosen, remaining) = self.chosen(workspace, request).await?;
         let mut answer = Response { remaining, ..Default::default() };
         for (place, head) in chosen {
             let id = head.letter.id.clone();
             match self.replay_one(workspace, &place, head.clone(), &request.run).await {
                 Ok(()) => {
-                    self.delete(workspace, &[(place, head)]).await?;
-                    held.stale.store(true, Ordering::Release);
+                    self.delete(workspace, held, &[(place, head)]).await?;
                     answer.count += 1;
                 }
                 Err(Error::Request(reason)) => answer.kept.push(KeptLetter { id, reason }),
@@ -283,11 +346,11 @@ impl DeadLetters {
     }
 
     async fn remove(&self, workspace: &str, held: &Held, request: &Request) -> Result<Response, Error> {
+        let _turn = held.change.lock().await;
         let (chosen, remaining) = self.chosen(workspace, request).await?;
         for some in chosen.chunks(REMOVE_LETTERS) {
-            self.delete(workspace, some).await?;
+            self.delete(workspace, held, some).await?;
         }
-        held.stale.store(true, Ordering::Release);
         Ok(Response { count: signed(chosen.len() as u64), remaining, ..Default::default() })
     }
 
@@ -367,7 +430,7 @@ impl DeadLetters {
         }))
     }
 
-    async fn delete(&self, workspace: &str, letters: &[(String, Head)]) -> Result<(), Error> {
+    async fn delete(&self, workspace: &str, held: &Held, letters: &[(String, Head)]) -> Result<(), Error> {
         let mut batch = Batch::new();
         for (place, head) in letters {
             let row_key = key(&[workspace, place]);
@@ -376,17 +439,35 @@ impl DeadLetters {
                 .delete(BODIES, &row_key)
                 .delete(IDS, key(&[workspace, &head.letter.id]));
         }
-        self.rows.commit(batch).await
+        self.rows.commit(batch).await?;
+        held.subtract(letters.len(), letters.iter().map(|(_, head)| head.body_bytes).sum());
+        Ok(())
     }
 }
 
 impl Held {
-    fn get(&self) -> Option<(usize, u64)> {
-        *self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn locked(&self) -> std::sync::MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn set(&self, count: usize, bytes: u64) {
-        *self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((count, bytes));
+    fn add(&self, letters: usize, more_bytes: u64) {
+        if let Some((count, bytes)) = &mut self.locked().known {
+            *count += letters;
+            *bytes += more_bytes;
+        }
+    }
+
+    fn subtract(&self, letters: usize, less_bytes: u64) {
+        let mut held = self.locked();
+        match &mut held.known {
+            Some((count, bytes)) => {
+                *count = count.saturating_sub(letters);
+                *bytes = bytes.saturating_sub(less_bytes);
+            }
+            None => held.stale = true,
+        }
+        drop(held);
+        self.removed.notify_one();
     }
 }
 
@@ -416,6 +497,7 @@ fn limit(request: &Request) -> usize {
 
 fn fits(letter: &DeadLetter, request: &Request) -> bool {
     let flow = &request.flow;
+    // A flow's id means all its runs.
     (flow.is_empty() || letter.flow == *flow || flow_of(&letter.flow) == flow)
         && (request.topic.is_empty() || letter.topic == request.topic)
 }

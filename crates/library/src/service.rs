@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use prometheus_client::metrics::counter::Counter;
+use futures_util::future::BoxFuture;
+use prometheus_client::metrics::gauge::Gauge;
 use sluice_bus::{BrokerAdmin, Delivery, Inbox, Subscription, TopicSpec};
 use sluice_schema::message::StageReport;
 use sluice_schema::system::{self, LIBRARIAN};
@@ -72,11 +73,11 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
     let documents = Documents::new(rows.clone(), stores.blobs);
     let progress = Progress::new(rows.clone());
     let collections = Collections::new(config.clone());
-    let dropped = Counter::default();
+    let full = Gauge::default();
     process.metrics.register(
-        "sluice_dead_letters_dropped",
-        "Dead letters lost because a workspace had too many",
-        dropped.clone(),
+        "sluice_dead_letters_full",
+        "Workspaces whose dead letters are full: more wait on their topic; export, replay or remove some",
+        full.clone(),
     );
     let processings = Processings {
         documents: documents.clone(),
@@ -99,7 +100,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         admin: admin.clone(),
         limits: dead_letters,
         config,
-        dropped,
+        full,
     };
     let library = Library { process: process.clone(), librarian, collections, progress, letters };
     serve_workspaces(&process, admin, &watch, library).await;
@@ -236,7 +237,12 @@ impl Library {
                 async move { letters.answer(&workspace, &held, request, responder.trace()).await }
             },
         );
-        let keeps = self.consume(parked, LIBRARIAN, stop, move |topic, batch| {
+        let waits = kept.clone();
+        let ready = move |attached: CancellationToken| {
+            let (letters, workspace, held) = waits.clone();
+            async move { letters.room(&workspace, &held, || attached.cancel()).await }.boxed()
+        };
+        let keeps = self.consume(parked, LIBRARIAN, stop, ready, move |topic, batch| {
             let (letters, workspace, held) = kept.clone();
             let read =
                 batch.iter().map(|delivery| dead::read(&workspace, &delivery.message, &topic)).collect();
@@ -255,7 +261,9 @@ impl Library {
 
     fn count_reports(&self, workspace: &str, topic: Topic, stop: &CancellationToken) -> CancellationToken {
         let (progress, workspace) = (self.progress.clone(), Arc::<str>::from(workspace));
-        self.consume(topic, LIBRARIAN, stop, move |topic, batch| {
+        let ready = |_| std::future::ready(Ok(BATCH_MESSAGES_MAX)).boxed();
+        self.consume(topic, LIBRARIAN, stop, ready, move |topic, batch| {
+            let count = batch.len();
             let (progress, workspace) = (progress.clone(), workspace.clone());
             let read = |delivery: &Delivery| match wire::decode::<StageReport>(&delivery.message.body) {
                 Ok(report) => Some(report),
@@ -265,34 +273,49 @@ impl Library {
                 }
             };
             let reports: Vec<StageReport> = batch.iter().filter_map(read).collect();
-            async move { progress.count(&workspace, &reports).await }.boxed()
+            async move { progress.count(&workspace, &reports).await.map(|()| count) }.boxed()
         })
     }
 
-    /// Takes whatever has arrived, hands it over as one batch, settles it when that is done; a batch that fails comes back.
-    fn consume<F>(&self, topic: Topic, name: &str, stop: &CancellationToken, work: F) -> CancellationToken
+    /// Takes whatever has arrived, hands it over as one batch, settles as many of the first as it says are done; a batch that
+    /// fails comes back. What is not done goes back too, and nothing is taken until `ready` says how many may come; if
+    /// that takes time, it tells so by the token.
+    fn consume<R, F>(
+        &self,
+        topic: Topic,
+        name: &str,
+        stop: &CancellationToken,
+        ready: R,
+        work: F,
+    ) -> CancellationToken
     where
-        F: Fn(Topic, &[Delivery]) -> futures_util::future::BoxFuture<'static, Result<(), Error>>
-            + Clone
-            + Send
-            + Sync
-            + 'static,
+        R: Fn(CancellationToken) -> BoxFuture<'static, Result<usize, Error>> + Clone + Send + Sync + 'static,
+        F: Fn(Topic, &[Delivery]) -> BoxFuture<'static, Result<usize, Error>> + Clone + Send + Sync + 'static,
     {
         let attached = CancellationToken::new();
-        let prefetch = u32::try_from(BATCH_MESSAGES_MAX).unwrap_or(u32::MAX);
-        let to = Subscription::Shared { topic: topic.clone(), name: name.to_owned(), prefetch };
+        let name = name.to_owned();
         let (broker, told, stop) = (self.process.broker.clone(), attached.clone(), stop.clone());
         self.process.tasks.supervise(format!("library/{topic}"), Backoff::default(), move || {
-            let (broker, to, topic) = (broker.clone(), to.clone(), topic.clone());
-            let (told, stop, work) = (told.clone(), stop.clone(), work.clone());
+            let (broker, name, topic) = (broker.clone(), name.clone(), topic.clone());
+            let (told, stop, ready, work) = (told.clone(), stop.clone(), ready.clone(), work.clone());
             async move {
                 let consuming = async {
-                    let inbox = broker.subscribe(&to).await?;
-                    told.cancel();
                     loop {
-                        let batch = batch(&*inbox).await?;
-                        work(topic.clone(), &batch).await?;
-                        batch.into_iter().for_each(Delivery::ack);
+                        let wanted = ready(told.clone()).await?.min(BATCH_MESSAGES_MAX);
+                        let prefetch = u32::try_from(wanted).unwrap_or(u32::MAX);
+                        let (topic, name) = (topic.clone(), name.clone());
+                        let to = Subscription::Shared { topic: topic.clone(), name, prefetch };
+                        let inbox = broker.subscribe(&to).await?;
+                        told.cancel();
+                        loop {
+                            let mut batch = batch(&*inbox).await?;
+                            let done = work(topic.clone(), &batch).await?;
+                            batch.drain(..done).for_each(Delivery::ack);
+                            // With little room it is asked again after each batch: there may be more by now.
+                            if !batch.is_empty() || wanted < BATCH_MESSAGES_MAX {
+                                break;
+                            }
+                        }
                     }
                 };
                 // A batch cut by the stop comes back; having it twice changes nothing.

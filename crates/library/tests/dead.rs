@@ -222,33 +222,58 @@ async fn a_letter_of_a_topic_that_flows_of_a_blueprint_share_goes_back_there() {
 }
 
 #[tokio::test]
-async fn beyond_the_bound_the_oldest_go_and_are_counted() {
+async fn beyond_the_bound_letters_wait_on_their_topic_until_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let broker = sluice_bus::embedded::Embedded::in_memory();
     let limits = Limits { letters_max: 3, body_bytes_max: 1_000 };
     let world = World::start_with(folder.path(), &broker, Arc::new(broker.clone()), limits).await;
-    for id in ["1", "2", "3"] {
-        world.publish(PARKED, letter(id, LOAD, "x")).await;
-    }
-    world.letters(3).await;
-    world.publish(PARKED, letter("4", LOAD, "x")).await;
-    let lost = async |count: u64| {
-        let line = format!("sluice_dead_letters_dropped_total {count}\n");
+    let full = async |count: u64| {
+        let line = format!("sluice_dead_letters_full {count}\n");
         let ends = tokio::time::Instant::now() + common::DEADLINE;
         while !world.process.metrics.text().contains(&line) {
             assert!(tokio::time::Instant::now() < ends, "never {line}");
             tokio::task::yield_now().await;
         }
     };
-    lost(1).await;
-    assert_eq!(ids(&world.letters(3).await.letters), ["4", "3", "2"]);
-    // Removed letters make room.
-    world.dead(DeadLettersRequest { ids: vec!["3".into()], ..ask("remove") }).await;
-    world.publish(PARKED, letter("5", LOAD, "x")).await;
-    assert_eq!(ids(&world.letters(3).await.letters), ["5", "4", "2"]);
-    // So do bytes: this one leaves room for nothing else.
-    world.publish(PARKED, letter("6", LOAD, &"x".repeat(748))).await;
-    lost(4).await;
+    let remove = async |id: &str| {
+        let gone = world.dead(DeadLettersRequest { ids: vec![id.into()], ..ask("remove") }).await;
+        assert_eq!(gone.count, 1);
+    };
+    let body = |length: usize| "x".repeat(length);
+    for id in ["1", "2", "3", "4", "5"] {
+        world.publish(PARKED, letter(id, LOAD, "x")).await;
+    }
+    full(1).await;
+    let first: Vec<_> = world.letters(3).await.letters.into_iter().map(|letter| letter.id).collect();
+    assert_eq!(first, ["3", "2", "1"], "nothing that was taken is lost");
+    remove("2").await;
+    remove("1").await;
+    let mut all: Vec<_> = world.letters(3).await.letters.into_iter().map(|letter| letter.id).collect();
+    all.sort();
+    assert_eq!(all, ["3", "4", "5"], "what waited is taken by itself");
+    full(1).await;
+
+    // So it is with bytes; one that is larger than the bound is kept when it is alone.
+    world.publish(PARKED, letter("large", LOAD, &body(1_500))).await;
+    remove("4").await;
+    remove("5").await;
+    full(1).await;
+    assert_eq!(ids(&world.letters(1).await.letters), ["3"]);
+    remove("3").await;
+    let ends = tokio::time::Instant::now() + common::DEADLINE;
+    while ids(&world.dead(ask("list")).await.letters) != ["large"] {
+        assert!(tokio::time::Instant::now() < ends, "the large letter is never taken");
+        tokio::task::yield_now().await;
+    }
+    world.publish(PARKED, letter("6", LOAD, "x")).await;
+    full(1).await;
+    world.stop().await;
+
+    // What waits outlives the library, which starts although it is full.
+    let world = World::start_with(folder.path(), &broker, Arc::new(broker.clone()), limits).await;
+    assert_eq!(ids(&world.letters(1).await.letters), ["large"]);
+    let gone = world.dead(DeadLettersRequest { all: true, ..ask("remove") }).await;
+    assert_eq!(gone.count, 1);
     assert_eq!(ids(&world.letters(1).await.letters), ["6"]);
     world.stop().await;
 }
