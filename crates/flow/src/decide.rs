@@ -121,7 +121,9 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
         let at = FlowKey::new(ask.workspace.as_str(), name);
         records.parameter_types.get(&at).map(|text| ParameterType::read(text))
     };
-    let parameters = blueprint::resolve_parameters(blueprint.parameters(), ask.given, type_of)?;
+    let declared = blueprint.parameters();
+    let parameters = blueprint::resolve_parameters(declared, ask.given, type_of)?;
+    let mut warnings = blueprint::check_parameters(declared, &parameters, type_of)?;
     let run_row = row(&records.runs, &key, RUNS)?;
     let run = nth_name(ask.id, run_row.last + 1);
     let resolve = |shared: &str| {
@@ -132,6 +134,7 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     let first = resolve(ask.blueprint)?;
     let (resolved, shared, is_new_name) = with_shared_name(records, &named, first, resolve)?;
     no_clash(records, &key, &resolved.topology.parts)?;
+    warnings.extend(resolved.warnings);
 
     let generation = records.ledger.0 + 1;
     let wish = Wish {
@@ -145,7 +148,7 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
         description: ask.description.to_owned(),
         parameters: parameters.into_iter().map(|(name, value)| (name, Value::String(value))).collect(),
         topology: resolved.topology,
-        warnings: resolved.warnings,
+        warnings,
     };
     let mut write = decision(records, &key, &wish);
     // Nobody but flow services reads what this writes: the notice comes with the entries and the record.

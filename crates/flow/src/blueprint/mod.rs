@@ -7,7 +7,9 @@ mod read;
 mod resolve;
 mod template;
 
-pub use parameters::{Declared, ParameterType, Parameters, resolve as resolve_parameters};
+pub use parameters::{
+    Declared, ParameterType, Parameters, check as check_parameters, resolve as resolve_parameters,
+};
 pub use ports::Ports;
 pub use read::Blueprint;
 pub use resolve::{Names, OwnedTopic, Part, Resolved, Topology};
@@ -120,5 +122,17 @@ pub enum Error {
         name: String,
         /// What it is.
         found: &'static str,
+    },
+    /// A parameter with a value that its type rules out.
+    #[error("parameter '{name}' is '{value}', but must be {wanted}; its type '{type_name}' says so")]
+    ParameterWanted {
+        /// Its name.
+        name: String,
+        /// Its value, cut short if long.
+        value: String,
+        /// Key of its `parameter-type`.
+        type_name: String,
+        /// What it should be.
+        wanted: String,
     },
 }

@@ -1,4 +1,5 @@
-//! A flow's parameters: what the caller gave, what another parameter passes on, what the type says.
+//! A flow's parameters: what the caller gave, what another parameter passes on, what the type says, and whether the type
+//! allows it.
 
 use serde_json::{Map, Value};
 
@@ -15,11 +16,28 @@ pub struct Declared {
     pub controlled_by: Option<String>,
 }
 
+/// Characters of a value that an error shows.
+const SHOWN_MAX: usize = 80;
+
 /// What matters of a `parameter-type` record; the rest is for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ParameterType {
     default: Option<String>,
     required: bool,
+    kind: Kind,
+    least: Option<f64>,
+    most: Option<f64>,
+    suggested: Vec<String>,
+}
+
+/// What a text must read as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Any,
+    Whole,
+    Number,
+    Boolean,
 }
 
 impl ParameterType {
@@ -34,8 +52,53 @@ impl ParameterType {
             Some(Value::String(text)) => !text.is_empty(),
             Some(Value::Bool(true) | Value::Array(_) | Value::Object(_)) => true,
         };
-        Self { default, required }
+        let kind = match record.get("type").and_then(Value::as_str) {
+            Some("integer") => Kind::Whole,
+            Some("number" | "float") => Kind::Number,
+            Some("boolean") => Kind::Boolean,
+            _ => Kind::Any,
+        };
+        let bound = |name: &str| record.get(name).and_then(number);
+        let least = [bound("min"), bound("minimum")].into_iter().flatten().reduce(f64::max);
+        let most = [bound("max"), bound("maximum")].into_iter().flatten().reduce(f64::min);
+        let choices = record.get("enum").and_then(Value::as_array).into_iter().flatten();
+        let suggested =
+            choices.filter_map(|choice| stringify(choice.get("id").unwrap_or(choice)).ok().flatten());
+        Self { default, required, kind, least, most, suggested: suggested.collect() }
     }
+
+    fn allows(&self, text: &str) -> bool {
+        let number = text.parse::<f64>().ok().filter(|n| n.is_finite());
+        let within = number.is_none_or(|n| {
+            self.least.is_none_or(|least| n >= least) && self.most.is_none_or(|most| n <= most)
+        });
+        match self.kind {
+            Kind::Any => true,
+            Kind::Whole => text.parse::<i128>().is_ok() && within,
+            Kind::Number => number.is_some() && within,
+            Kind::Boolean => ["true", "false"].iter().any(|word| text.eq_ignore_ascii_case(word)),
+        }
+    }
+
+    fn wanted(&self) -> String {
+        let what = match self.kind {
+            Kind::Any => return "text".to_owned(),
+            Kind::Boolean => return "true or false".to_owned(),
+            Kind::Whole => "a whole number",
+            Kind::Number => "a number",
+        };
+        match (self.least, self.most) {
+            (None, None) => what.to_owned(),
+            (Some(least), None) => format!("{what}, at least {least}"),
+            (None, Some(most)) => format!("{what}, at most {most}"),
+            (Some(least), Some(most)) => format!("{what} from {least} to {most}"),
+        }
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    let number = value.as_f64().or_else(|| value.as_str()?.parse().ok());
+    number.filter(|n| n.is_finite())
 }
 
 /// Name and value, in order.
@@ -68,6 +131,40 @@ pub fn resolve(
         }
     }
     Ok(resolved)
+}
+
+/// Checks resolved parameters against their types; what may be wrong but need not be comes back as warnings.
+///
+/// # Errors
+/// A value that its type rules out.
+pub fn check(
+    declared: &[Declared],
+    resolved: &Parameters,
+    type_of: impl Fn(&str) -> Option<ParameterType>,
+) -> Result<Vec<String>, Error> {
+    let mut warnings = Vec::new();
+    for (name, value) in resolved {
+        let Some(parameter) = declared.iter().find(|parameter| parameter.name == *name) else {
+            warnings.push(format!(
+                "parameter '{name}' is not declared by the blueprint; it is passed on, but may have no effect"
+            ));
+            continue;
+        };
+        let Some(type_name) = &parameter.type_name else { continue };
+        let Some(kind) = type_of(type_name) else { continue };
+        let shown = || value.chars().take(SHOWN_MAX).collect::<String>();
+        if !kind.allows(value) {
+            let (name, type_name) = (name.clone(), type_name.clone());
+            return Err(Error::ParameterWanted { name, value: shown(), type_name, wanted: kind.wanted() });
+        }
+        if !kind.suggested.is_empty() && !kind.suggested.contains(value) {
+            let value = shown();
+            warnings.push(format!(
+                "parameter '{name}' is '{value}', which is not among the values that its type '{type_name}' suggests"
+            ));
+        }
+    }
+    Ok(warnings)
 }
 
 struct Resolver<'a, F> {
@@ -208,6 +305,38 @@ mod tests {
         check(&[declared("p", "must", "")], &json!({}), Err(expected));
         check(&[declared("p", "must", "")], &json!({"p": "v"}), Ok(&[("p", "v")]));
         check(&[declared("p", "broken", ""), declared("q", "none", "")], &json!({}), Ok(&[]));
+    }
+
+    #[test]
+    fn a_value_must_be_what_its_type_says() {
+        let check = |kind: &str, value: &str, expected: Result<usize, &str>| {
+            let declared = [declared("p", "t", "")];
+            let resolved = vec![("p".to_owned(), value.to_owned())];
+            let found = super::check(&declared, &resolved, |_| Some(ParameterType::read(kind)));
+            let found = found.map(|warnings| warnings.len()).map_err(|e| e.to_string());
+            let expected = expected.map_err(|wanted| {
+                format!("parameter 'p' is '{value}', but must be {wanted}; its type 't' says so")
+            });
+            assert_eq!(found, expected, "{kind} {value}");
+        };
+        let whole = r#"{"type": "integer", "min": 0, "max": 32768}"#;
+        check(whole, "2000", Ok(0));
+        for bad in ["abc", "", "2000.5", "-1", "32769", "1e3"] {
+            check(whole, bad, Err("a whole number from 0 to 32768"));
+        }
+        let float = r#"{"type": "float", "minimum": "0"}"#;
+        check(float, "0.5", Ok(0));
+        for bad in ["-0.1", "nan", "inf", "warm"] {
+            check(float, bad, Err("a number, at least 0"));
+        }
+        check(r#"{"type": "number", "maximum": 1}"#, "1.5", Err("a number, at most 1"));
+        check(r#"{"type": "number", "maximum": "much"}"#, "1e9", Ok(0));
+        check(r#"{"type": "boolean"}"#, "True", Ok(0));
+        check(r#"{"type": "boolean"}"#, "maybe", Err("true or false"));
+        check(r#"{"type": "string", "max": 3}"#, "7 of 9", Ok(0));
+        check(r#"{"enum": [{"id": "a"}, 2]}"#, "2", Ok(0));
+        check(r#"{"enum": [{"id": "a"}, 2]}"#, "b", Ok(1));
+        check("not json", "x", Ok(0));
     }
 
     #[test]

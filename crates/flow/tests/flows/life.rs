@@ -259,6 +259,35 @@ async fn what_cannot_be_started_is_refused_and_nothing_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn impossible_parameters_are_refused_and_doubtful_ones_are_warned_of() {
+    let world = World::with_blueprint().await;
+    let size = json!({"type": "integer", "default": 7, "min": 1, "max": 9, "enum": [6, 7]});
+    world.put_value("acme", "parameter-type", "size", &size.to_string()).await;
+    let start = |given: Value| {
+        world.call(FlowRequest {
+            operation: "start-flow".into(),
+            blueprint_name: "demo".into(),
+            flow_id: "f1".into(),
+            parameters: given.as_object().unwrap().clone(),
+            ..Default::default()
+        })
+    };
+    for (given, shown) in [(json!("abc"), "abc"), (json!(0), "0"), (json!("10"), "10"), (json!(2.5), "2.5")] {
+        let said = error(&start(json!({"size": given})).await);
+        let wanted = format!(
+            "parameter 'size' is '{shown}', but must be a whole number from 1 to 9; its type 'size' says so"
+        );
+        assert_eq!(said, wanted);
+    }
+    world.assert_nothing_left("after refusals").await;
+    let started = start(json!({"size": "8", "colour": "red"})).await;
+    let warned = ok(&started).warnings.join("\n");
+    assert!(warned.contains("parameter 'size' is '8', which is not among the values"), "{warned}");
+    assert!(warned.contains("parameter 'colour' is not declared by the blueprint"), "{warned}");
+    ok(&world.stop("f1").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flow_of_another_flow_service_is_shown_and_its_stop_adopts_it() {
     let world = World::with_blueprint().await;
     let record = json!({"description": "theirs", "blueprint-name": "x", "parameters": {},
