@@ -27,27 +27,22 @@ async fn live(world: &World, context: &str) {
 
 /// Asks for a start as a stubborn client does.
 async fn start(world: &World, context: &str) {
-    for _ in 0..100 {
-        let response = world.start("f1", "demo").await;
-        let Some(error) = response.error else { return };
-        if error.message == "Flow already exists" {
-            let is_running = || async { status(&world.get("f1").await)["phase"] == "Running" };
-            return world.until(&format!("{context}: running"), is_running).await;
+    let is_up = || async {
+        match world.start("f1", "demo").await.error {
+            None => true,
+            Some(error) if error.message == "Flow already exists" => {
+                status(&world.get("f1").await)["phase"] == "Running"
+            }
+            Some(_) => false,
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{context}: could not be started");
+    };
+    world.until(&format!("{context}: started"), is_up).await;
 }
 
 async fn stop(world: &World, context: &str) {
-    for _ in 0..100 {
-        match world.stop("f1").await.error {
-            None => return,
-            Some(error) if error.message == "Flow ID invalid" => return,
-            Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    }
-    panic!("{context}: could not be stopped");
+    let is_gone =
+        || async { world.stop("f1").await.error.is_none_or(|error| error.message == "Flow ID invalid") };
+    world.until(&format!("{context}: stopped"), is_gone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
