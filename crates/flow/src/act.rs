@@ -19,7 +19,7 @@ use sluice_sdk::{Apply, ConfigClient, ConfigError};
 
 use crate::blueprint::{OwnedTopic, Part, Topology};
 use crate::memory::{
-    FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, expect, own_key, own_value, scoped_key,
+    FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, own_key, own_value, scoped_key,
     scoped_value, unchanged,
 };
 use crate::plan::{Leftover, Step};
@@ -272,7 +272,8 @@ impl Job<'_> {
     /// Insists that nobody decided anything since the look: a new flow may have come to share an entry.
     fn withdraw(&self, parts: &[Part]) -> Apply {
         let mut write = self.write();
-        write.expect.push(expect(scoped_key(record::FLOWS, LEDGER, ONLY), self.records.ledger.1));
+        let ledger = scoped_key(record::FLOWS, LEDGER, ONLY);
+        write.expect.push(unchanged(ledger, self.records.ledger.as_ref()));
         write.deletes = parts.iter().map(|part| self.entry_key(part)).collect();
         write
     }

@@ -136,7 +136,7 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     no_clash(records, &key, &resolved.topology.parts)?;
     warnings.extend(resolved.warnings);
 
-    let generation = records.ledger.0 + 1;
+    let generation = next_generation(records)?;
     let wish = Wish {
         generation,
         request: ask.request.to_owned(),
@@ -193,7 +193,7 @@ pub(crate) fn stop(
     wish.want = Want::Gone;
     wish.drain = drain;
     request.clone_into(&mut wish.request);
-    wish.generation = records.ledger.0 + 1;
+    wish.generation = next_generation(records)?;
     let mut write = decision(records, key, &wish);
     if let Some(recorded) = records.flows.get(key) {
         let at = scoped_key(&key.workspace, record::FLOW, &key.id);
@@ -228,13 +228,24 @@ fn within(duration: Duration) -> Drain {
     Drain::WithinMs(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// A number above that of every decision on record, even if the ledger was deleted.
+fn next_generation(records: &Records) -> Result<i64, Refusal> {
+    let last = match records.ledger.as_ref().map(|recorded| &recorded.value) {
+        None => 0,
+        Some(Ok(last)) => **last,
+        Some(Err(reason)) => return Err(unreadable(format!("config value '{LEDGER}/{ONLY}'"), reason)),
+    };
+    let wishes = records.wishes.values().filter_map(|recorded| recorded.value.as_deref().ok());
+    Ok(wishes.map(|wish| wish.generation).fold(last, i64::max) + 1)
+}
+
 /// The write of a decision: the wish and the next number, if nobody decided anything since.
 fn decision(records: &Records, key: &FlowKey, wish: &Wish) -> Apply {
     let ledger = scoped_key(record::FLOWS, LEDGER, ONLY);
     Apply {
         expect: vec![
             unchanged(own_key(WISH, key), records.wishes.get(key)),
-            expect(ledger, records.ledger.1),
+            unchanged(ledger, records.ledger.as_ref()),
         ],
         puts: vec![own_value(WISH, key, wish), scoped_value(record::FLOWS, LEDGER, ONLY, &wish.generation)],
         ..Apply::default()

@@ -182,8 +182,8 @@ pub struct Records {
     pub blueprints: BTreeMap<FlowKey, Arc<str>>,
     /// Parameter types, by workspace and name.
     pub parameter_types: BTreeMap<FlowKey, Arc<str>>,
-    /// Number and version of the last decision.
-    pub ledger: (i64, i64),
+    /// Number of the last decision.
+    pub ledger: Option<Recorded<i64>>,
 }
 
 impl Records {
@@ -222,9 +222,7 @@ impl Records {
             WISH if is_ours => put(&mut self.wishes, own(), read(text, version)),
             RUNS if is_ours => put(&mut self.runs, own(), read(text, version)),
             SHARED if is_ours => put(&mut self.shared, own(), read(text, version)),
-            LEDGER if is_ours => {
-                self.ledger = (text.and_then(|text| text.parse().ok()).unwrap_or_default(), version);
-            }
+            LEDGER if is_ours => self.ledger = read(text, version),
             record::WORKSPACE if workspace == record::WORKSPACES => {
                 put(&mut self.workspaces, Some(key.into()), text.map(|_| ()));
             }

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_bus::{Seen, SeenSubscription};
-use sluice_schema::{Class, Topic, system};
+use sluice_schema::{Class, Topic, record, system};
 
 use crate::blueprint::{OwnedTopic, Part, Topology};
-use crate::memory::{Drain, FlowKey, Records, Want, Wish};
+use crate::memory::{Drain, FlowKey, LEDGER, ONLY, Records, Want, Wish};
 
 /// Steps, to be taken in order; the first failure ends them until the next look.
 #[derive(Debug, Clone, PartialEq)]
@@ -286,6 +286,12 @@ impl<'a> Others<'a> {
 
     /// A record that cannot be read may claim any topic of its workspace. It can claim none of another: doors see to that.
     fn unreadable(&self) -> Option<String> {
+        if let Some(Err(error)) = self.records.ledger.as_ref().map(|recorded| &recorded.value) {
+            return Some(format!(
+                "the config value '{LEDGER}/{ONLY}' in workspace '{}' cannot be read ({error}), so nothing is decided and no topic is removed; repair or delete it",
+                record::FLOWS
+            ));
+        }
         let workspace = &self.key.workspace;
         let wishes = self.records.wishes.iter().filter(|(key, _)| key.workspace == *workspace);
         let wishes = wishes
@@ -586,6 +592,10 @@ mod tests {
         check(
             &|records| _ = records.wishes.insert(key("f2"), Recorded { version: 1, value: Err("x".into()) }),
             Some("wish of flow 'acme/f2'"),
+        );
+        check(
+            &|records| records.ledger = Some(Recorded { version: 1, value: Err("x".into()) }),
+            Some("'flow-ledger/head' in workspace '__flows__' cannot be read"),
         );
         check(
             &|records| _ = records.flows.insert(key("f2"), Recorded { version: 1, value: Err("x".into()) }),

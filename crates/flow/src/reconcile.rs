@@ -19,7 +19,9 @@ use crate::act::{Error, Hands, Job, Parked};
 use crate::blueprint::{OwnedTopic, Topology};
 use crate::board::{Board, Phase, QueueVerdict, Report};
 use crate::lease::Lease;
-use crate::memory::{Drain, FlowKey, Named, RUNS, Records, Want, Wish, own_key, own_value, unchanged};
+use crate::memory::{
+    Drain, FlowKey, LEDGER, Named, ONLY, RUNS, Records, Want, Wish, own_key, own_value, unchanged,
+};
 use crate::mirror::Mirror;
 use crate::plan::{self, DrainClock, Next, QueueLeft, Sight, Step};
 
@@ -193,6 +195,12 @@ impl Reconciler {
             }
             !is_over
         });
+        if is_audit && let Some(Err(reason)) = records.ledger.as_ref().map(|recorded| &recorded.value) {
+            tracing::error!(
+                reason,
+                "the number of the last decision cannot be read; nothing is started, stopped or removed. Repair or delete config value '{LEDGER}/{ONLY}'"
+            );
+        }
         for (key, recorded) in &records.wishes {
             let Ok(wish) = &recorded.value else {
                 if is_audit {

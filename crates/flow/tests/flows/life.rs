@@ -118,6 +118,21 @@ async fn what_nobody_reads_is_parked_with_its_run_and_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_ledger_blocks_every_decision_until_it_is_repaired() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    world.put_value("__flows__", "flow-ledger", "head", "not json").await;
+    for response in [world.start("f2", "demo").await, world.stop("f1").await] {
+        let said = error(&response);
+        assert!(said.contains("config value 'flow-ledger/head' cannot be read"), "{said}");
+    }
+    assert_eq!(world.list().await, ["f1"]);
+    world.delete_value("__flows__", "flow-ledger", "head").await;
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after the repair").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_work_under_way_and_parks_nothing_then() {
     let world = World::with_blueprint().await;
     ok(&world.start("f1", "demo").await);
