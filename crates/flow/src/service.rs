@@ -81,12 +81,18 @@ enum Error {
     #[error("others keep deciding about flows; nothing was changed, try again")]
     Contended,
     #[error("{0}")]
+    Ended(String),
+    #[error("{0}")]
     NotYet(String),
 }
 
 impl Error {
     fn told(self) -> message::Error {
-        let kind = if matches!(self, Self::Operation) { "bad-operation" } else { "flow-error" };
+        let kind = match &self {
+            Self::Operation => "bad-operation",
+            Self::NotYet(_) => "timeout",
+            _ => "flow-error",
+        };
         let text = match &self {
             Self::Config(ConfigError::Refused { kind, message }) => format!("{kind}: {message}"),
             Self::Config(ConfigError::Conflict(_)) => Self::Contended.to_string(),
@@ -94,9 +100,12 @@ impl Error {
                 tracing::warn!(%error, "config did not answer");
                 "Config service did not respond".to_owned()
             }
-            Self::Operation | Self::Refused(_) | Self::Name(_) | Self::Contended | Self::NotYet(_) => {
-                self.to_string()
-            }
+            Self::Operation
+            | Self::Refused(_)
+            | Self::Name(_)
+            | Self::Contended
+            | Self::Ended(_)
+            | Self::NotYet(_) => self.to_string(),
         };
         message::Error::new(kind, text)
     }
@@ -280,10 +289,12 @@ impl Desk {
             if let Some(report) = self.board.current(key).filter(|r| r.generation >= wish.generation) {
                 match report.phase {
                     _ if report.generation > wish.generation => {
-                        return Err(Error::NotYet(format!("flow '{id}' was stopped before it was started")));
+                        return Err(Error::Ended(format!("flow '{id}' was stopped before it was started")));
                     }
                     Phase::Running | Phase::Degraded => return Ok(report),
-                    Phase::Failed if report.is_final => return Err(not_started(id, Some(&report))),
+                    Phase::Failed if report.is_final => {
+                        return Err(Error::Ended(not_started(id, Some(&report))));
+                    }
                     Phase::Failed
                     | Phase::Starting
                     | Phase::Draining
@@ -293,10 +304,10 @@ impl Desk {
                 }
                 last = Some(report);
             } else if self.board.ended(key, wish.generation).is_some() {
-                return Err(Error::NotYet(format!("flow '{id}' was stopped before it was started")));
+                return Err(Error::Ended(format!("flow '{id}' was stopped before it was started")));
             }
             if !self.wait(&mut changes, deadline).await {
-                return Err(not_started(id, last.as_ref()));
+                return Err(Error::NotYet(not_started(id, last.as_ref())));
             }
             if last.is_none() && self.is_open(key, wish).await {
                 return Ok(Report::new(Phase::Running, wish));
@@ -312,7 +323,7 @@ impl Desk {
             }
             let last = self.board.current(key);
             if !self.wait(&mut changes, deadline).await {
-                return Err(not_stopped(&key.id, last.as_ref()));
+                return Err(Error::NotYet(not_stopped(&key.id, last.as_ref())));
             }
             if last.is_none() && self.is_gone(key, wish).await {
                 let ended = self.board.ended(key, wish.generation);
@@ -351,14 +362,14 @@ fn answer(report: &Report) -> FlowResponse {
     FlowResponse { status, warnings: report.warnings.clone(), ..Default::default() }
 }
 
-fn not_started(id: &str, report: Option<&Report>) -> Error {
+fn not_started(id: &str, report: Option<&Report>) -> String {
     let reason = report.and_then(|r| r.last_error.as_deref()).unwrap_or("nobody has got to it yet");
-    Error::NotYet(format!(
+    format!(
         "flow '{id}' could not be started yet: {reason}. It is tried again; get-flow shows how far it is, stop-flow ends it"
-    ))
+    )
 }
 
-fn not_stopped(id: &str, report: Option<&Report>) -> Error {
+fn not_stopped(id: &str, report: Option<&Report>) -> String {
     let reason = match report {
         None => "nobody has got to it yet".to_owned(),
         Some(report) => {
@@ -375,7 +386,5 @@ fn not_stopped(id: &str, report: Option<&Report>) -> Error {
             }
         }
     };
-    Error::NotYet(format!(
-        "flow '{id}' is not stopped yet: {reason}. The stop goes on; another stop-flow waits for it"
-    ))
+    format!("flow '{id}' is not stopped yet: {reason}. The stop goes on; another stop-flow waits for it")
 }

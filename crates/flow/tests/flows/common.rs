@@ -262,8 +262,12 @@ pub(crate) fn ok(response: &FlowResponse) -> &FlowResponse {
 }
 
 pub(crate) fn error(response: &FlowResponse) -> String {
+    error_of("flow-error", response)
+}
+
+pub(crate) fn error_of(kind: &str, response: &FlowResponse) -> String {
     let error = response.error.as_ref().expect("an error");
-    assert_eq!(error.r#type, "flow-error", "{}", error.message);
+    assert_eq!(error.r#type, kind, "{}", error.message);
     error.message.clone()
 }
 

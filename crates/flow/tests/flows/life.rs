@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sluice_bus::{BrokerAdmin, TopicSpec};
 use sluice_schema::message::FlowRequest;
 
-use crate::common::{World, blueprint, error, next, ok, status, topic};
+use crate::common::{World, blueprint, error, error_of, next, ok, status, topic};
 
 fn names(list: &[&str]) -> Vec<String> {
     list.iter().map(|name| (*name).to_owned()).collect()
@@ -204,7 +204,7 @@ async fn a_reader_that_holds_on_is_named_and_another_stop_joins() {
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     let inbox = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
-    let said = error(&world.stop("f1").await);
+    let said = error_of("timeout", &world.stop("f1").await);
     assert!(said.contains("still held by flow:tg:load:acme:f1 / first--acme--f1--input"), "{said}");
     assert_eq!(world.list().await, ["f1"]);
     assert_eq!(error(&world.start("f1", "demo").await), "Flow already exists");
@@ -234,7 +234,7 @@ async fn a_record_that_cannot_be_read_blocks_removal_until_it_is_repaired() {
     ok(&world.start("f1", "demo").await);
     world.put_value("acme", "processor:foreign", "x", "not json").await;
     world.put_value("other", "processor:foreign", "y", "neither").await;
-    let said = error(&world.stop("f1").await);
+    let said = error_of("timeout", &world.stop("f1").await);
     assert!(said.contains("'processor:foreign/x' in workspace 'acme' cannot be read"), "{said}");
     assert!(world.topic_names().await.contains(&"flow:tg:load:acme:f1".to_owned()));
     world.delete_value("acme", "processor:foreign", "x").await;
