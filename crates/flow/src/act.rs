@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use sluice_bus::{
     Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Message, Seen, Subscription, TopicSpec,
     property,
@@ -22,7 +22,7 @@ use crate::memory::{
     FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, own_key, own_value, scoped_key,
     scoped_value, unchanged,
 };
-use crate::plan::{Leftover, Step};
+use crate::plan::{self, Leftover, Step};
 
 /// Broker calls of one step under way at once.
 const CALLS_MAX: usize = 64;
@@ -30,6 +30,8 @@ const CALLS_MAX: usize = 64;
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long parking waits for the next message of a queue before it looks again.
 const PARK_PATIENCE: Duration = Duration::from_millis(500);
+/// Messages of one queue that are being parked at once; as many as a reader is handed unsettled.
+const PARK_WINDOW: u16 = 64;
 /// Messages parked in one step per queue at most.
 const PARK_MAX: u64 = 1_000;
 
@@ -178,7 +180,8 @@ impl Hands {
         Ok(side_by_side(calls).await?.into_iter().collect())
     }
 
-    /// Moves what one queue holds. A crash in between moves the last message twice, with the same id.
+    /// Moves what one queue holds, a window at once, begun in the queue's order. A crash in between moves what was under
+    /// way twice, with the same ids.
     async fn park_queue(
         &self,
         job: Job<'_>,
@@ -188,20 +191,39 @@ impl Hands {
         let (topic, name) = (&queue.topic, &queue.subscription);
         let failed =
             |source| Error::Bus { doing: format!("parking what is left of {topic} / {name}"), source };
-        let to = Subscription::Shared { topic: topic.clone(), name: name.clone(), prefetch: 64 };
+        let to =
+            Subscription::Shared { topic: topic.clone(), name: name.clone(), prefetch: PARK_WINDOW.into() };
         let inbox = self.broker.subscribe(&to).await.map_err(failed)?;
         let to = Address::Topic(letters.clone());
-        let mut moved = 0;
-        while moved < queue.messages.min(PARK_MAX)
-            && let Ok(next) = tokio::time::timeout(PARK_PATIENCE, inbox.next()).await
-        {
-            let delivery = next.map_err(failed)?;
+        let park = async |delivery: Delivery| {
             let letter = letter(job, name, &delivery);
-            self.broker.publish(&to, Message::new(wire::encode(&letter))).await.map_err(failed)?;
+            self.broker.publish(&to, Message::new(wire::encode(&letter))).await?;
             delivery.ack();
-            moved += 1;
+            Ok(())
+        };
+        let mut under_way = FuturesUnordered::new();
+        let (mut taken, mut moved, mut failure, mut is_empty) = (0, 0, None, false);
+        loop {
+            let has_room = under_way.len() < usize::from(PARK_WINDOW) && taken < queue.messages.min(PARK_MAX);
+            tokio::select! {
+                biased;
+                next = tokio::time::timeout(PARK_PATIENCE, inbox.next()),
+                    if has_room && !is_empty && failure.is_none() => match next {
+                    Ok(Ok(delivery)) => {
+                        taken += 1;
+                        under_way.push(park(delivery));
+                    }
+                    Ok(Err(error)) => failure = Some(error),
+                    Err(_) => is_empty = true,
+                },
+                Some(parked) = under_way.next() => match parked {
+                    Ok(()) => moved += 1,
+                    Err(error) => failure = Some(error),
+                },
+                else => break,
+            }
         }
-        Ok((format!("{topic} / {name}"), moved))
+        failure.map_or(Ok((plan::queue(topic, name), moved)), |error| Err(failed(error)))
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::memory::{FlowKey, Wish};
-use crate::plan::QueueLeft;
+use crate::plan::{self, Leftover, QueueLeft};
 
 /// Ended flows whose last report is kept.
 const ENDED_MAX: usize = 1_024;
@@ -58,6 +58,9 @@ pub struct Report {
     /// Queues that are still worked on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<Left>,
+    /// Queues whose leftovers are being moved to the dead letters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parking: Vec<Left>,
     /// Readers that hold on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held_by: Vec<String>,
@@ -86,6 +89,7 @@ impl Report {
             run: wish.run.clone(),
             generation: wish.generation,
             draining: Vec::new(),
+            parking: Vec::new(),
             held_by: Vec::new(),
             queues: Vec::new(),
             warnings: wish.warnings.clone(),
@@ -110,6 +114,13 @@ pub struct Left {
 impl From<QueueLeft> for Left {
     fn from(left: QueueLeft) -> Self {
         Self { queue: left.queue, ready: left.ready, unsettled: left.unsettled }
+    }
+}
+
+impl From<&Leftover> for Left {
+    fn from(left: &Leftover) -> Self {
+        let queue = plan::queue(&left.topic, &left.subscription);
+        Self { queue, ready: left.messages, unsettled: None }
     }
 }
 

@@ -148,7 +148,7 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     }
     let all = || topics.iter().flat_map(|t| subscriptions(t, seen));
     let holders: Vec<_> =
-        all().filter(|(_, s)| s.consumers.unwrap_or(0) > 0).map(|(t, s)| queue(t, s)).collect();
+        all().filter(|(_, s)| s.consumers.unwrap_or(0) > 0).map(|(t, s)| queue(t, &s.name)).collect();
     if !holders.is_empty() {
         return Next::Held(holders);
     }
@@ -184,7 +184,7 @@ fn subscriptions<'a>(
 }
 
 pub(crate) fn left(topic: &Topic, seen: &SeenSubscription) -> QueueLeft {
-    QueueLeft { queue: queue(topic, seen), ready: seen.ready, unsettled: seen.unsettled }
+    QueueLeft { queue: queue(topic, &seen.name), ready: seen.ready, unsettled: seen.unsettled }
 }
 
 fn leftover(topic: &Topic, seen: &SeenSubscription) -> Leftover {
@@ -192,8 +192,8 @@ fn leftover(topic: &Topic, seen: &SeenSubscription) -> Leftover {
     Leftover { topic: topic.clone(), subscription: seen.name.clone(), messages }
 }
 
-fn queue(topic: &Topic, seen: &SeenSubscription) -> String {
-    format!("{topic} / {}", seen.name)
+pub(crate) fn queue(topic: &Topic, subscription: &str) -> String {
+    format!("{topic} / {subscription}")
 }
 
 /// The topics of an ended run that nobody names any more; none while a record of the workspace cannot be read.

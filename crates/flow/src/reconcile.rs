@@ -167,6 +167,9 @@ impl Reconciler {
                 (key, wish, plan::plan(key, wish, &records, &seen, clock))
             })
             .collect();
+        for (key, wish, next) in &plans {
+            self.tell_parking(key, wish, next);
+        }
         let hands = &self.hands;
         let acts = plans.into_iter().map(|(key, wish, next)| {
             let (job, seen) = (Job { key, wish, records: &records }, &seen);
@@ -237,6 +240,20 @@ impl Reconciler {
         Ok(seen.into_iter().map(|seen| (seen.topic.clone(), seen)).collect())
     }
 
+    /// Moving leftovers may take long; what is being done is told before it is done.
+    fn tell_parking(&self, key: &FlowKey, wish: &Wish, next: &Next) {
+        let Next::Do(steps) = next else { return };
+        let parking =
+            steps.iter().filter_map(|step| if let Step::Park(full) = step { Some(full) } else { None });
+        let parking: Vec<_> = parking.flatten().map(Into::into).collect();
+        if !parking.is_empty() {
+            let failing = self.flows.get(key).filter(|tended| tended.failures > 0);
+            let last_error = failing.and_then(|tended| tended.last_error.clone());
+            let report = Report { parking, last_error, ..Report::new(Phase::Stopping, wish) };
+            self.board.set(key, report);
+        }
+    }
+
     async fn report(&mut self, job: Job<'_>, verdicts: Vec<QueueVerdict>, outcome: Outcome) {
         let (key, wish) = (job.key, job.wish);
         let Some(tended) = self.flows.get_mut(key) else { return };
@@ -251,6 +268,10 @@ impl Reconciler {
                 report.phase = Phase::Running;
             }
             Outcome::Again(parked) => {
+                if !parked.is_empty() {
+                    // There may be more.
+                    report.parking = self.board.current(key).map(|told| told.parking).unwrap_or_default();
+                }
                 tended.park(parked);
                 tended.progress(now);
             }

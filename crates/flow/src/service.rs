@@ -378,10 +378,15 @@ fn not_stopped(id: &str, report: Option<&Report>) -> String {
                 .iter()
                 .map(|q| format!("{} ({} waiting, {} in hand)", q.queue, q.ready, q.unsettled.unwrap_or(0)));
             let queues: Vec<_> = queues.collect();
+            let parking =
+                report.parking.iter().map(|q| format!("parking {} messages of {}", q.ready, q.queue));
+            let parking = parking.collect::<Vec<_>>().join(", ");
             match &report.last_error {
-                Some(error) => error.clone(),
+                Some(error) if parking.is_empty() => error.clone(),
+                Some(error) => format!("{parking}; the last try failed: {error}"),
                 None if !report.held_by.is_empty() => format!("still held by {}", report.held_by.join(", ")),
                 None if !queues.is_empty() => format!("still draining {}", queues.join(", ")),
+                None if !parking.is_empty() => parking,
                 None => "it is under way".to_owned(),
             }
         }

@@ -1,6 +1,7 @@
 //! A broker that can be told to fail or to hang at one particular effect, and that writes down every effect it sees.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sluice_bus::{
@@ -9,7 +10,7 @@ use sluice_bus::{
 };
 use sluice_schema::message::ConfigRequest;
 use sluice_schema::wire;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// What happens at an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,10 @@ pub(crate) struct Faults {
     state: Mutex<State>,
     /// Told when the service has to die.
     pub(crate) dying: Notify,
+    /// Whether publishes of dead letters have to wait.
+    pub(crate) are_letters_held: watch::Sender<bool>,
+    /// Publishes of dead letters that wait.
+    pub(crate) letters_held: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -82,6 +87,14 @@ impl Faults {
 
     pub(crate) fn spare(&self) {
         self.state.lock().unwrap().random = 0;
+    }
+
+    /// Waits while dead letters are held; how many do can be seen.
+    async fn letter_passes(&self) {
+        self.letters_held.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.are_letters_held.subscribe();
+        held.wait_for(|held| !held).await.unwrap();
+        self.letters_held.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(crate) fn fired(&self) -> usize {
@@ -163,7 +176,12 @@ impl Broker for Faulty {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<(), Error>> {
         match effect(to, &message) {
             None => self.inner.publish(to, message),
-            Some(what) => Box::pin(self.faults.around(what, self.inner.publish(to, message))),
+            Some(what) => Box::pin(async move {
+                if what.starts_with("publish ") {
+                    self.faults.letter_passes().await;
+                }
+                self.faults.around(what, self.inner.publish(to, message)).await
+            }),
         }
     }
 

@@ -118,6 +118,42 @@ async fn what_nobody_reads_is_parked_with_its_run_and_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn parking_is_told_and_goes_on_many_messages_at_once() {
+    let world =
+        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(500)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let sent: Vec<_> = (0..200).map(|n| format!("m{n}")).collect();
+    for id in &sent {
+        world.publish("flow:tg:load:acme:f1", id).await;
+    }
+    world.faults.are_letters_held.send_replace(true);
+    let said = error_of("timeout", &world.stop("f1").await);
+    let doing = "parking 200 messages of flow:tg:load:acme:f1 / first--acme--f1--input";
+    assert!(said.contains(doing), "{said}");
+    let held = || async { world.faults.letters_held.load(std::sync::atomic::Ordering::SeqCst) == 64 };
+    world.until("a window of letters is under way", held).await;
+    world.faults.are_letters_held.send_replace(false);
+    ok(&world.stop("f1").await);
+    let parked = async || -> Vec<String> {
+        let letters = world.dead_letters().await;
+        letters.iter().map(|letter| letter.properties["sluice-message-id"].clone()).collect()
+    };
+    // Those that were held woke in any order.
+    let mut ids = parked().await;
+    ids.sort_by_key(|id| id[1..].parse::<u32>().unwrap());
+    assert_eq!(ids, sent);
+
+    ok(&world.start("f1", "demo").await);
+    for id in &sent {
+        world.publish("flow:tg:load:acme:f1-r2", id).await;
+    }
+    ok(&world.stop("f1").await);
+    assert_eq!(parked().await, sent);
+    world.assert_nothing_left("after both stops").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_ledger_blocks_every_decision_until_it_is_repaired() {
     let world = World::with_blueprint().await;
     ok(&world.start("f1", "demo").await);
