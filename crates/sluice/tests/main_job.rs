@@ -65,3 +65,38 @@ fn a_removed_document_is_no_longer_in_the_library() {
     up.json(&["doc", "rm", id]);
     assert_eq!(up.json(&["doc", "ls"]), Value::Array(Vec::new()));
 }
+
+#[test]
+fn what_a_stop_would_remove_is_kept_and_can_be_sent_into_the_next_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    // Nobody here runs the sink, so what is sent into the flow stays queued.
+    let blueprint = serde_json::json!({
+        "interfaces": {"text-load": {"flow": "flow:tg:in:{workspace}:{id}"}},
+        "blueprint": {},
+        "flow": {"sink:{id}": {"topics": {"input": "flow:tg:in:{workspace}:{id}"}}},
+    });
+    let file = folder.path().join("sink.json");
+    std::fs::write(&file, blueprint.to_string()).unwrap();
+    up.json(&["blueprint", "put", "sink", file.to_str().unwrap()]);
+    up.json(&["flow", "start", "f1", "sink"]);
+    let text = serde_json::json!({"id": "d1", "text": "kept", "collection": "c"});
+    let sent = up.post("/api/v1/flow/f1/service/text-load", &text);
+    assert!(sent.starts_with("HTTP/1.1 200"), "{sent}");
+
+    let stopped = up.json(&["flow", "stop", "f1"]);
+    assert_eq!(stopped["status"]["queues"][0]["verdict"], "parked", "{stopped}");
+    let letters = up.json(&["dead", "ls"]);
+    assert_eq!(letters.as_array().unwrap().len(), 1, "{letters}");
+    ends(&up.run(&["dead", "replay", "--flow", "f1"]), 1, "start the flow");
+
+    up.json(&["flow", "start", "f1", "sink"]);
+    let replayed = up.json(&["dead", "replay", "--flow", "f1"]);
+    assert_eq!(replayed["count"], 1, "{replayed}");
+    let described = up.json(&["flow", "describe", "f1"]);
+    assert_eq!(described["status"]["run"], "f1-r2", "{described}");
+    assert_eq!(described["status"]["queues"][0]["ready"], 1, "{described}");
+    assert_eq!(up.json(&["dead", "ls"]), Value::Array(Vec::new()));
+    up.json(&["flow", "stop", "f1", "--drain", "discard"]);
+    assert_eq!(up.json(&["dead", "ls"]), Value::Array(Vec::new()));
+}

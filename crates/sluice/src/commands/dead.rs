@@ -1,9 +1,12 @@
 //! `sluice dead`: messages that could not be processed.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::cli::{Dead, Output};
+use crate::exit::{Code, Told};
 use crate::output::{say, show, table, text};
 
 pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Result<()> {
@@ -23,19 +26,28 @@ pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Res
         Dead::Replay { ids, flow, run } => {
             let body = json!({"operation": "replay", "ids": ids, "flow": flow, "run": run});
             let answer = api.call("dead-letters", body).await?;
-            show(output, &answer, |answer| {
-                let mut lines = vec![format!("Sent again: {}.", answer["count"])];
-                for letter in answer["kept"].as_array().into_iter().flatten() {
-                    lines.push(format!("  kept {}: {}", text(letter, "id"), text(letter, "reason")));
-                }
-                lines.join("\n")
-            })
+            show(output, &answer, replayed)?;
+            if answer["kept"].as_array().is_some_and(|kept| !kept.is_empty()) {
+                return Err(Told::new(Code::Failed, "some letters were kept").next("sluice dead ls").into());
+            }
+            Ok(())
         }
         Dead::Rm { ids } => {
             let answer = api.call("dead-letters", json!({"operation": "remove", "ids": ids})).await?;
             show(output, &answer, |answer| format!("Deleted: {}.", answer["count"]))
         }
     }
+}
+
+/// How many letters were sent again, and why others were kept.
+fn replayed(answer: &Value) -> String {
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for letter in answer["kept"].as_array().into_iter().flatten() {
+        *reasons.entry(text(letter, "reason")).or_default() += 1;
+    }
+    let kept = reasons.into_iter().map(|(reason, count)| format!("  kept {count}: {reason}"));
+    let sent = format!("Sent again: {}.", answer["count"]);
+    std::iter::once(sent).chain(kept).collect::<Vec<_>>().join("\n")
 }
 
 /// Writes every letter, page by page.

@@ -81,6 +81,20 @@ impl Up {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Posts a body to a path, with the key; the status line and the answer.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> String {
+        let address = self.url.trim_start_matches("http://");
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.key(),
+            body.len()
+        );
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        read_all(stream)
+    }
+
     pub(crate) fn key(&self) -> String {
         std::fs::read_to_string(self.data.join("admin.key")).unwrap().trim().to_owned()
     }
