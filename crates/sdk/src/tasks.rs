@@ -122,8 +122,13 @@ impl Tasks {
                     attempt = 0;
                 }
                 let pause = backoff.pause(attempt);
-                tracing::warn!(task = task_name, reason, ?pause, "a task failed and starts again");
                 attempt += 1;
+                // While something is away for long, each time the failures have doubled is often enough to hear of it.
+                if attempt.is_power_of_two() {
+                    tracing::warn!(task = task_name, reason, attempt, ?pause, "a task failed and starts again");
+                } else {
+                    tracing::debug!(task = task_name, reason, attempt, ?pause, "a task failed and starts again");
+                }
                 stop.run_until_cancelled(tokio::time::sleep(pause)).await;
             }
         })
