@@ -20,6 +20,7 @@
 mod address;
 mod admin;
 mod fault;
+mod hold;
 mod link;
 mod management;
 mod names;
@@ -32,13 +33,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_bus::{
-    BoxFuture, Broker, BrokerAdmin, Inbox, Limits, Message, Pressure, Result, Seen, Subscription, TopicSpec,
+    BoxFuture, Broker, BrokerAdmin, Finding, Inbox, Limits, Message, PoisonBound, Pressure, Result, Seen,
+    Subscription, TopicSpec,
 };
+use sluice_schema::Topic;
 use tokio_util::sync::CancellationToken;
 
 use crate::Secret;
 use address::Address;
 use admin::Admin;
+use hold::Hold;
 use link::{Lanes, Link};
 use management::Management;
 use pool::Pool;
@@ -97,6 +101,8 @@ struct Core {
     publisher: Arc<Publisher>,
     consuming: Lanes,
     admin: Arc<Admin>,
+    address: Arc<Address>,
+    options: Options,
     limits: Limits,
     stop: CancellationToken,
 }
@@ -117,23 +123,25 @@ impl RabbitMq {
         let open = |role| Link::open(address.clone(), role, options.call_timeout, stop.clone());
         let (publishing, consuming, life_cycle) =
             tokio::try_join!(open("publishing"), open("consuming"), open("life cycle"))?;
-        let management = Management::new(&options, &address)?;
-        let publisher = Publisher::new(
+        let management = Management::new(&options, &address)?.map(Arc::new);
+        let publisher = Arc::new(Publisher::new(
             Pool::new(publishing, options.publishing_channels_max, true),
             options.publish_timeout,
-        );
-        let admin =
-            Arc::new(Admin::new(Pool::new(life_cycle, options.life_cycle_channels_max, false), management));
+        ));
+        let pool = Pool::new(life_cycle, options.life_cycle_channels_max, false);
+        let admin = Arc::new(Admin::new(pool, management, publisher.clone()));
         #[expect(
             clippy::disallowed_methods,
             reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
         )]
         tokio::spawn(admin.clone().keep());
         let core = Core {
-            publisher: Arc::new(publisher),
+            publisher,
             consuming: Lanes::new(consuming),
             admin,
+            address,
             limits: Limits { message_bytes_max: options.message_bytes_max },
+            options,
             stop,
         };
         Ok(Self { core: Arc::new(core), _stop: Arc::new(guard) })
@@ -156,7 +164,7 @@ impl RabbitMq {
     /// Where it is connected to, without the password.
     #[must_use]
     pub fn address(&self) -> String {
-        self.core.consuming.address().to_string()
+        self.core.address.to_string()
     }
 
     /// Whether the management API answers; `None` when none was configured.
@@ -200,13 +208,7 @@ impl Broker for RabbitMq {
 
 impl BrokerAdmin for RabbitMq {
     fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>>> {
-        Box::pin(async move {
-            let mut seen = self.core.admin.observe(topics).await?;
-            for seen in &mut seen {
-                seen.unroutable = self.core.publisher.unroutable(&seen.topic);
-            }
-            Ok(seen)
-        })
+        Box::pin(self.core.admin.observe(topics))
     }
 
     fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
@@ -214,14 +216,23 @@ impl BrokerAdmin for RabbitMq {
     }
 
     fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            self.core.publisher.forget(&topic.topic);
-            self.core.admin.remove(topic).await
-        })
+        Box::pin(self.core.admin.remove(topic))
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
         Box::pin(self.core.admin.list(prefix))
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
+        Box::pin(async move { Ok(Arc::new(Hold::take(&self.core, name).await?) as Arc<dyn BrokerAdmin>) })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
+        Box::pin(self.core.admin.bound_poison(to))
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async move { Ok(self.core.admin.examine()) })
     }
 }
 

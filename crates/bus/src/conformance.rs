@@ -36,7 +36,7 @@ use std::time::Duration;
 use sluice_schema::{Class, Topic};
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, SeenSubscription, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Inbox, InboxAddress, PoisonBound, SeenSubscription, Subscription, TopicSpec,
 };
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Error, Result};

@@ -182,6 +182,38 @@ impl SeenSubscription {
     }
 }
 
+/// What ends a loop in which a reader that is not ours gives the same message back for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoisonBound {
+    /// The broker does: after so many deliveries the message goes where it was told.
+    Bounded {
+        /// Deliveries of one message, the first included.
+        deliveries: u32,
+    },
+    /// Nothing does.
+    Unbounded {
+        /// Why the broker cannot be told to, and what would change that.
+        why: String,
+    },
+    /// Only our own readers reach this broker, and those count attempts and park by themselves.
+    Unneeded,
+}
+
+/// Something a person should know of the broker's side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is, in kebab-case; does not change between versions.
+    pub code: &'static str,
+    /// The topic it is about, if it is about one.
+    pub topic: Option<Topic>,
+    /// The subscription it is about, if it is about one.
+    pub subscription: Option<String>,
+    /// What is so, with the names needed to find it.
+    pub text: String,
+    /// What to do about it.
+    pub next: String,
+}
+
 /// The life-cycle path, handed only to the owner of a queue. Every call may be repeated.
 ///
 /// A topic is owned together with its subscriptions: a message published before the consumer arrives is kept for it.
@@ -198,4 +230,51 @@ pub trait BrokerAdmin: Send + Sync + 'static {
 
     /// Every topic whose identifier starts with `prefix` (`""` for all), as far as the broker can list.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>>;
+
+    /// Life-cycle calls that end with the hold: at most one holder of a name over the whole broker, others get
+    /// [`crate::Error::Held`]. Every call of what is returned, also the observing of nothing, fails with
+    /// [`crate::Error::HoldLost`] from the moment the hold may be somebody else's, and has then changed nothing after
+    /// that moment. A lost hold never comes back by itself. Dropped, it is let go, which others may see a moment later.
+    /// A hold gives no further holds.
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>>;
+
+    /// Ends the requeue loops of readers that are not ours, where the broker lets the owner do it: after some deliveries,
+    /// more than our own readers make, a message of a `flow` topic goes to `to`, a `flow` topic with a subscription. The
+    /// properties [`crate::property::DEAD_TOPIC`], [`crate::property::DEAD_SUBSCRIPTION`] and
+    /// [`crate::property::DEAD_REASON`] tell the reader of `to` where it comes from; only messages that were taken in this
+    /// way have them. Stays in force until another `to` is given.
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>>;
+
+    /// What a person should know: loops, what cannot be seen and why, publishers held back. Changes nothing.
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>>;
+}
+
+impl<B: BrokerAdmin + ?Sized> BrokerAdmin for Arc<B> {
+    fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>>> {
+        (**self).observe(topics)
+    }
+
+    fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        (**self).ensure(topic)
+    }
+
+    fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        (**self).remove(topic)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
+        (**self).list(prefix)
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
+        (**self).hold(name)
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
+        (**self).bound_poison(to)
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        (**self).examine()
+    }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sluice_schema::Topic;
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
+    Subscription, TopicSpec,
 };
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Result};
@@ -160,6 +161,21 @@ impl<B: BrokerAdmin> BrokerAdmin for Counting<B> {
             }
             Ok(seen)
         })
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
+        Box::pin(async move {
+            let inner = self.inner.hold(name).await?;
+            Ok(Arc::new(Counting { inner, counts: self.counts.clone() }) as Arc<dyn BrokerAdmin>)
+        })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
+        self.inner.bound_poison(to)
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        self.inner.examine()
     }
 }
 

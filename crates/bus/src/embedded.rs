@@ -21,23 +21,27 @@
 //! ```
 
 mod config;
+mod hold;
 mod log;
 mod own;
 mod queue;
 mod reader;
 mod topic;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 use sluice_schema::{Class, Topic};
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
+    Subscription, TopicSpec,
 };
 use crate::message::Message;
 use crate::{BoxFuture, Error, Result};
 
 pub use config::Config;
+use hold::Hold;
 pub use log::DiskFaults;
 use log::Log;
 use own::{Own, OwnInbox};
@@ -57,6 +61,7 @@ pub struct Embedded {
 struct Core {
     table: Arc<Table>,
     log: Option<Log>,
+    held: Arc<Mutex<HashSet<String>>>,
 }
 
 struct StopOnDrop(Arc<Core>);
@@ -81,17 +86,17 @@ impl Embedded {
         let dir = config.dir.clone();
         let table = Arc::new(Table::new(config));
         let log = dir.map(|dir| Log::open(&dir, &table)).transpose()?;
-        Ok(Self::from_core(Core { table, log }))
+        Ok(Self::from_core(table, log))
     }
 
     /// A broker without a folder, for tests: everything is lost when it stops.
     #[must_use]
     pub fn in_memory() -> Self {
-        Self::from_core(Core { table: Arc::new(Table::new(Config::default())), log: None })
+        Self::from_core(Arc::new(Table::new(Config::default())), None)
     }
 
-    fn from_core(core: Core) -> Self {
-        let core = Arc::new(core);
+    fn from_core(table: Arc<Table>, log: Option<Log>) -> Self {
+        let core = Arc::new(Core { table, log, held: Arc::default() });
         Self { _stop: Arc::new(StopOnDrop(core.clone())), core }
     }
 
@@ -230,6 +235,58 @@ impl Core {
         Ok(())
     }
 
+    fn observe(&self, topics: &[TopicSpec]) -> Result<Vec<Seen>> {
+        let asked: Vec<_> = topics.iter().map(|spec| (&spec.topic, spec.subscriptions.as_slice())).collect();
+        self.table.check_running()?;
+        Ok(self.table.observe(&asked))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Seen>> {
+        self.table.check_running()?;
+        Ok(self.table.list(prefix))
+    }
+
+    fn bound_poison(&self, to: &Topic) -> Result<PoisonBound> {
+        if to.class() != Class::Flow {
+            let reason = format!("'{to}' keeps no messages; dead letters go to a 'flow' topic");
+            return Err(Error::Refused { reason });
+        }
+        self.table.find(to)?;
+        Ok(PoisonBound::Unneeded)
+    }
+
+    fn examine(&self) -> Result<Vec<Finding>> {
+        self.table.check_running()?;
+        let pressure = self.pressure();
+        let find = |code, text, next: &str| Finding {
+            code,
+            topic: None,
+            subscription: None,
+            text,
+            next: next.to_owned(),
+        };
+        let mut findings = Vec::new();
+        if pressure.disk_full {
+            let dir = self.table.config.dir.as_deref().unwrap_or(std::path::Path::new("memory"));
+            findings.push(find(
+                "disk-full",
+                format!("the disk of the embedded broker in '{}' is full", dir.display()),
+                "free space there, or allow its log more; publishing goes on by itself then",
+            ));
+        }
+        if pressure.bytes >= pressure.high_water_bytes {
+            findings.push(find(
+                "backlog-high",
+                format!(
+                    "{} bytes of messages wait in flow queues; new work is refused from {} on",
+                    pressure.bytes, pressure.high_water_bytes
+                ),
+                "see which queues grow and why their processors do not keep up, or run more of them",
+            ));
+        }
+        Ok(findings)
+    }
+
     /// The log, for topics that survive a restart.
     fn log_of(&self, topic: &Topic) -> Option<&Log> {
         self.log.as_ref().filter(|_| topic.class() == Class::Flow)
@@ -264,12 +321,7 @@ impl Broker for Embedded {
 
 impl BrokerAdmin for Embedded {
     fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>>> {
-        Box::pin(async move {
-            let asked: Vec<_> =
-                topics.iter().map(|spec| (&spec.topic, spec.subscriptions.as_slice())).collect();
-            self.core.table.check_running()?;
-            Ok(self.core.table.observe(&asked))
-        })
+        Box::pin(async move { self.core.observe(topics) })
     }
 
     fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
@@ -281,9 +333,18 @@ impl BrokerAdmin for Embedded {
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
-        Box::pin(async move {
-            self.core.table.check_running()?;
-            Ok(self.core.table.list(prefix))
-        })
+        Box::pin(async move { self.core.list(prefix) })
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
+        Box::pin(async move { Ok(Arc::new(Hold::take(&self.core, name)?) as Arc<dyn BrokerAdmin>) })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
+        Box::pin(async move { self.core.bound_poison(to) })
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async move { self.core.examine() })
     }
 }

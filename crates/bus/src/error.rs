@@ -82,6 +82,18 @@ pub enum Error {
         /// Who holds on.
         holders: String,
     },
+    /// Somebody else holds the name.
+    #[error("'{name}' is held by somebody else")]
+    Held {
+        /// The name.
+        name: String,
+    },
+    /// The hold under which the call was made is over.
+    #[error("the hold of '{name}' is lost; nothing more is done under it")]
+    HoldLost {
+        /// The name.
+        name: String,
+    },
     /// The call cannot be made this way.
     #[error("{reason}")]
     Refused {
@@ -133,9 +145,12 @@ impl Error {
             Self::TooLarge { .. } | Self::Mismatch { .. } | Self::Refused { .. } | Self::Decode(_) => {
                 ErrorKind::Refused
             }
-            Self::Full { .. } | Self::InUse { .. } | Self::Unavailable { .. } | Self::Disk { .. } => {
-                ErrorKind::Unavailable
-            }
+            Self::Full { .. }
+            | Self::InUse { .. }
+            | Self::Held { .. }
+            | Self::HoldLost { .. }
+            | Self::Unavailable { .. }
+            | Self::Disk { .. } => ErrorKind::Unavailable,
             Self::TimedOut { .. } | Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
         }
     }

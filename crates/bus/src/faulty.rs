@@ -11,7 +11,8 @@ use rand::{Rng as _, SeedableRng as _};
 use sluice_schema::Topic;
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
+    Subscription, TopicSpec,
 };
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Error, Result};
@@ -47,6 +48,12 @@ pub enum Operation {
     Remove,
     /// [`BrokerAdmin::list`].
     List,
+    /// [`BrokerAdmin::hold`]. Calls under the hold are numbered with all others.
+    Hold,
+    /// [`BrokerAdmin::bound_poison`].
+    BoundPoison,
+    /// [`BrokerAdmin::examine`].
+    Examine,
 }
 
 impl Operation {
@@ -54,10 +61,15 @@ impl Operation {
     #[must_use]
     pub const fn has_effect(self) -> bool {
         match self {
-            Self::Publish | Self::Ensure | Self::Remove => true,
-            Self::Subscribe | Self::Next | Self::Follow | Self::Unfollow | Self::Observe | Self::List => {
-                false
-            }
+            Self::Publish | Self::Ensure | Self::Remove | Self::BoundPoison => true,
+            Self::Subscribe
+            | Self::Next
+            | Self::Follow
+            | Self::Unfollow
+            | Self::Observe
+            | Self::List
+            | Self::Hold
+            | Self::Examine => false,
         }
     }
 }
@@ -277,6 +289,23 @@ impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
         Box::pin(through(&self.state, Operation::List, prefix.to_owned(), self.inner.list(prefix)))
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
+        Box::pin(async move {
+            let call = self.inner.hold(name);
+            let inner = through(&self.state, Operation::Hold, name.to_owned(), call).await?;
+            Ok(Arc::new(Faulty { inner, state: self.state.clone() }) as Arc<dyn BrokerAdmin>)
+        })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
+        let call = self.inner.bound_poison(to);
+        Box::pin(through(&self.state, Operation::BoundPoison, to.to_string(), call))
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(through(&self.state, Operation::Examine, String::new(), self.inner.examine()))
     }
 }
 

@@ -18,8 +18,8 @@ pub mod trace;
 
 pub use client::{Call, Client, Following, Patience, RawCall, Replies, Sender};
 pub use contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, Limits, Pressure, Seen, SeenSubscription,
-    Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
+    SeenSubscription, Subscription, TopicSpec,
 };
 pub use counting::{Counting, Counts};
 pub use embedded::{Config, Embedded};

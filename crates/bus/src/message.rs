@@ -20,6 +20,13 @@ pub mod property {
     pub const TRACE: &str = "sluice-trace";
     /// Ours: identity of a pipeline message, stable across redeliveries and restarts.
     pub const MESSAGE_ID: &str = "sluice-message-id";
+    /// On a message that the broker itself took from its readers, see [`crate::BrokerAdmin::bound_poison`]: the topic
+    /// that it was published to.
+    pub const DEAD_TOPIC: &str = "sluice-dead-topic";
+    /// On such a message: the subscription that it was taken from.
+    pub const DEAD_SUBSCRIPTION: &str = "sluice-dead-subscription";
+    /// On such a message: why, in the broker's word, such as `delivery_limit`.
+    pub const DEAD_REASON: &str = "sluice-dead-reason";
 }
 
 /// A body and its properties. Cloning shares both.

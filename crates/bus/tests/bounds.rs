@@ -92,3 +92,14 @@ async fn stopping_tells_everybody() {
         assert!(matches!(told, Some(Error::Unavailable { .. })), "{told:?}");
     }
 }
+
+#[tokio::test]
+async fn a_backlog_above_the_high_water_mark_is_a_finding() {
+    let broker = Embedded::open(Config { high_water_bytes: 4, ..Config::default() }).unwrap();
+    let work = topic("flow:tg:work");
+    broker.ensure(&TopicSpec::with(work.clone(), "worker")).await.unwrap();
+    assert_eq!(broker.examine().await.unwrap(), []);
+    broker.publish(&Address::Topic(work), Message::new("four")).await.unwrap();
+    let found = broker.examine().await.unwrap();
+    assert_eq!(found.iter().map(|found| found.code).collect::<Vec<_>>(), ["backlog-high"]);
+}

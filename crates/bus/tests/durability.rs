@@ -312,6 +312,8 @@ async fn on_a_full_disk_messages_are_refused_but_settled_and_removed() {
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!((10..20).contains(&published), "{published} of 1 KiB fitted into 20 000 bytes");
     assert!(broker.pressure().disk_full && broker.pressure().is_high());
+    let findings = broker.examine().await.unwrap();
+    assert_eq!(findings.iter().map(|found| found.code).collect::<Vec<_>>(), ["disk-full"]);
 
     let inbox = reader(&broker, "kept", 1).await;
     for _ in 0..published - 1 {
@@ -326,6 +328,7 @@ async fn on_a_full_disk_messages_are_refused_but_settled_and_removed() {
     broker.disk_faults().unwrap().set_free_bytes(None);
     publish(&broker, "room again").await.unwrap();
     assert!(!broker.pressure().disk_full);
+    assert_eq!(broker.examine().await.unwrap(), []);
     broker.shutdown().await;
 
     let broker = Embedded::open(small(folder.path())).unwrap();

@@ -9,13 +9,14 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, ExchangeKind, Queue};
-use sluice_bus::{Error, Result, Seen, SeenSubscription, TopicSpec};
+use sluice_bus::{Error, Finding, PoisonBound, Result, Seen, SeenSubscription, TopicSpec};
 use sluice_schema::{Class, Topic};
 
 use super::fault::{self, code};
 use super::management::{Inventory, Management};
 use super::names;
 use super::pool::Pool;
+use super::publish::Publisher;
 use super::{Pauses, lock};
 
 /// Topics looked at side by side.
@@ -23,15 +24,26 @@ const LOOKS_MAX: usize = 16;
 
 pub(super) struct Admin {
     pool: Pool,
-    management: Option<Management>,
+    pub(super) management: Option<Arc<Management>>,
+    /// Counts what it could not route.
+    publisher: Arc<Publisher>,
     /// What this process made and nobody removed through it. Without the management API it is all that is known beside
     /// what is asked for.
     made: Mutex<HashMap<Topic, BTreeSet<String>>>,
 }
 
 impl Admin {
-    pub(super) fn new(pool: Pool, management: Option<Management>) -> Self {
-        Self { pool, management, made: Mutex::default() }
+    pub(super) fn new(pool: Pool, management: Option<Arc<Management>>, publisher: Arc<Publisher>) -> Self {
+        Self { pool, management, publisher, made: Mutex::default() }
+    }
+
+    /// The same over another connection, to which alone belongs what is made through it.
+    pub(super) fn over(&self, pool: Pool) -> Self {
+        Self::new(pool, self.management.clone(), self.publisher.clone())
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.pool.link.is_up()
     }
 
     pub(super) async fn close(&self) {
@@ -112,6 +124,7 @@ impl Admin {
     }
 
     pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {
+        self.publisher.forget(&spec.topic);
         let exchange = names::exchange(&spec.topic);
         let inventory = self.inventory().await;
         let mut subscriptions: BTreeSet<String> = spec.subscriptions.iter().cloned().collect();
@@ -177,10 +190,11 @@ impl Admin {
             });
         }
         let exists = self.look_at_exchange(&exchange).await?;
-        Ok(Seen { topic: spec.topic.clone(), exists, subscriptions, unroutable: None })
+        let unroutable = self.publisher.unroutable(&spec.topic);
+        Ok(Seen { topic: spec.topic.clone(), exists, subscriptions, unroutable })
     }
 
-    async fn look_at_exchange(&self, exchange: &str) -> Result<bool> {
+    pub(super) async fn look_at_exchange(&self, exchange: &str) -> Result<bool> {
         let name = names::short(exchange)?;
         let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
         let looked = self.try_call(async move |channel: Channel| {
@@ -193,7 +207,7 @@ impl Admin {
         }
     }
 
-    async fn look_at_queue(&self, queue: &str) -> Result<Option<Queue>> {
+    pub(super) async fn look_at_queue(&self, queue: &str) -> Result<Option<Queue>> {
         let name = names::short(queue)?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let looked = self.try_call(async move |channel: Channel| {
@@ -218,6 +232,22 @@ impl Admin {
             topics.filter(|topic| topic.as_str().starts_with(prefix)).map(TopicSpec::bare).collect();
         let inventory = management.inventory().await.map_err(unavailable)?;
         self.observe_with(&specs, Some(&inventory)).await
+    }
+
+    pub(super) async fn bound_poison(&self, to: &Topic) -> Result<PoisonBound> {
+        if to.class() != Class::Flow {
+            let reason = format!("'{to}' keeps no messages; dead letters go to a 'flow' topic");
+            return Err(Error::Refused { reason });
+        }
+        if !self.look_at_exchange(&names::exchange(to)).await? {
+            return Err(Error::NoTopic { topic: to.clone() });
+        }
+        let why = "without its management API the broker cannot be told to";
+        Ok(PoisonBound::Unbounded { why: why.to_owned() })
+    }
+
+    pub(super) fn examine(&self) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// What the management API knows, if there is one that answers.

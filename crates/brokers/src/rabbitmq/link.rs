@@ -25,8 +25,10 @@ pub(super) struct Link(Arc<Shared>);
 
 struct Shared {
     address: Arc<Address>,
-    role: &'static str,
+    role: String,
     call_timeout: Duration,
+    /// Whether it is rebuilt when lost.
+    is_rebuilt: bool,
     state: watch::Sender<State>,
     /// Why the broker takes no publishes at the moment.
     blocked: watch::Sender<Option<String>>,
@@ -62,13 +64,41 @@ impl Link {
     /// Connects once, then keeps connected until `stop`.
     pub(super) async fn open(
         address: Arc<Address>,
-        role: &'static str,
+        role: &str,
         call_timeout: Duration,
         stop: CancellationToken,
     ) -> Result<Self> {
+        Self::open_as(address, role, call_timeout, stop, true).await
+    }
+
+    /// Connects, and is over when that connection is lost.
+    pub(super) async fn open_once(
+        address: Arc<Address>,
+        role: &str,
+        call_timeout: Duration,
+        stop: CancellationToken,
+    ) -> Result<Self> {
+        Self::open_as(address, role, call_timeout, stop, false).await
+    }
+
+    async fn open_as(
+        address: Arc<Address>,
+        role: &str,
+        call_timeout: Duration,
+        stop: CancellationToken,
+        is_rebuilt: bool,
+    ) -> Result<Self> {
         let state = watch::Sender::new(State::Down("connecting".into()));
         let blocked = watch::Sender::new(None);
-        let link = Self(Arc::new(Shared { address, role, call_timeout, state, blocked, stop }));
+        let link = Self(Arc::new(Shared {
+            address,
+            role: role.to_owned(),
+            call_timeout,
+            is_rebuilt,
+            state,
+            blocked,
+            stop,
+        }));
         let first = link.0.connect().await?;
         link.0.state.send_replace(State::Up(Up { connection: first.clone(), generation: 0 }));
         #[expect(
@@ -77,10 +107,6 @@ impl Link {
         )]
         tokio::spawn(link.0.clone().keep(first));
         Ok(link)
-    }
-
-    pub(super) fn address(&self) -> &Address {
-        &self.0.address
     }
 
     pub(super) fn call_timeout(&self) -> Duration {
@@ -101,6 +127,11 @@ impl Link {
             Some(State::Stopped) => Err(stopped()),
             Some(State::Down(_)) | None => Err(self.0.unavailable()),
         }
+    }
+
+    /// Whether it is connected now.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(&*self.0.state.borrow(), State::Up(up) if up.is_connected())
     }
 
     /// The first incarnation after `generation`; `None` once the connection is given up.
@@ -169,6 +200,10 @@ impl Shared {
         for generation in 1.. {
             let Some(reason) = self.stop.run_until_cancelled(self.watch(&connection)).await else { break };
             self.blocked.send_replace(None);
+            if !self.is_rebuilt {
+                tracing::warn!(connection = self.role, address = %self.address, reason, "a connection was lost that is not rebuilt");
+                break;
+            }
             tracing::warn!(connection = self.role, address = %self.address, reason, "the broker's connection was lost");
             self.state.send_replace(State::Down(reason.into()));
             let Some(again) = self.stop.run_until_cancelled(self.reconnect()).await else { break };
@@ -258,10 +293,6 @@ impl Lanes {
         Self { first, lanes, opening: tokio::sync::Mutex::new(()) }
     }
 
-    pub(super) fn address(&self) -> &Address {
-        self.first.address()
-    }
-
     pub(super) async fn place(&self) -> Result<Place> {
         if let Some(place) = self.free() {
             return Ok(place);
@@ -271,7 +302,7 @@ impl Lanes {
             return Ok(place);
         }
         let like = &self.first.0;
-        let link = Link::open(like.address.clone(), like.role, like.call_timeout, like.stop.clone()).await?;
+        let link = Link::open(like.address.clone(), &like.role, like.call_timeout, like.stop.clone()).await?;
         let readers = Arc::new(AtomicUsize::new(1));
         lock(&self.lanes).push((link.clone(), readers.clone()));
         Ok(Place { link, readers })

@@ -11,6 +11,8 @@ const ATTEMPTS: &str = "sluice-attempts";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// What an inbox's queue begins with.
 const INBOX: &str = "sluice.inbox.";
+/// What the queue of a held name begins with.
+const HOLD: &str = "sluice.hold.";
 
 /// A name as the protocol carries it.
 pub(super) fn short(text: &str) -> Result<ShortString> {
@@ -33,6 +35,10 @@ pub(super) fn queue(topic: &Topic, subscription: &str) -> String {
 
 pub(super) fn inbox() -> String {
     format!("{INBOX}{}", uuid::Uuid::new_v4().simple())
+}
+
+pub(super) fn hold(name: &str) -> String {
+    format!("{HOLD}{name}")
 }
 
 /// The topic of an exchange; `None` for exchanges of others.

@@ -18,6 +18,11 @@ case_list! {
     a_topic_made_again_is_another_one,
     followers_of_a_removed_topic_follow_no_more,
     listing_finds_by_prefix,
+    a_held_name_is_refused_to_others_until_it_is_let_go,
+    calls_under_a_hold_do_what_they_do_without,
+    a_hold_does_not_outlive_the_broker,
+    poison_is_bounded_or_said_why_not,
+    examining_changes_nothing,
 }
 
 async fn ensuring_twice_changes_nothing(bench: &Bench<'_>) -> Outcome {
@@ -241,5 +246,110 @@ async fn listing_finds_by_prefix(bench: &Bench<'_>) -> Outcome {
     holds!(!strangers, "listed under '{prefix}': {seen:?}");
     let all = ends.admin.list("").await?;
     holds!(all.iter().any(|seen| seen.topic == other.topic), "'{}' is not listed under all", other.topic);
+    Ok(())
+}
+
+impl Bench<'_> {
+    /// Waits until a name that was let go can be held.
+    async fn held(&self, ends: &Ends, name: &str) -> Result<Arc<dyn BrokerAdmin>, Failed> {
+        let started = tokio::time::Instant::now();
+        loop {
+            match ends.admin.hold(name).await {
+                Ok(hold) => return Ok(hold),
+                Err(Error::Held { .. }) if started.elapsed() < VALUE_TIMEOUT => {}
+                Err(error) => return Err(Failed(format!("'{name}' cannot be held: {error}"))),
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+async fn a_held_name_is_refused_to_others_until_it_is_let_go(bench: &Bench<'_>) -> Outcome {
+    let (one, two) = (bench.connect().await?, bench.connect().await?);
+    let name = format!("leader-{}", bench.mark);
+    let hold = one.admin.hold(&name).await?;
+    for ends in [&one, &two] {
+        let second = ends.admin.hold(&name).await.err();
+        let names_it = matches!(&second, Some(Error::Held { name: told }) if *told == name);
+        holds!(names_it, "held twice: {second:?}");
+    }
+    hold.observe(&[]).await?;
+    let other = two.admin.hold(&format!("{name}-other")).await?;
+    let nested = other.hold("another").await.err();
+    holds!(nested.as_ref().map(Error::kind) == Some(crate::ErrorKind::Refused), "nested: {nested:?}");
+    drop(hold);
+    bench.held(&two, &name).await?;
+    other.observe(&[]).await?;
+    Ok(())
+}
+
+async fn calls_under_a_hold_do_what_they_do_without(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let hold = ends.admin.hold(&format!("leader-{}", bench.mark)).await?;
+    let under = Ends { broker: ends.broker.clone(), admin: hold };
+    let spec = bench.made(&under, Class::Flow, "under").await?;
+    ends.send(&spec.topic, "kept").await?;
+    under.until(&spec, "the message", |seen| seen.exists && seen.ready == 1).await?;
+    let listed = under.admin.list(spec.topic.as_str()).await?;
+    holds!(listed.iter().any(|seen| seen.topic == spec.topic), "not listed: {listed:?}");
+    under.admin.examine().await?;
+    under.admin.bound_poison(&spec.topic).await?;
+    under.admin.remove(&spec).await?;
+    let seen = ends.admin.observe(std::slice::from_ref(&spec)).await?;
+    holds!(seen.iter().all(|seen| !seen.exists), "still there: {seen:?}");
+    Ok(())
+}
+
+async fn a_hold_does_not_outlive_the_broker(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let name = format!("leader-{}", bench.mark);
+    let hold = ends.admin.hold(&name).await?;
+    if !bench.backend.restart().await? {
+        return Ok(());
+    }
+    let again = bench.connect().await?;
+    let next = bench.held(&again, &name).await?;
+    let spec = TopicSpec::with(bench.topic(Class::Flow, "late")?, "reader");
+    let calls = [hold.ensure(&spec).await.err(), hold.observe(&[]).await.err(), hold.list("").await.err()];
+    for error in calls {
+        holds!(matches!(&error, Some(Error::HoldLost { name: told }) if *told == name), "{error:?}");
+    }
+    let seen = next.observe(std::slice::from_ref(&spec)).await?;
+    holds!(seen.iter().all(|seen| !seen.exists), "made under a lost hold: {seen:?}");
+    Ok(())
+}
+
+async fn poison_is_bounded_or_said_why_not(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let letters = bench.made(&ends, Class::Flow, "letters").await?;
+    for _ in 0..2 {
+        let bound = ends.admin.bound_poison(&letters.topic).await?;
+        let says_so = match &bound {
+            PoisonBound::Bounded { deliveries } => *deliveries > 1,
+            PoisonBound::Unbounded { why } => !why.is_empty(),
+            PoisonBound::Unneeded => true,
+        };
+        holds!(says_so, "{bound:?}");
+    }
+    let request = bench.made(&ends, Class::Request, "letters").await?;
+    let refused = ends.admin.bound_poison(&request.topic).await.err();
+    holds!(refused.as_ref().map(Error::kind) == Some(crate::ErrorKind::Refused), "{refused:?}");
+    let absent = ends.admin.bound_poison(&bench.topic(Class::Flow, "absent")?).await.err();
+    holds!(matches!(absent, Some(Error::NoTopic { .. })), "{absent:?}");
+    Ok(())
+}
+
+async fn examining_changes_nothing(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let spec = bench.made(&ends, Class::Flow, "examined").await?;
+    ends.send(&spec.topic, "kept").await?;
+    for _ in 0..2 {
+        for finding in ends.admin.examine().await? {
+            let is_told = !finding.text.is_empty() && !finding.next.is_empty();
+            let is_kebab = finding.code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+            holds!(is_told && is_kebab, "{finding:?}");
+        }
+    }
+    ends.until(&spec, "the message", |seen| seen.exists && seen.ready == 1).await?;
     Ok(())
 }

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sluice_bus::{
-    Address, BoxFuture, Broker, BrokerAdmin, Embedded, Error, Inbox, Limits, Message, Seen, Subscription,
-    TopicSpec,
+    Address, BoxFuture, Broker, BrokerAdmin, Embedded, Error, Finding, Inbox, Limits, Message, PoisonBound,
+    Seen, Subscription, TopicSpec,
 };
 use sluice_schema::message::ConfigRequest;
-use sluice_schema::wire;
+use sluice_schema::{Topic, wire};
 use tokio::sync::{Notify, watch};
 
 /// What happens at an effect.
@@ -145,8 +145,8 @@ impl Faults {
 
 /// Both paths of the service under test.
 #[derive(Clone)]
-pub(crate) struct Faulty {
-    pub(crate) inner: Embedded,
+pub(crate) struct Faulty<B = Embedded> {
+    pub(crate) inner: B,
     pub(crate) faults: Arc<Faults>,
 }
 
@@ -172,7 +172,7 @@ fn effect(to: &Address, message: &Message) -> Option<String> {
     })
 }
 
-impl Broker for Faulty {
+impl<B: Broker> Broker for Faulty<B> {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<(), Error>> {
         match effect(to, &message) {
             None => self.inner.publish(to, message),
@@ -194,7 +194,7 @@ impl Broker for Faulty {
     }
 }
 
-impl BrokerAdmin for Faulty {
+impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
     fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
         self.inner.observe(topics)
     }
@@ -211,5 +211,20 @@ impl BrokerAdmin for Faulty {
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
         self.inner.list(prefix)
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>, Error>> {
+        Box::pin(async move {
+            let inner = self.inner.hold(name).await?;
+            Ok(Arc::new(Faulty { inner, faults: self.faults.clone() }) as Arc<dyn BrokerAdmin>)
+        })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound, Error>> {
+        self.inner.bound_poison(to)
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>, Error>> {
+        self.inner.examine()
     }
 }

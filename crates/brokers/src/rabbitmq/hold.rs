@@ -1,0 +1,149 @@
+//! A held name: an exclusive queue, and life-cycle calls over the one connection that it lives and dies with. That
+//! connection is not rebuilt, so what its holder sends late reaches nobody.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use sluice_bus::{BoxFuture, BrokerAdmin, Error, Finding, PoisonBound, Result, Seen, TopicSpec};
+use sluice_schema::Topic;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::admin::Admin;
+use super::fault::{self, code};
+use super::link::{Link, Up};
+use super::pool::Pool;
+use super::{Core, names};
+
+pub(super) struct Hold {
+    admin: Admin,
+    name: String,
+    queue: String,
+    _gone: DropGuard,
+}
+
+impl Hold {
+    /// # Errors
+    /// [`Error::Held`] while somebody else holds the name.
+    pub(super) async fn take(core: &Core, name: &str) -> Result<Self> {
+        let queue = names::hold(name);
+        let queue_name = names::short(&queue)?;
+        // Most who ask stand by; they need no connection to learn that it is held.
+        if let Err(Error::InUse { .. }) = core.admin.look_at_queue(&queue).await {
+            return Err(Error::Held { name: name.to_owned() });
+        }
+        let (within, stop) = (core.options.call_timeout, core.stop.child_token());
+        let _gone = stop.clone().drop_guard();
+        let role = format!("life cycle, {name}");
+        let link = Link::open_once(core.address.clone(), &role, within, stop.clone()).await?;
+        let up = link.up(within).await?;
+        let taken = tokio::time::timeout(within, Self::declare(&up, queue_name, stop));
+        match taken.await {
+            Ok(Ok(())) => {
+                let pool = Pool::new(link, core.options.life_cycle_channels_max, false);
+                Ok(Self { admin: core.admin.over(pool), name: name.to_owned(), queue, _gone })
+            }
+            Ok(Err(error)) if fault::is(&error, code::RESOURCE_LOCKED) => {
+                Err(Error::Held { name: name.to_owned() })
+            }
+            Ok(Err(error)) => Err(match fault::of_call(&error, name, "holding a name") {
+                // Nothing that was half done outlives its connection.
+                Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
+                other => other,
+            }),
+            Err(_) => Err(Error::Unavailable { reason: format!("'{name}' could not be held in time") }),
+        }
+    }
+
+    async fn declare(up: &Up, queue: ShortString, stop: CancellationToken) -> Result<(), lapin::Error> {
+        let channel = up.channel().await?;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
+        // Read, so that we are told should somebody delete it.
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let mut consumer =
+            channel.basic_consume(queue, ShortString::default(), options, FieldTable::default()).await?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
+        )]
+        tokio::spawn(async move {
+            let ends = async { while let Some(Ok(_)) = consumer.next().await {} };
+            stop.run_until_cancelled(ends).await;
+            stop.cancel();
+            drop(channel);
+        });
+        Ok(())
+    }
+
+    /// Asks the broker whether the name is still ours.
+    async fn verify(&self) -> Result<()> {
+        match self.admin.look_at_queue(&self.queue).await {
+            Ok(Some(_)) => Ok(()),
+            Err(error) if self.admin.is_up() && !matches!(error, Error::InUse { .. }) => Err(error),
+            Ok(None) | Err(_) => Err(self.lost()),
+        }
+    }
+
+    /// A call over the held connection: the broker does what comes over it only while the name is ours.
+    async fn under<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        if !self.admin.is_up() {
+            return Err(self.lost());
+        }
+        match call.await {
+            // What was under way may have been done before the end.
+            Err(Error::OutcomeUnknown { what, reason }) => Err(Error::OutcomeUnknown { what, reason }),
+            Err(_) if !self.admin.is_up() => Err(self.lost()),
+            outcome => outcome,
+        }
+    }
+
+    fn lost(&self) -> Error {
+        Error::HoldLost { name: self.name.clone() }
+    }
+}
+
+impl BrokerAdmin for Hold {
+    fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>>> {
+        Box::pin(async move {
+            self.verify().await?;
+            self.under(self.admin.observe(topics)).await
+        })
+    }
+
+    fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.under(self.admin.ensure(topic)))
+    }
+
+    fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.under(self.admin.remove(topic)))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
+        Box::pin(async move {
+            self.verify().await?;
+            self.under(self.admin.list(prefix)).await
+        })
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
+        Box::pin(async move {
+            Err(Error::Refused { reason: format!("'{name}' cannot be held under '{}'", self.name) })
+        })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
+        Box::pin(async move {
+            self.verify().await?;
+            self.under(self.admin.bound_poison(to)).await
+        })
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async move {
+            self.verify().await?;
+            self.under(async { Ok(self.admin.examine()) }).await
+        })
+    }
+}
