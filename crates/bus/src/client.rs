@@ -98,10 +98,17 @@ struct Shared {
     inbox: watch::Sender<Option<Arc<dyn Inbox>>>,
 }
 
-/// The other end of a call: where parts go, and how many bytes of them wait unread.
+/// The other end of a call: where parts go, how many bytes of them wait unread, and who is told when it is dropped.
 struct Waiter {
     parts: mpsc::Sender<Message>,
     unread_bytes: Arc<AtomicUsize>,
+    left: CancellationToken,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.left.cancel();
+    }
 }
 
 impl Waiter {
@@ -213,6 +220,22 @@ impl Replies {
         Ok(following)
     }
 
+    /// What tells that the asker of a question has stopped waiting: cancelled then, or from the start when it already has.
+    /// `None` when another process asked, since nothing tells of that here.
+    #[must_use]
+    pub fn left(&self, question: &Message) -> Option<CancellationToken> {
+        let id = question.get(property::ID)?;
+        if let Some(waiter) = lock(&self.shared.waiting).get(id) {
+            return Some(waiter.left.clone());
+        }
+        let ours = self.shared.inbox.borrow().as_ref().and_then(|inbox| inbox.address())?;
+        (question.get(property::REPLY_TO)? == &*ours.0).then(|| {
+            let left = CancellationToken::new();
+            left.cancel();
+            left
+        })
+    }
+
     /// Publishes a question and returns the call that waits for its answer. Sets the id, the reply address and the time
     /// the answer is waited for.
     ///
@@ -231,7 +254,8 @@ impl Replies {
         question.set(property::TTL, &ttl_ms);
         let (sender, parts) = mpsc::channel(UNREAD_PARTS_MAX);
         let unread_bytes = Arc::default();
-        let waiter = Waiter { parts: sender, unread_bytes: Arc::clone(&unread_bytes) };
+        let left = CancellationToken::new();
+        let waiter = Waiter { parts: sender, unread_bytes: Arc::clone(&unread_bytes), left };
         lock(&self.shared.waiting).insert(id.as_str().into(), waiter);
         let shared = self.shared.clone();
         let call = RawCall { shared, id, to: to.clone(), parts, unread_bytes, patience, started };

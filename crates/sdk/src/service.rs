@@ -51,18 +51,26 @@ pub struct Responder<X: Exchange> {
     to: Address,
     id: Box<str>,
     trace: Option<Box<str>>,
+    left: Option<CancellationToken>,
     exchange: std::marker::PhantomData<fn(X)>,
 }
 
 impl<X: Exchange> Responder<X> {
-    fn new(broker: &Arc<dyn Broker>, point: &Point, question: &Message) -> Option<Self> {
+    fn new(process: &Process, point: &Point, question: &Message) -> Option<Self> {
         let id = question.get(property::ID)?;
         let to = match question.get(property::REPLY_TO) {
             Some(inbox) if point.direct => Address::Inbox(InboxAddress(inbox.into())),
             _ => Address::Topic(point.response.clone()),
         };
         let trace = question.get(property::TRACE).map(Into::into);
-        Some(Self { broker: broker.clone(), to, id: id.into(), trace, exchange: std::marker::PhantomData })
+        Some(Self {
+            broker: process.broker.clone(),
+            to,
+            id: id.into(),
+            trace,
+            left: process.replies.left(question),
+            exchange: std::marker::PhantomData,
+        })
     }
 
     /// The request id that a person sees, if the question carried one.
@@ -75,6 +83,12 @@ impl<X: Exchange> Responder<X> {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Cancelled when the asker has stopped waiting; never for an asker in another process.
+    #[must_use]
+    pub fn left(&self) -> CancellationToken {
+        self.left.clone().unwrap_or_default()
     }
 
     /// Sends a part that is not the last.
@@ -104,17 +118,17 @@ where
     Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
 {
     let attached = CancellationToken::new();
-    let broker = process.broker.clone();
+    let part = process.clone();
     let name = format!("serve/{}", point.request);
     let told = attached.clone();
     process.tasks.supervise_to_end(name, ATTACH, move || {
-        attach_and_answer(broker.clone(), point.clone(), stop.clone(), told.clone(), handler.clone())
+        attach_and_answer(part.clone(), point.clone(), stop.clone(), told.clone(), handler.clone())
     });
     attached
 }
 
 async fn attach_and_answer<X, F, Fut>(
-    broker: Arc<dyn Broker>,
+    process: Process,
     point: Point,
     stop: CancellationToken,
     attached: CancellationToken,
@@ -128,11 +142,11 @@ where
     let prefetch = u32::try_from(point.concurrency).unwrap_or(u32::MAX);
     let to =
         Subscription::Shared { topic: point.request.clone(), name: point.subscription.clone(), prefetch };
-    let Some(inbox) = stop.run_until_cancelled(broker.subscribe(&to)).await else { return Ok(()) };
+    let Some(inbox) = stop.run_until_cancelled(process.broker.subscribe(&to)).await else { return Ok(()) };
     let inbox = inbox?;
     attached.cancel();
     let ended = take(&*inbox, point.concurrency, &stop, |delivery| {
-        answer(broker.clone(), point.clone(), delivery, handler.clone())
+        answer(process.clone(), point.clone(), delivery, handler.clone())
     })
     .await;
     ended.map_or(Ok(()), Err)
@@ -176,7 +190,7 @@ where
 }
 
 pub(crate) async fn answer<X, F, Fut>(
-    broker: Arc<dyn Broker>,
+    process: Process,
     point: Point,
     mut delivery: Delivery,
     handler: F,
@@ -186,12 +200,12 @@ pub(crate) async fn answer<X, F, Fut>(
     Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
 {
     let question = std::mem::take(&mut delivery.message);
-    let Some(responder) = Responder::<X>::new(&broker, &point, &question) else {
+    let Some(responder) = Responder::<X>::new(&process, &point, &question) else {
         tracing::warn!(topic = %point.request, "a request without an id was dropped: nobody could read its answer");
         delivery.ack();
         return;
     };
-    let (to, id) = (responder.to.clone(), responder.id.clone());
+    let (broker, to, id) = (process.broker, responder.to.clone(), responder.id.clone());
     let outcome = match wire::decode::<X::Request>(&question.body) {
         Ok(request) => {
             let handled = AssertUnwindSafe(handler(request, responder)).catch_unwind();

@@ -267,3 +267,19 @@ async fn a_question_that_nobody_can_receive_fails_at_once() {
     assert!(matches!(asked.err(), Some(Error::Unroutable { .. })));
     assert_eq!(stage.waiting(), 0);
 }
+
+#[tokio::test]
+async fn who_works_on_a_question_is_told_when_its_asker_leaves() {
+    let stage = stage().await;
+    let patience = Patience::total(LONG);
+    let call = stage.client.stream(&question("a long one"), patience).await.unwrap();
+    let asked = stage.asked().await;
+    let left = stage.replies.left(&asked.message).expect("the asker is here");
+    assert!(!left.is_cancelled());
+    drop(call);
+    assert!(left.is_cancelled());
+    let late = stage.replies.left(&asked.message).expect("the asker was here");
+    assert!(late.is_cancelled());
+    let stranger = Message::new("").with(property::ID, "1").with(property::REPLY_TO, "elsewhere");
+    assert!(stage.replies.left(&stranger).is_none());
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
-use sluice_bus::{BoxFuture, Delivery, property, trace};
+use sluice_bus::{BoxFuture, Delivery, trace};
 use sluice_schema::{Exchange, message, wire};
 
 use super::{Failure, Lane, Processor};
@@ -49,7 +49,7 @@ impl<P: Processor> Inputs<P> {
                 let outcome = match wire::decode::<T>(&delivery.message.body) {
                     Ok(item) => {
                         let handled = AssertUnwindSafe(handler(processor, item)).catch_unwind();
-                        let outcome = trace::scope(delivery.message.get(property::TRACE), handled).await;
+                        let outcome = trace::carry(&delivery.message, handled).await;
                         outcome.unwrap_or_else(|panic| {
                             Err(Failure::Again(format!("panic: {}", panic_text(&*panic))))
                         })
@@ -62,7 +62,8 @@ impl<P: Processor> Inputs<P> {
         self.list.push(Input { slot, response_slot: None, handle });
     }
 
-    /// Requests of a slot, answered on its response slot (`request` → `response`, `x-request` → `x-response`).
+    /// Requests of a slot, answered on its response slot (`request` → `response`, `x-request` → `x-response`). A handler is
+    /// dropped where it stands when its asker stops waiting, as far as that is known here: when both are in one process.
     pub fn request<X, F, Fut>(&mut self, slot: &'static str, handler: F)
     where
         X: Exchange,
@@ -73,8 +74,13 @@ impl<P: Processor> Inputs<P> {
             Box::pin(async move {
                 let started = tokio::time::Instant::now();
                 let Some(point) = lane.point.clone() else { return };
-                let answer = move |request, responder| handler(processor.clone(), request, responder);
-                service::answer::<X, _, _>(lane.process.broker.clone(), point, delivery, answer).await;
+                let answer = move |request, responder: Responder<X>| {
+                    let left = responder.left();
+                    let work = handler(processor.clone(), request, responder);
+                    let nobody = || Err(message::Error::new("abandoned", "the asker has stopped waiting"));
+                    async move { left.run_until_cancelled(work).await.unwrap_or_else(nobody) }
+                };
+                service::answer::<X, _, _>(lane.process.clone(), point, delivery, answer).await;
                 lane.count(true, started.elapsed());
             })
         });

@@ -21,7 +21,7 @@ pub(crate) use roster::{RunError, Variant};
 pub trait Processor: Sized + Send + Sync + 'static {
     /// Its id in blueprints, unless the roster gives another.
     const NAME: &'static str;
-    /// Messages under way at most, per input.
+    /// Messages under way at most, per input, where no setting says otherwise.
     const CONCURRENCY: usize = 8;
     /// The stage under which lost pieces are reported; `None` reports nothing.
     const STAGE: Option<&'static str> = None;
@@ -31,6 +31,11 @@ pub trait Processor: Sized + Send + Sync + 'static {
     /// # Errors
     /// A [`BindError`] that names the slot or setting.
     fn bind(ports: &mut Ports) -> Result<Self, BindError>;
+
+    /// Messages under way at most, per input, once bound; a processor with a setting for it answers that. At least 1.
+    fn concurrency(&self) -> usize {
+        Self::CONCURRENCY
+    }
 
     /// Lists inputs with their handlers.
     fn inputs(on: &mut Inputs<Self>);

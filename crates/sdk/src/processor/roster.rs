@@ -226,11 +226,12 @@ impl<P: Processor> Kind for Of<P> {
             let mut taking = Vec::new();
             for input in Inputs::<P>::of() {
                 let lane = Arc::new(variant.lane::<P>(&ports, &input)?);
-                let inbox = variant.process.broker.subscribe(&lane.reads(P::CONCURRENCY)).await?;
+                let concurrency = processor.concurrency().max(1);
+                let inbox = variant.process.broker.subscribe(&lane.reads(concurrency)).await?;
                 let (processor, stop) = (processor.clone(), stop.clone());
                 taking.push(async move {
                     let work = |delivery| (input.handle)(processor.clone(), delivery, lane.clone());
-                    take(&*inbox, P::CONCURRENCY, &stop, work).await.map_or(Ok(()), Err)
+                    take(&*inbox, concurrency, &stop, work).await.map_or(Ok(()), Err)
                 });
             }
             futures_util::future::try_join_all(taking).await?;
