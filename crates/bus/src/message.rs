@@ -18,6 +18,9 @@ pub mod property {
     pub const TTL: &str = "sluice-ttl-ms";
     /// Ours: the request id that a person sees, carried through every hop.
     pub const TRACE: &str = "sluice-trace";
+    /// Ours: which pass of its document through a flow a pipeline message belongs to, carried through every hop: a number
+    /// that grows with each pass.
+    pub const PASS: &str = "sluice-pass";
     /// Ours: identity of a pipeline message, stable across redeliveries and restarts.
     pub const MESSAGE_ID: &str = "sluice-message-id";
     /// On a message that the broker itself took from its readers, see [`crate::BrokerAdmin::bound_poison`]: the topic
