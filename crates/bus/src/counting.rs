@@ -21,6 +21,8 @@ pub struct Counts {
     pub published_bytes: u64,
     /// Deliveries, redeliveries included.
     pub delivered: u64,
+    /// Bytes of their bodies.
+    pub delivered_bytes: u64,
     /// Readers attached to it: subscriptions and follows.
     pub subscribed: u64,
     /// Times it was looked at; listing looks at every topic it finds.
@@ -72,6 +74,7 @@ impl<B> Counting<B> {
             published: sum.published + one.published,
             published_bytes: sum.published_bytes + one.published_bytes,
             delivered: sum.delivered + one.delivered,
+            delivered_bytes: sum.delivered_bytes + one.delivered_bytes,
             subscribed: sum.subscribed + one.subscribed,
             observed: sum.observed + one.observed,
             ensured: sum.ensured + one.ensured,
@@ -188,7 +191,10 @@ impl Inbox for CountingInbox {
     fn next(&self) -> BoxFuture<'_, Result<Delivery>> {
         Box::pin(async move {
             let delivery = self.inner.next().await?;
-            count(&self.counts, &delivery.topic, |counts| counts.delivered += 1);
+            count(&self.counts, &delivery.topic, |counts| {
+                counts.delivered += 1;
+                counts.delivered_bytes += delivery.message.body.len() as u64;
+            });
             Ok(delivery)
         })
     }
@@ -230,6 +236,7 @@ mod tests {
             published: 1,
             published_bytes: 4,
             delivered: 2,
+            delivered_bytes: 8,
             subscribed: 1,
             observed: 1,
             ensured: 1,

@@ -1,0 +1,118 @@
+//! How fast everybody hears of a started flow, and what hearing costs: from start-flow's OK until every processor has
+//! attached to its queue; questions to the config service and bytes of its answers. On the embedded broker and on a real
+//! one. `cargo bench -p sluice-sdk`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench tells what it measured, or ends")]
+
+#[path = "../tests/fleet/mod.rs"]
+mod fleet;
+
+use std::time::{Duration, Instant};
+
+use fleet::{Fleet, System};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sluice_brokers::testing::RabbitServer;
+use sluice_bus::{Broker, BrokerAdmin, Embedded};
+
+/// Starts per line; the median counts.
+const STARTS: usize = 5;
+/// Connections of a fleet at most; beyond, processes share them.
+const ENDS_MAX: usize = 40;
+/// Processors of a flow that runs beside the measured ones; they belong to the first processes of the fleet.
+const BESIDE: usize = 4;
+/// Processes, and processors that they share.
+const SHAPES: [(usize, usize); 4] = [(1, 40), (1, 400), (40, 40), (400, 400)];
+/// Flows that run beside.
+const RUNNING: [usize; 3] = [1, 50, 400];
+
+fn main() {
+    // `cargo test` runs benches too, to see that they build.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(measure());
+}
+
+async fn measure() {
+    println!(
+        "| broker | processes | processors | flows beside | start-flow ms | then all attached ms | requests | per process | \
+         bytes fetched | notices |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for shape in SHAPES {
+        let broker = Embedded::in_memory();
+        lines("embedded", vec![broker; ends(shape.0)], shape).await;
+    }
+    if let Some(why) = RabbitServer::missing() {
+        println!("RabbitMQ: not measured, {why}");
+        return;
+    }
+    let server = RabbitServer::start().await.unwrap();
+    for shape in SHAPES {
+        let vhost = server.vhost().await.unwrap();
+        let connecting = stream::iter(0..ends(shape.0)).map(|_| server.connect(&vhost)).buffered(8);
+        let brokers: Vec<_> = connecting.try_collect().await.unwrap();
+        lines("RabbitMQ", brokers.clone(), shape).await;
+        for broker in brokers {
+            broker.shutdown().await;
+        }
+    }
+}
+
+/// Connections of a fleet, and one for the services.
+fn ends(processes: usize) -> usize {
+    processes.min(ENDS_MAX) + 1
+}
+
+async fn lines<B: Broker + BrokerAdmin + Clone>(name: &str, mut ends: Vec<B>, shape: (usize, usize)) {
+    let (processes, processors) = shape;
+    let system = System::start(ends.pop().unwrap()).await;
+    system.put_blueprint("measured", processors).await;
+    system.put_blueprint("beside", BESIDE).await;
+    let fleet = Fleet::start(ends, processes, processors).await;
+    let mut running = 0;
+    // The growing number of flows is of interest where there is most to hear.
+    let counts = if processors == 40 { &RUNNING[..] } else { &RUNNING[..1] };
+    for &beside in counts {
+        let before = fleet.attached_so_far();
+        let missing = running..beside;
+        running = beside;
+        for id in missing.clone() {
+            system.start_flow(&format!("beside-{id}"), "beside").await;
+        }
+        fleet.attached(before + BESIDE * missing.len()).await;
+        let (mut answered, mut heard, mut costs) = (Vec::new(), Vec::new(), Vec::new());
+        for n in 0..STARTS {
+            fleet.cost();
+            let before = fleet.attached_so_far();
+            let asked = Instant::now();
+            system.start_flow(&format!("measured-{beside}-{n}"), "measured").await;
+            answered.push(asked.elapsed());
+            fleet.attached(before + processors).await;
+            heard.push(asked.elapsed().saturating_sub(answered[n]));
+            costs.push(fleet.cost());
+        }
+        let [requests, bytes, notices] = [
+            median(costs.iter().map(|cost| cost.requests)),
+            median(costs.iter().map(|cost| cost.fetched_bytes)),
+            median(costs.iter().map(|cost| cost.notices)),
+        ];
+        println!(
+            "| {name} | {processes} | {processors} | {beside} | {:.1} | {:.1} | {requests} | {:.2} | {bytes} | {notices} |",
+            ms(median(answered.into_iter())),
+            ms(median(heard.into_iter())),
+            requests as f64 / processes as f64,
+        );
+    }
+    fleet.stop().await;
+}
+
+fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
+    let mut sorted: Vec<T> = values.collect();
+    sorted.sort_unstable();
+    sorted[sorted.len() / 2]
+}
+
+fn ms(span: Duration) -> f64 {
+    span.as_secs_f64() * 1e3
+}
