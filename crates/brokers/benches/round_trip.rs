@@ -3,23 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench tells what it measured, or ends")]
 #![allow(clippy::disallowed_methods, reason = "tasks end with the run")]
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+mod bare;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bare::Bare;
 use futures_util::StreamExt;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use sluice_brokers::testing::RabbitServer;
 use sluice_bus::{
     Address, Broker, BrokerAdmin, InboxAddress, Message, Patience, Replies, Subscription, TopicSpec, property,
 };
 use sluice_schema::{Class, Topic};
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 const CALLS: usize = 4_000;
@@ -44,12 +39,13 @@ async fn measure() {
     let vhost = server.vhost().await.unwrap();
     for prefetch in PREFETCHES {
         let ours = Ours::start(&server, &vhost, prefetch).await;
-        let bare = Bare::start(&server.url(&vhost), u16::try_from(prefetch).unwrap()).await;
+        let bare = Bare::start(&server.url(&vhost), u16::try_from(prefetch).unwrap(), BODY).await;
+        let bare = Arc::new(bare);
         for at_once in AT_ONCE {
             // Both warm up; then each runs twice, in turns, and the better run counts.
             let mut best = [0.0_f64; 2];
             for round in 0..3 {
-                let rates = [ours.rate(at_once).await, bare.rate(at_once).await];
+                let rates = [ours.rate(at_once).await, bare_rate(&bare, at_once).await];
                 if round > 0 {
                     best = [best[0].max(rates[0]), best[1].max(rates[1])];
                 }
@@ -72,6 +68,14 @@ async fn rate<F: Future<Output = ()> + Send + 'static>(at_once: usize, call: imp
     let all = futures_util::stream::iter((0..calls).map(|_| tokio::spawn(call()))).buffer_unordered(at_once);
     all.for_each(|done| async { done.unwrap() }).await;
     calls as f64 / started.elapsed().as_secs_f64()
+}
+
+async fn bare_rate(bare: &Arc<Bare>, at_once: usize) -> f64 {
+    rate(at_once, || {
+        let bare = bare.clone();
+        async move { bare.ask().await }
+    })
+    .await
 }
 
 struct Ours {
@@ -117,92 +121,4 @@ impl Ours {
         })
         .await
     }
-}
-
-struct Bare {
-    publishing: Channel,
-    waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>,
-    request: ShortString,
-    replies: ShortString,
-    _connections: Vec<Connection>,
-}
-
-impl Bare {
-    async fn start(url: &str, prefetch: u16) -> Self {
-        let mut connections = Vec::new();
-        let mut channels = Vec::new();
-        for _ in 0..4 {
-            let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-            channels.push(connection.create_channel().await.unwrap());
-            connections.push(connection);
-        }
-        let [publishing, reading, serving, answering]: [Channel; 4] = channels.try_into().ok().unwrap();
-        for channel in [&publishing, &answering] {
-            channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        }
-        serving.basic_qos(prefetch, BasicQosOptions::default()).await.unwrap();
-        let (request, replies) =
-            (format!("bare-{prefetch}").into(), format!("bare-replies-{prefetch}").into());
-        let requests = consume(&serving, &request, false).await;
-        let answers = consume(&reading, &replies, true).await;
-        let waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>> = Arc::default();
-        tokio::spawn(requests.for_each(move |delivery| {
-            let answering = answering.clone();
-            tokio::spawn(async move {
-                // The server ends with the run, under its consumers.
-                let Ok(delivery) = delivery else { return };
-                let to = delivery.properties.reply_to().clone().unwrap();
-                let properties = delivery.properties.clone();
-                publish(&answering, to, &delivery.data, properties).await;
-                delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
-            });
-            async {}
-        }));
-        let waiters = waiting.clone();
-        tokio::spawn(answers.for_each(move |delivery| {
-            if let Ok(delivery) = delivery {
-                let waiter = waiters.lock().unwrap().remove(&id_of(&delivery.properties));
-                waiter.map(|waiter| waiter.send(()));
-            }
-            async {}
-        }));
-        Self { publishing, waiting, request, replies, _connections: connections }
-    }
-
-    async fn rate(&self, at_once: usize) -> f64 {
-        rate(at_once, || {
-            let (publishing, to, replies) =
-                (self.publishing.clone(), self.request.clone(), self.replies.clone());
-            let waiting = self.waiting.clone();
-            async move {
-                let id = uuid::Uuid::new_v4().to_string();
-                let (answered, answer) = oneshot::channel();
-                waiting.lock().unwrap().insert(id.clone(), answered);
-                let mut headers = FieldTable::default();
-                headers.insert("id".into(), AMQPValue::LongString(id.into()));
-                let properties = BasicProperties::default().with_headers(headers).with_reply_to(replies);
-                publish(&publishing, to, BODY.as_bytes(), properties).await;
-                answer.await.unwrap();
-            }
-        })
-        .await
-    }
-}
-
-async fn consume(channel: &Channel, queue: &ShortString, no_ack: bool) -> Consumer {
-    let none = FieldTable::default;
-    channel.queue_declare(queue.clone(), QueueDeclareOptions::default(), none()).await.unwrap();
-    let options = BasicConsumeOptions { no_ack, ..Default::default() };
-    channel.basic_consume(queue.clone(), "".into(), options, none()).await.unwrap()
-}
-
-async fn publish(channel: &Channel, to: ShortString, body: &[u8], properties: BasicProperties) {
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    let confirm = channel.basic_publish("".into(), to, options, body, properties).await.unwrap();
-    assert!(confirm.await.unwrap().is_ack());
-}
-
-fn id_of(properties: &BasicProperties) -> String {
-    let headers = properties.headers().as_ref().unwrap();
-    String::from_utf8(headers.inner()["id"].as_long_string().unwrap().as_bytes().to_vec()).unwrap()
 }

@@ -1,0 +1,94 @@
+//! Calls through the gateway over RabbitMQ to a service that does nothing, beside the same over the embedded broker and
+//! beside the bare client library making the same two hops, in the same run. `cargo bench -p sluice-gateway`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a measurement that fails may panic, and prints"
+)]
+
+#[path = "../../brokers/benches/bare/mod.rs"]
+#[expect(clippy::disallowed_methods, reason = "its tasks end with the run")]
+mod bare;
+mod support;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bare::Bare;
+use sluice_brokers::testing::RabbitServer;
+use sluice_bus::Embedded;
+use support::{BODY, Bed, MEASURED, Measured, WARM_UP};
+use tokio::task::JoinSet;
+
+const CALLERS: [usize; 3] = [1, 16, 64];
+/// Messages that the bare service is handed at once; as many as ours takes.
+const PREFETCH: u16 = 64;
+
+fn main() {
+    // Tests only want to see it build.
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return;
+    }
+    if let Some(why) = RabbitServer::missing() {
+        println!("rabbitmq: not measured, {why}");
+        return;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(run());
+}
+
+async fn run() {
+    let server = RabbitServer::start().await.unwrap();
+    let vhost = server.vhost().await.unwrap();
+    let bare = Arc::new(Bare::start(&server.url(&vhost), PREFETCH, BODY).await);
+    let end = async || server.connect(&vhost).await.unwrap();
+    let over_rabbit = Bed::start([end().await, end().await, end().await]).await;
+    let broker = Embedded::in_memory();
+    let embedded = Bed::start([broker.clone(), broker.clone(), broker]).await;
+    println!(
+        "| door | callers | bare client, req/s (p50/p99 ms) | embedded | RabbitMQ | of bare | of embedded |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for callers in CALLERS {
+        let alone = ask(&bare, callers).await;
+        let (inside, ours) = (embedded.http(callers).await, over_rabbit.http(callers).await);
+        row("HTTP", callers, [&alone, &inside, &ours]);
+    }
+    for callers in CALLERS {
+        let alone = ask(&bare, callers).await;
+        let (inside, ours) = (embedded.socket(callers).await, over_rabbit.socket(callers).await);
+        row("one WebSocket", callers, [&alone, &inside, &ours]);
+    }
+}
+
+/// The bare client, asked again as soon as it has its answer.
+async fn ask(bare: &Arc<Bare>, callers: usize) -> Measured {
+    let mut running = JoinSet::new();
+    let started = Instant::now();
+    for _ in 0..callers {
+        let bare = bare.clone();
+        running.spawn(async move {
+            let mut took = Vec::new();
+            while started.elapsed() < WARM_UP + MEASURED {
+                let asked = Instant::now();
+                bare.ask().await;
+                if started.elapsed() > WARM_UP {
+                    took.push(asked.elapsed());
+                }
+            }
+            took
+        });
+    }
+    let took = running.join_all().await.into_iter().flatten().collect();
+    Measured { took, span: MEASURED }
+}
+
+fn row(door: &str, callers: usize, measured: [&Measured; 3]) {
+    let [bare, embedded, ours] = measured.map(|one| {
+        let [p50, p99] = [0.5, 0.99].map(|part| one.percentile_us(part) / 1e3);
+        format!("{:.0} ({p50:.2}/{p99:.2})", one.per_second())
+    });
+    let [of_bare, of_embedded] =
+        [measured[0], measured[1]].map(|other| 100.0 * measured[2].per_second() / other.per_second());
+    println!("| {door} | {callers} | {bare} | {embedded} | {ours} | {of_bare:.0} % | {of_embedded:.0} % |");
+}
