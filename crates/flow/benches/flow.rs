@@ -10,7 +10,7 @@ use std::time::Duration;
 use divan::Bencher;
 use serde_json::{Map, Value, json};
 use sluice_bus::{BrokerAdmin, Client, Embedded, TopicSpec};
-use sluice_flow::{LeaseOptions, Options, Parts};
+use sluice_flow::{Options, Parts};
 use sluice_schema::exchange;
 use sluice_schema::message::FlowRequest;
 use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
@@ -77,14 +77,13 @@ impl System {
             let letters = TopicSpec::with("flow:tg:dead-letters:acme".parse().unwrap(), "librarian");
             admin.ensure(&letters).await.unwrap();
             let watch = ConfigWatch::start(&process, Duration::from_secs(30));
-            let lease = LeaseOptions { is_sole: true, ..LeaseOptions::default() };
             sluice_flow::start(Parts {
                 process: process.clone(),
                 admin,
                 watch,
                 config: ConfigClient::new(&process.replies).await.unwrap(),
                 catalogue: Catalogue::default(),
-                options: Options { lease, ..Options::default() },
+                options: Options::default(),
             })
             .await;
             let (ask, answers) =

@@ -78,6 +78,11 @@ impl Error {
         matches!(self, Self::Config { source: ConfigError::Conflict(_), .. })
     }
 
+    /// Whether this service leads no more: nothing was done, and nothing is to be told.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self, Self::Bus { source: sluice_bus::Error::HoldLost { .. }, .. })
+    }
+
     /// Whether trying again cannot help unless the world changes.
     pub(crate) fn is_final(&self) -> bool {
         match self {

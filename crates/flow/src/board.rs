@@ -33,6 +33,23 @@ pub enum Phase {
     Gone,
 }
 
+impl Phase {
+    /// The word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Degraded => "Degraded",
+            Self::Draining => "Draining",
+            Self::Stopping => "Stopping",
+            Self::Failed => "Failed",
+            Self::Unmanaged => "Unmanaged",
+            Self::Gone => "Gone",
+        }
+    }
+}
+
 /// What happened to a queue when its flow was stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -134,6 +151,7 @@ pub(crate) struct Board {
 struct State {
     current: BTreeMap<FlowKey, Report>,
     ended: VecDeque<(FlowKey, String, Report)>,
+    leads: bool,
 }
 
 impl Board {
@@ -149,9 +167,22 @@ impl Board {
         self.with(|state| _ = state.current.insert(key.clone(), report));
     }
 
+    /// This service acts from now on.
+    pub(crate) fn lead(&self) {
+        self.with(|state| state.leads = true);
+    }
+
     /// Another service acts now: what this one saw is no news any more.
     pub(crate) fn forget(&self) {
-        self.with(|state| state.current.clear());
+        self.with(|state| {
+            state.leads = false;
+            state.current.clear();
+        });
+    }
+
+    /// Whether this service acts.
+    pub(crate) fn leads(&self) -> bool {
+        self.lock().leads
     }
 
     /// The flow is gone; `request` is what asked for it.

@@ -12,27 +12,31 @@
 //! **Invariant: what was recorded is what is removed.** A run carries its topology; blueprints are read only at start.
 
 mod act;
+mod audit;
 pub mod blueprint;
 mod board;
 mod decide;
-mod lease;
+mod doctor;
+mod lead;
 pub mod memory;
 mod mirror;
 pub mod plan;
 mod reconcile;
 mod service;
+mod tended;
+mod view;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_bus::BrokerAdmin;
+use sluice_schema::record;
 use sluice_schema::slots::SlotKind;
 use sluice_sdk::processor::SlotUse;
 use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
 use tokio::sync::{Mutex, Notify};
 
 pub use board::{Phase, QueueVerdict, Report};
-pub use lease::LeaseOptions;
 
 /// What the service is made of.
 pub struct Parts {
@@ -54,7 +58,7 @@ pub struct Parts {
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Nobody but this system can run processors (embedded broker): standard processors that it does not run get no
-    /// subscriptions, and the lease is taken as by a sole service. Default false.
+    /// subscriptions. Default false.
     pub only_own_processors: bool,
     /// How long a stop lets processors work on what is queued, unless the request says. Default 20 s; longer parks less
     /// and stops later.
@@ -63,8 +67,6 @@ pub struct Options {
     pub answer_within: Duration,
     /// How often everything is looked at although nothing was asked. Default 30 s.
     pub audit_interval: Duration,
-    /// Who acts when there are several.
-    pub lease: LeaseOptions,
 }
 
 impl Default for Options {
@@ -74,7 +76,6 @@ impl Default for Options {
             drain_timeout: Duration::from_secs(20),
             answer_within: Duration::from_secs(25),
             audit_interval: Duration::from_secs(30),
-            lease: LeaseOptions::default(),
         }
     }
 }
@@ -86,19 +87,21 @@ pub async fn start(parts: Parts) {
     let mirror = Arc::new(mirror::Mirror::new(config.clone()));
     let board = Arc::new(board::Board::new());
     let poke = Arc::new(Notify::new());
-    let hands = act::Hands { broker: process.broker.clone(), admin: admin.clone(), config: config.clone() };
-    // A broker of this process's own has no room for a second flow service.
-    let is_sole = options.lease.is_sole || options.only_own_processors;
-    let lease = lease::Lease::new(config.clone(), LeaseOptions { is_sole, ..options.lease });
-    let reconciler = reconcile::Reconciler::new(
-        hands,
-        mirror.clone(),
-        board.clone(),
-        poke.clone(),
-        lease,
-        options.audit_interval,
-    );
+    let reconciler = reconcile::Reconciler {
+        lead: lead::Lead::new(admin.clone(), config.clone()),
+        broker: process.broker.clone(),
+        config: config.clone(),
+        shared: reconcile::Shared {
+            mirror: mirror.clone(),
+            board: board.clone(),
+            tasks: process.tasks.clone(),
+            audit_interval: options.audit_interval,
+        },
+        poke: poke.clone(),
+        rounds: None,
+    };
     process.tasks.spawn("flow/loop", reconciler.run(process.stop.clone()));
+    follow(&process, &watch, poke.clone());
     let desk = service::Desk {
         config,
         admin: admin.clone(),
@@ -112,6 +115,23 @@ pub async fn start(parts: Parts) {
     };
     let doors = service::Doors { process: process.clone(), desk: Arc::new(desk) };
     sluice_sdk::workspaces::serve_workspaces(&process, admin, &watch, doors).await;
+}
+
+/// Lets the loop look when a decision was made elsewhere, or a workspace came or went.
+fn follow(process: &Process, watch: &ConfigWatch, poke: Arc<Notify>) {
+    // Notices leave out the workspace of the ledger: a start's names no type at all, a stop's that of the public record.
+    let mut views = watch.interest(&[record::WORKSPACE, memory::LEDGER, record::FLOW]);
+    let stop = process.stop.clone();
+    process.tasks.spawn("flow/news", async move {
+        let mut known = views.borrow_and_update().clone();
+        while let Some(Ok(())) = stop.run_until_cancelled(views.changed()).await {
+            let view = views.borrow_and_update().clone();
+            if [record::WORKSPACE, memory::LEDGER].iter().any(|kind| !view.same_type(&known, kind)) {
+                poke.notify_one();
+            }
+            known = view;
+        }
+    });
 }
 
 fn ports(catalogue: &Catalogue, only_own: bool) -> blueprint::Ports {

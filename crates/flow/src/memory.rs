@@ -23,9 +23,9 @@ pub const RUNS: &str = "flow-runs";
 pub const SHARED: &str = "flow-shared";
 /// Config type of the row that every decision bumps, in [`record::FLOWS`].
 pub const LEDGER: &str = "flow-ledger";
-/// Config type of the lease, in [`record::FLOWS`].
-pub const LEASE: &str = "flow-lease";
-/// The only key of [`LEDGER`] and [`LEASE`].
+/// Config type of the row that names the service that acts, in [`record::FLOWS`].
+pub const LEADER: &str = "flow-leader";
+/// The only key of [`LEDGER`] and [`LEADER`].
 pub const ONLY: &str = "head";
 
 /// A flow: its workspace and the id that people use.
@@ -184,13 +184,16 @@ pub struct Records {
     pub parameter_types: BTreeMap<FlowKey, Arc<str>>,
     /// Number of the last decision.
     pub ledger: Option<Recorded<i64>>,
+    /// What the service that acts last told of flows that are not simply up: never an input of a plan.
+    pub reports: BTreeMap<FlowKey, Recorded<Value>>,
 }
 
 impl Records {
     /// The config types that make up the records; the last stands for every processor's.
-    pub const TYPES: [&'static str; 9] = [
+    pub const TYPES: [&'static str; 10] = [
         record::WORKSPACE,
         WISH,
+        REPORT,
         record::FLOW,
         RUNS,
         SHARED,
@@ -219,6 +222,7 @@ impl Records {
         let is_ours = workspace == record::FLOWS;
         let own = || FlowKey::read(key);
         match kind {
+            REPORT if is_ours => put(&mut self.reports, own(), read(text, version)),
             WISH if is_ours => put(&mut self.wishes, own(), read(text, version)),
             RUNS if is_ours => put(&mut self.runs, own(), read(text, version)),
             SHARED if is_ours => put(&mut self.shared, own(), read(text, version)),

@@ -10,7 +10,7 @@ use sluice_bus::{Seen, SeenSubscription};
 use sluice_schema::{Class, Topic, record, system};
 
 use crate::blueprint::{OwnedTopic, Part, Topology};
-use crate::memory::{Drain, FlowKey, LEDGER, ONLY, Records, Want, Wish};
+use crate::memory::{Drain, FlowKey, LEDGER, ONLY, Recorded, Records, Want, Wish};
 
 /// Steps, to be taken in order; the first failure ends them until the next look.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +95,30 @@ pub fn wanted(key: &FlowKey, wish: &Wish, records: &Records) -> Want {
     if records.workspaces.contains_key(&key.workspace) { wish.want } else { Want::Gone }
 }
 
+/// The topics that the next plan of a flow depends on. What need not be seen is not looked at: looks are what a start or a
+/// stop of many topics waits for.
+pub(crate) fn needed<'a>(
+    key: &FlowKey,
+    wish: &'a Wish,
+    records: &Records,
+) -> impl Iterator<Item = &'a OwnedTopic> + use<'a> {
+    let record = records.flows.get(key);
+    let needs: fn(&OwnedTopic) -> bool = match wanted(key, wish, records) {
+        // Not opened yet: everything is made, whether it is there or not.
+        Want::Running if record.is_none() => |_| false,
+        Want::Running => |_| true,
+        Want::Gone if is_routable(record) => |_| false,
+        // Only what is drained decides when the entries go.
+        Want::Gone if Others { key, records }.has_entries(wish) => |topic| topic.topic.class() == Class::Flow,
+        Want::Gone => |_| true,
+    };
+    wish.topology.topics.iter().filter(move |topic| needs(topic))
+}
+
+fn is_routable(record: Option<&Recorded<record::Flow>>) -> bool {
+    record.is_some_and(|r| r.value.as_ref().is_ok_and(|flow| flow.is_routable()))
+}
+
 fn up(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight) -> Next {
     let missing: Vec<_> = wish.topology.topics.iter().filter(|t| !is_whole(t, seen)).cloned().collect();
     let unwritten: Vec<_> =
@@ -129,13 +153,11 @@ fn is_written(key: &FlowKey, part: &Part, records: &Records) -> bool {
 fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: DrainClock) -> Next {
     let discard = wish.drain == Drain::Discard || !records.workspaces.contains_key(&key.workspace);
     let others = Others { key, records };
-    let parts: Vec<_> = others.parts_of(wish).filter(|part| others.has_entry(part)).cloned().collect();
-    let topics = others.unclaimed(&wish.topology);
-    let record = records.flows.get(key);
-    let is_open = record.is_some_and(|r| r.value.as_ref().is_ok_and(|flow| flow.is_routable()));
-    if is_open {
+    if is_routable(records.flows.get(key)) {
         return Next::Do(vec![Step::Close]);
     }
+    let parts: Vec<_> = others.parts_of(wish).filter(|part| others.has_entry(part)).cloned().collect();
+    let topics = others.unclaimed(&wish.topology);
     let queues =
         || topics.iter().filter(|t| t.topic.class() == Class::Flow).flat_map(|t| subscriptions(t, seen));
     if !parts.is_empty() {
@@ -232,6 +254,11 @@ impl<'a> Others<'a> {
         parts.filter(move |part| !claimed.contains(&(part.processor.as_str(), part.variant.as_str())))
     }
 
+    /// Whether parts that go with a wish have entries still.
+    fn has_entries(&self, wish: &'a Wish) -> bool {
+        self.parts_of(wish).any(|part| self.has_entry(part))
+    }
+
     fn has_entry(&self, part: &Part) -> bool {
         let at = (self.key.workspace.clone(), part.processor.as_str().into(), part.variant.as_str().into());
         self.records.entries.contains_key(&at)
@@ -316,7 +343,6 @@ impl<'a> Others<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Recorded;
     use sluice_schema::record::{Flow, ProcessorEntry};
     use std::sync::Arc;
 

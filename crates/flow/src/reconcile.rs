@@ -1,78 +1,90 @@
-//! The loop: look, plan, act, report. It is woken by a poke or the clock and told nothing but "look"; what it does follows
-//! from what it sees, so a restart at any point goes on from there.
+//! The loop: look, plan, act, report. It is woken by a poke, the clock or the end of an act, and told nothing but "look";
+//! what it does follows from what it sees, so a restart at any point goes on from there.
 //!
-//! Flows that are as wished are left alone until the next audit. A flow whose step fails waits alone, longer each time.
+//! Flows that are as wished are left alone until an audit finds otherwise. What is done for one flow runs beside what is
+//! done for others, and a flow whose step fails waits alone, longer each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use sluice_bus::{BoxFuture, Seen, TopicSpec};
-use sluice_schema::{Class, Topic};
-use sluice_sdk::{Backoff, ConfigError};
-use tokio::sync::Notify;
+use sluice_bus::{BoxFuture, Broker, BrokerAdmin, Seen, TopicSpec};
+use sluice_schema::{Topic, record};
+use sluice_sdk::{ConfigClient, ConfigError, Tasks};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::act::{Error, Hands, Job, Parked};
-use crate::blueprint::{OwnedTopic, Topology};
+use crate::blueprint::OwnedTopic;
 use crate::board::{Board, Phase, QueueVerdict, Report};
-use crate::lease::Lease;
-use crate::memory::{
-    Drain, FlowKey, LEDGER, Named, ONLY, RUNS, Records, Want, Wish, own_key, own_value, unchanged,
-};
+use crate::lead::Lead;
+use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish};
 use crate::mirror::Mirror;
-use crate::plan::{self, DrainClock, Next, QueueLeft, Sight, Step};
+use crate::plan::{self, Next, QueueLeft, Sight, Step};
+use crate::tended::{RETRY, Tended, verdicts};
 
-/// Pauses between looks while something is waited for.
-const POLL: Backoff = Backoff { min: Duration::from_millis(2), max: Duration::from_millis(500) };
-/// Pauses between tries of a failing step.
-const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
-/// How long counts must stand still where the broker cannot show what is in hand.
-const STEADY: Duration = Duration::from_secs(1);
 /// Failures of one cause after which an operator is told.
 const FAILURES_TOLD: u32 = 5;
-/// Audits in which nothing of an ended run may reappear before it is forgotten.
-const CLEAN_AUDITS: u32 = 2;
+/// Flows that something is done for at once.
+const ACTS_MAX: usize = 64;
+/// Topics looked at in one go; a single flow may have more.
+const LOOK_TOPICS_MAX: usize = 2_000;
 
 /// Everything the loop works with.
 pub(crate) struct Reconciler {
-    pub(crate) hands: Hands,
+    pub(crate) lead: Lead,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) config: Arc<ConfigClient>,
+    pub(crate) shared: Shared,
+    pub(crate) poke: Arc<Notify>,
+    /// There while this service leads.
+    pub(crate) rounds: Option<Rounds>,
+}
+
+/// What the loop has in common with the rest of the service.
+#[derive(Clone)]
+pub(crate) struct Shared {
     pub(crate) mirror: Arc<Mirror>,
     pub(crate) board: Arc<Board>,
-    pub(crate) poke: Arc<Notify>,
-    pub(crate) lease: Lease,
+    pub(crate) tasks: Tasks,
     pub(crate) audit_interval: Duration,
-    flows: BTreeMap<FlowKey, Tended>,
+}
+
+/// What a service knows and does while it leads.
+pub(crate) struct Rounds {
+    pub(crate) hands: Hands,
+    pub(crate) shared: Shared,
+    pub(crate) flows: BTreeMap<FlowKey, Tended>,
+    acting: BTreeMap<FlowKey, AbortHandle>,
+    tell: mpsc::Sender<Done>,
+    done: mpsc::Receiver<Done>,
+    /// Acts whose end the loop has not looked at yet.
+    ended: Vec<Done>,
     next_audit: Instant,
-    swept: BTreeMap<FlowKey, u32>,
+    pub(crate) auditing: Option<AbortHandle>,
+    pub(crate) audit: crate::audit::Audit,
 }
 
-/// What the loop remembers of a flow between looks; losing it loses nothing but time.
-struct Tended {
+/// The end of something that ran beside the loop.
+pub(crate) enum Done {
+    Act(Box<Acted>),
+    Listed(sluice_bus::Result<Vec<Seen>>),
+}
+
+/// What was done for a flow.
+pub(crate) struct Acted {
+    key: FlowKey,
     wish: Arc<Wish>,
-    is_settled: bool,
-    due: Instant,
-    /// Looks in a row that had to wait.
-    polls: u32,
-    failures: u32,
-    last_error: Option<String>,
-    drain: Option<Draining>,
-    verdicts: BTreeMap<String, QueueVerdict>,
-    told: Option<Phase>,
-}
-
-/// A drain under way, on this loop's own clock.
-struct Draining {
-    since: Instant,
-    counts: Vec<QueueLeft>,
-    steady_since: Instant,
+    records: Arc<Records>,
+    verdicts: Vec<QueueVerdict>,
+    outcome: Outcome,
 }
 
 /// Why nothing could be looked at.
 #[derive(Debug, thiserror::Error)]
-enum RoundError {
+pub(crate) enum RoundError {
     #[error("config: {0}")]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -94,18 +106,6 @@ enum Outcome {
 }
 
 impl Reconciler {
-    pub(crate) fn new(
-        hands: Hands,
-        mirror: Arc<Mirror>,
-        board: Arc<Board>,
-        poke: Arc<Notify>,
-        lease: Lease,
-        audit_interval: Duration,
-    ) -> Self {
-        let (flows, swept) = (BTreeMap::new(), BTreeMap::new());
-        Self { hands, mirror, board, poke, lease, audit_interval, flows, next_audit: Instant::now(), swept }
-    }
-
     /// Runs until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut failures = 0;
@@ -115,12 +115,13 @@ impl Reconciler {
                 () = stop.cancelled() => break,
                 () = self.poke.notified() => {}
                 () = tokio::time::sleep_until(wake) => {}
+                () = Rounds::some_end(self.rounds.as_mut()) => {}
             }
             let Some(round) = stop.run_until_cancelled(self.turn()).await else { break };
             wake = match round {
                 Ok(due) => {
                     failures = 0;
-                    due.min(Instant::now() + self.lease.interval())
+                    due
                 }
                 Err(error) => {
                     tracing::warn!(%error, "flows could not be looked at; trying again");
@@ -129,66 +130,134 @@ impl Reconciler {
                 }
             };
         }
-        self.lease.release().await;
+        self.rounds = None;
+        self.lead.release().await;
     }
 
     /// A round, where this service is the one to act. Boxed, so that the compiler need not see through it to `Send`.
     fn turn(&mut self) -> BoxFuture<'_, Result<Instant, RoundError>> {
         Box::pin(async move {
-            if self.lease.tend().await {
-                return self.round().await;
-            }
-            if !self.flows.is_empty() {
-                self.flows.clear();
-                self.board.forget();
-            }
-            Ok(Instant::now() + self.lease.interval())
+            let Some(admin) = self.lead.tend().await else {
+                if self.rounds.take().is_some() {
+                    self.shared.board.forget();
+                }
+                return Ok(Instant::now() + self.lead.pause());
+            };
+            let rounds = self.rounds.get_or_insert_with(|| {
+                let hands = Hands { broker: self.broker.clone(), admin, config: self.config.clone() };
+                self.shared.board.lead();
+                Rounds::new(hands, self.shared.clone())
+            });
+            rounds.round().await
         })
+    }
+}
+
+impl Rounds {
+    fn new(hands: Hands, shared: Shared) -> Self {
+        // Room for all that can run at once, so that nobody waits to tell its end.
+        let (tell, done) = mpsc::channel(ACTS_MAX + 1);
+        Self {
+            hands,
+            shared,
+            flows: BTreeMap::new(),
+            acting: BTreeMap::new(),
+            tell,
+            done,
+            ended: Vec::new(),
+            next_audit: Instant::now(),
+            auditing: None,
+            audit: crate::audit::Audit::default(),
+        }
+    }
+
+    /// Waits for the end of an act. Cancel-safe: an end is kept as soon as it is taken.
+    async fn some_end(rounds: Option<&mut Self>) {
+        let Some(rounds) = rounds else { return std::future::pending().await };
+        if let Some(done) = rounds.done.recv().await {
+            rounds.ended.push(done);
+        }
     }
 
     /// One look, plan, act, report over every flow that is due; when the next is due.
     async fn round(&mut self) -> Result<Instant, RoundError> {
-        let records = self.mirror.refresh().await?;
+        self.take_ends().await;
+        let records = self.shared.mirror.refresh().await?;
         let now = Instant::now();
-        let is_audit = now >= self.next_audit;
-        self.notice(&records, now, is_audit);
-        let due: Vec<(FlowKey, Arc<Wish>)> = records
-            .wishes
-            .iter()
-            .filter(|(key, _)| self.flows.get(key).is_some_and(|f| !f.is_settled && f.due <= now))
-            .filter_map(|(key, wish)| Some((key.clone(), wish.value.clone().ok()?)))
-            .collect();
-        let seen = self.look(due.iter().flat_map(|(_, wish)| &wish.topology.topics)).await?;
-        let flows = &mut self.flows;
-        let plans: Vec<_> = due
-            .iter()
-            .map(|(key, wish)| {
-                let clock = flows.get_mut(key).map(|f| f.clock(wish, &seen, now)).unwrap_or_default();
-                (key, wish, plan::plan(key, wish, &records, &seen, clock))
-            })
-            .collect();
-        for (key, wish, next) in &plans {
-            self.tell_parking(key, wish, next);
+        self.notice(&records, now);
+        let (due, is_more) = self.due(&records, now);
+        let needed = due.iter().flat_map(|(key, wish)| plan::needed(key, wish, &records));
+        let seen = Arc::new(self.look(needed).await?);
+        for (key, wish) in due {
+            let clock = self.flows.get_mut(&key).map(|f| f.clock(&wish, &seen, now)).unwrap_or_default();
+            let next = plan::plan(&key, &wish, &records, &seen, clock);
+            self.tell_parking(&key, &wish, &next);
+            self.begin(key, wish, &records, next, &seen).await;
         }
-        let hands = &self.hands;
-        let acts = plans.into_iter().map(|(key, wish, next)| {
-            let (job, seen) = (Job { key, wish, records: &records }, &seen);
-            async move { (key, wish, act(hands, job, next, seen).await) }
-        });
-        for (key, wish, (verdicts, outcome)) in join_all(acts).await {
-            self.report(Job { key, wish, records: &records }, verdicts, outcome).await;
+        if self.auditing.is_none() && now >= self.next_audit {
+            self.begin_audit();
         }
-        if is_audit {
-            self.sweep(&records).await?;
-            self.next_audit = now + self.audit_interval;
+        if is_more {
+            return Ok(Instant::now());
         }
-        let next = self.flows.values().filter(|f| !f.is_settled).map(|f| f.due).min();
+        let waiting = self.flows.iter().filter(|(key, f)| !f.is_settled && !self.acting.contains_key(key));
+        let next = waiting.map(|(_, f)| f.due).min();
         Ok(next.map_or(self.next_audit, |due| due.min(self.next_audit)))
     }
 
+    /// Flows that it is time for, those that somebody waits for first; and whether more could be looked at right after.
+    fn due(&self, records: &Records, now: Instant) -> (Vec<(FlowKey, Arc<Wish>)>, bool) {
+        let is_due =
+            |key: &FlowKey, f: &Tended| !f.is_settled && f.due <= now && !self.acting.contains_key(key);
+        let mut due: Vec<_> = self.flows.iter().filter(|(key, f)| is_due(key, f)).collect();
+        due.sort_by_key(|(_, f)| (f.is_routine, f.due));
+        let room = ACTS_MAX.saturating_sub(self.acting.len());
+        let mut topics = 0;
+        let mut taken = Vec::new();
+        for (key, _) in due {
+            let Some(Ok(wish)) = records.wishes.get(key).map(|recorded| &recorded.value) else { continue };
+            // Those that find no room are looked at when an act has ended.
+            if taken.len() == room {
+                return (taken, false);
+            }
+            topics += plan::needed(key, wish, records).count();
+            if topics > LOOK_TOPICS_MAX && !taken.is_empty() {
+                return (taken, true);
+            }
+            taken.push((key.clone(), wish.clone()));
+        }
+        (taken, false)
+    }
+
+    /// Reports what has ended since the last round.
+    async fn take_ends(&mut self) {
+        // Asked before the ends are taken: whoever has finished by now has told its end, or never will.
+        let finished: Vec<_> =
+            self.acting.iter().filter(|(_, act)| act.is_finished()).map(|(key, _)| key.clone()).collect();
+        while let Ok(done) = self.done.try_recv() {
+            self.ended.push(done);
+        }
+        for done in std::mem::take(&mut self.ended) {
+            match done {
+                Done::Act(acted) => {
+                    self.acting.remove(&acted.key);
+                    self.report(*acted).await;
+                }
+                Done::Listed(listed) => self.end_audit(listed).await,
+            }
+        }
+        for key in finished {
+            if self.acting.remove(&key).is_some()
+                && let Some(tended) = self.flows.get_mut(&key)
+            {
+                tended.fail(Instant::now(), "a step broke off; the log says why");
+            }
+        }
+    }
+
     /// Takes notice of new decisions, and of flows that are gone or cannot be read.
-    fn notice(&mut self, records: &Records, now: Instant, is_audit: bool) {
-        let board = &self.board;
+    fn notice(&mut self, records: &Records, now: Instant) {
+        let board = &self.shared.board;
         self.flows.retain(|key, tended| {
             let now = records.wishes.get(key).map(|r| r.value.as_deref().map(|wish| wish.run.as_str()));
             let is_over = now.is_none_or(|now| now.is_ok_and(|run| run != tended.wish.run));
@@ -198,30 +267,36 @@ impl Reconciler {
             }
             !is_over
         });
-        if is_audit && let Some(Err(reason)) = records.ledger.as_ref().map(|recorded| &recorded.value) {
-            tracing::error!(
-                reason,
-                "the number of the last decision cannot be read; nothing is started, stopped or removed. Repair or delete config value '{LEDGER}/{ONLY}'"
-            );
-        }
         for (key, recorded) in &records.wishes {
-            let Ok(wish) = &recorded.value else {
-                if is_audit {
-                    tracing::error!(flow = %key, "the wish of this flow cannot be read; nothing is done about it, and no topic of its workspace is removed. Repair or delete config value 'flow-wish/{key}'");
-                }
-                continue;
-            };
+            let Ok(wish) = &recorded.value else { continue };
             let tended = self.flows.entry(key.clone()).or_insert_with(|| Tended::new(wish.clone(), now));
             if tended.wish.generation != wish.generation {
-                *tended = Tended { told: tended.told, ..Tended::new(wish.clone(), now) };
+                *tended = tended.decided_anew(wish.clone(), now);
             }
-            if is_audit || plan::wanted(key, wish, records) == Want::Gone {
+            if plan::wanted(key, wish, records) == Want::Gone {
                 tended.is_settled = false;
             }
         }
     }
 
-    async fn look<'a>(&self, topics: impl Iterator<Item = &'a OwnedTopic>) -> Result<Sight, Error> {
+    /// Tells an operator which records cannot be read.
+    pub(crate) fn tell_unreadable(records: &Records) {
+        if let Some(Err(reason)) = records.ledger.as_ref().map(|recorded| &recorded.value) {
+            tracing::error!(
+                reason,
+                "the number of the last decision cannot be read; nothing is started, stopped or removed. Repair or delete config value '{LEDGER}/{ONLY}' in workspace '{}'",
+                record::FLOWS
+            );
+        }
+        for key in records.wishes.iter().filter(|(_, r)| r.value.is_err()).map(|(key, _)| key) {
+            tracing::error!(flow = %key, "the wish of this flow cannot be read; nothing is done about it, and no topic of its workspace is removed. Repair or delete config value 'flow-wish/{key}'");
+        }
+    }
+
+    pub(crate) async fn look<'a>(
+        &self,
+        topics: impl Iterator<Item = &'a OwnedTopic>,
+    ) -> Result<Sight, Error> {
         let mut asked: BTreeMap<&Topic, BTreeSet<&String>> = BTreeMap::new();
         for topic in topics {
             asked.entry(&topic.topic).or_default().extend(&topic.subscriptions);
@@ -250,13 +325,53 @@ impl Reconciler {
             let failing = self.flows.get(key).filter(|tended| tended.failures > 0);
             let last_error = failing.and_then(|tended| tended.last_error.clone());
             let report = Report { parking, last_error, ..Report::new(Phase::Stopping, wish) };
-            self.board.set(key, report);
+            self.shared.board.set(key, report);
         }
     }
 
-    async fn report(&mut self, job: Job<'_>, verdicts: Vec<QueueVerdict>, outcome: Outcome) {
-        let (key, wish) = (job.key, job.wish);
-        let Some(tended) = self.flows.get_mut(key) else { return };
+    /// Lets the steps for a flow be taken beside the loop; what is only to be told is told at once.
+    async fn begin(
+        &mut self,
+        key: FlowKey,
+        wish: Arc<Wish>,
+        records: &Arc<Records>,
+        next: Next,
+        seen: &Arc<Sight>,
+    ) {
+        let records = records.clone();
+        let verdicts = Vec::new();
+        let outcome = match next {
+            Next::Settled => Outcome::Settled,
+            Next::Draining(left) => Outcome::Draining(left),
+            Next::Held(holders) => Outcome::Held(holders),
+            Next::Blocked(reason) => Outcome::Blocked(reason),
+            Next::Do(steps) => {
+                let (hands, seen, tell) = (self.hands.clone(), seen.clone(), self.tell.clone());
+                let name = format!("flow/act/{key}");
+                let at = key.clone();
+                let act = self.shared.tasks.spawn(name, async move {
+                    let job = Job { key: &key, wish: &wish, records: &records };
+                    let (verdicts, outcome) = act(&hands, job, steps, &seen).await;
+                    let acted = Acted { key, wish, records, verdicts, outcome };
+                    // Nobody to tell: this service leads no more.
+                    let _ = tell.send(Done::Act(Box::new(acted))).await;
+                });
+                self.acting.insert(at, act);
+                return;
+            }
+        };
+        self.report(Acted { key, wish, records, verdicts, outcome }).await;
+    }
+
+    async fn report(&mut self, acted: Acted) {
+        let Acted { key, wish, records, verdicts, outcome } = acted;
+        let Some(tended) = self.flows.get_mut(&key) else { return };
+        if tended.wish.generation != wish.generation {
+            // Somebody decided anew meanwhile; what was done is looked at with that in mind.
+            return;
+        }
+        let (key, wish) = (&key, &*wish);
+        let job = Job { key, wish, records: &records };
         let now = Instant::now();
         tended.verdicts.extend(verdicts.into_iter().map(|v| (v.queue.clone(), v)));
         let is_up = plan::wanted(key, wish, job.records) == Want::Running;
@@ -270,7 +385,8 @@ impl Reconciler {
             Outcome::Again(parked) => {
                 if !parked.is_empty() {
                     // There may be more.
-                    report.parking = self.board.current(key).map(|told| told.parking).unwrap_or_default();
+                    let told = self.shared.board.current(key);
+                    report.parking = told.map(|told| told.parking).unwrap_or_default();
                 }
                 tended.park(parked);
                 tended.progress(now);
@@ -279,7 +395,7 @@ impl Reconciler {
                 tracing::info!(flow = %key, run = wish.run, "a flow is gone");
                 let report = tended.last_report();
                 self.flows.remove(key);
-                self.board.end(key, &wish.request, report);
+                self.shared.board.end(key, &wish.request, report);
                 return;
             }
             Outcome::Draining(left) => {
@@ -297,6 +413,7 @@ impl Reconciler {
                 report.last_error = Some(reason);
                 report.phase = Phase::Failed;
             }
+            Outcome::Failed(error) if error.is_over() => return,
             Outcome::Failed(error) if error.is_conflict() => tended.progress(now),
             Outcome::Failed(error) => {
                 let text = error.to_string();
@@ -318,164 +435,37 @@ impl Reconciler {
         let phase = report.phase;
         let is_news = tended.told != Some(phase);
         tended.told = Some(phase);
-        // Others learn what they cannot see in the public records.
-        let is_told = is_news && !matches!(phase, Phase::Starting | Phase::Running);
+        // Others learn what they cannot see in the public records, and that it is over.
+        let on_record = records.reports.get(key).and_then(|r| r.value.as_deref().ok());
+        let is_told = is_news
+            && match on_record {
+                None => !matches!(phase, Phase::Starting | Phase::Running),
+                Some(last) => last["phase"] != phase.name() || last["generation"] != wish.generation,
+            };
         if is_told && let Err(error) = self.hands.apply("report", job.report(&report)).await {
             tracing::debug!(flow = %key, %error, "a report was not written");
         }
-        self.board.set(key, report);
+        self.shared.board.set(key, report);
     }
 
-    /// Removes what reappeared under the names of ended runs, where nobody lays claim to it.
-    async fn sweep(&mut self, records: &Records) -> Result<(), Error> {
-        for (key, recorded) in &records.runs {
-            let Ok(row) = &recorded.value else { continue };
-            if row.ended.topics.is_empty() || records.wishes.contains_key(key) {
-                continue;
-            }
-            let seen = self.look(row.ended.topics.iter()).await?;
-            let back: Vec<_> = plan::unclaimed(key, &row.ended, records)
-                .into_iter()
-                .filter(|topic| seen.get(&topic.topic).is_some_and(|s| s.exists))
-                .collect();
-            let clean = self.swept.entry(key.clone()).or_default();
-            if back.is_empty() {
-                *clean += 1;
-                if *clean >= CLEAN_AUDITS {
-                    let mut write = sluice_sdk::Apply {
-                        expect: vec![unchanged(own_key(RUNS, key), Some(recorded))],
-                        quiet: true,
-                        ..Default::default()
-                    };
-                    let row = Named { last: row.last, ended: Topology::default() };
-                    write.puts.push(own_value(RUNS, key, &row));
-                    self.swept.remove(key);
-                    if let Err(error) = self.hands.apply("swept names", write).await {
-                        tracing::debug!(flow = %key, %error, "swept names stay on record");
-                    }
-                }
-                continue;
-            }
-            *clean = 0;
-            let names: Vec<_> = back.iter().map(|topic| topic.topic.to_string()).collect();
-            tracing::warn!(flow = %key, topics = names.join(", "), "topics of an ended run came back and are removed");
-            self.hands.remove(&back).await?;
-        }
-        Ok(())
+    fn begin_audit(&mut self) {
+        self.next_audit = Instant::now() + self.shared.audit_interval;
+        let (admin, tell): (Arc<dyn BrokerAdmin>, _) = (self.hands.admin.clone(), self.tell.clone());
+        self.auditing = Some(self.shared.tasks.spawn("flow/audit", async move {
+            let listed = admin.list("").await;
+            let _ = tell.send(Done::Listed(listed)).await;
+        }));
     }
 }
 
-impl Tended {
-    fn new(wish: Arc<Wish>, now: Instant) -> Self {
-        Self {
-            wish,
-            is_settled: false,
-            due: now,
-            polls: 0,
-            failures: 0,
-            last_error: None,
-            drain: None,
-            verdicts: BTreeMap::new(),
-            told: None,
-        }
-    }
-
-    fn last_report(&self) -> Report {
-        Report { queues: self.verdicts.values().cloned().collect(), ..Report::new(Phase::Gone, &self.wish) }
-    }
-
-    fn settle(&mut self) {
-        self.is_settled = true;
-        (self.polls, self.failures, self.last_error) = (0, 0, None);
-    }
-
-    fn progress(&mut self, now: Instant) {
-        self.due = now;
-        (self.polls, self.failures) = (0, 0);
-    }
-
-    fn wait(&mut self, now: Instant) {
-        self.failures = 0;
-        self.due = now + POLL.pause(self.polls);
-        self.polls += 1;
-    }
-
-    /// Backs off; how long, in milliseconds.
-    fn fail(&mut self, now: Instant, reason: &str) -> u64 {
-        let is_same = self.last_error.as_deref() == Some(reason);
-        self.failures = if is_same { self.failures + 1 } else { 1 };
-        self.last_error = Some(reason.to_owned());
-        let pause = RETRY.pause(self.failures - 1);
-        self.due = now + pause;
-        u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn park(&mut self, parked: Parked) {
-        for (queue, messages) in parked {
-            let verdict = QueueVerdict { queue: queue.clone(), verdict: "parked", messages: 0 };
-            let verdict = self.verdicts.entry(queue).or_insert(verdict);
-            if verdict.verdict != "parked" {
-                (verdict.verdict, verdict.messages) = ("parked", 0);
-            }
-            verdict.messages += messages;
-        }
-    }
-
-    fn clock(&mut self, wish: &Wish, seen: &Sight, now: Instant) -> DrainClock {
-        if wish.want == Want::Running {
-            return DrainClock::default();
-        }
-        let counts = counts(wish, seen);
-        let draining =
-            self.drain.get_or_insert_with(|| Draining { since: now, counts: Vec::new(), steady_since: now });
-        if draining.counts != counts {
-            (draining.counts, draining.steady_since) = (counts, now);
-        }
-        let is_over = match wish.drain {
-            Drain::Discard => true,
-            Drain::WithinMs(ms) => now.duration_since(draining.since) >= Duration::from_millis(ms),
-        };
-        DrainClock { is_over, is_steady: now.duration_since(draining.steady_since) >= STEADY }
+impl Drop for Rounds {
+    /// What is under way is cut: under a lost hold it can do nothing any more, and a successor looks for itself.
+    fn drop(&mut self) {
+        self.acting.values().chain(&self.auditing).for_each(AbortHandle::abort);
     }
 }
 
-fn flow_queues<'a>(
-    wish: &'a Wish,
-    seen: &'a Sight,
-) -> impl Iterator<Item = (&'a Seen, &'a sluice_bus::SeenSubscription)> {
-    let topics = wish.topology.topics.iter().filter(|topic| topic.topic.class() == Class::Flow);
-    topics
-        .filter_map(|topic| seen.get(&topic.topic).filter(|seen| seen.exists))
-        .flat_map(|seen| seen.subscriptions.iter().filter(|s| s.exists).map(move |s| (seen, s)))
-}
-
-fn counts(wish: &Wish, seen: &Sight) -> Vec<QueueLeft> {
-    flow_queues(wish, seen).map(|(seen, s)| plan::left(&seen.topic, s)).collect()
-}
-
-/// What became of each queue, as seen when its processors are told to leave.
-fn verdicts(wish: &Wish, seen: &Sight) -> Vec<QueueVerdict> {
-    let verdict = |left: QueueLeft| {
-        let messages = left.ready + left.unsettled.unwrap_or(0);
-        let verdict = match left.unsettled {
-            _ if messages > 0 && wish.drain == Drain::Discard => "discarded",
-            _ if messages > 0 => "parked",
-            None => "unverified",
-            Some(_) => "drained",
-        };
-        QueueVerdict { queue: left.queue, verdict, messages: if verdict == "parked" { 0 } else { messages } }
-    };
-    counts(wish, seen).into_iter().map(verdict).collect()
-}
-
-async fn act(hands: &Hands, job: Job<'_>, next: Next, seen: &Sight) -> (Vec<QueueVerdict>, Outcome) {
-    let steps = match next {
-        Next::Settled => return (Vec::new(), Outcome::Settled),
-        Next::Draining(left) => return (Vec::new(), Outcome::Draining(left)),
-        Next::Held(holders) => return (Vec::new(), Outcome::Held(holders)),
-        Next::Blocked(reason) => return (Vec::new(), Outcome::Blocked(reason)),
-        Next::Do(steps) => steps,
-    };
+async fn act(hands: &Hands, job: Job<'_>, steps: Vec<Step>, seen: &Sight) -> (Vec<QueueVerdict>, Outcome) {
     let mut judged = Vec::new();
     let mut parked = Parked::new();
     for step in &steps {

@@ -1,13 +1,13 @@
 //! The wire: reads a request, writes the wish, waits for the report.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_bus::{BrokerAdmin, TopicSpec};
+use sluice_bus::{BrokerAdmin, PoisonBound, TopicSpec};
 use sluice_schema::message::{self, ConfigKey, FlowRequest, FlowResponse};
-use sluice_schema::{WorkspaceId, exchange, ids, record, system};
+use sluice_schema::{Topic, WorkspaceId, exchange, ids, record, system};
 use sluice_sdk::workspaces::WorkspaceService;
 use sluice_sdk::{ConfigClient, ConfigError, Point, Process, Responder, service};
 use tokio::sync::{Mutex, Notify};
@@ -17,13 +17,18 @@ use tokio_util::sync::CancellationToken;
 use crate::blueprint::{Blueprint, Ports};
 use crate::board::{Board, Phase, Report};
 use crate::decide::{self, Decision, Refusal, Start};
+use crate::doctor;
+use crate::lead::Leader;
 use crate::memory::{Drain, FlowKey, Records, Wish};
 use crate::mirror::Mirror;
+use crate::view;
 
 /// Times a decision is made anew because somebody else decided meanwhile.
 const TRIES_MAX: u32 = 16;
 /// How often a service that does not act itself asks how far the one that acts has got.
 const STANDBY_POLL: Duration = Duration::from_millis(250);
+/// How long each look of a doctor may take.
+const DOCTOR_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What request handlers share.
 pub(crate) struct Desk {
@@ -126,6 +131,7 @@ impl Desk {
             "delete-blueprint" => self.delete_blueprint(ws, &ask).await,
             "list-flows" => self.list_flows(ws).await,
             "get-flow" | "status" => self.get_flow(ws, &ask).await,
+            "doctor" => self.doctor(ws).await,
             "start-flow" => self.start_flow(ws, &ask, id).await,
             "stop-flow" => self.stop_flow(ws, &ask, id).await,
             _ => Err(Error::Operation),
@@ -166,10 +172,57 @@ impl Desk {
 
     async fn list_flows(&self, ws: &WorkspaceId) -> Result<FlowResponse, Error> {
         let records = self.mirror.refresh().await?;
-        let keys = records.flows.keys().chain(records.wishes.keys());
-        let ids: BTreeSet<_> =
-            keys.filter(|key| *key.workspace == *ws.as_str()).map(|key| key.id.to_string()).collect();
-        Ok(FlowResponse { flow_ids: ids.into_iter().collect(), ..Default::default() })
+        let keys = view::ids(ws, &records);
+        Ok(FlowResponse {
+            flow_ids: keys.iter().map(|key| key.id.to_string()).collect(),
+            flows: keys.iter().map(|key| view::row(key, &records, &self.board)).collect(),
+            ..Default::default()
+        })
+    }
+
+    /// Looks at everything that findings may come from, at once and each for a bounded time; changes nothing.
+    async fn doctor(&self, ws: &WorkspaceId) -> Result<FlowResponse, Error> {
+        let records = self.mirror.refresh().await?;
+        let keys = view::ids(ws, &records);
+        let wishes = keys.iter().filter_map(|key| view::wish(key, &records));
+        let mut topics: BTreeMap<&Topic, BTreeSet<&String>> = BTreeMap::new();
+        for topic in wishes.flat_map(|wish| &wish.topology.topics) {
+            topics.entry(&topic.topic).or_default().extend(&topic.subscriptions);
+        }
+        let spec = |(topic, names): (&Topic, BTreeSet<&String>)| TopicSpec {
+            topic: topic.clone(),
+            subscriptions: names.into_iter().cloned().collect(),
+        };
+        let specs: Vec<_> = topics.into_iter().map(spec).collect();
+        let (seen, listed, broker, poison, leader) = tokio::join!(
+            within(DOCTOR_TIMEOUT, self.admin.observe(&specs)),
+            within(DOCTOR_TIMEOUT, self.admin.list("")),
+            within(DOCTOR_TIMEOUT, self.admin.examine()),
+            within(DOCTOR_TIMEOUT, self.poison()),
+            Leader::read(&self.config),
+        );
+        let looked = doctor::Looked {
+            workspace: ws,
+            records: &records,
+            board: &self.board,
+            leader: leader?,
+            seen: seen.map(|seen| seen.into_iter().map(|seen| (seen.topic.clone(), seen)).collect()),
+            listed,
+            broker,
+            poison: poison.ok().flatten(),
+        };
+        Ok(FlowResponse { findings: doctor::findings(&looked), ..Default::default() })
+    }
+
+    /// Whether the broker ends loops of foreign readers. Asked only where its reader is there: then the library has told
+    /// the broker the same before, and telling it again changes nothing.
+    async fn poison(&self) -> sluice_bus::Result<Option<PoisonBound>> {
+        let spec = TopicSpec::with(system::poison(), system::LIBRARIAN);
+        let seen = self.admin.observe(std::slice::from_ref(&spec)).await?;
+        if !seen.iter().any(|seen| seen.exists && seen.subscriptions.iter().any(|s| s.exists)) {
+            return Ok(None);
+        }
+        self.admin.bound_poison(&spec.topic).await.map(Some)
     }
 
     async fn get_flow(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
@@ -192,7 +245,7 @@ impl Desk {
         Ok(FlowResponse {
             parameters: parameters.collect(),
             description: flow.description.clone(),
-            status: self.status(&key, wish).await.to_string(),
+            status: self.status(&key, &records).await.to_string(),
             warnings: wish.map(|wish| wish.warnings.clone()).unwrap_or_default(),
             flow: serde_json::to_string(&flow).unwrap_or_default(),
             ..Default::default()
@@ -200,10 +253,9 @@ impl Desk {
     }
 
     /// Phase, run, last report and every queue as it is now.
-    async fn status(&self, key: &FlowKey, wish: Option<&Wish>) -> Value {
-        let Some(wish) = wish else { return json!({"phase": Phase::Unmanaged}) };
-        let report = self.board.current(key).unwrap_or_else(|| Report::new(Phase::Starting, wish));
-        let mut status = json!(report);
+    async fn status(&self, key: &FlowKey, records: &Records) -> Value {
+        let mut status = view::status(key, records, &self.board);
+        let Some(wish) = view::wish(key, records) else { return status };
         status["blueprint"] = json!(wish.blueprint);
         status["description"] = json!(wish.description);
         let specs: Vec<_> = wish.topology.topics.iter().map(crate::blueprint::OwnedTopic::spec).collect();
@@ -257,7 +309,7 @@ impl Desk {
         let _one_at_a_time = self.deciding.lock().await;
         for _ in 0..TRIES_MAX {
             let records = self.mirror.refresh().await?;
-            let (wish, write) = match decide(&records)? {
+            let (wish, mut write) = match decide(&records)? {
                 Decision::Join(wish) => {
                     // The loop may have looked before the wish was there.
                     self.poke.notify_one();
@@ -265,6 +317,8 @@ impl Desk {
                 }
                 Decision::Write(wish, write) => (wish, write),
             };
+            // Where another service acts, it has to hear of it.
+            write.quiet &= self.board.leads();
             match self.config.apply(write).await {
                 Ok(_) => {
                     self.poke.notify_one();
@@ -350,6 +404,14 @@ impl Desk {
         let Ok(records) = self.mirror.refresh().await else { return false };
         let now = records.wishes.get(key).and_then(|r| r.value.as_deref().ok());
         !records.wishes.contains_key(key) || now.is_some_and(|now| now.run != wish.run)
+    }
+}
+
+/// An answer in time, or why there is none, as text.
+async fn within<T>(limit: Duration, call: impl Future<Output = sluice_bus::Result<T>>) -> Result<T, String> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
     }
 }
 

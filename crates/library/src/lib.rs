@@ -21,6 +21,7 @@ mod dead;
 mod documents;
 mod error;
 mod librarian;
+mod poison;
 mod processing;
 mod progress;
 mod provenance;

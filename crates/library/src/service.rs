@@ -99,11 +99,13 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         broker: process.broker.clone(),
         admin: admin.clone(),
         limits: dead_letters,
-        config,
+        config: config.clone(),
         full,
     };
     let library = Library { process: process.clone(), librarian, collections, progress, letters };
-    serve_workspaces(&process, admin, &watch, library).await;
+    serve_workspaces(&process, admin.clone(), &watch, library).await;
+    // Only now is there somebody to whom it can be handed.
+    crate::poison::start(&process, admin, config);
     Ok(())
 }
 

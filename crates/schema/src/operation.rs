@@ -243,7 +243,7 @@ const GROUPS: &[Group] = &[
     group(CONFIG, needs("config:write"), &["put", "delete"]),
 
     group(FLOW, needs("flows:read"), &["list-blueprints", "get-blueprint", "list-flows", "get-flow"]),
-    group(FLOW, needs("flows:read"), &["status"]).additive(),
+    group(FLOW, needs("flows:read"), &["status", "doctor"]).additive(),
     group(FLOW, needs("flows:write"), &["put-blueprint", "delete-blueprint", "start-flow", "stop-flow"]),
 
     group(LIBRARIAN, needs("documents:read"), &[

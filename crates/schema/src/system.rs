@@ -13,10 +13,13 @@ pub const LIBRARIAN: &str = "librarian";
 pub const KNOWLEDGE: &str = "knowledge";
 /// Subscription of identity and access on its requests.
 pub const IAM_SVC: &str = "iam-svc";
+/// Kinds of stores: the subscriptions on removals, one for each kind, read where such a store is.
+pub const STORE_KINDS: [&str; 3] = ["vectors", "keywords", "triples"];
 /// Name of the gateway; it owns the audit events that it sends.
 pub const GATEWAY: &str = "api-gateway";
 
 const SPACE: &str = "tg";
+const REMOVALS: &str = "removals";
 
 /// Where a row's topics exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,8 @@ const ROWS: &[Row] = &[
     Row { base: "dead-letters", classes: CALLS, scope: Scope::Workspace, service: LIBRARIAN },
     Row { base: "progress", classes: &[Class::Flow], scope: Scope::Workspace, service: LIBRARIAN },
     Row { base: "dead-letters", classes: &[Class::Flow], scope: Scope::Workspace, service: LIBRARIAN },
+    Row { base: REMOVALS, classes: &[Class::Flow], scope: Scope::Workspace, service: LIBRARIAN },
+    Row { base: "poison", classes: &[Class::Flow], scope: Scope::Global, service: LIBRARIAN },
     Row { base: "knowledge", classes: CALLS, scope: Scope::Workspace, service: KNOWLEDGE },
     Row { base: "iam", classes: CALLS, scope: Scope::Global, service: IAM_SVC },
     Row { base: "audit-events", classes: &[Class::Notify], scope: Scope::Global, service: GATEWAY },
@@ -115,8 +120,18 @@ fn subscriptions(wanted: impl Fn(Scope) -> bool, suffix: &str) -> Vec<(Topic, &'
     let rows = ROWS.iter().filter(|row| wanted(row.scope));
     rows.flat_map(|row| row.classes.iter().map(move |class| (row, *class)))
         .filter(|(_, class)| class.has_subscriptions())
-        .map(|(row, class)| (Topic::made(class, &format!("{}{suffix}", row.base)), row.service))
+        .flat_map(|(row, class)| {
+            let topic = Topic::made(class, &format!("{}{suffix}", row.base));
+            row.readers().iter().map(move |reader| (topic.clone(), *reader))
+        })
         .collect()
+}
+
+impl Row {
+    /// Who reads its durable topics: the owner, unless it tells others there.
+    fn readers(&self) -> &[&'static str] {
+        if self.base == REMOVALS { &STORE_KINDS } else { std::slice::from_ref(&self.service) }
+    }
 }
 
 macro_rules! topics {
@@ -156,6 +171,8 @@ topics! { both:
 topics! { global:
     /// Notices that config changed.
     config_notify = Notify "config";
+    /// Messages that the broker took from readers which kept giving them back.
+    poison = Flow "poison";
     /// Calls to identity and access.
     iam_request = Request "iam";
     /// Answers of identity and access.
@@ -191,6 +208,8 @@ topics! { workspace:
     dead_letters = Flow "dead-letters";
     /// What stages did with pieces of documents.
     progress = Flow "progress";
+    /// What stores must forget; written by the library, read under [`STORE_KINDS`].
+    removals = Flow "removals";
 }
 
 #[cfg(test)]
@@ -212,6 +231,9 @@ mod tests {
         check("response:tg:collection:acme", Some((LIBRARIAN, Some("acme"))));
         check("flow:tg:progress:acme", Some((LIBRARIAN, Some("acme"))));
         check("flow:tg:dead-letters:acme", Some((LIBRARIAN, Some("acme"))));
+        check("flow:tg:removals:acme", Some((LIBRARIAN, Some("acme"))));
+        check("flow:tg:poison", Some((LIBRARIAN, None)));
+        check("flow:tg:poison:acme", None);
         check("request:tg:dead-letters:acme", Some((LIBRARIAN, Some("acme"))));
         check("request:tg:knowledge:acme", Some((KNOWLEDGE, Some("acme"))));
         check("response:tg:iam", Some((IAM_SVC, None)));
@@ -231,6 +253,7 @@ mod tests {
             (config_request(None), "request:tg:config"),
             (config_response(Some(w)), "response:tg:config:acme"),
             (config_notify(), "notify:tg:config"),
+            (poison(), "flow:tg:poison"),
             (iam_request(), "request:tg:iam"),
             (iam_response(), "response:tg:iam"),
             (audit_events(), "notify:tg:audit-events"),
@@ -247,6 +270,7 @@ mod tests {
             (dead_letters_response(w), "response:tg:dead-letters:acme"),
             (dead_letters(w), "flow:tg:dead-letters:acme"),
             (progress(w), "flow:tg:progress:acme"),
+            (removals(w), "flow:tg:removals:acme"),
         ];
         for (topic, text) in made {
             assert_eq!(topic, Topic::parse(text).unwrap());
@@ -269,10 +293,13 @@ mod tests {
                 "request:tg:dead-letters:acme librarian",
                 "flow:tg:progress:acme librarian",
                 "flow:tg:dead-letters:acme librarian",
+                "flow:tg:removals:acme vectors",
+                "flow:tg:removals:acme keywords",
+                "flow:tg:removals:acme triples",
                 "request:tg:knowledge:acme knowledge",
             ]
         );
         let global: Vec<_> = global_subscriptions().iter().map(|(topic, _)| topic.to_string()).collect();
-        assert_eq!(global, ["request:tg:config", "request:tg:iam"]);
+        assert_eq!(global, ["request:tg:config", "flow:tg:poison", "request:tg:iam"]);
     }
 }

@@ -8,7 +8,7 @@ use sluice_bus::{
     Address, Broker, BrokerAdmin, Client, Delivery, Embedded, Inbox, Message, Seen, Subscription, TopicSpec,
     property,
 };
-use sluice_flow::{LeaseOptions, Options, Parts};
+use sluice_flow::{Options, Parts};
 use sluice_schema::message::{ConfigValue, DeadLetter, FlowRequest, FlowResponse};
 use sluice_schema::{Topic, exchange, wire};
 use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
@@ -36,17 +36,13 @@ pub(crate) fn topic(text: &str) -> Topic {
     text.parse().unwrap()
 }
 
-fn options() -> Options {
-    Options { lease: LeaseOptions { is_sole: true, ..LeaseOptions::default() }, ..Options::default() }
-}
-
 impl World {
     pub(crate) async fn new() -> Self {
-        Self::with(options()).await
+        Self::with(Options::default()).await
     }
 
     pub(crate) async fn with_options(change: impl FnOnce(&mut Options)) -> Self {
-        let mut options = options();
+        let mut options = Options::default();
         change(&mut options);
         Self::with(options).await
     }

@@ -402,12 +402,7 @@ async fn flows_go_with_their_workspace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_services_one_acts_and_the_other_takes_over() {
-    let term = std::time::Duration::from_millis(600);
-    let world = World::with_options(|options| {
-        options.lease = sluice_flow::LeaseOptions { term, is_sole: false };
-    })
-    .await;
-    world.put_size_and_blueprint().await;
+    let world = World::with_blueprint().await;
     let _another = world.another().await;
     for id in ["f1", "f2", "f3"] {
         ok(&world.start(id, "demo").await);

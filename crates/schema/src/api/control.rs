@@ -51,6 +51,18 @@ const API_KEY_OUT: &[Field] = &[
 const GROUP: &[Field] = &[text("name"), text("description"), flag("enabled")];
 const GRANT: &[Field] = &[text("capability"), text("workspace")];
 
+const FLOW_ROW: &[Field] =
+    &[text("id"), text("phase"), text("run"), text("blueprint"), text("description"), text("last-error")];
+const FINDING: &[Field] = &[
+    text("code"),
+    text("severity"),
+    text("flow"),
+    text("topic"),
+    text("subscription"),
+    text("text"),
+    text("next"),
+];
+
 const COLLECTION: &[Field] =
     &[text("collection"), text("name"), text("description"), field("tags", Shape::Texts)];
 
@@ -98,6 +110,8 @@ pub(super) const SERVICES: &[Service] = &[
             field("parameters", Shape::Object),
             text("status").if_filled(),
             field("warnings", Shape::Texts).if_filled(),
+            field("flows", Shape::Records(FLOW_ROW)).if_filled(),
+            field("findings", Shape::Records(FINDING)).if_filled(),
         ],
     )
     .at(Level::Workspace, |w| (system::flow_request(w), system::flow_response(w))),

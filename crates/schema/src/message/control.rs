@@ -122,6 +122,45 @@ message! {
         #[additive] status: String,
         /// Additive: things worth knowing that did not stop the request.
         #[additive] warnings: Vec<String>,
+        /// Additive: each flow with where it is, in the answer to `list-flows`.
+        #[additive] flows: Vec<FlowRow>,
+        /// Additive: what `doctor` found, worst first.
+        #[additive] findings: Vec<Finding>,
+    }
+}
+
+message! {
+    /// A flow in a list.
+    pub struct FlowRow {
+        id: String,
+        /// `Starting`, `Running`, `Degraded`, `Draining`, `Stopping`, `Failed` or `Unmanaged`.
+        phase: String,
+        /// The run that it is now.
+        run: String,
+        blueprint: String,
+        description: String,
+        /// Why the last step failed.
+        last_error: String,
+    }
+}
+
+message! {
+    /// Something a person should know of the flows or what they run on.
+    pub struct Finding {
+        /// What it is, in kebab-case; does not change between versions.
+        code: String,
+        /// `error` (does not work), `warning` (will hurt) or `info`.
+        severity: String,
+        /// The flow it is about, if it is about one.
+        flow: String,
+        /// The topic it is about, if it is about one.
+        topic: String,
+        /// The subscription it is about, if it is about one.
+        subscription: String,
+        /// What is so.
+        text: String,
+        /// What to do about it.
+        next: String,
     }
 }
 

@@ -1,0 +1,154 @@
+//! What the loop remembers of a flow between looks, on its own clock.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_bus::Seen;
+use sluice_schema::Class;
+use sluice_sdk::Backoff;
+use tokio::time::Instant;
+
+use crate::act::Parked;
+use crate::board::{Phase, QueueVerdict, Report};
+use crate::memory::{Drain, Want, Wish};
+use crate::plan::{self, DrainClock, QueueLeft, Sight};
+
+/// Pauses between looks while something is waited for.
+const POLL: Backoff = Backoff { min: Duration::from_millis(2), max: Duration::from_millis(500) };
+/// Pauses between tries of a failing step.
+pub(crate) const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(30) };
+/// How long counts must stand still where the broker cannot show what is in hand.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// What the loop remembers of a flow between looks; losing it loses nothing but time.
+pub(crate) struct Tended {
+    pub(crate) wish: Arc<Wish>,
+    pub(crate) is_settled: bool,
+    /// Nobody waits for it: it is looked at because it was time to.
+    pub(crate) is_routine: bool,
+    pub(crate) due: Instant,
+    /// Looks in a row that had to wait.
+    polls: u32,
+    pub(crate) failures: u32,
+    pub(crate) last_error: Option<String>,
+    drain: Option<Draining>,
+    pub(crate) verdicts: BTreeMap<String, QueueVerdict>,
+    pub(crate) told: Option<Phase>,
+}
+
+/// A drain under way, on this loop's own clock.
+struct Draining {
+    since: Instant,
+    counts: Vec<QueueLeft>,
+    steady_since: Instant,
+}
+
+impl Tended {
+    pub(crate) fn new(wish: Arc<Wish>, now: Instant) -> Self {
+        Self {
+            wish,
+            is_settled: false,
+            is_routine: false,
+            due: now,
+            polls: 0,
+            failures: 0,
+            last_error: None,
+            drain: None,
+            verdicts: BTreeMap::new(),
+            told: None,
+        }
+    }
+
+    /// The same flow after another decision.
+    pub(crate) fn decided_anew(&self, wish: Arc<Wish>, now: Instant) -> Self {
+        Self { told: self.told, ..Self::new(wish, now) }
+    }
+
+    pub(crate) fn last_report(&self) -> Report {
+        Report { queues: self.verdicts.values().cloned().collect(), ..Report::new(Phase::Gone, &self.wish) }
+    }
+
+    pub(crate) fn settle(&mut self) {
+        (self.is_settled, self.is_routine) = (true, false);
+        (self.polls, self.failures, self.last_error) = (0, 0, None);
+    }
+
+    pub(crate) fn progress(&mut self, now: Instant) {
+        self.due = now;
+        (self.polls, self.failures) = (0, 0);
+    }
+
+    pub(crate) fn wait(&mut self, now: Instant) {
+        self.failures = 0;
+        self.due = now + POLL.pause(self.polls);
+        self.polls += 1;
+    }
+
+    /// Backs off; how long, in milliseconds.
+    pub(crate) fn fail(&mut self, now: Instant, reason: &str) -> u64 {
+        let is_same = self.last_error.as_deref() == Some(reason);
+        self.failures = if is_same { self.failures + 1 } else { 1 };
+        self.last_error = Some(reason.to_owned());
+        let pause = RETRY.pause(self.failures - 1);
+        self.due = now + pause;
+        u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn park(&mut self, parked: Parked) {
+        for (queue, messages) in parked {
+            let verdict = QueueVerdict { queue: queue.clone(), verdict: "parked", messages: 0 };
+            let verdict = self.verdicts.entry(queue).or_insert(verdict);
+            if verdict.verdict != "parked" {
+                (verdict.verdict, verdict.messages) = ("parked", 0);
+            }
+            verdict.messages += messages;
+        }
+    }
+
+    pub(crate) fn clock(&mut self, wish: &Wish, seen: &Sight, now: Instant) -> DrainClock {
+        if wish.want == Want::Running {
+            return DrainClock::default();
+        }
+        let counts = counts(wish, seen);
+        let draining =
+            self.drain.get_or_insert_with(|| Draining { since: now, counts: Vec::new(), steady_since: now });
+        if draining.counts != counts {
+            (draining.counts, draining.steady_since) = (counts, now);
+        }
+        let is_over = match wish.drain {
+            Drain::Discard => true,
+            Drain::WithinMs(ms) => now.duration_since(draining.since) >= Duration::from_millis(ms),
+        };
+        DrainClock { is_over, is_steady: now.duration_since(draining.steady_since) >= STEADY }
+    }
+}
+
+fn flow_queues<'a>(
+    wish: &'a Wish,
+    seen: &'a Sight,
+) -> impl Iterator<Item = (&'a Seen, &'a sluice_bus::SeenSubscription)> {
+    let topics = wish.topology.topics.iter().filter(|topic| topic.topic.class() == Class::Flow);
+    topics
+        .filter_map(|topic| seen.get(&topic.topic).filter(|seen| seen.exists))
+        .flat_map(|seen| seen.subscriptions.iter().filter(|s| s.exists).map(move |s| (seen, s)))
+}
+
+fn counts(wish: &Wish, seen: &Sight) -> Vec<QueueLeft> {
+    flow_queues(wish, seen).map(|(seen, s)| plan::left(&seen.topic, s)).collect()
+}
+
+/// What became of each queue, as seen when its processors are told to leave.
+pub(crate) fn verdicts(wish: &Wish, seen: &Sight) -> Vec<QueueVerdict> {
+    let verdict = |left: QueueLeft| {
+        let messages = left.ready + left.unsettled.unwrap_or(0);
+        let verdict = match left.unsettled {
+            _ if messages > 0 && wish.drain == Drain::Discard => "discarded",
+            _ if messages > 0 => "parked",
+            None => "unverified",
+            Some(_) => "drained",
+        };
+        QueueVerdict { queue: left.queue, verdict, messages: if verdict == "parked" { 0 } else { messages } }
+    };
+    counts(wish, seen).into_iter().map(verdict).collect()
+}
