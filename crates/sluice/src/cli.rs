@@ -116,6 +116,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sluice dead ls\n  sluice dead export > letters.jsonl\n  sluice dead replay --flow default"
     )]
     Dead(Dead),
+    /// What is wrong with the flows and what they run on, and what to do about it
+    #[command(
+        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n\nExit code 0 when nothing is wrong, 2 when something is."
+    )]
+    Doctor,
     /// Print shell completions
     #[command(after_help = "Example:\n  sluice completions bash > /etc/bash_completion.d/sluice")]
     Completions {

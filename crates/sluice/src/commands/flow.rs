@@ -89,14 +89,10 @@ fn warnings(answer: &Value) -> impl Iterator<Item = String> {
 
 async fn ls(api: &Api, output: Output) -> anyhow::Result<()> {
     let answer = api.call("flow", json!({"operation": "list-flows"})).await?;
-    let mut flows = Vec::new();
-    for id in answer["flow-ids"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        let status = status(api, id).await.unwrap_or_default();
-        flows.push(json!({
-            "id": id, "phase": status["phase"], "run": status["run"], "blueprint": status["blueprint"],
-            "description": status["description"],
-        }));
-    }
+    let ids = answer["flow-ids"].as_array().into_iter().flatten();
+    // A flow service that is not ours tells nothing but ids.
+    let flows = answer["flows"].as_array().cloned();
+    let flows = flows.unwrap_or_else(|| ids.map(|id| json!({"id": id})).collect());
     show(output, &Value::Array(flows), |flows| {
         let row = |flow: &Value| {
             ["id", "phase", "run", "blueprint", "description"].map(|name| text(flow, name)).to_vec()

@@ -6,6 +6,7 @@ mod config;
 mod dead;
 mod demo;
 mod doc;
+mod doctor;
 mod flow;
 mod up;
 
@@ -27,6 +28,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Doc(doc) => return doc::run(&Api::new(&target)?, output, doc).await,
         Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
+        Command::Doctor => return doctor::run(&Api::new(&target)?, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "sluice", &mut std::io::stdout());
         }
