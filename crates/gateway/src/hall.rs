@@ -387,7 +387,11 @@ impl Hall {
             | Error::NoInbox { .. } => {
                 Refusal::failed(kind, format!("nobody serves {service} at the moment"))
             }
-            Error::Unavailable { .. } | Error::Disk { .. } | Error::InUse { .. } => Refusal::failed(
+            Error::Unavailable { .. }
+            | Error::Disk { .. }
+            | Error::InUse { .. }
+            | Error::Held { .. }
+            | Error::HoldLost { .. } => Refusal::failed(
                 "gateway-error",
                 "the message bus takes nothing at the moment; try again later",
             ),

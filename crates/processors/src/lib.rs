@@ -45,6 +45,11 @@ pub mod triples;
 pub use completion::{Model, ModelConfig, ModelError, Secret};
 pub use metering::Meters;
 
+/// Processors that keep what they are given, each with those that read it: they share one store, so they run in one
+/// process.
+pub const STORES: &[&[&str]] =
+    &[&["doc-embeddings-write", "doc-embeddings-query"], &["kw-index"], &["triples-write", "triples-query"]];
+
 /// Every processor here, under the ids that blueprints use.
 #[must_use]
 pub fn roster() -> Roster {
@@ -68,8 +73,12 @@ pub fn roster() -> Roster {
         .add::<document_rag::DocumentRag>()
 }
 
-/// Everything that the processors of [`roster`] borrow from their program.
+/// Everything that the processors of [`roster`] borrow from their program. Those of [`STORES`] cannot run without stores.
 #[must_use]
-pub fn resources(stores: Stores, model: Model, metrics: &Metrics) -> Resources {
-    Resources::new().with(stores).with(model).with(Meters::registered(metrics))
+pub fn resources(stores: Option<Stores>, model: Model, metrics: &Metrics) -> Resources {
+    let resources = Resources::new().with(model).with(Meters::registered(metrics));
+    match stores {
+        Some(stores) => resources.with(stores),
+        None => resources,
+    }
 }

@@ -61,7 +61,7 @@ impl World {
         sluice_library::start(parts).await.unwrap();
         let roster = sluice_processors::roster();
         let resources =
-            sluice_processors::resources(store.stores(), Model::new(model).unwrap(), &process.metrics);
+            sluice_processors::resources(Some(store.stores()), Model::new(model).unwrap(), &process.metrics);
         let parts = sluice_flow::Parts {
             process: process.clone(),
             admin,

@@ -3,12 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use anyhow::Context;
 use sluice_brokers::{Connection, SCHEMES, Secret};
 use sluice_bus::embedded::{Config, Embedded};
-use sluice_bus::{Broker, BrokerAdmin, ErrorKind};
+use sluice_bus::{Broker, BrokerAdmin, Error, ErrorKind};
+use sluice_sdk::Process;
+use tokio::time::Instant;
 
 use crate::exit::{Code, Told};
+
+/// How long a service waits for another process to let go of its claim.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+const CLAIM_RETRY: Duration = Duration::from_millis(100);
+/// How often a claim is looked at.
+const CLAIM_LOOK: Duration = Duration::from_secs(15);
 
 /// A broker that is not ours.
 #[derive(Debug, Clone)]
@@ -61,13 +71,14 @@ impl Remote {
 
 impl Bus {
     /// Connects to `remote`, or opens the embedded broker in `data`.
-    pub(crate) async fn open(remote: Option<&Remote>, data: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn open(remote: Option<&Remote>, data: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(remote) = remote {
             let connection = remote.connect().await?;
             let (broker, admin) = (connection.broker.clone(), connection.admin.clone());
             return Ok(Self { broker, admin, held: Held::Remote(connection) });
         }
-        let config = Config { dir: Some(data.join("broker")), ..Default::default() };
+        let dir = data.map(|data| data.join("broker"));
+        let config = Config { dir, ..Default::default() };
         let embedded = Embedded::open(config).context("the embedded broker could not be opened")?;
         let ends = Arc::new(embedded.clone());
         Ok(Self { broker: ends.clone(), admin: ends, held: Held::Embedded(embedded) })
@@ -78,10 +89,61 @@ impl Bus {
         matches!(self.held, Held::Embedded(_))
     }
 
+    /// Claims services that keep data of their own, so that no second process answers for them out of another folder. The
+    /// claims end with this process.
+    pub(crate) async fn claim(&self, keepers: &[&'static str], process: &Process) -> anyhow::Result<()> {
+        if self.is_own() {
+            return Ok(());
+        }
+        for &name in keepers {
+            let hold = self.hold(name).await?;
+            let (admin, stop) = (self.admin.clone(), process.stop.clone());
+            process.tasks.spawn(format!("claim/{name}"), async move {
+                stop.run_until_cancelled(keep(admin, name, hold)).await;
+            });
+        }
+        Ok(())
+    }
+
+    async fn hold(&self, name: &str) -> anyhow::Result<Arc<dyn BrokerAdmin>> {
+        let until = Instant::now() + CLAIM_TIMEOUT;
+        loop {
+            match self.admin.hold(name).await {
+                Ok(hold) => return Ok(hold),
+                // A process that was killed a moment ago may still be known to the broker.
+                Err(Error::Held { .. }) if Instant::now() < until => tokio::time::sleep(CLAIM_RETRY).await,
+                Err(Error::Held { .. }) => {
+                    let told = format!("{name} runs on this broker already, with data of its own");
+                    let next = "stop that process first; one that vanished without a word is forgotten within two minutes";
+                    return Err(Told::new(Code::Failed, told).next(next).into());
+                }
+                Err(error) => return Err(error).with_context(|| format!("{name} cannot be claimed")),
+            }
+        }
+    }
+
     pub(crate) async fn close(&self) {
         match &self.held {
             Held::Embedded(broker) => broker.shutdown().await,
             Held::Remote(connection) => connection.close().await,
+        }
+    }
+}
+
+/// Claims again what was lost together with a connection.
+async fn keep(admin: Arc<dyn BrokerAdmin>, name: &'static str, mut hold: Arc<dyn BrokerAdmin>) {
+    loop {
+        tokio::time::sleep(CLAIM_LOOK).await;
+        if !matches!(hold.observe(&[]).await, Err(Error::HoldLost { .. })) {
+            continue;
+        }
+        match admin.hold(name).await {
+            Ok(again) => hold = again,
+            Err(Error::Held { .. }) => tracing::error!(
+                service = name,
+                "another process serves this on the same broker with data of its own: stop one of them"
+            ),
+            Err(error) => tracing::debug!(service = name, %error, "not claimed again yet"),
         }
     }
 }

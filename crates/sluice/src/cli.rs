@@ -76,6 +76,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sluice up\n  sluice up --data /var/lib/sluice --listen 127.0.0.1:9000\n  sluice up --no-auth\n\nThe first start writes an admin key to DATA/admin.key; other sluice commands read it.\nA language model is configured by SLUICE_LLM_URL, SLUICE_LLM_MODEL and SLUICE_LLM_KEY."
     )]
     Up(Up),
+    /// Serve some of it in this process, beside others on one broker
+    #[command(
+        after_help = "Examples:\n  export SLUICE_BROKER=amqp://sluice@broker/sluice SLUICE_BROKER_PASSWORD_FILE=/etc/sluice/broker\n  sluice run config iam --data /var/lib/sluice/control\n  sluice run library --data /var/lib/sluice/library\n  sluice run stores --data /var/lib/sluice/stores\n  sluice run flow\n  sluice run gateway --listen 0.0.0.0:8888\n  sluice run document-decoder chunker embeddings document-embeddings\n\nProcesses may start in any order and be started again at any time. Each that keeps data (config, iam, library, stores)\nhas a folder of its own; of the others as many may run as are wanted. The admin key is in the folder of iam."
+    )]
+    Run(Run),
     /// Run the main job once on sample documents, in a temporary folder on a free port
     #[command(
         after_help = "Examples:\n  sluice demo\n  sluice demo --keep\n  sluice demo --documents notes --question \"where is the spare key?\""
@@ -131,7 +136,26 @@ pub(crate) enum Command {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Up {
-    /// Address to serve on
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+    /// Services and processors to leave to other processes on the broker, for example chunker,prompt
+    #[arg(long, env = "SLUICE_WITHOUT", value_name = "NAMES", value_delimiter = ',', requires = "broker")]
+    pub(crate) without: Vec<String>,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Run {
+    /// What to run: config, iam, library, flow, gateway, processors (all), stores (those that keep data), or ids of processors
+    #[arg(required = true, value_name = "SERVICE")]
+    pub(crate) services: Vec<String>,
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+}
+
+/// How to serve.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Serve {
+    /// Address that the gateway serves on
     #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT", value_parser = address)]
     pub(crate) listen: SocketAddr,
     #[command(flatten)]
@@ -435,7 +459,7 @@ mod tests {
     fn an_address_may_be_a_name() {
         let args = Args::try_parse_from(["sluice", "up", "--listen", "localhost:18912"]).unwrap();
         let Command::Up(up) = args.command else { panic!("it is `up`") };
-        assert!(up.listen.ip().is_loopback() && up.listen.port() == 18912, "{}", up.listen);
+        assert!(up.serve.listen.ip().is_loopback() && up.serve.listen.port() == 18912, "{}", up.serve.listen);
         assert!(Args::try_parse_from(["sluice", "up", "--listen", "localhost"]).is_err());
     }
 

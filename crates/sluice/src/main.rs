@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod exit;
 mod output;
+mod services;
 mod system;
 mod telemetry;
 

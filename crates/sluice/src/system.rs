@@ -5,19 +5,30 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process, watch};
+use sluice_bus::ErrorKind;
+use sluice_schema::{record, standard};
+use sluice_sdk::{
+    Backoff, Catalogue, ConfigClient, ConfigError, ConfigWatch, Host, HostOptions, Process, Roster, watch,
+};
 use sluice_store::{Embedded as Store, Stores};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Remote};
+use crate::exit::Told;
+use crate::services::{Selection, Service};
 
 /// How long work under way may take once the system is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Pauses between tries of a start that waits for others.
+const START_RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(5) };
+
 /// What a system is made with.
 pub(crate) struct Settings {
-    /// The folder of everything durable.
-    pub(crate) data: PathBuf,
+    /// What of it runs in this process.
+    pub(crate) selection: Selection,
+    /// The folder of everything durable; only a process that keeps nothing needs none.
+    pub(crate) data: Option<PathBuf>,
     /// Where the gateway listens; port 0 takes a free one.
     pub(crate) listen: SocketAddr,
     /// A broker that is not ours; `None` is the embedded one.
@@ -28,29 +39,44 @@ pub(crate) struct Settings {
     pub(crate) model: Option<sluice_processors::ModelConfig>,
 }
 
-/// Everything, serving.
+/// Everything that was selected, serving.
 pub(crate) struct System {
-    /// Where the gateway listens.
-    pub(crate) address: SocketAddr,
-    gateway: sluice_gateway::Gateway,
+    /// Where the gateway listens, if there is one here.
+    pub(crate) address: Option<SocketAddr>,
+    gateway: Option<sluice_gateway::Gateway>,
     layers: Layers,
     bus: Bus,
-    store: Store,
+    store: Option<Store>,
 }
 
 impl System {
-    /// Starts everything in order; on return the gateway serves.
+    /// Starts everything in order; on return it serves. What runs in other processes is waited for.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
         // An address that can never work is told before anything is made.
         settings.broker.as_ref().map_or(Ok(()), Remote::check)?;
-        std::fs::create_dir_all(&settings.data)
-            .with_context(|| format!("the data folder '{}' cannot be made", settings.data.display()))?;
-        let store = Store::open(&settings.data).context("the store could not be opened")?;
-        let bus = Bus::open(settings.broker.as_ref(), &settings.data).await?;
+        if let Some(data) = &settings.data {
+            std::fs::create_dir_all(data)
+                .with_context(|| format!("the data folder '{}' cannot be made", data.display()))?;
+        }
+        let keepers = settings.selection.keepers();
+        let store = if keepers.is_empty() {
+            None
+        } else {
+            Some(Store::open(settings.data()?).context("the store could not be opened")?)
+        };
+        let bus = match Bus::open(settings.broker.as_ref(), settings.data.as_deref()).await {
+            Ok(bus) => bus,
+            Err(error) => {
+                if let Some(store) = store {
+                    store.close().await;
+                }
+                return Err(error);
+            }
+        };
         let layers = Layers::new(&bus);
-        match serve(&settings, &layers, &bus, store.stores()).await {
+        match serve(&settings, &layers, &bus, store.as_ref().map(Store::stores)).await {
             Ok(gateway) => {
-                let address = gateway.local_addr;
+                let address = gateway.as_ref().map(|gateway| gateway.local_addr);
                 Ok(Self { address, gateway, layers, bus, store })
             }
             Err(error) => {
@@ -71,9 +97,21 @@ impl System {
 
     /// Stops in reverse order: nothing new in, work under way to its end or the deadline, then the rest is cut by name.
     pub(crate) async fn stop(self) {
-        self.gateway.shutdown().await;
+        if let Some(gateway) = &self.gateway {
+            gateway.shutdown().await;
+        }
         self.layers.stop(DRAIN_TIMEOUT).await;
         close(&self.bus, self.store).await;
+    }
+}
+
+impl Settings {
+    fn data(&self) -> Result<&std::path::Path, Told> {
+        self.data.as_deref().ok_or_else(|| {
+            let keepers = self.selection.keepers().join(", ");
+            Told::usage(format!("{keepers} keep data, and there is no folder for it"))
+                .next("give one with --data DIR")
+        })
     }
 }
 
@@ -101,87 +139,164 @@ impl Layers {
     }
 }
 
-async fn close(bus: &Bus, store: Store) {
+async fn close(bus: &Bus, store: Option<Store>) {
     bus.close().await;
-    store.close().await;
+    if let Some(store) = store {
+        store.close().await;
+    }
 }
 
 async fn serve(
     settings: &Settings,
     layers: &Layers,
     bus: &Bus,
-    stores: Stores,
-) -> anyhow::Result<sluice_gateway::Gateway> {
-    let admin = bus.admin.clone();
+    stores: Option<Stores>,
+) -> anyhow::Result<Option<sluice_gateway::Gateway>> {
+    let (selection, admin) = (&settings.selection, &bus.admin);
+    let kept = || stores.clone().context("a service that keeps data was started without a store");
 
+    bus.claim(&selection.keepers(), &layers.base).await?;
     let platform = &layers.platform;
-    sluice_config::start(sluice_config::Parts {
-        process: platform.clone(),
-        admin: admin.clone(),
-        tables: stores.tables.clone(),
-    })
-    .await
-    .context("the config service did not start")?;
+    if selection.runs(Service::Config) {
+        sluice_config::start(sluice_config::Parts {
+            process: platform.clone(),
+            admin: admin.clone(),
+            tables: kept()?.tables,
+        })
+        .await
+        .context("the config service did not start")?;
+    }
     let watch = ConfigWatch::start(platform, watch::RESYNC_INTERVAL);
     let process = &layers.services;
-    let config = || async { ConfigClient::new(&process.replies).await.context("config cannot be asked") };
-    seed(&config().await?).await.context("the standard configuration could not be put")?;
+    let config = || config_when_it_answers(process);
+    if selection.runs(Service::Config) {
+        seed(&config().await?).await.context("the standard configuration could not be put")?;
+    }
 
-    let mode = if settings.no_auth {
-        sluice_iam::Mode::NoAuth
-    } else {
-        sluice_iam::Mode::AdminKey { file: settings.data.join("admin.key") }
-    };
-    sluice_iam::start(sluice_iam::Parts {
-        process: process.clone(),
-        admin: admin.clone(),
-        tables: stores.tables.clone(),
-        config: config().await?,
-        mode,
-    })
-    .await
-    .context("the identity service did not start")?;
+    if selection.runs(Service::Iam) {
+        let mode = if settings.no_auth {
+            sluice_iam::Mode::NoAuth
+        } else {
+            sluice_iam::Mode::AdminKey { file: settings.data()?.join("admin.key") }
+        };
+        let mut attempt = 0;
+        loop {
+            let parts = sluice_iam::Parts {
+                process: process.clone(),
+                admin: admin.clone(),
+                tables: kept()?.tables,
+                config: config().await?,
+                mode: mode.clone(),
+            };
+            match sluice_iam::start(parts).await {
+                Ok(()) => break,
+                // Config went away between two questions: it is asked again when it is back.
+                Err(sluice_iam::Error::Config(ConfigError::Bus(error)))
+                    if error.kind() != ErrorKind::Refused =>
+                {
+                    tracing::warn!(%error, "the config service is gone; waiting for it");
+                }
+                Err(error) => return Err(error).context("the identity service did not start"),
+            }
+            tokio::time::sleep(START_RETRY.pause(attempt)).await;
+            attempt += 1;
+        }
+    }
 
-    sluice_library::start(sluice_library::Parts::new(
-        process.clone(),
-        admin.clone(),
-        stores.clone(),
-        config().await?,
-        watch.clone(),
-    ))
-    .await
-    .context("the library did not start")?;
+    if selection.runs(Service::Library) {
+        sluice_library::start(sluice_library::Parts::new(
+            process.clone(),
+            admin.clone(),
+            kept()?,
+            config().await?,
+            watch.clone(),
+        ))
+        .await
+        .context("the library did not start")?;
+    }
 
     let roster = sluice_processors::roster();
     let model = sluice_processors::Model::new(settings.model.clone())?;
-    let resources = sluice_processors::resources(stores, model, &process.metrics);
-    let catalogue = roster.catalogue(process, &watch, &resources).context("a processor cannot run here")?;
-    sluice_flow::start(sluice_flow::Parts {
-        process: process.clone(),
-        admin,
-        watch: watch.clone(),
-        config: config().await?,
-        catalogue,
-        // On a shared broker, processors that we do not know may belong to others.
-        options: sluice_flow::Options { only_own_processors: bus.is_own(), ..Default::default() },
-    })
-    .await;
-    Host::new(process.clone(), roster, watch.clone(), resources, HostOptions::default()).start();
+    if selection.runs(Service::Flow) {
+        sluice_flow::start(sluice_flow::Parts {
+            process: process.clone(),
+            admin: admin.clone(),
+            watch: watch.clone(),
+            config: config().await?,
+            catalogue: catalogue(&roster, process, &watch, stores.clone(), model.clone()).await?,
+            // On a shared broker, processors that we do not know may belong to others.
+            options: sluice_flow::Options { only_own_processors: bus.is_own(), ..Default::default() },
+        })
+        .await;
+    }
+    if selection.runs_processors() {
+        let mine = roster.only(|id| selection.runs_processor(id));
+        let resources = sluice_processors::resources(stores.clone(), model, &process.metrics);
+        Host::new(process.clone(), mine, watch.clone(), resources, HostOptions::default()).start();
+    }
 
-    sluice_gateway::start(sluice_gateway::Parts {
+    if !selection.runs(Service::Gateway) {
+        return Ok(None);
+    }
+    let gateway = sluice_gateway::start(sluice_gateway::Parts {
         process: process.clone(),
         watch,
         options: sluice_gateway::Options::new(settings.listen),
-    })
-    .await
-    .context("the gateway did not start")
+    });
+    gateway.await.map(Some).context("the gateway did not start")
 }
+
+/// A client of the config service, once that answers; in whichever process it runs, it may start later than this one.
+async fn config_when_it_answers(process: &Process) -> anyhow::Result<ConfigClient> {
+    let mut attempt = 0;
+    loop {
+        let error = match ConfigClient::new(&process.replies).await {
+            Ok(client) => match client.get(record::SYSTEM, SEEDED.0, SEEDED.1).await {
+                Ok(_) => return Ok(client),
+                Err(error) => error,
+            },
+            Err(error) => error.into(),
+        };
+        if matches!(&error, ConfigError::Refused { .. }) {
+            return Err(error).context("config cannot be asked");
+        }
+        if attempt == 0 {
+            tracing::warn!(%error, "waiting for the config service; 'sluice run config' on the same broker starts one");
+        }
+        tokio::time::sleep(START_RETRY.pause(attempt)).await;
+        attempt += 1;
+    }
+}
+
+/// What every processor reads and writes. It is learned by binding each, which a process without stores does on an empty
+/// one that it puts away again.
+async fn catalogue(
+    roster: &Roster,
+    process: &Process,
+    watch: &ConfigWatch,
+    stores: Option<Stores>,
+    model: sluice_processors::Model,
+) -> anyhow::Result<Catalogue> {
+    let learn = |stores| {
+        let resources = sluice_processors::resources(Some(stores), model, &sluice_sdk::Metrics::default());
+        roster.catalogue(process, watch, &resources).context("a processor cannot run here")
+    };
+    let Some(stores) = stores else {
+        let folder = tempfile::tempdir().context("no temporary folder")?;
+        let empty = Store::open(folder.path()).context("an empty store could not be opened")?;
+        let learned = learn(empty.stores());
+        empty.close().await;
+        return learned;
+    };
+    learn(stores)
+}
+
+/// Type, key and value of the mark that the standard configuration was put.
+const SEEDED: (&str, &str, &str) = ("init-state", "template-seed", "\"sluice-1\"");
 
 /// Puts what a new workspace starts with, once per data folder.
 async fn seed(config: &ConfigClient) -> anyhow::Result<()> {
-    use sluice_schema::{record, standard};
-    const FLAG: (&str, &str, &str) = ("init-state", "template-seed", "\"sluice-1\"");
-    let seeded = config.get(record::SYSTEM, FLAG.0, FLAG.1).await?;
+    let seeded = config.get(record::SYSTEM, SEEDED.0, SEEDED.1).await?;
     if seeded.is_some() {
         return Ok(());
     }
@@ -190,7 +305,7 @@ async fn seed(config: &ConfigClient) -> anyhow::Result<()> {
     let mut puts: Vec<_> =
         standard::config().iter().map(|one| put(one.config_type, &one.key, &one.value)).collect();
     puts.extend(standard::BLUEPRINTS.iter().map(|(name, text)| put(record::BLUEPRINT, name, text)));
-    puts.push(sluice_sdk::config::value(record::SYSTEM, FLAG.0, FLAG.1, FLAG.2));
+    puts.push(sluice_sdk::config::value(record::SYSTEM, SEEDED.0, SEEDED.1, SEEDED.2));
     config.apply(sluice_sdk::Apply { puts, ..Default::default() }).await?;
     Ok(())
 }

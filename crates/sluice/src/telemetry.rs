@@ -1,4 +1,4 @@
-//! Logs: to standard error, filtered by `SLUICE_LOG` (default: warnings, and for `up` what a person running it wants to know).
+//! Logs: to standard error, filtered by `SLUICE_LOG` (default: warnings, and for `up` and `run` what a person running it wants to know).
 
 use std::io::IsTerminal;
 
@@ -8,7 +8,7 @@ use crate::cli::{Args, Command, LogFormat};
 
 pub(crate) fn start(args: &Args) {
     let default = match args.command {
-        Command::Up(_) => "info",
+        Command::Up(_) | Command::Run(_) => "info",
         _ => "warn",
     };
     let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new(default));

@@ -10,6 +10,7 @@ use super::doc::{self, Source};
 use super::{ask, blueprint, flow, up};
 use crate::api::Api;
 use crate::cli::{Demo, Target};
+use crate::services::Selection;
 use crate::system::{Settings, System};
 
 const FLOW: &str = "demo";
@@ -26,7 +27,8 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     let question = command.question.clone().unwrap_or_else(|| QUESTION.to_owned());
     let folder = tempfile::Builder::new().prefix("sluice-demo-").tempdir().context("no temporary folder")?;
     let settings = Settings {
-        data: folder.path().to_owned(),
+        selection: Selection::everything(),
+        data: Some(folder.path().to_owned()),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         broker: None,
         no_auth: false,
@@ -34,14 +36,14 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     };
     let began = Instant::now();
     let system = System::start(settings).await?;
+    let address = system.address.context("the gateway is not here")?;
     println!(
-        "1. Everything serves in this process at http://{} ({} ms).",
-        system.address,
+        "1. Everything serves in this process at http://{address} ({} ms).",
         began.elapsed().as_millis()
     );
     println!("   Data and the admin key are in {}.", folder.path().display());
 
-    let url = format!("http://{}", system.address);
+    let url = format!("http://{address}");
     let key =
         std::fs::read_to_string(folder.path().join("admin.key")).context("the admin key cannot be read")?;
     let api =

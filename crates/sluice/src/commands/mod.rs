@@ -1,4 +1,4 @@
-//! What each command does. Everything but `up` and `demo` goes through the gateway, as any other client would.
+//! What each command does. Everything but `up`, `run` and `demo` goes through the gateway, as any other client would.
 
 mod ask;
 mod blueprint;
@@ -21,6 +21,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
     let output = target.output;
     match args.command {
         Command::Up(up) => up::run(&target, up).await?,
+        Command::Run(run) => up::run_some(&target, run).await?,
         Command::Demo(demo) => demo::run(&target, demo).await?,
         Command::Config(config) => config::run(&Api::new(&target)?, output, config).await?,
         Command::Blueprint(blueprint) => blueprint::run(&Api::new(&target)?, output, blueprint).await?,

@@ -1,4 +1,6 @@
-//! `sluice up`: serves until it is told to stop.
+//! `sluice up` and `sluice run`: serve until they are told to stop.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sluice_processors::{ModelConfig, Secret};
@@ -6,30 +8,61 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
 use crate::bus::Remote;
-use crate::cli::{Broker, Model, Target, Up};
+use crate::cli::{Broker, Model, Run, Serve, Target, Up};
 use crate::exit::Told;
+use crate::services::{Selection, Service};
 use crate::system::{Settings, System};
 
 pub(super) async fn run(target: &Target, command: Up) -> anyhow::Result<()> {
-    if command.no_auth && !command.force && !command.listen.ip().is_loopback() {
+    let selection = Selection::without(&command.without)?;
+    serve(selection, Some(data_folder(target)?), command.serve).await
+}
+
+/// `sluice run`: some services, beside others on one broker.
+pub(super) async fn run_some(target: &Target, command: Run) -> anyhow::Result<()> {
+    let selection = Selection::of(&command.services)?;
+    if command.serve.broker.broker.is_none() {
+        return Err(Told::usage("services in several processes need a broker that they share")
+            .next("name one with --broker amqp://…, or run everything in this process with 'sluice up'")
+            .into());
+    }
+    // No default: a service that was started over another's folder, or an empty one, would know nothing of its own.
+    let keepers = selection.keepers().join(", ");
+    if !keepers.is_empty() && target.data.is_none() {
+        return Err(Told::usage(format!("{keepers} keep data, and there is no folder for it"))
+            .next("give one that is theirs alone with --data DIR")
+            .into());
+    }
+    serve(selection, target.data.clone(), command.serve).await
+}
+
+async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> anyhow::Result<()> {
+    let gateway_here = selection.runs(Service::Gateway);
+    if gateway_here && serve.no_auth && !serve.force && !serve.listen.ip().is_loopback() {
         return Err(Told::usage(format!(
             "--no-auth on {} would let anybody on the network in",
-            command.listen
+            serve.listen
         ))
         .next("listen on 127.0.0.1, leave --no-auth out, or add --force if that is wanted")
         .into());
     }
-    let data = data_folder(target)?;
+    let named = selection.to_string();
+    let (iam_here, no_auth) = (selection.runs(Service::Iam), serve.no_auth);
     let settings = Settings {
+        selection,
         data: data.clone(),
-        listen: command.listen,
-        broker: remote(command.broker)?,
-        no_auth: command.no_auth,
-        model: model(command.model),
+        listen: serve.listen,
+        broker: remote(serve.broker)?,
+        no_auth,
+        model: model(serve.model),
     };
     let system = System::start(settings).await?;
-    tracing::info!(address = %system.address, data = %data.display(), "serving");
-    if !command.no_auth {
+    let folder = data.as_deref().unwrap_or(Path::new("")).display();
+    match system.address {
+        Some(address) => tracing::info!(%address, data = %folder, "serving"),
+        None => tracing::info!(services = named, data = %folder, "serving"),
+    }
+    if let Some(data) = data.filter(|_| iam_here && !no_auth) {
         tracing::info!(key = %data.join("admin.key").display(), "the admin key is here; sluice commands read it");
     }
     interrupted().await?;

@@ -5,6 +5,8 @@
     reason = "a test that cannot go on fails; not every test file uses every part"
 )]
 
+pub(crate) mod cases;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -27,12 +29,84 @@ pub(crate) fn sluice() -> Command {
     command
 }
 
-/// A system that serves until it is dropped.
-pub(crate) struct Up {
+/// A child process whose log is kept; it ends when it is dropped.
+pub(crate) struct Program {
     child: Child,
+    log: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+impl Program {
+    /// Starts it and waits for a line of its log that says it is ready; gives that line.
+    pub(crate) fn start(mut command: Command, ready: &str) -> (Self, String) {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+        let (tell, told) = std::sync::mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (kept, ready) = (log.clone(), ready.to_owned());
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                kept.lock().unwrap().push_str(&format!("{line}\n"));
+                if line.contains(&ready) {
+                    // Nobody listens any more once it was ready.
+                    let _ = tell.send(line);
+                }
+            }
+        });
+        let program = Self { child, log };
+        match told.recv_timeout(PATIENCE) {
+            Ok(line) => (program, line),
+            Err(_) => panic!("it did not come up:\n{}", program.log()),
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it the hard way.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Tells it to stop and waits for its exit code.
+    pub(crate) fn terminate(&mut self) -> i32 {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < until, "it did not stop:\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A whole system that serves until it is dropped.
+pub(crate) struct Up {
+    program: Program,
     pub(crate) url: String,
     pub(crate) data: PathBuf,
-    log: std::sync::Arc<std::sync::Mutex<String>>,
+}
+
+/// The address in the line with which a gateway says that it serves.
+pub(crate) fn url_in(line: &str) -> String {
+    let at = line.find("address=").unwrap() + "address=".len();
+    format!("http://{}", line[at..].split_whitespace().next().unwrap())
 }
 
 impl Up {
@@ -43,28 +117,8 @@ impl Up {
     pub(crate) fn start_with(data: &Path, more: &[&str]) -> Self {
         let mut command = sluice();
         command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut url = None;
-        while let Some(Ok(line)) = lines.next() {
-            log.lock().unwrap().push_str(&format!("{line}\n"));
-            if let Some(at) = line.find("address=127.0.0.1:") {
-                let address = line[at + "address=".len()..].split_whitespace().next().unwrap();
-                url = Some(format!("http://{address}"));
-                break;
-            }
-        }
-        let rest = log.clone();
-        std::thread::spawn(move || {
-            while let Some(Ok(line)) = lines.next() {
-                rest.lock().unwrap().push_str(&format!("{line}\n"));
-            }
-        });
-        let Some(url) = url else {
-            panic!("it did not come up:\n{}", log.lock().unwrap());
-        };
-        Self { child, url, data: data.to_owned(), log }
+        let (program, line) = Program::start(command, "address=127.0.0.1:");
+        Self { program, url: url_in(&line), data: data.to_owned() }
     }
 
     /// Runs a command against it.
@@ -100,39 +154,21 @@ impl Up {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.program.log()
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.program.pid()
     }
 
     /// Ends it the hard way.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.program.kill();
     }
 
     /// Tells it to stop and waits for its exit code.
     pub(crate) fn terminate(&mut self) -> i32 {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < until, "it did not stop:\n{}", self.log());
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.program.terminate()
     }
 }
 

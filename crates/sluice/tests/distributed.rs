@@ -1,0 +1,329 @@
+//! Every service as a process of its own on one broker: started in any order, killed in any order while work goes on.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use common::cases::{Case, Shared};
+use common::{PATIENCE, Program, ends, sluice, text, url_in};
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+const CASES: &[Case] = cases![
+    processes_started_in_any_order_do_the_main_job_and_leave_nothing,
+    any_process_killed_while_requests_run_loses_no_accepted_document_and_hangs_no_request,
+    what_cannot_run_alone_is_told_before_anything_is_made,
+    a_second_process_with_data_of_its_own_is_refused,
+];
+
+fn main() -> ExitCode {
+    common::cases::run(CASES)
+}
+
+/// Which process runs what. Those that keep data have a folder of their own.
+const PROCESSES: &[(&str, &[&str])] = &[
+    ("gateway", &["gateway"]),
+    ("flow", &["flow"]),
+    ("library", &["library"]),
+    ("stores", &["stores"]),
+    ("intake", &["document-decoder", "chunker", "embeddings", "document-embeddings"]),
+    (
+        "answers",
+        &[
+            "document-rag",
+            "reranker",
+            "prompt",
+            "prompt-rag",
+            "text-completion",
+            "text-completion-rag",
+            "metering",
+            "metering-rag",
+        ],
+    ),
+    ("iam", &["iam"]),
+    ("config", &["config"]),
+];
+
+/// The processes of one system.
+struct Fleet {
+    folder: tempfile::TempDir,
+    broker: Vec<String>,
+    running: BTreeMap<&'static str, Program>,
+    listen: String,
+    client: Client,
+}
+
+/// What a command needs to reach the system.
+#[derive(Clone)]
+struct Client {
+    url: String,
+    data: PathBuf,
+}
+
+impl Client {
+    fn run(&self, args: &[&str]) -> std::process::Output {
+        sluice()
+            .args(args)
+            .args(["--timeout", "120", "--url", &self.url, "--data"])
+            .arg(&self.data)
+            .output()
+            .unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        let output = self.run(&all);
+        assert!(output.status.success(), "{args:?}: {}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Runs a command again until it succeeds.
+    fn in_the_end(&self, args: &[&str], fleet: &Fleet) -> Value {
+        let until = Instant::now() + PATIENCE;
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        loop {
+            let output = self.run(&all);
+            if output.status.success() {
+                return serde_json::from_slice(&output.stdout).unwrap();
+            }
+            assert!(Instant::now() < until, "{args:?}: {}\n{}", text(&output), fleet.logs());
+        }
+    }
+}
+
+impl Fleet {
+    /// All of them, each begun without waiting for the one before.
+    fn start(shared: &Shared, vhost: &str, order: &[(&'static str, &'static [&'static str])]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let management = shared.server.options().management.unwrap();
+        let url = shared.server.url(vhost);
+        let broker = ["--broker", &url, "--broker-management", management.reveal()].map(str::to_owned);
+        let client = Client { url: String::new(), data: folder.path().join("iam") };
+        let listen = "127.0.0.1:0".to_owned();
+        let mut fleet = Self { folder, broker: broker.to_vec(), running: BTreeMap::new(), listen, client };
+        let commands: Vec<_> =
+            order.iter().map(|(name, services)| (*name, fleet.command(name, services))).collect();
+        let started: Vec<_> = commands
+            .into_iter()
+            .map(|(name, command)| (name, std::thread::spawn(move || Program::start(command, " serving "))))
+            .collect();
+        for (name, started) in started {
+            let (program, line) = started.join().unwrap();
+            if name == "gateway" {
+                fleet.client.url = url_in(&line);
+                fleet.listen = fleet.client.url.trim_start_matches("http://").to_owned();
+            }
+            fleet.running.insert(name, program);
+        }
+        fleet
+    }
+
+    fn command(&self, name: &str, services: &[&str]) -> std::process::Command {
+        let mut command = sluice();
+        command.arg("run").args(services).args(&self.broker).args(["--listen", &self.listen]);
+        command.arg("--data").arg(self.folder.path().join(name));
+        command
+    }
+
+    fn kill(&mut self, name: &str) {
+        self.running.remove(name).unwrap().kill();
+    }
+
+    fn start_again(&mut self, (name, services): (&'static str, &'static [&'static str])) {
+        let (program, _) = Program::start(self.command(name, services), " serving ");
+        self.running.insert(name, program);
+    }
+
+    fn logs(&self) -> String {
+        let mut logs = String::new();
+        for (name, program) in &self.running {
+            let log = program.log();
+            let lines: Vec<&str> = log.lines().collect();
+            logs.push_str(&format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(12)..].join("\n")));
+        }
+        logs
+    }
+
+    /// Ends all of them in good order.
+    fn stop(mut self) {
+        for (name, program) in &mut self.running {
+            assert_eq!(program.terminate(), 0, "{name}: {}", program.log());
+        }
+    }
+}
+
+/// A document with a fact that no other has.
+fn fact(folder: &Path, number: usize) -> String {
+    let file = folder.join(format!("vault{number}.md"));
+    std::fs::write(&file, format!("# Vault\n\nThe code word of vault{number} is heron{number}.\n")).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+fn knows(client: &Client, fleet: &Fleet, number: usize) {
+    let question = format!("what is the code word of vault{number}?");
+    let answer = client.in_the_end(&["ask", &question, "--flow", "f1"], fleet);
+    let said = answer["response"].as_str().unwrap_or_default();
+    assert!(said.contains(&format!("heron{number}")), "{question} {answer}\n{}", fleet.logs());
+}
+
+fn processes_started_in_any_order_do_the_main_job_and_leave_nothing(shared: &mut Shared) {
+    let vhost = shared.vhost();
+    // The one that all others wait for comes last.
+    let fleet = Fleet::start(shared, &vhost, PROCESSES);
+    let client = fleet.client.clone();
+    for run in ["f1", "f1-r2"] {
+        client.json(&["flow", "start", "f1", "document-rag"]);
+        assert!(!shared.left_of(&vhost, run).is_empty(), "{run} has no queues");
+        let added = client.json(&["doc", "add", &fact(fleet.folder.path(), 1), "--flow", "f1"]);
+        assert_eq!(added["progress"][0]["complete"], true, "{added}");
+        knows(&client, &fleet, 1);
+        client.json(&["flow", "stop", "f1"]);
+        assert_eq!(shared.left_of(&vhost, run), Vec::<String>::new());
+    }
+    fleet.stop();
+    let left: Vec<String> =
+        shared.names(&vhost).into_iter().filter(|name| name.starts_with("sluice.")).collect();
+    assert!(left.is_empty(), "what belongs to a process outlives it: {left:?}");
+}
+
+fn any_process_killed_while_requests_run_loses_no_accepted_document_and_hangs_no_request(
+    shared: &mut Shared,
+) {
+    let seed =
+        std::env::var("SLUICE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    println!("seed {seed} (SLUICE_SEED={seed} runs it again)");
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let vhost = shared.vhost();
+    let mut fleet = Fleet::start(shared, &vhost, PROCESSES);
+    let client = fleet.client.clone();
+    client.json(&["flow", "start", "f1", "document-rag"]);
+
+    let mut order = PROCESSES.to_vec();
+    order.shuffle(&mut random);
+    let folder = fleet.folder.path().to_owned();
+    let mut accepted = Vec::new();
+    for (round, process) in order.iter().enumerate() {
+        let (over, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let (mut added, extra) = (Vec::new(), format!("extra{round}"));
+        std::thread::scope(|scope| {
+            let adding = scope.spawn(|| {
+                let mut added = Vec::new();
+                for number in round * 100.. {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let output =
+                        client.run(&["doc", "add", &fact(&folder, number), "--flow", "f1", "--no-wait"]);
+                    answers(&output);
+                    if output.status.success() {
+                        added.push(number);
+                    }
+                }
+                added
+            });
+            let asking = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    answers(&client.run(&["ask", "what is the code word of vault0?", "--flow", "f1"]));
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let deciding = scope.spawn(|| {
+                answers(&client.run(&["flow", "start", &extra, "document-rag"]));
+                answers(&client.run(&["flow", "stop", &extra]));
+            });
+            // Somewhere in the work, never at the same place.
+            let some = asked.load(Ordering::Relaxed) + random.random_range(1..4);
+            let until = Instant::now() + PATIENCE;
+            while asked.load(Ordering::Relaxed) < some && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            fleet.kill(process.0);
+            fleet.start_again(*process);
+            let some = asked.load(Ordering::Relaxed) + 2;
+            let until = Instant::now() + PATIENCE;
+            while asked.load(Ordering::Relaxed) < some && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            over.store(true, Ordering::Relaxed);
+            added = adding.join().unwrap();
+            asking.join().unwrap();
+            deciding.join().unwrap();
+        });
+        println!(
+            "  {} killed: {} documents accepted, {} questions answered",
+            process.0,
+            added.len(),
+            asked.into_inner()
+        );
+        accepted.extend(added);
+    }
+    assert!(!accepted.is_empty(), "nothing was accepted\n{}", fleet.logs());
+    let until = Instant::now() + PATIENCE;
+    while queued(&client, &fleet) > 0 {
+        assert!(Instant::now() < until, "documents stay queued\n{}", fleet.logs());
+    }
+    for number in &accepted {
+        knows(&client, &fleet, *number);
+    }
+    let mut runs = vec!["f1".to_owned()];
+    for round in 0..order.len() {
+        // Started or not, it can be stopped, or is not there.
+        let extra = format!("extra{round}");
+        let output = client.run(&["flow", "stop", &extra]);
+        assert!([Some(0), Some(3)].contains(&output.status.code()), "{}\n{}", text(&output), fleet.logs());
+        runs.push(extra);
+    }
+    client.in_the_end(&["flow", "stop", "f1"], &fleet);
+    for run in &runs {
+        assert_eq!(shared.left_of(&vhost, run), Vec::<String>::new());
+    }
+    fleet.stop();
+}
+
+/// A command ends by itself, with its own word or the system's: the client's own patience is never used up.
+fn answers(output: &std::process::Output) {
+    let said = text(output);
+    assert!(!said.contains("no answer from"), "a request hung: {said}");
+}
+
+/// Messages in the queues of a flow, waiting or under way.
+fn queued(client: &Client, fleet: &Fleet) -> u64 {
+    let described = client.in_the_end(&["flow", "describe", "f1"], fleet);
+    let queues = described["status"]["queues"].as_array().cloned().unwrap_or_default();
+    assert!(!queues.is_empty(), "{described}");
+    let sum = |name: &str| queues.iter().map(|queue| queue[name].as_u64().unwrap_or_default()).sum::<u64>();
+    sum("ready") + sum("unsettled")
+}
+
+fn what_cannot_run_alone_is_told_before_anything_is_made(shared: &mut Shared) {
+    let run = |args: &[&str]| sluice().arg("run").args(args).output().unwrap();
+    let url = shared.server.url("");
+    ends(&run(&["chunker"]), 64, "--broker");
+    ends(&run(&["nobody", "--broker", &url]), 64, "gateway");
+    ends(&run(&["triples-write", "--broker", &url]), 64, "triples-query");
+    ends(&run(&["config", "--broker", &url]), 64, "--data");
+    ends(&run(&[]), 64, "sluice run");
+}
+
+fn a_second_process_with_data_of_its_own_is_refused(shared: &mut Shared) {
+    let vhost = shared.vhost();
+    let url = shared.server.url(&vhost);
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str| {
+        let mut command = sluice();
+        command.args(["run", "config", "--broker", &url, "--data"]).arg(folder.path().join(name));
+        command
+    };
+    let (mut first, _) = Program::start(run("first"), " serving ");
+    ends(&run("second").output().unwrap(), 1, "runs on this broker already");
+    assert_eq!(first.terminate(), 0);
+    Program::start(run("second"), " serving ");
+}
