@@ -19,12 +19,15 @@
 
 mod address;
 mod admin;
+mod examine;
 mod fault;
 mod hold;
 mod link;
 mod management;
 mod names;
+mod outbox;
 mod own;
+mod poison;
 mod pool;
 mod publish;
 mod shared;
@@ -62,8 +65,9 @@ pub struct Options {
     pub name: String,
     /// The largest body that is published, 64 MiB; the broker has a limit of its own.
     pub message_bytes_max: usize,
-    /// Publishes under way at once, 64: each has a channel of its own.
-    pub publishing_channels_max: usize,
+    /// Channels for publishing what goes to a disk, and as many for what does not, 4: what waits when one gets free goes
+    /// over it together.
+    pub publishing_channels: usize,
     /// Life-cycle calls under way at once, 16.
     pub life_cycle_channels_max: usize,
     /// How long a publish waits for a connection, for a broker that blocks publishers, and for its confirmation: 30 s.
@@ -80,7 +84,7 @@ impl Default for Options {
             ca_pem: None,
             name: "sluice".to_owned(),
             message_bytes_max: 64 << 20,
-            publishing_channels_max: 64,
+            publishing_channels: 4,
             life_cycle_channels_max: 16,
             publish_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(10),
@@ -124,11 +128,9 @@ impl RabbitMq {
         let (publishing, consuming, life_cycle) =
             tokio::try_join!(open("publishing"), open("consuming"), open("life cycle"))?;
         let management = Management::new(&options, &address)?.map(Arc::new);
-        let publisher = Arc::new(Publisher::new(
-            Pool::new(publishing, options.publishing_channels_max, true),
-            options.publish_timeout,
-        ));
-        let pool = Pool::new(life_cycle, options.life_cycle_channels_max, false);
+        let publisher =
+            Arc::new(Publisher::new(publishing, options.publishing_channels, options.publish_timeout));
+        let pool = Pool::new(life_cycle, options.life_cycle_channels_max);
         let admin = Arc::new(Admin::new(pool, management, publisher.clone()));
         #[expect(
             clippy::disallowed_methods,
@@ -232,7 +234,7 @@ impl BrokerAdmin for RabbitMq {
     }
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
-        Box::pin(async move { Ok(self.core.admin.examine()) })
+        Box::pin(async move { Ok(self.core.admin.examine().await) })
     }
 }
 

@@ -56,6 +56,7 @@ struct Ports {
     management: u16,
     distribution: u16,
     epmd: u16,
+    tls: u16,
 }
 
 impl RabbitServer {
@@ -78,13 +79,34 @@ impl RabbitServer {
                 .map_err(|_| "SLUICE_TEST_AMQP_MANAGEMENT_URL must name the management API".to_owned())?;
             return Ok(Self { home: None, base: url.trim_end_matches('/').to_owned(), management, client });
         }
+        Self::start_ours(client, None).await
+    }
+
+    /// Starts a server of our own that listens for `amqps://` too, with `ca.pem`, `cert.pem` and `key.pem` of a folder.
+    ///
+    /// # Errors
+    /// As [`RabbitServer::start`].
+    pub async fn start_with_tls(certificates: &Path) -> Result<Self, String> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self::start_ours(reqwest::Client::new(), Some(certificates)).await
+    }
+
+    async fn start_ours(client: reqwest::Client, certificates: Option<&Path>) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let ports = free_ports().map_err(|error| error.to_string())?;
-        let conf = format!(
+        let mut conf = format!(
             "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\ncollect_statistics_interval = 1000\n\
              disk_free_limit.absolute = 50MB\n",
             ports.management
         );
+        if let Some(folder) = certificates {
+            let folder = folder.display();
+            conf.push_str(&format!(
+                "listeners.ssl.1 = 127.0.0.1:{}\nssl_options.cacertfile = {folder}/ca.pem\n\
+                 ssl_options.certfile = {folder}/cert.pem\nssl_options.keyfile = {folder}/key.pem\n",
+                ports.tls
+            ));
+        }
         fs::write(folder.path().join("rabbitmq.conf"), conf).map_err(|error| error.to_string())?;
         fs::write(folder.path().join("plugins"), "[rabbitmq_management].\n")
             .map_err(|error| error.to_string())?;
@@ -108,6 +130,13 @@ impl RabbitServer {
     #[must_use]
     pub fn url(&self, vhost: &str) -> String {
         format!("{}/{vhost}", self.base)
+    }
+
+    /// The `amqps://` address of a vhost; `None` for a server that was not started with it.
+    #[must_use]
+    pub fn tls_url(&self, vhost: &str) -> Option<String> {
+        let port = self.home.as_ref()?.ports.tls;
+        Some(format!("amqps://guest:guest@127.0.0.1:{port}/{vhost}"))
     }
 
     /// Options with the management API.
@@ -154,6 +183,33 @@ impl RabbitServer {
         let url = format!("{}/api/{path}", self.management);
         let sent = self.client.put(url).header("content-type", "application/json").body(body).send().await;
         sent.and_then(reqwest::Response::error_for_status).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Closes all connections of this name, as an operator would; answers how many there were.
+    ///
+    /// # Errors
+    /// What the management API said.
+    pub async fn close_connections(&self, name: &str) -> Result<usize, String> {
+        #[derive(serde::Deserialize)]
+        struct Connection {
+            name: String,
+            user_provided_name: Option<String>,
+        }
+        let url = format!("{}/api/connections", self.management);
+        let sent = self.client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+        let found: Vec<Connection> =
+            sent.map_err(|error| error.to_string())?.json().await.map_err(|error| error.to_string())?;
+        let mut closed = 0;
+        for connection in found.iter().filter(|found| found.user_provided_name.as_deref() == Some(name)) {
+            let mut url = url::Url::parse(&self.management).map_err(|error| error.to_string())?;
+            let _ = url.path_segments_mut().map(|mut path| {
+                path.extend(["api", "connections", connection.name.as_str()]);
+            });
+            let sent = self.client.delete(url).send().await.and_then(reqwest::Response::error_for_status);
+            sent.map_err(|error| error.to_string())?;
+            closed += 1;
+        }
+        Ok(closed)
     }
 
     /// Names of all queues and exchanges of a vhost.
@@ -277,7 +333,7 @@ impl Drop for Home {
 /// Ports that nobody listens on, all held until the last is found.
 fn free_ports() -> std::io::Result<Ports> {
     let held: Vec<TcpListener> =
-        (0..4).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+        (0..5).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
     let port = |at: usize| held[at].local_addr().map(|address| address.port());
-    Ok(Ports { amqp: port(0)?, management: port(1)?, distribution: port(2)?, epmd: port(3)? })
+    Ok(Ports { amqp: port(0)?, management: port(1)?, distribution: port(2)?, epmd: port(3)?, tls: port(4)? })
 }

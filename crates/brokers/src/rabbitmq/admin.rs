@@ -9,7 +9,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, ExchangeKind, Queue};
-use sluice_bus::{Error, Finding, PoisonBound, Result, Seen, SeenSubscription, TopicSpec};
+use sluice_bus::{Error, Result, Seen, SeenSubscription, TopicSpec};
 use sluice_schema::{Class, Topic};
 
 use super::fault::{self, code};
@@ -26,7 +26,7 @@ pub(super) struct Admin {
     pool: Pool,
     pub(super) management: Option<Arc<Management>>,
     /// Counts what it could not route.
-    publisher: Arc<Publisher>,
+    pub(super) publisher: Arc<Publisher>,
     /// What this process made and nobody removed through it. Without the management API it is all that is known beside
     /// what is asked for.
     made: Mutex<HashMap<Topic, BTreeSet<String>>>,
@@ -51,7 +51,7 @@ impl Admin {
     }
 
     pub(super) async fn management_answers(&self) -> Option<bool> {
-        Some(self.management.as_ref()?.exchanges().await.is_ok())
+        Some(self.management.as_ref()?.inventory().await.is_ok())
     }
 
     pub(super) async fn ensure(&self, spec: &TopicSpec) -> Result<()> {
@@ -128,7 +128,7 @@ impl Admin {
         let exchange = names::exchange(&spec.topic);
         let inventory = self.inventory().await;
         let mut subscriptions: BTreeSet<String> = spec.subscriptions.iter().cloned().collect();
-        subscriptions.extend(inventory.iter().flat_map(|inventory| inventory.bound_under(&exchange)));
+        subscriptions.extend(inventory.iter().flat_map(|inventory| inventory.subscriptions(&exchange)));
         subscriptions.extend(lock(&self.made).get(&spec.topic).into_iter().flatten().cloned());
         let mut remakers = Vec::new();
         for subscription in &subscriptions {
@@ -172,7 +172,7 @@ impl Admin {
     async fn look(&self, spec: &TopicSpec, inventory: Option<&Inventory>) -> Result<Seen> {
         let exchange = names::exchange(&spec.topic);
         let mut asked = spec.subscriptions.clone();
-        let bound = inventory.map(|inventory| inventory.bound_under(&exchange)).unwrap_or_default();
+        let bound = inventory.map(|inventory| inventory.subscriptions(&exchange)).unwrap_or_default();
         asked.extend(bound.into_iter().filter(|name| !spec.subscriptions.contains(name)));
         let mut subscriptions = Vec::with_capacity(asked.len());
         for name in asked {
@@ -226,28 +226,16 @@ impl Admin {
             return Err(Error::Refused { reason: reason.to_owned() });
         };
         let unavailable = |why: String| Error::Unavailable { reason: format!("its management API: {why}") };
-        let exchanges = management.exchanges().await.map_err(unavailable)?;
-        let topics = exchanges.iter().filter_map(|name| names::topic(name));
-        let specs: Vec<_> =
-            topics.filter(|topic| topic.as_str().starts_with(prefix)).map(TopicSpec::bare).collect();
         let inventory = management.inventory().await.map_err(unavailable)?;
+        let mut topics: BTreeSet<Topic> = inventory.exchanges().filter_map(names::topic).collect();
+        // A reader that makes its queue again when it was removed has no exchange to bind it to.
+        topics.extend(inventory.orphans().filter_map(names::topic_of_orphan));
+        let specs: Vec<_> = topics
+            .into_iter()
+            .filter(|topic| topic.as_str().starts_with(prefix))
+            .map(TopicSpec::bare)
+            .collect();
         self.observe_with(&specs, Some(&inventory)).await
-    }
-
-    pub(super) async fn bound_poison(&self, to: &Topic) -> Result<PoisonBound> {
-        if to.class() != Class::Flow {
-            let reason = format!("'{to}' keeps no messages; dead letters go to a 'flow' topic");
-            return Err(Error::Refused { reason });
-        }
-        if !self.look_at_exchange(&names::exchange(to)).await? {
-            return Err(Error::NoTopic { topic: to.clone() });
-        }
-        let why = "without its management API the broker cannot be told to";
-        Ok(PoisonBound::Unbounded { why: why.to_owned() })
-    }
-
-    pub(super) fn examine(&self) -> Vec<Finding> {
-        Vec::new()
     }
 
     /// What the management API knows, if there is one that answers.

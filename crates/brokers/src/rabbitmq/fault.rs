@@ -45,8 +45,20 @@ pub(super) fn of_connecting(error: &lapin::Error, address: &super::Address) -> E
         Some((code::ACCESS_REFUSED | code::NOT_ALLOWED, text)) => Error::Refused {
             reason: format!("the broker at {address} lets us not in: {text}; check user, password and vhost"),
         },
+        _ if is_distrust(error) => Error::Refused {
+            reason: format!(
+                "the broker at {address} shows a certificate that is not trusted here ({error}); give the certificate \
+                 of the CA that signed it, and an address whose host the certificate names"
+            ),
+        },
         _ => Error::Unavailable { reason: format!("no connection to {address}: {error}") },
     }
+}
+
+fn is_distrust(error: &lapin::Error) -> bool {
+    let ErrorKind::IOError(io) = error.kind() else { return false };
+    let tls = io.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Whether lapin refused before anything left.

@@ -41,7 +41,7 @@ impl Hold {
         let taken = tokio::time::timeout(within, Self::declare(&up, queue_name, stop));
         match taken.await {
             Ok(Ok(())) => {
-                let pool = Pool::new(link, core.options.life_cycle_channels_max, false);
+                let pool = Pool::new(link, core.options.life_cycle_channels_max);
                 Ok(Self { admin: core.admin.over(pool), name: name.to_owned(), queue, _gone })
             }
             Ok(Err(error)) if fault::is(&error, code::RESOURCE_LOCKED) => {
@@ -143,7 +143,7 @@ impl BrokerAdmin for Hold {
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(async move {
             self.verify().await?;
-            self.under(async { Ok(self.admin.examine()) }).await
+            self.under(async { Ok(self.admin.examine().await) }).await
         })
     }
 }

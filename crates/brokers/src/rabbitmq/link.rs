@@ -169,6 +169,11 @@ impl Link {
         self.0.blocked.borrow().is_some()
     }
 
+    /// Why the broker takes no publishes at the moment.
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.0.blocked.borrow().clone()
+    }
+
     /// Closes the connection once told to stop.
     pub(super) async fn close(&self) {
         let mut state = self.0.state.subscribe();

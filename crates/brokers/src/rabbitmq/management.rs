@@ -1,10 +1,11 @@
-//! What only the management API tells: every exchange and binding, and messages that are not acknowledged.
+//! What only the management API tells: every exchange, queue and binding, and messages that are not acknowledged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sluice_bus::{Error, Result};
 use tokio::time::Instant;
@@ -27,9 +28,13 @@ pub(super) struct Management {
     silent_until: Mutex<Option<Instant>>,
 }
 
-/// Bindings and counts at one moment; counts are up to five seconds old.
+/// Names, bindings and counts at one moment; counts are up to five seconds old.
+#[derive(Default)]
 pub(super) struct Inventory {
+    exchanges: BTreeSet<String>,
     bound: HashMap<String, Vec<String>>,
+    /// Queues that are bound to no exchange.
+    unbound: Vec<String>,
     unacknowledged: HashMap<String, u64>,
 }
 
@@ -86,24 +91,39 @@ impl Management {
         }))
     }
 
-    /// Names of all exchanges.
-    pub(super) async fn exchanges(&self) -> Result<Vec<String>, String> {
-        let exchanges: Vec<Exchange> = self.get("exchanges", "name").await?;
-        Ok(exchanges.into_iter().map(|exchange| exchange.name).collect())
+    pub(super) fn vhost(&self) -> &str {
+        &self.vhost
     }
 
     pub(super) async fn inventory(&self) -> Result<Inventory, String> {
-        let (bindings, queues) = tokio::try_join!(
-            self.get::<Vec<Binding>>("bindings", "source,destination,destination_type"),
-            self.get::<Vec<Queue>>("queues", "name,messages_unacknowledged"),
+        let vhost = &self.vhost;
+        let (bindings, queues, exchanges) = (
+            format!("bindings/{vhost}?columns=source,destination,destination_type"),
+            format!("queues/{vhost}?columns=name,messages_unacknowledged"),
+            format!("exchanges/{vhost}?columns=name"),
+        );
+        let (bindings, queues, exchanges) = tokio::try_join!(
+            self.get::<Vec<Binding>>(&bindings),
+            self.get::<Vec<Queue>>(&queues),
+            self.get::<Vec<Exchange>>(&exchanges),
         )?;
         let mut bound: HashMap<String, Vec<String>> = HashMap::new();
-        for binding in bindings.into_iter().filter(|binding| binding.destination_type == "queue") {
+        // Every queue is bound to the exchange without a name.
+        let told = |binding: &Binding| binding.destination_type == "queue" && !binding.source.is_empty();
+        for binding in bindings.into_iter().filter(told) {
             bound.entry(binding.source).or_default().push(binding.destination);
         }
-        let counted =
-            queues.into_iter().filter_map(|queue| Some((queue.name, queue.messages_unacknowledged?)));
-        Ok(Inventory { bound, unacknowledged: counted.collect() })
+        let any: HashSet<&String> = bound.values().flatten().collect();
+        let unbound = queues.iter().map(|queue| &queue.name).filter(|name| !any.contains(name));
+        Ok(Inventory {
+            unbound: unbound.cloned().collect(),
+            exchanges: exchanges.into_iter().map(|exchange| exchange.name).collect(),
+            unacknowledged: queues
+                .into_iter()
+                .filter_map(|queue| Some((queue.name, queue.messages_unacknowledged?)))
+                .collect(),
+            bound,
+        })
     }
 
     /// As [`Management::inventory`]; one that does not answer is told once and then left alone for a while.
@@ -126,12 +146,19 @@ impl Management {
         }
     }
 
-    async fn get<T: DeserializeOwned>(&self, kind: &str, columns: &str) -> Result<T, String> {
-        let url = format!("{}/api/{kind}/{}?columns={columns}", self.base, self.vhost);
-        let request = self.client.get(&url).basic_auth(&self.user, Some(self.password.reveal()));
-        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
-        let answer = answer.map_err(|error| told(&error))?;
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+        let answer = self.ask(self.client.get(format!("{}/api/{path}", self.base))).await?;
         answer.json().await.map_err(|error| told(&error))
+    }
+
+    pub(super) async fn put<T: Serialize + Sync>(&self, path: &str, body: &T) -> Result<(), String> {
+        self.ask(self.client.put(format!("{}/api/{path}", self.base)).json(body)).await.map(drop)
+    }
+
+    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, String> {
+        let request = request.basic_auth(&self.user, Some(self.password.reveal()));
+        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
+        answer.map_err(|error| told(&error))
     }
 }
 
@@ -141,15 +168,32 @@ fn told(error: &reqwest::Error) -> String {
 }
 
 impl Inventory {
-    /// Subscriptions bound to an exchange under its name.
-    pub(super) fn bound_under(&self, exchange: &str) -> Vec<String> {
-        let queues = self.bound.get(exchange).into_iter().flatten();
+    pub(super) fn exchanges(&self) -> impl Iterator<Item = &str> {
+        self.exchanges.iter().map(String::as_str)
+    }
+
+    /// Subscriptions under an exchange's name: bound to it, or bound to nothing and of no other exchange.
+    pub(super) fn subscriptions(&self, exchange: &str) -> Vec<String> {
+        let bound = self.bound.get(exchange).into_iter().flatten();
+        let unbound =
+            self.unbound.iter().filter(|queue| self.owner(queue).is_none_or(|name| name == exchange));
         let own = |queue: &String| Some(queue.strip_prefix(exchange)?.strip_prefix('.')?.to_owned());
-        let mut names: Vec<String> = queues.filter_map(own).collect();
+        let mut names: Vec<String> = bound.chain(unbound).filter_map(own).collect();
         // One queue may be bound several times, with different keys.
         names.sort();
         names.dedup();
         names
+    }
+
+    /// Queues under no exchange's name.
+    pub(super) fn orphans(&self) -> impl Iterator<Item = &str> {
+        self.unbound.iter().filter(|queue| self.owner(queue).is_none()).map(String::as_str)
+    }
+
+    /// The exchange whose name a queue's begins with; of several the longest.
+    pub(super) fn owner(&self, queue: &str) -> Option<&str> {
+        let ends = queue.rmatch_indices('.').map(|(at, _)| &queue[..at]);
+        ends.into_iter().find_map(|prefix| self.exchanges.get(prefix)).map(String::as_str)
     }
 
     pub(super) fn unacknowledged(&self, queue: &str) -> Option<u64> {
@@ -162,12 +206,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_bound_under_the_name_belongs_to_a_topic() {
+    fn what_is_bound_under_the_name_or_nowhere_belongs_to_a_topic() {
         let queues =
             ["tg.flow.a.one", "tg.flow.a.one", "tg.flow.ab.two", "sluice.inbox.1"].map(str::to_owned);
         let bound = HashMap::from([("tg.flow.a".to_owned(), queues.to_vec())]);
-        let inventory = Inventory { bound, unacknowledged: HashMap::new() };
-        assert_eq!(inventory.bound_under("tg.flow.a"), ["one"]);
-        assert!(inventory.bound_under("tg.flow.ab").is_empty());
+        let unbound = ["tg.flow.a.three", "tg.flow.a.b.four", "tg.flow.c.five", "six"].map(str::to_owned);
+        let exchanges = ["tg.flow.a", "tg.flow.a.b", "tg.flow.ab"].map(str::to_owned).into();
+        let inventory =
+            Inventory { exchanges, bound, unbound: unbound.to_vec(), unacknowledged: HashMap::new() };
+        assert_eq!(inventory.subscriptions("tg.flow.a"), ["one", "three"]);
+        assert_eq!(inventory.subscriptions("tg.flow.a.b"), ["four"]);
+        assert!(inventory.subscriptions("tg.flow.ab").is_empty());
+        assert_eq!(inventory.subscriptions("tg.flow.c"), ["five"]);
+        assert_eq!(inventory.orphans().collect::<Vec<_>>(), ["tg.flow.c.five", "six"]);
     }
 }

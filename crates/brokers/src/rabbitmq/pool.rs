@@ -1,11 +1,9 @@
-//! Channels, each for one call at a time: a failed call closes its channel, and must not take others with it. It also
-//! makes a returned message the answer to the one publish under way.
+//! Channels, each for one call at a time: a failed call closes its channel, and must not take others with it.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use lapin::Channel;
-use lapin::options::ConfirmSelectOptions;
 use sluice_bus::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -14,7 +12,6 @@ use super::{fault, lock};
 
 pub(super) struct Pool {
     pub(super) link: Link,
-    confirms: bool,
     channels_max: usize,
     permits: Semaphore,
     idle: Mutex<Vec<(u64, Channel)>>,
@@ -29,9 +26,9 @@ pub(super) struct Lane<'a> {
 }
 
 impl Pool {
-    pub(super) fn new(link: Link, channels_max: usize, confirms: bool) -> Self {
+    pub(super) fn new(link: Link, channels_max: usize) -> Self {
         let channels_max = channels_max.max(1);
-        Self { link, confirms, channels_max, permits: Semaphore::new(channels_max), idle: Mutex::default() }
+        Self { link, channels_max, permits: Semaphore::new(channels_max), idle: Mutex::default() }
     }
 
     pub(super) async fn take(&self, within: Duration) -> Result<Lane<'_>> {
@@ -46,14 +43,7 @@ impl Pool {
                 return Ok(Lane { channel, generation, pool: self, _permit: permit });
             }
         }
-        let opened = tokio::time::timeout(within, async {
-            let channel = up.channel().await?;
-            if self.confirms {
-                channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            }
-            Ok::<_, lapin::Error>(channel)
-        });
-        match opened.await {
+        match tokio::time::timeout(within, up.channel()).await {
             Ok(Ok(channel)) => Ok(Lane { channel, generation: up.generation, pool: self, _permit: permit }),
             // Nothing has been asked of the channel yet, so nothing has happened.
             Ok(Err(error)) => Err(match fault::of_call(&error, "a channel", "opening a channel") {

@@ -1,26 +1,27 @@
-//! Sending: one channel per publish under way, confirmed by the broker, with what cannot be routed told apart.
+//! Sending, confirmed by the broker, with what cannot be routed told apart. What the broker has to put on a disk goes
+//! over channels of its own: nothing else waits for that.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Confirmation};
 use sluice_bus::{Address, Error, Message, Result};
 use sluice_schema::{Class, Topic};
 use tokio::time::Instant;
 
-use super::fault::{self, code};
+use super::link::Link;
 use super::lock;
 use super::names;
-use super::pool::Pool;
+use super::outbox::{Fault, Letter, Outbox, Routed};
 
 /// Topics whose lost messages are counted one by one.
 const COUNTED_TOPICS_MAX: usize = 10_000;
 
 pub(super) struct Publisher {
-    pool: Pool,
+    link: Link,
+    durable: Outbox,
+    fleeting: Outbox,
     timeout: Duration,
     unroutable: Mutex<Unroutable>,
 }
@@ -31,25 +32,11 @@ struct Unroutable {
     by_topic: HashMap<Topic, u64>,
 }
 
-/// Where the broker put a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Routed {
-    Queued,
-    Nowhere,
-}
-
-/// Why a publish failed.
-pub(super) enum Fault {
-    /// The exchange is not there.
-    NoExchange,
-    /// The broker takes smaller messages only.
-    TooLarge,
-    Other(Error),
-}
-
 impl Publisher {
-    pub(super) fn new(pool: Pool, timeout: Duration) -> Self {
-        Self { pool, timeout, unroutable: Mutex::default() }
+    /// With so many channels for what goes to a disk, and as many for what does not.
+    pub(super) fn new(link: Link, channels: usize, timeout: Duration) -> Self {
+        let (durable, fleeting) = (Outbox::new(&link, channels), Outbox::new(&link, channels));
+        Self { link, durable, fleeting, timeout, unroutable: Mutex::default() }
     }
 
     pub(super) async fn publish(&self, to: &Address, message: Message, max: usize) -> Result<()> {
@@ -62,7 +49,8 @@ impl Publisher {
         // Answers and signals may have no reader: nobody wants those back.
         let mandatory = !matches!(class, Some(Class::Response | Class::Notify));
         let properties = names::properties(&message, class)?;
-        let sent = self.send(exchange, key, mandatory, &message.body, properties, &name(to)).await;
+        let bytes = message.body.len();
+        let sent = self.send(Letter { exchange, key, mandatory, body: message.body, properties }).await;
         match (sent, to) {
             (Ok(Routed::Queued), _) => Ok(()),
             (Ok(Routed::Nowhere), Address::Inbox(inbox)) => Err(Error::NoInbox { inbox: inbox.to_string() }),
@@ -77,46 +65,17 @@ impl Publisher {
             (Err(Fault::NoExchange), Address::Inbox(inbox)) => {
                 Err(Error::NoInbox { inbox: inbox.to_string() })
             }
-            (Err(Fault::TooLarge), _) => Err(Error::TooLarge { bytes: message.body.len(), max }),
+            (Err(Fault::TooLarge), _) => Err(Error::TooLarge { bytes, max }),
             (Err(Fault::Other(error)), _) => Err(error),
         }
     }
 
     /// Sends and waits for the broker's word.
-    pub(super) async fn send(
-        &self,
-        exchange: ShortString,
-        key: ShortString,
-        mandatory: bool,
-        body: &[u8],
-        properties: BasicProperties,
-        name: &str,
-    ) -> Result<Routed, Fault> {
+    pub(super) async fn send(&self, letter: Letter) -> Result<Routed, Fault> {
         let deadline = Instant::now() + self.timeout;
-        let left = || deadline.saturating_duration_since(Instant::now());
-        self.pool.link.unblocked(left()).await.map_err(Fault::Other)?;
-        let lane = self.pool.take(left()).await.map_err(Fault::Other)?;
-        let options = BasicPublishOptions { mandatory, ..Default::default() };
-        let confirmed = tokio::time::timeout_at(deadline, async {
-            lane.channel.basic_publish(exchange, key, options, body, properties).await?.await
-        });
-        let what = || format!("a publish to '{name}'");
-        let outcome = match confirmed.await {
-            Ok(Ok(Confirmation::Ack(None) | Confirmation::NotRequested)) => Ok(Routed::Queued),
-            Ok(Ok(Confirmation::Ack(Some(_)))) => Ok(Routed::Nowhere),
-            Ok(Ok(Confirmation::Nack(_))) => Err(Error::Unavailable {
-                reason: format!("it did not take {} (an internal error, or a queue over its limit)", what()),
-            }),
-            Ok(Err(error)) => return Err(meaning(&error, name, &what())),
-            Err(_) => {
-                let why =
-                    if self.pool.link.is_blocked() { "it takes no messages" } else { "it did not confirm" };
-                let reason = format!("{why} within {} s", self.timeout.as_secs());
-                return Err(Fault::Other(Error::OutcomeUnknown { what: what(), reason }));
-            }
-        };
-        lane.give_back();
-        outcome.map_err(Fault::Other)
+        self.link.unblocked(self.timeout).await.map_err(Fault::Other)?;
+        let outbox = if names::is_durable(&letter.properties) { &self.durable } else { &self.fleeting };
+        outbox.post(letter, deadline.saturating_duration_since(Instant::now())).await
     }
 
     fn count_unroutable(&self, topic: &Topic) {
@@ -146,25 +105,14 @@ impl Publisher {
     }
 
     pub(super) fn is_blocked(&self) -> bool {
-        self.pool.link.is_blocked()
+        self.link.is_blocked()
+    }
+
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.link.blocked()
     }
 
     pub(super) async fn close(&self) {
-        self.pool.link.close().await;
-    }
-}
-
-fn name(to: &Address) -> String {
-    match to {
-        Address::Topic(topic) => topic.to_string(),
-        Address::Inbox(inbox) => inbox.to_string(),
-    }
-}
-
-fn meaning(error: &lapin::Error, name: &str, what: &str) -> Fault {
-    match fault::reply(error) {
-        Some((code::NOT_FOUND, _)) => Fault::NoExchange,
-        Some((code::PRECONDITION_FAILED, text)) if text.contains("size") => Fault::TooLarge,
-        _ => Fault::Other(fault::of_call(error, name, what)),
+        self.link.close().await;
     }
 }

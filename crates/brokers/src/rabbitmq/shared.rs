@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture as Boxed;
 use futures_util::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, StreamExt};
@@ -23,7 +24,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::fault::{self, code};
 use super::link::{Link, Place};
-use super::publish::{Fault, Publisher, Routed};
+use super::outbox::{Fault, Letter, Routed};
+use super::publish::Publisher;
 use super::{Core, Pauses, lock, names, stopped};
 
 /// Longest wait of a message wanted later; the broker takes unsettled messages back after half an hour.
@@ -287,12 +289,17 @@ enum Recounted {
 async fn recount(
     publisher: Arc<Publisher>,
     queue: ShortString,
-    arrived: Arrived,
+    mut arrived: Arrived,
     attempts: u32,
 ) -> Recounted {
-    let properties = names::counted(&arrived.properties, attempts);
+    let properties = names::counted(&arrived.properties, attempts, arrived.exchange.as_str());
     let (name, tag) = (queue.to_string(), arrived.delivery_tag);
-    match publisher.send(ShortString::default(), queue, true, &arrived.data, properties, &name).await {
+    let body = Bytes::from(std::mem::take(&mut arrived.data));
+    let (exchange, mandatory) = (ShortString::default(), true);
+    let copy = Letter { exchange, key: queue, mandatory, body: body.clone(), properties };
+    let sent = publisher.send(copy).await;
+    arrived.data = body.into();
+    match sent {
         Ok(Routed::Queued) => Recounted::Copied(tag),
         Ok(Routed::Nowhere) => Recounted::Gone,
         Err(Fault::NoExchange | Fault::TooLarge) => Recounted::AsItIs(Box::new(arrived), attempts + 1),

@@ -5,36 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use sluice_brokers::{Options, RabbitMq};
 use sluice_bus::{
-    Address, Broker, BrokerAdmin, Delivery, Error, ErrorKind, Inbox, Message, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Error, ErrorKind, Inbox, Message, PoisonBound, Subscription, TopicSpec,
 };
-use sluice_schema::{Class, Topic};
-use tokio::time::{Instant, timeout};
+use sluice_schema::Class;
+use tokio::time::timeout;
 
-use crate::{Case, Server};
-
-type Outcome = Result<(), String>;
-
-/// How long a value may take to come.
-const VALUE_TIMEOUT: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) fn cases() -> Vec<Case> {
-            vec![$(Case {
-                name: concat!("faults::", stringify!($name)).to_owned(),
-                run: Box::new(|server| Box::pin($name(server))),
-            }),*]
-        }
-    };
-}
+use crate::Server;
+use crate::common::*;
 
 cases! {
+    "faults":
     a_wrong_password_is_told_without_showing_it,
     a_vhost_that_is_not_there_is_told,
     a_broker_that_is_not_there_is_told,
@@ -50,71 +35,6 @@ cases! {
     connections_closed_by_the_broker_are_rebuilt_and_inboxes_keep_their_address,
     a_broker_short_of_memory_holds_publishers_back_and_says_so,
     a_broker_killed_and_started_again_loses_nothing_acknowledged,
-}
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
-fn topic(class: Class, name: &str) -> Topic {
-    Topic::tg(class, name).unwrap()
-}
-
-async fn send(broker: &RabbitMq, topic: &Topic, body: impl Into<bytes::Bytes>) -> Result<(), Error> {
-    broker.publish(&Address::Topic(topic.clone()), Message::new(body)).await
-}
-
-async fn read(broker: &RabbitMq, topic: &Topic, prefetch: u32) -> Result<Box<dyn Inbox>, Error> {
-    broker
-        .subscribe(&Subscription::Shared { topic: topic.clone(), name: "reader".to_owned(), prefetch })
-        .await
-}
-
-async fn next(inbox: &dyn Inbox) -> Result<Delivery, String> {
-    timeout(VALUE_TIMEOUT, inbox.next()).await.map_err(|_| "nothing came")?.map_err(text)
-}
-
-fn body(delivery: &Delivery) -> String {
-    String::from_utf8_lossy(&delivery.message.body).into_owned()
-}
-
-/// Looks again until it is so.
-async fn until<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-) -> Result<T, String> {
-    let started = Instant::now();
-    loop {
-        if let Some(seen) = look().await {
-            return Ok(seen);
-        }
-        if started.elapsed() > VALUE_TIMEOUT {
-            return Err(format!("never saw {what}"));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-fn check(holds: bool, why: impl std::fmt::Debug) -> Outcome {
-    if holds { Ok(()) } else { Err(format!("{why:?}")) }
-}
-
-/// A fresh vhost, our end of it, and a flow topic with one subscription.
-async fn world(server: &Server) -> Result<(String, RabbitMq, TopicSpec), String> {
-    let server = server.lock().await;
-    let vhost = server.vhost().await?;
-    let broker = server.connect(&vhost).await.map_err(text)?;
-    let spec = TopicSpec::with(topic(Class::Flow, "work"), "reader");
-    broker.ensure(&spec).await.map_err(text)?;
-    Ok((vhost, broker, spec))
-}
-
-/// A stranger's channel.
-async fn stranger(server: &Server, vhost: &str) -> Result<(Connection, Channel), String> {
-    let url = server.lock().await.url(vhost);
-    let connection = Connection::connect(&url, ConnectionProperties::default()).await.map_err(text)?;
-    let channel = connection.create_channel().await.map_err(text)?;
-    Ok((connection, channel))
 }
 
 async fn a_wrong_password_is_told_without_showing_it(server: Server) -> Outcome {
@@ -310,6 +230,10 @@ async fn without_the_management_api_all_works_but_the_unknown(server: Server) ->
     let seen = broker.observe(std::slice::from_ref(&spec)).await.map_err(text)?;
     let reader = &seen[0].subscriptions[0];
     check(reader.ready == 1 && reader.unsettled.is_none() && reader.consumers == Some(0), &seen)?;
+    let findings = broker.examine().await.map_err(text)?;
+    check(findings.iter().map(|found| found.code).eq(["management-missing"]), &findings)?;
+    let bound = broker.bound_poison(&spec.topic).await.map_err(text)?;
+    check(matches!(&bound, PoisonBound::Unbounded { why } if why.contains("management")), &bound)?;
     let listed = broker.list("").await;
     check(matches!(&listed, Err(Error::Refused { reason }) if reason.contains("management")), &listed)?;
     check(broker.management_answers().await.is_none(), "it answers")?;
@@ -377,7 +301,20 @@ async fn a_broker_short_of_memory_holds_publishers_back_and_says_so(server: Serv
         until("a publish held back", || async { send(&broker, &spec.topic, "held").await.err() }).await;
     let pressure = broker.pressure();
     let second = send(&broker, &spec.topic, "held").await;
-    server.lock().await.control(&["set_vm_memory_high_watermark", "0.6"]).await?;
+    let findings = broker.examine().await.map_err(text)?;
+    // Who begins while it lasts, and has the time, is through when it is over.
+    let patient = server.lock().await.connect(&vhost).await.map_err(text)?;
+    let (waits, lifts) = (send(&patient, &spec.topic, "patient"), async {
+        until("the patient one held back", || async { patient.pressure().filter(|p| p.is_high()) }).await?;
+        server.lock().await.control(&["set_vm_memory_high_watermark", "0.6"]).await
+    });
+    let (waited, lifted) = tokio::join!(waits, lifts);
+    if lifted.is_err() {
+        server.lock().await.control(&["set_vm_memory_high_watermark", "0.6"]).await?;
+    }
+    lifted?;
+    waited.map_err(text)?;
+    check(findings.iter().any(|found| found.code == "publishers-blocked"), &findings)?;
     let held = held?;
     check(held.kind() == ErrorKind::OutcomeUnknown, &held)?;
     check(pressure.is_some_and(|pressure| pressure.is_high()), pressure)?;

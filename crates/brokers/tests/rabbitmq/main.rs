@@ -3,8 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "the harness tells what it ran")]
 
+mod common;
 mod conformance;
 mod faults;
+mod holds;
+mod strangers;
+mod tls;
+mod together;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -31,7 +36,15 @@ fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let lists = args.iter().any(|arg| arg == "--list");
     args.retain(|arg| !arg.starts_with("--"));
-    let mut cases = [conformance::cases(), faults::cases()].concat_cases();
+    let mut cases = [
+        conformance::cases(),
+        faults::cases(),
+        together::cases(),
+        holds::cases(),
+        strangers::cases(),
+        tls::cases(),
+    ]
+    .concat_cases();
     cases.retain(|case| args.is_empty() || args.iter().any(|arg| case.name.contains(arg.as_str())));
     if lists {
         cases.iter().for_each(|case| println!("{}: test", case.name));

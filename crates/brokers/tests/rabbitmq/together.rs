@@ -1,0 +1,117 @@
+//! Publishes that share a channel, and answers that go to one inbox or to all.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use lapin::options::ExchangeDeleteOptions;
+use sluice_bus::{
+    Address, Broker, BrokerAdmin, Error, ErrorKind, Inbox, InboxAddress, Message, Subscription, TopicSpec,
+};
+use sluice_schema::Class;
+
+use crate::Server;
+use crate::common::*;
+
+cases! {
+    "together":
+    publishes_side_by_side_are_each_told_their_own_outcome,
+    a_publish_that_fails_takes_no_other_with_it,
+    a_direct_answer_reaches_one_inbox_and_one_by_topic_all,
+}
+
+async fn publishes_side_by_side_are_each_told_their_own_outcome(server: Server) -> Outcome {
+    let (_, broker, flow) = world(&server).await?;
+    let served = TopicSpec::with(topic(Class::Request, "served"), "reader");
+    let unserved = TopicSpec::bare(topic(Class::Request, "unserved"));
+    let unread = TopicSpec::bare(topic(Class::Notify, "unread"));
+    for spec in [&served, &unserved, &unread] {
+        broker.ensure(spec).await.map_err(text)?;
+    }
+    let gone = Address::Inbox(InboxAddress("sluice.inbox.gone".into()));
+    let to = [&served, &unserved, &unread, &flow].map(|spec| Address::from(spec.topic.clone()));
+    for round in 0..25 {
+        let sends = (0..100).map(|number| {
+            let to = if number % 5 == 4 { &gone } else { &to[number % 5] };
+            broker.publish(to, Message::new(format!("{round}.{number}")))
+        });
+        for (number, sent) in join_all(sends).await.into_iter().enumerate() {
+            let is_so = match number % 5 {
+                1 => matches!(sent, Err(Error::Unroutable { .. })),
+                4 => matches!(sent, Err(Error::NoInbox { .. })),
+                _ => sent.is_ok(),
+            };
+            check(is_so, format!("{round}.{number}: {sent:?}"))?;
+        }
+    }
+    let seen = broker.observe(&[served, flow]).await.map_err(text)?;
+    check(seen.iter().all(|seen| seen.subscriptions[0].ready == 500), seen)
+}
+
+async fn a_publish_that_fails_takes_no_other_with_it(server: Server) -> Outcome {
+    let (vhost, broker, work) = world(&server).await?;
+    let gone = TopicSpec::with(topic(Class::Flow, "gone"), "reader");
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    let (mut sure, mut unsure) = (BTreeSet::new(), BTreeSet::new());
+    for round in 0..20 {
+        broker.ensure(&gone).await.map_err(text)?;
+        // All channels have published to it.
+        for sent in join_all((0..64).map(|_| send(&broker, &gone.topic, "x"))).await {
+            sent.map_err(text)?;
+        }
+        channel
+            .exchange_delete("tg.flow.gone".into(), ExchangeDeleteOptions::default())
+            .await
+            .map_err(text)?;
+        let sends = (0..64).map(|number| {
+            let (broker, to) = (&broker, if number % 16 == 7 { &gone } else { &work });
+            let name = format!("{round}.{number}");
+            async move { (number, send(broker, &to.topic, name.clone()).await, name) }
+        });
+        for (number, sent, name) in join_all(sends).await {
+            match sent {
+                Err(Error::NoTopic { topic }) if number % 16 == 7 => check(topic == gone.topic, topic)?,
+                Ok(()) if number % 16 != 7 => drop(sure.insert(name)),
+                // It may be here, and it may be told so.
+                Err(error) if error.kind() == ErrorKind::OutcomeUnknown => drop(unsure.insert(name)),
+                other => return Err(format!("{name}: {other:?}")),
+            }
+        }
+    }
+    check(sure.len() > 600, format!("only {} of 1200 were sure", sure.len()))?;
+    let inbox = read(&broker, &work.topic, 64).await.map_err(text)?;
+    let mut seen = BTreeSet::new();
+    while !sure.is_subset(&seen) {
+        let got = next(&*inbox).await?;
+        let name = body(&got);
+        check(sure.contains(&name) || unsure.contains(&name), &name)?;
+        check(seen.insert(name), format!("{} came twice", body(&got)))?;
+        got.ack();
+    }
+    Ok(())
+}
+
+async fn a_direct_answer_reaches_one_inbox_and_one_by_topic_all(server: Server) -> Outcome {
+    let (_, broker, _) = world(&server).await?;
+    let answers = TopicSpec::bare(topic(Class::Response, "answers"));
+    broker.ensure(&answers).await.map_err(text)?;
+    let to = Subscription::Own { topics: vec![answers.topic.clone()] };
+    let inboxes = join_all((0..10).map(|_| broker.subscribe(&to))).await;
+    let inboxes: Vec<Arc<dyn Inbox>> =
+        inboxes.into_iter().map(|inbox| inbox.map(Arc::from)).collect::<Result<_, _>>().map_err(text)?;
+    let caller = inboxes[3].address().ok_or("no address")?;
+    broker.publish(&Address::Inbox(caller), Message::new("direct")).await.map_err(text)?;
+    send(&broker, &answers.topic, "by topic").await.map_err(text)?;
+    let mut deliveries = Vec::new();
+    for inbox in &inboxes {
+        // What was sent directly was sent first.
+        let first = next(&**inbox).await?;
+        if body(&first) == "direct" {
+            deliveries.push("direct");
+            check(body(&next(&**inbox).await?) == "by topic", "nothing by topic")?;
+        }
+        deliveries.push("by topic");
+    }
+    let direct = deliveries.iter().filter(|how| **how == "direct").count();
+    check((direct, deliveries.len() - direct) == (1, 10), deliveries)
+}
