@@ -2,6 +2,7 @@
 //! promises.
 
 mod records;
+mod repair;
 mod results;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,7 +105,7 @@ impl Prompt {
         let mut text = String::new();
         while let Some(part) = call.next().await.map_err(|e| llm_error(e.to_string()))? {
             if let Some(error) = part.error {
-                return Err(llm_error(error.message));
+                return Err(error);
             }
             usage.take(&part);
             match parts {

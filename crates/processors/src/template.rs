@@ -35,8 +35,25 @@ pub(crate) fn environment() -> Environment<'static> {
     environment.add_filter("repr", |value: Value| literal(&value));
     environment
         .add_filter("index", |value: Value, at: usize| value.get_item_by_index(at).unwrap_or_default());
-    environment.add_filter("truncatewords", |text: String, count: usize| {
-        text.split_whitespace().take(count).collect::<Vec<_>>().join(" ")
+    environment.add_function("__cycle", cycle);
+    environment.add_filter("__spaceless", |html: String| spaceless(html.trim()));
+    environment.add_filter("spaceless", |html: String| spaceless(&html));
+    environment.add_filter("str", |value: Value| shown(&value));
+    environment.add_filter(
+        "default",
+        |value: Value, fallback: Value| {
+            if value.is_true() { value } else { fallback }
+        },
+    );
+    environment.add_filter("join", |items: Value, between: Option<String>| {
+        join(&items, between.as_deref().unwrap_or_default())
+    });
+    environment.add_filter("title", |text: String| title(&text));
+    environment.add_filter("truncatewords", |text: String, count: usize, ellipsis: Option<String>| {
+        truncate_words(&text, count, ellipsis.as_deref().unwrap_or(" [...]"))
+    });
+    environment.add_filter("truncatechars", |text: String, count: usize, ellipsis: Option<String>| {
+        truncate_chars(&text, count, ellipsis.as_deref().unwrap_or("..."))
     });
     environment
 }
@@ -71,6 +88,7 @@ fn explain(error: &Error) -> String {
 fn translate(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
+    let mut cycles = 0;
     while let Some(at) = rest.find('{') {
         let (before, tag) = rest.split_at(at);
         out.push_str(before);
@@ -92,7 +110,13 @@ fn translate(source: &str) -> String {
         let inner = &tag[2..tag.len() - 2];
         match close {
             "}}" => out.push_str(&format!("{{{{{}}}}}", outside_quotes(inner))),
-            "%}" => out.push_str(&format!("{{%{}%}}", statement(inner))),
+            "%}" => match inner.trim().strip_prefix("cycle ") {
+                Some(items) => {
+                    cycles += 1;
+                    out.push_str(&format!("{{{{ __cycle({cycles}, {}) }}}}", outside_quotes(items)));
+                }
+                None => out.push_str(&format!("{{%{}%}}", statement(inner))),
+            },
             _ => out.push_str(tag),
         }
         rest = after;
@@ -106,13 +130,30 @@ fn statement(inner: &str) -> String {
     match trimmed.split_whitespace().next() {
         Some("empty") => " else ".to_owned(),
         Some("trim") => " filter trim ".to_owned(),
-        Some("endtrim") => " endfilter ".to_owned(),
+        Some("spaceless") => " filter __spaceless ".to_owned(),
+        Some("endtrim" | "endspaceless") => " endfilter ".to_owned(),
+        Some("with") => with_commas(&outside_quotes(inner)),
         Some("for") => match trimmed.split_once(" in ") {
             Some((head, list)) => format!(" {head} in __rows({}) ", outside_quotes(list)),
             None => inner.to_owned(),
         },
         _ => outside_quotes(inner),
     }
+}
+
+/// Several names of one `with` are parted by commas instead of `&`.
+fn with_commas(tag: &str) -> String {
+    let mut quote = None;
+    let part = |c: char| {
+        match quote {
+            Some(open) if open == c => quote = None,
+            None if matches!(c, '"' | '\'') => quote = Some(c),
+            None if c == '&' => return ',',
+            Some(_) | None => {}
+        }
+        c
+    };
+    tag.chars().map(part).collect()
 }
 
 /// Renames words, leaving quoted text as it is.
@@ -159,13 +200,83 @@ fn call_method(_: &mut State<'_, '_>, value: &Value, method: &str, _: &[Value]) 
     Ok(Value::from(value.try_iter()?.map(pair).collect::<Vec<_>>()))
 }
 
+/// One item after the other, from the start again after the last; each tag on its own count.
+fn cycle(state: &mut State<'_, '_>, tag: usize, items: Value) -> Result<Value, Error> {
+    let items: Vec<Value> = match items.as_str() {
+        Some(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
+        None => rows(items).try_iter()?.collect(),
+    };
+    let key = format!("cycle {tag}");
+    let round = state.get_temp(&key).and_then(|round| usize::try_from(round).ok()).unwrap_or_default();
+    state.set_temp(&key, Value::from(round + 1));
+    Ok(items.get(round % items.len().max(1)).cloned().unwrap_or_default())
+}
+
+fn join(items: &Value, between: &str) -> Result<String, Error> {
+    if let Some(text) = items.as_str() {
+        let chars: Vec<String> = text.chars().map(String::from).collect();
+        return Ok(chars.join(between));
+    }
+    Ok(items.try_iter()?.map(|item| shown(&item)).collect::<Vec<_>>().join(between))
+}
+
+/// Words, with what follows an apostrophe in them, begin with a capital.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut before, mut before_that) = (' ', ' ');
+    for c in text.chars() {
+        let goes_on = before.is_ascii_alphabetic() || (before == '\'' && before_that.is_ascii_alphabetic());
+        out.push(if goes_on { c } else { c.to_ascii_uppercase() });
+        (before_that, before) = (before, c);
+    }
+    out
+}
+
+fn truncate_words(text: &str, count: usize, ellipsis: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words.get(..count) {
+        Some(some) if words.len() > count => some.join(" ") + ellipsis,
+        _ => words.join(" "),
+    }
+}
+
+fn truncate_chars(text: &str, count: usize, ellipsis: &str) -> String {
+    if text.chars().count() <= count {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(count.saturating_sub(3)).collect();
+    let start = start.trim_end_matches([' ', '.', ',', ';', ':', '?', '!']);
+    format!("{start}{ellipsis}")
+}
+
+/// Leaves out white space between the tags of a markup.
+fn spaceless(html: &str) -> String {
+    let mut out = String::with_capacity(html.len());
+    let mut pieces = html.split('>');
+    out.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        out.push('>');
+        let trimmed = piece.trim_start();
+        out.push_str(if trimmed.starts_with('<') { trimmed } else { piece });
+    }
+    out
+}
+
 fn write_value(out: &mut Output<'_>, _: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    let written = match (value.kind(), value.as_str()) {
-        (ValueKind::Undefined, _) => Ok(()),
-        (_, Some(text)) => out.write_str(text),
-        _ => out.write_str(&literal(value)),
+    let written = match value.as_str() {
+        Some(text) => out.write_str(text),
+        None => out.write_str(&shown(value)),
     };
     written.map_err(Error::from)
+}
+
+/// A value as it stands in the output.
+fn shown(value: &Value) -> String {
+    match (value.kind(), value.as_str()) {
+        (ValueKind::Undefined, _) => String::new(),
+        (_, Some(text)) => text.to_owned(),
+        _ => literal(value),
+    }
 }
 
 /// A value as Python writes it.
@@ -282,11 +393,40 @@ mod tests {
             "a, b 2 a b",
         );
         check("{{ gone | default(\"x\") }}{{ s | upper }}", terms.clone(), "xONE TWO THREE");
-        check("{{ s | truncatewords(2) }} {{ l | repr }}", terms.clone(), "one two ['a', 'b']");
+        check("{{ s | truncatewords(2) }} {{ l | repr }}", terms.clone(), "one two [...] ['a', 'b']");
         check("{% for x in l | reversed %}{{x}}{% endfor %}", terms.clone(), "ba");
         check("{{ o.a.0.b }}", terms.clone(), "deep");
         check("{% if e %}a{% elif 'a' in l %}b{% else %}c{% endif %}", terms.clone(), "b");
         check("{% trim %}  {{s}}  {% endtrim %}", terms, "one two three");
+    }
+
+    /// What the engine that the templates were written for answers to the same.
+    #[test]
+    fn the_seldom_used_parts_work_as_they_did() {
+        let terms = json!({"s": "hello wOrld's it", "n": null, "l": [1, 2, 3], "c": ["a", "b"], "e": ""});
+        check("{% for x in l %}{% cycle c %}{{x}}{% cycle 'yz' %}{% endfor %}", terms.clone(), "a1yb2za3y");
+        check(
+            "{% spaceless %} <a>  <b> x </b>\n </a> {% endspaceless %}|",
+            terms.clone(),
+            "<a><b> x </b></a>|",
+        );
+        check("{% with a = l.0 & b = '&' %}{{a}}{{b}}{% endwith %}|{{a}}", terms.clone(), "1&|");
+        check(
+            "{{ s | title }}|{{ s | truncatechars(9) }}|{{ s | upper | lower }}",
+            terms.clone(),
+            "Hello WOrld's It|hello...|hello world's it",
+        );
+        check(
+            "{{ gone | default('d') }}{{ n | default('d') }}{{ e | default(5) }}{{ s | default(5) }}",
+            terms.clone(),
+            "dd5hello wOrld's it",
+        );
+        check(
+            "{{ l | join('-') }} {{ l | join }} {{ l | last }} {{ n | str }}",
+            terms.clone(),
+            "1-2-3 123 3 None",
+        );
+        check("{{ l.9 }}{{ 1.50 }}{{ -3 }}", terms, "1.5-3");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use minijinja::{Environment, Value};
 use serde::Deserialize;
 use serde_json::Map;
 
-use super::results::ResponseType;
-use crate::{json_schema, template};
+use super::results::{self, ResponseType};
+use crate::template;
 
 /// The config type of prompt records.
 pub(crate) const PROMPT: &str = "prompt";
@@ -52,8 +52,8 @@ pub(crate) struct Rendered {
 impl Rendered {
     /// The schema, if the model's provider can enforce it.
     pub(crate) fn strict_schema(&self) -> Option<Map<String, serde_json::Value>> {
-        let schema = self.schema.as_ref().filter(|schema| json_schema::is_strict(schema));
-        schema.filter(|_| self.response_type == ResponseType::Json)?.as_object().cloned()
+        let schema = self.schema.as_ref().filter(|_| self.response_type == ResponseType::Json)?;
+        results::enforceable(schema)
     }
 }
 
@@ -91,7 +91,7 @@ impl Prompts {
         self.bad_system.iter().map(|reason| (SYSTEM, reason.as_str())).chain(templates)
     }
 
-    /// Fills in a prompt; each term is JSON text.
+    /// Fills in a prompt; each term is JSON text, or else the text itself, as some clients send it.
     pub(crate) fn render(&self, id: &str, terms: &BTreeMap<String, String>) -> Result<Rendered, String> {
         let promise = match self.promises.get(id) {
             Some(Ok(promise)) => promise,
@@ -104,8 +104,8 @@ impl Prompts {
         };
         let mut values = BTreeMap::new();
         for (name, text) in terms {
-            let value: serde_json::Value = serde_json::from_str(text)
-                .map_err(|e| format!("term '{name}' of prompt '{id}' is not JSON: {e}"))?;
+            let value =
+                serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.clone()));
             values.insert(name.clone(), Value::from(Serde(&value)));
         }
         Ok(Rendered {
@@ -153,7 +153,14 @@ mod tests {
         assert_eq!(prompts.bad().map(|(id, _)| id).collect::<Vec<_>>(), ["broken", "no-json", "odd"]);
         assert!(prompts.render("broken", &terms(&[])).unwrap_err().contains("cannot be used"));
         assert!(prompts.render("unknown", &terms(&[])).unwrap_err().contains("template.unknown"));
-        assert!(prompts.render("good", &terms(&[("word", "hi")])).unwrap_err().contains("'word'"));
+    }
+
+    #[test]
+    fn a_term_that_is_no_json_is_a_text() {
+        let prompts = Prompts::load(&[("template.a", r#"{"prompt": "{{a}}|{{b}}|{{c}}"}"#)]);
+        let shown =
+            prompts.render("a", &terms(&[("a", "hi there"), ("b", "[1, \"x\"]"), ("c", "\"q\"")])).unwrap();
+        assert_eq!(shown.prompt, "hi there|[1, 'x']|q");
     }
 
     #[test]
@@ -161,6 +168,26 @@ mod tests {
         let prompts = Prompts::load(&[("system", "not json"), ("template.a", r#"{"prompt": ""}"#)]);
         assert_eq!(prompts.render("a", &terms(&[])).unwrap().system, "Be helpful.");
         assert_eq!(prompts.bad().count(), 1);
+    }
+
+    /// Each standard prompt with terms as its callers send them, as the engine that templates were written for renders it.
+    #[test]
+    fn every_standard_prompt_renders_as_it_did_before() {
+        let standard = sluice_schema::standard::config().iter().filter(|value| value.config_type == PROMPT);
+        let records: Vec<(&str, &str)> =
+            standard.map(|value| (value.key.as_ref(), value.value.as_ref())).collect();
+        let prompts = Prompts::load(&records);
+        let rendered: BTreeMap<String, (serde_json::Map<String, serde_json::Value>, String)> =
+            serde_json::from_str(include_str!("rendered.json")).unwrap();
+        let ids = records.iter().filter_map(|(key, _)| key.strip_prefix(TEMPLATE_PREFIX));
+        assert_eq!(
+            ids.collect::<std::collections::BTreeSet<_>>(),
+            rendered.keys().map(String::as_str).collect()
+        );
+        for (id, (variables, expected)) in &rendered {
+            let terms = variables.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();
+            assert_eq!(&prompts.render(id, &terms).unwrap().prompt, expected, "{id}");
+        }
     }
 
     #[test]

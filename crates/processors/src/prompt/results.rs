@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::repair;
 use crate::json_schema;
 
 /// The form of a prompt's result.
@@ -25,8 +26,8 @@ pub(crate) fn result(
         }
         ResponseType::Text => Ok((text, String::new())),
         ResponseType::Json => {
-            let value: Value = serde_json::from_str(fenced(&text).unwrap_or(&text).trim())
-                .map_err(|e| format!("JSON parse fail: {e}"))?;
+            let value = repair::value(&text).map_err(|e| format!("JSON parse fail: {e}"))?;
+            let value = unwrapped(schema, value);
             if let Some(schema) = schema {
                 json_schema::check(schema, &value)
                     .map_err(|wrong| format!("Schema validation fail: {wrong}"))?;
@@ -35,19 +36,35 @@ pub(crate) fn result(
         }
         ResponseType::JsonLines => {
             let fits = |value: &Value| schema.is_none_or(|schema| json_schema::check(schema, value).is_ok());
-            let lines = fenced(&text).unwrap_or(&text).lines();
-            let values: Vec<Value> =
-                lines.filter_map(|line| serde_json::from_str(line.trim()).ok()).filter(fits).collect();
-            Ok((String::new(), Value::Array(values).to_string()))
+            Ok((String::new(), Value::Array(repair::values(&text, fits)).to_string()))
         }
     }
 }
 
-/// What stands in the first code fence, if there is one.
-fn fenced(text: &str) -> Option<&str> {
-    let (_, after) = text.split_once("```")?;
-    let (_, body) = after.split_once('\n')?;
-    Some(body.split_once("```").map_or(body, |(inside, _)| inside))
+/// The member that holds a list for providers that want an object at the root.
+const ITEMS: &str = "items";
+
+/// A schema that a provider can enforce: an object is itself, a list is the one member of an object.
+pub(crate) fn enforceable(schema: &Value) -> Option<serde_json::Map<String, Value>> {
+    if json_schema::is_strict(schema) {
+        return schema.as_object().cloned();
+    }
+    let wrapped = serde_json::json!({
+        "type": "object", "properties": {ITEMS: schema}, "required": [ITEMS], "additionalProperties": false,
+    });
+    let is_list = schema.get("type").and_then(Value::as_str) == Some("array");
+    wrapped.as_object().filter(|_| is_list && json_schema::is_strict(&wrapped)).cloned()
+}
+
+/// The list in an object that was made for the provider, if the schema wants a list.
+fn unwrapped(schema: Option<&Value>, value: Value) -> Value {
+    let wants_list = schema.and_then(|schema| schema.get("type")).and_then(Value::as_str) == Some("array");
+    match value {
+        Value::Object(mut members) if wants_list && members.len() == 1 && members.contains_key(ITEMS) => {
+            members.remove(ITEMS).unwrap_or_default()
+        }
+        value => value,
+    }
 }
 
 #[cfg(test)]
@@ -78,6 +95,17 @@ mod tests {
         check(ResponseType::Json, schema, "Sure:\n```json\n{\"a\": 1}\n```\n", Ok(("", "{\"a\":1}")));
         check(ResponseType::Json, schema, "{\"b\": 1}", Err("Schema validation fail: $: 'a' is missing"));
         check(ResponseType::Json, schema, "I cannot", Err("JSON parse fail"));
+    }
+
+    #[test]
+    fn a_list_is_asked_for_in_an_object_and_taken_out_of_it() {
+        let schema = json!({"type": "array", "items": {"type": "string"}});
+        let asked = enforceable(&schema).unwrap();
+        assert_eq!(asked["properties"]["items"], schema);
+        check(ResponseType::Json, Some(&schema), "{\"items\": [\"a\"]}", Ok(("", "[\"a\"]")));
+        check(ResponseType::Json, Some(&schema), "[\"a\"]", Ok(("", "[\"a\"]")));
+        assert_eq!(enforceable(&json!({"type": "array", "items": {"type": "string"}, "minItems": 0})), None);
+        assert_eq!(enforceable(&json!({"type": "object"})), None);
     }
 
     #[test]
