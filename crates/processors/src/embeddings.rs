@@ -1,5 +1,10 @@
-//! Turns texts into vectors, and chunks into stored ones: the embeddings service (hashed words, no model needed) and the
-//! stage that asks it for every chunk.
+//! Turns texts into vectors, and chunks into stored ones: the embeddings service, with hashed words, a provider or a model
+//! run here, and the stage that asks it for every chunk.
+
+mod embedder;
+mod local;
+mod ollama;
+mod openai;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +16,29 @@ use sluice_schema::message::{
 };
 use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress, Responder};
 
-use crate::hashing;
+pub use self::embedder::{Embedder, EmbedderConfig};
+pub use self::local::LocalConfig;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// Numbers are sent with this many steps between 0 and 1: enough for a cosine, short as text.
-const STEPS: f64 = 1e6;
 
-/// The embeddings service of one flow. Its vectors are made of hashed words and character sequences; the flow's `model`
-/// parameter names models that other embedders have, and is not used here.
-pub struct Embeddings;
+/// The embeddings service of one flow. Where vectors come from is a setting of the program.
+pub struct Embeddings {
+    embedder: Embedder,
+    model: Option<String>,
+    calls_max: usize,
+}
 
 impl Processor for Embeddings {
     const NAME: &'static str = "embeddings";
 
-    fn bind(_ports: &mut Ports) -> Result<Self, BindError> {
-        Ok(Self)
+    fn bind(ports: &mut Ports) -> Result<Self, BindError> {
+        let embedder: Embedder = ports.resource()?;
+        let calls_max = ports.setting("concurrency", embedder.calls_max().unwrap_or(Self::CONCURRENCY))?;
+        Ok(Self { embedder, model: ports.text("model"), calls_max })
+    }
+
+    fn concurrency(&self) -> usize {
+        self.calls_max
     }
 
     fn inputs(on: &mut Inputs<Self>) {
@@ -39,19 +52,16 @@ impl Embeddings {
         request: EmbeddingsRequest,
         _answer: Responder<exchange::Embeddings>,
     ) -> Result<EmbeddingsResponse, Error> {
-        let embed = move || request.texts.iter().map(|text| rounded(hashing::embed(text))).collect();
-        let vectors = tokio::task::spawn_blocking(embed)
-            .await
-            .map_err(|e| Error::new("embeddings-error", e.to_string()))?;
+        let embedded = self.embedder.embed(self.model.as_deref(), request.texts).await;
+        let vectors = embedded.map_err(|error| {
+            let kind = match error.kind() {
+                "llm-error" => "embeddings-error",
+                kind => kind,
+            };
+            Error::new(kind, error.to_string())
+        })?;
         Ok(EmbeddingsResponse { error: None, vectors })
     }
-}
-
-fn rounded(mut vector: Vec<f64>) -> Vec<f64> {
-    for x in &mut vector {
-        *x = (*x * STEPS).round() / STEPS;
-    }
-    vector
 }
 
 /// The stage that gives each chunk its vector.
@@ -63,6 +73,7 @@ pub struct DocumentEmbedder {
 
 impl Processor for DocumentEmbedder {
     const NAME: &'static str = "document-embeddings";
+    const CONCURRENCY: usize = 32;
     const STAGE: Option<&'static str> = Some("embeddings");
 
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {

@@ -34,6 +34,7 @@ pub mod passage;
 pub mod pieces;
 pub mod prompt;
 mod provenance;
+pub mod provider;
 pub mod reranker;
 pub mod retrieval;
 mod template;
@@ -43,7 +44,9 @@ mod trace;
 pub mod triples;
 
 pub use completion::{Model, ModelConfig, ModelError, Secret};
+pub use embeddings::{Embedder, EmbedderConfig, LocalConfig};
 pub use metering::Meters;
+pub use provider::Dialect;
 
 /// Processors that keep what they are given, each with those that read it: they share one store, so they run in one
 /// process.
@@ -74,9 +77,11 @@ pub fn roster() -> Roster {
 }
 
 /// Everything that the processors of [`roster`] borrow from their program. Those of [`STORES`] cannot run without stores.
+/// Texts are embedded by hashing; a program with another [`Embedder`] adds that.
 #[must_use]
 pub fn resources(stores: Option<Stores>, model: Model, metrics: &Metrics) -> Resources {
-    let resources = Resources::new().with(model).with(Meters::registered(metrics));
+    let own = Resources::new().with(model).with(Embedder::default());
+    let resources = own.with(Meters::registered(metrics));
     match stores {
         Some(stores) => resources.with(stores),
         None => resources,

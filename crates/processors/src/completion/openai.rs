@@ -1,32 +1,17 @@
-//! Services that speak the OpenAI dialect: `/chat/completions` and `/models`, not streamed.
+//! The OpenAI dialect: `chat/completions` and `models`, as OpenAI and the many services that copy it understand them.
 
-use std::time::Duration;
-
-use reqwest::{RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sluice_schema::message::TextCompletionRequest;
-use sluice_sdk::Backoff;
+use sluice_schema::message::ModelInfo;
 
-use super::{Completion, ModelConfig, ModelError};
+use super::{Ask, Dialect, Odd, Part, told};
+use crate::provider::{Framing, Question};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
-/// Longest pause that a service may ask for; one that wants more is answered as an error.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// Bytes of an answer at most.
-const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Characters of a refusal that are passed on.
-const REASON_CHARS_MAX: usize = 300;
-
-pub(crate) struct OpenAi {
-    http: reqwest::Client,
-    base: Url,
-    config: ModelConfig,
-}
+pub(super) struct OpenAi;
 
 #[derive(Deserialize)]
-struct ChatCompletion {
+struct Answer {
+    #[serde(default)]
     choices: Vec<Choice>,
     #[serde(default)]
     usage: Option<Usage>,
@@ -36,12 +21,20 @@ struct ChatCompletion {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: ChatMessage,
+    /// A part carries its text here, a whole answer in `message`.
+    #[serde(default, alias = "delta")]
+    message: Option<Message>,
+    #[serde(default)]
+    finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct ChatMessage {
-    content: Option<String>,
+struct Message {
+    /// A text, or a list of which some members have one.
+    #[serde(default)]
+    content: Value,
+    #[serde(default)]
+    refusal: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -53,177 +46,188 @@ struct Usage {
 }
 
 #[derive(Deserialize)]
-struct ModelList {
-    data: Vec<ListedModel>,
+struct List {
+    data: Vec<Listed>,
 }
 
 #[derive(Deserialize)]
-struct ListedModel {
+struct Listed {
     id: String,
+    #[serde(default)]
+    owned_by: Option<String>,
+    #[serde(default)]
+    created: Option<i64>,
 }
 
-/// How one try ended.
-enum Tried {
-    Answered(String),
-    /// Worth another try, after the pause that the service asked for.
-    Again(ModelError, Option<Duration>),
-    Failed(ModelError),
-}
+impl Dialect for OpenAi {
+    fn framing(&self) -> Framing {
+        Framing::Events
+    }
 
-impl OpenAi {
-    pub(crate) fn new(config: ModelConfig) -> Result<Self, ModelError> {
-        let bad = |reason: String| ModelError::BadUrl { url: config.base_url.clone(), reason };
-        let base = Url::parse(&format!("{}/", config.base_url.trim_end_matches('/')))
-            .map_err(|e| bad(e.to_string()))?;
-        if !matches!(base.scheme(), "http" | "https") {
-            return Err(bad("it begins with neither http:// nor https://".to_owned()));
+    fn question(&self, ask: &Ask<'_>) -> Question {
+        let mut body = json!({"model": ask.model, "messages": [{"role": "user", "content": ask.joined()}]});
+        if let Some(temperature) = ask.temperature {
+            body["temperature"] = json!(temperature);
         }
-        // Somebody else in the process may have installed one already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(config.answer_timeout)
-            .build();
-        let http = http.map_err(|e| ModelError::NoClient(reasons(&e)))?;
-        Ok(Self { http, base, config })
-    }
-
-    pub(crate) async fn complete(
-        &self,
-        flow_model: Option<&str>,
-        temperature: Option<f64>,
-        request: &TextCompletionRequest,
-    ) -> Result<Completion, ModelError> {
-        let model = self.config.model.as_deref().or(flow_model).ok_or(ModelError::NoModel)?;
-        let body = chat_request(model, temperature, request);
-        let text = self.ask(|| self.http.post(self.url("chat/completions")).json(&body)).await?;
-        let completion: ChatCompletion =
-            serde_json::from_str(&text).map_err(|e| self.garbage(&e.to_string()))?;
-        let choice =
-            completion.choices.into_iter().next().ok_or_else(|| self.garbage("it has no choices"))?;
-        Ok(Completion {
-            text: choice.message.content.unwrap_or_default(),
-            in_token: completion.usage.as_ref().and_then(|usage| usage.prompt_tokens),
-            out_token: completion.usage.as_ref().and_then(|usage| usage.completion_tokens),
-            model: completion.model.unwrap_or_else(|| model.to_owned()),
-        })
-    }
-
-    pub(crate) async fn models(&self) -> Result<Vec<String>, ModelError> {
-        let text = self.ask(|| self.http.get(self.url("models"))).await?;
-        let list: ModelList = serde_json::from_str(&text).map_err(|e| self.garbage(&e.to_string()))?;
-        Ok(list.data.into_iter().map(|model| model.id).collect())
-    }
-
-    /// Asks until there is an answer, a final refusal, or no try left.
-    async fn ask(&self, request: impl Fn() -> RequestBuilder) -> Result<String, ModelError> {
-        let backoff = Backoff { min: self.config.retry_pause, max: RETRY_PAUSE_MAX };
-        let mut attempt = 0;
-        loop {
-            let (error, asked_pause) = match self.attempt(request()).await {
-                Tried::Answered(text) => return Ok(text),
-                Tried::Failed(error) => return Err(error),
-                Tried::Again(error, asked_pause) => (error, asked_pause),
-            };
-            attempt += 1;
-            if attempt >= self.config.attempts_max || asked_pause.is_some_and(|pause| pause > RETRY_AFTER_MAX)
-            {
-                return Err(error);
-            }
-            let pause = asked_pause.unwrap_or_else(|| backoff.pause(attempt - 1));
-            tracing::warn!(%error, attempt, ?pause, "a language model is asked again");
-            tokio::time::sleep(pause).await;
+        if let Some(tokens) = ask.max_output_tokens {
+            body["max_tokens"] = json!(tokens);
         }
+        if let Some(schema) = ask.schema() {
+            let schema = json!({"name": "response", "strict": true, "schema": schema});
+            body["response_format"] = json!({"type": "json_schema", "json_schema": schema});
+        }
+        if ask.in_parts {
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        Question { path: "chat/completions", body: Some(body) }
     }
 
-    async fn attempt(&self, request: RequestBuilder) -> Tried {
-        let request = match &self.config.api_key {
-            Some(key) => request.bearer_auth(key.reveal()),
-            None => request,
+    fn whole(&self, body: &str) -> Result<Part, Odd> {
+        let part = read(body)?;
+        if part.text.is_none() {
+            return Err(Odd::Form("it has no choice with a message".to_owned()));
+        }
+        Ok(Part { is_complete: true, is_last: true, ..part.into() })
+    }
+
+    fn part(&self, frame: &str) -> Result<Part, Odd> {
+        if frame.trim() == "[DONE]" {
+            return Ok(Part { is_complete: true, is_last: true, ..Part::default() });
+        }
+        read(frame).map(Part::from)
+    }
+
+    fn list(&self) -> &'static str {
+        "models"
+    }
+
+    fn listed(&self, body: &str) -> Result<Vec<ModelInfo>, Odd> {
+        let list: List = serde_json::from_str(body)?;
+        let info = |listed: Listed| ModelInfo {
+            id: listed.id,
+            owned_by: listed.owned_by,
+            created: listed.created,
+            ..Default::default()
         };
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) => return self.not_answered(&error),
-        };
-        let (status, pause) = (answer.status(), retry_after(&answer));
-        let text = match self.read(answer).await {
-            Ok(text) => text,
-            Err(tried) => return tried,
-        };
-        if status.is_success() {
-            return Tried::Answered(text);
-        }
-        let reason = text.chars().take(REASON_CHARS_MAX).collect();
-        let error = ModelError::Status { url: self.config.base_url.clone(), status: status.as_u16(), reason };
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            Tried::Again(error, pause)
-        } else {
-            Tried::Failed(error)
-        }
-    }
-
-    async fn read(&self, mut answer: reqwest::Response) -> Result<String, Tried> {
-        let mut body = Vec::new();
-        while let Some(bytes) = answer.chunk().await.map_err(|e| self.not_answered(&e))? {
-            body.extend_from_slice(&bytes);
-            if body.len() > BODY_BYTES_MAX {
-                return Err(Tried::Failed(
-                    self.garbage(&format!("it is longer than {BODY_BYTES_MAX} bytes")),
-                ));
-            }
-        }
-        String::from_utf8(body).map_err(|_| Tried::Failed(self.garbage("it is not UTF-8")))
-    }
-
-    fn not_answered(&self, error: &reqwest::Error) -> Tried {
-        let url = self.config.base_url.clone();
-        if error.is_timeout() && !error.is_connect() {
-            Tried::Failed(ModelError::TimedOut { url, timeout_ms: self.config.answer_timeout.as_millis() })
-        } else {
-            Tried::Again(ModelError::Unreachable { url, reason: reasons(error) }, None)
-        }
-    }
-
-    fn garbage(&self, reason: &str) -> ModelError {
-        ModelError::Garbage { url: self.config.base_url.clone(), reason: reason.to_owned() }
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base)
+        Ok(list.data.into_iter().map(info).collect())
     }
 }
 
-fn chat_request(model: &str, temperature: Option<f64>, request: &TextCompletionRequest) -> Value {
-    let prompt = match request.system.as_str() {
-        "" => request.prompt.clone(),
-        system => format!("{system}\n\n{}", request.prompt),
-    };
-    let mut body = json!({"model": model, "messages": [{"role": "user", "content": prompt}]});
-    if let Some(temperature) = temperature {
-        body["temperature"] = json!(temperature);
-    }
-    if let (Some("json"), Some(schema)) = (request.response_format.as_deref(), &request.schema) {
-        let schema = json!({"name": "response", "strict": true, "schema": schema});
-        body["response_format"] = json!({"type": "json_schema", "json_schema": schema});
-    }
-    body
+/// An answer's first choice; its text is `None` where it has none at all.
+struct First {
+    text: Option<String>,
+    finished: bool,
+    usage: Option<Usage>,
+    model: Option<String>,
 }
 
-fn retry_after(answer: &reqwest::Response) -> Option<Duration> {
-    let seconds = answer.headers().get("retry-after")?.to_str().ok()?.trim().parse::<f64>().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+impl From<First> for Part {
+    fn from(first: First) -> Self {
+        Self {
+            text: first.text.unwrap_or_default(),
+            in_token: first.usage.as_ref().and_then(|usage| usage.prompt_tokens),
+            out_token: first.usage.as_ref().and_then(|usage| usage.completion_tokens),
+            model: first.model.filter(|model| !model.is_empty()),
+            is_complete: first.finished,
+            is_last: false,
+        }
+    }
 }
 
-/// An error with its causes, since the first one seldom says what happened.
-fn reasons(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+fn read(text: &str) -> Result<First, Odd> {
+    let value: Value = serde_json::from_str(text)?;
+    if let Some(failure) = told(&value) {
+        return Err(failure);
     }
-    text
+    let answer: Answer = serde_json::from_value(value)?;
+    let choice = answer.choices.into_iter().next();
+    let finished = choice.as_ref().is_some_and(|choice| choice.finish_reason.is_some());
+    let text = choice.and_then(|choice| choice.message).map(|message| {
+        let text = content(&message.content);
+        if text.is_empty() { message.refusal.unwrap_or_default() } else { text }
+    });
+    Ok(First { text, finished, usage: answer.usage, model: answer.model })
+}
+
+fn content(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => String::new(),
+    }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use sluice_schema::message::TextCompletionRequest;
+
+    use super::*;
+
+    #[test]
+    fn system_and_prompt_are_one_message_and_settings_are_sent_where_there_are_any() {
+        let request = TextCompletionRequest {
+            system: "Be brief.".to_owned(),
+            prompt: "Name a planet.".to_owned(),
+            ..Default::default()
+        };
+        let mut ask = Ask {
+            model: "m",
+            temperature: None,
+            max_output_tokens: None,
+            in_parts: false,
+            request: &request,
+        };
+        let message = json!([{"role": "user", "content": "Be brief.\n\nName a planet."}]);
+        assert_eq!(OpenAi.question(&ask).body.unwrap(), json!({"model": "m", "messages": message}));
+        let wanted = TextCompletionRequest {
+            response_format: Some("json".to_owned()),
+            schema: json!({"type": "object"}).as_object().cloned(),
+            ..request.clone()
+        };
+        ask = Ask {
+            temperature: Some(0.5),
+            max_output_tokens: Some(9),
+            in_parts: true,
+            request: &wanted,
+            ..ask
+        };
+        let body = OpenAi.question(&ask).body.unwrap();
+        assert_eq!((&body["temperature"], &body["max_tokens"]), (&json!(0.5), &json!(9)));
+        assert_eq!(body["response_format"]["json_schema"]["strict"], json!(true));
+        assert_eq!((&body["stream"], &body["stream_options"]["include_usage"]), (&json!(true), &json!(true)));
+    }
+
+    #[test]
+    fn parts_carry_text_and_the_last_ones_the_count_and_the_end() {
+        let text = OpenAi
+            .part(r#"{"choices": [{"delta": {"content": "Ma"}, "finish_reason": null}], "model": "m1"}"#);
+        assert_eq!(text, Ok(Part { text: "Ma".to_owned(), model: Some("m1".to_owned()), ..Part::default() }));
+        let stop = OpenAi.part(r#"{"choices": [{"delta": {}, "finish_reason": "stop"}]}"#).unwrap();
+        assert!(stop.is_complete && !stop.is_last);
+        let usage = OpenAi
+            .part(r#"{"choices": [], "usage": {"prompt_tokens": 21, "completion_tokens": 3}}"#)
+            .unwrap();
+        assert_eq!((usage.in_token, usage.out_token), (Some(21), Some(3)));
+        assert!(OpenAi.part("[DONE]").unwrap().is_last);
+        let told = OpenAi.part(r#"{"error": {"type": "server_error", "message": "overheated"}}"#);
+        assert_eq!(told, Err(Odd::Told { kind: "server_error".to_owned(), reason: "overheated".to_owned() }));
+    }
+
+    #[test]
+    fn a_whole_answer_may_be_a_list_of_texts_or_a_refusal() {
+        let whole = |message: &str| {
+            OpenAi.whole(&format!(r#"{{"choices": [{{"message": {message}}}]}}"#)).unwrap().text
+        };
+        assert_eq!(
+            whole(r#"{"content": [{"type": "thinking"}, {"type": "text", "text": "Mars."}]}"#),
+            "Mars."
+        );
+        assert_eq!(whole(r#"{"content": null, "refusal": "No."}"#), "No.");
+        for odd in ["<html>", "{}", r#"{"choices": []}"#, r#"{"choices": [{"text": "old"}]}"#] {
+            assert!(matches!(OpenAi.whole(odd), Err(Odd::Form(_))), "{odd}");
+        }
+    }
+}
