@@ -2,20 +2,23 @@
 //! an ended run came back, and what is there that nobody has on record.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use sluice_bus::{ErrorKind, Seen};
-use sluice_schema::{Topic, system};
+use sluice_schema::{Topic, record, system};
 use sluice_sdk::Apply;
 use tokio::time::Instant;
 
 use crate::act::Error;
 use crate::blueprint::{OwnedTopic, Topology};
-use crate::memory::{FlowKey, Named, RUNS, Records, own_key, own_value, unchanged};
+use crate::memory::{FlowKey, Named, RUNS, Records, expect, own_key, own_value, scoped_key, unchanged};
 use crate::plan::{self, Next, Sight};
 use crate::reconcile::Rounds;
 
 /// Audits in which nothing of an ended run may reappear before its names are forgotten.
-const CLEAN_AUDITS: u32 = 2;
+const CLEAN_AUDITS: u32 = 10;
+/// How long readers of an ended run have to leave once they were told again; 2.11 takes well under a second.
+const RECALL_PAUSE: Duration = Duration::from_secs(2);
 /// Names that nobody has on record and that were told; beyond that none are told.
 const STRANGERS_TOLD_MAX: usize = 1_000;
 
@@ -24,6 +27,8 @@ const STRANGERS_TOLD_MAX: usize = 1_000;
 pub(crate) struct Audit {
     /// Audits in a row that found nothing of an ended run.
     clean: BTreeMap<FlowKey, u32>,
+    /// Ended runs whose readers were told again since anything of them was last found gone.
+    recalled: BTreeSet<FlowKey>,
     strangers: BTreeSet<Topic>,
 }
 
@@ -85,16 +90,15 @@ impl Rounds {
             }
         };
         for (key, recorded, row, topics) in &ended {
-            let is_back = |topic: &&OwnedTopic| seen.get(&topic.topic).is_some_and(|s| s.exists);
+            let is_back = |topic: &&OwnedTopic| seen.get(&topic.topic).is_some_and(plan::is_there);
             let back: Vec<_> = topics.iter().filter(is_back).cloned().collect();
-            let clean = self.audit.clean.entry((*key).clone()).or_default();
             if !back.is_empty() {
-                *clean = 0;
-                let names: Vec<_> = back.iter().map(|topic| topic.topic.to_string()).collect();
-                tracing::warn!(flow = %key, topics = names.join(", "), "topics of an ended run came back and are removed");
-                self.hands.remove(&back).await?;
+                self.audit.clean.remove(*key);
+                self.evict(key, &back, records, seen).await;
                 continue;
             }
+            self.audit.recalled.remove(*key);
+            let clean = self.audit.clean.entry((*key).clone()).or_default();
             *clean += 1;
             if *clean < CLEAN_AUDITS {
                 continue;
@@ -114,6 +118,31 @@ impl Rounds {
         Ok(())
     }
 
+    /// Removes what came back of an ended run. Who reads it again has missed that the run is over, and would make again what
+    /// is removed: it is told once more first, and has until the next audit, which comes soon.
+    async fn evict(&mut self, key: &FlowKey, back: &[OwnedTopic], records: &Records, seen: &Sight) {
+        let names: Vec<_> = back.iter().map(|topic| topic.topic.to_string()).collect();
+        let topics = names.join(", ");
+        let all = back.iter().filter_map(|topic| seen.get(&topic.topic)).flat_map(|seen| &seen.subscriptions);
+        let readers: Vec<&str> =
+            all.filter(|s| s.consumers.is_some_and(|count| count > 0)).map(|s| s.name.as_str()).collect();
+        if !readers.is_empty() && self.audit.recalled.insert(key.clone()) {
+            tracing::warn!(flow = %key, topics, readers = readers.join(", "), "topics of an ended run came back with readers, which are told again that it is over");
+            let told = self.hands.apply("recall of readers", recall(&key.workspace, &readers, records)).await;
+            if let Err(error) = told {
+                tracing::warn!(flow = %key, %error, "the readers could not be told");
+            }
+            self.audit_soon(RECALL_PAUSE);
+            return;
+        }
+        tracing::warn!(flow = %key, topics, "topics of an ended run came back and are removed");
+        if let Err(error) = self.hands.remove(back).await
+            && !error.is_over()
+        {
+            tracing::warn!(flow = %key, %error, "what came back of an ended run could not be removed; trying again at the next audit");
+        }
+    }
+
     /// Tells once of each topic that nobody has on record. It is never removed.
     fn tell_strangers(&mut self, records: &Records, listed: Option<&Sight>) {
         let Some(listed) = listed else { return };
@@ -124,6 +153,29 @@ impl Rounds {
             }
         }
     }
+}
+
+/// A write that changes nothing but tells processors to look at their entries again: of each reader the entry that it had,
+/// deleted once more where it is not there.
+fn recall(workspace: &str, readers: &[&str], records: &Records) -> Apply {
+    let mut write = Apply::default();
+    let mark = format!("--{workspace}--");
+    let entries: BTreeSet<(&str, &str)> = readers
+        .iter()
+        .filter_map(|reader| {
+            let (processor, rest) = reader.split_once(&mark)?;
+            Some((processor, rest.rsplit_once("--")?.0))
+        })
+        .collect();
+    for (processor, variant) in entries {
+        if records.entries.contains_key(&(workspace.into(), processor.into(), variant.into())) {
+            continue;
+        }
+        let at = scoped_key(workspace, &format!("{}{processor}", record::PROCESSOR_PREFIX), variant);
+        write.expect.push(expect(at.clone(), 0));
+        write.deletes.push(at);
+    }
+    write
 }
 
 /// The topics of the last ended run of a flow that neither its present run nor anybody else names.
@@ -156,7 +208,10 @@ pub(crate) fn strangers<'a>(seen: impl Iterator<Item = &'a Seen>, records: &Reco
     named.extend(entries.flat_map(|entry| entry.topics.values()).map(String::as_str));
     seen.filter(|seen| {
         let topic = &seen.topic;
-        seen.exists && topic.space() == "tg" && !system::is_system(topic) && !named.contains(topic.as_str())
+        plan::is_there(seen)
+            && topic.space() == "tg"
+            && !system::is_system(topic)
+            && !named.contains(topic.as_str())
     })
     .collect()
 }

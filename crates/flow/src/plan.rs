@@ -181,7 +181,7 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     if !full.is_empty() && !discard {
         return Next::Do(vec![Step::Park(full)]);
     }
-    let there: Vec<_> = topics.into_iter().filter(|t| seen.get(&t.topic).is_none_or(|s| s.exists)).collect();
+    let there: Vec<_> = topics.into_iter().filter(|t| seen.get(&t.topic).is_none_or(is_there)).collect();
     if !there.is_empty() {
         return Next::Do(vec![Step::Remove(there)]);
     }
@@ -200,9 +200,14 @@ fn subscriptions<'a>(
     topic: &OwnedTopic,
     seen: &'a Sight,
 ) -> impl Iterator<Item = (&'a Topic, &'a SeenSubscription)> + use<'a> {
-    let seen = seen.get(&topic.topic).filter(|seen| seen.exists);
+    let seen = seen.get(&topic.topic);
     seen.into_iter()
         .flat_map(|seen| seen.subscriptions.iter().filter(|s| s.exists).map(move |s| (&seen.topic, s)))
+}
+
+/// Whether anything of a topic is there: a reader may have made its queue again after the topic was removed.
+pub(crate) fn is_there(seen: &Seen) -> bool {
+    seen.exists || seen.subscriptions.iter().any(|s| s.exists)
 }
 
 pub(crate) fn left(topic: &Topic, seen: &SeenSubscription) -> QueueLeft {
@@ -565,6 +570,33 @@ mod tests {
         let mut case = Case::new(Want::Gone).without_entries();
         case.see(ASKED, "b", 0, Some(0), Some(2));
         assert_eq!(case.next(), Next::Held(vec![format!("{ASKED} / b")]));
+    }
+
+    #[test]
+    fn a_queue_that_its_reader_made_again_without_its_topic_is_held_and_then_removed() {
+        let mut case = Case::new(Want::Gone).without_entries();
+        case.gone(ASKED);
+        case.see(INPUT, "a", 0, Some(0), Some(1));
+        case.seen.get_mut(&topic(INPUT)).unwrap().exists = false;
+        assert_eq!(case.next(), Next::Held(vec![format!("{INPUT} / a")]));
+        case.see(INPUT, "a", 0, Some(0), Some(0));
+        case.seen.get_mut(&topic(INPUT)).unwrap().exists = false;
+        assert_eq!(case.steps(), [format!("remove {INPUT}")]);
+    }
+
+    #[test]
+    fn only_what_the_next_plan_depends_on_is_looked_at() {
+        let needed = |case: &Case| {
+            let topics = needed(&key("f1"), &case.wish, &case.records);
+            topics.map(|topic| topic.topic.to_string()).collect::<Vec<_>>()
+        };
+        let mut case = Case::new(Want::Running);
+        assert_eq!(needed(&case), [INPUT, ASKED]);
+        case.records.flows.clear();
+        assert!(needed(&case).is_empty(), "what was never opened is made anyway");
+        let case = Case::new(Want::Gone);
+        assert_eq!(needed(&case), [INPUT], "requests are not drained");
+        assert_eq!(needed(&case.without_entries()), [INPUT, ASKED]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sluice_bus::{BoxFuture, Broker, BrokerAdmin, Seen, TopicSpec};
 use sluice_schema::{Topic, record};
-use sluice_sdk::{ConfigClient, ConfigError, Tasks};
+use sluice_sdk::{Apply, ConfigClient, ConfigError, Tasks};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use crate::act::{Error, Hands, Job, Parked};
 use crate::blueprint::OwnedTopic;
 use crate::board::{Board, Phase, QueueVerdict, Report};
 use crate::lead::Lead;
-use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish};
+use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish, scoped_key, scoped_value, unchanged};
 use crate::mirror::Mirror;
 use crate::plan::{self, Next, QueueLeft, Sight, Step};
 use crate::tended::{RETRY, Tended, verdicts};
@@ -140,6 +140,7 @@ impl Reconciler {
             let Some(admin) = self.lead.tend().await else {
                 if self.rounds.take().is_some() {
                     self.shared.board.forget();
+                    self.call_out().await;
                 }
                 return Ok(Instant::now() + self.lead.pause());
             };
@@ -150,6 +151,23 @@ impl Reconciler {
             });
             rounds.round().await
         })
+    }
+}
+
+impl Reconciler {
+    /// What was decided here quietly, because this service seemed to lead, is told to the one that does.
+    async fn call_out(&self) {
+        let records = self.shared.mirror.refresh().await;
+        let Ok(Some(ledger)) = records.as_ref().map(|records| records.ledger.as_ref()) else { return };
+        let Ok(last) = &ledger.value else { return };
+        let write = Apply {
+            expect: vec![unchanged(scoped_key(record::FLOWS, LEDGER, ONLY), Some(ledger))],
+            puts: vec![scoped_value(record::FLOWS, LEDGER, ONLY, last)],
+            ..Apply::default()
+        };
+        if let Err(error) = self.config.apply(write).await {
+            tracing::debug!(%error, "others were not told of the last decisions; they look by themselves in a while");
+        }
     }
 }
 
@@ -446,6 +464,11 @@ impl Rounds {
             tracing::debug!(flow = %key, %error, "a report was not written");
         }
         self.shared.board.set(key, report);
+    }
+
+    /// Lets the next audit come no later than this.
+    pub(crate) fn audit_soon(&mut self, pause: Duration) {
+        self.next_audit = self.next_audit.min(Instant::now() + pause);
     }
 
     fn begin_audit(&mut self) {

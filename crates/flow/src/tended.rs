@@ -130,7 +130,7 @@ fn flow_queues<'a>(
 ) -> impl Iterator<Item = (&'a Seen, &'a sluice_bus::SeenSubscription)> {
     let topics = wish.topology.topics.iter().filter(|topic| topic.topic.class() == Class::Flow);
     topics
-        .filter_map(|topic| seen.get(&topic.topic).filter(|seen| seen.exists))
+        .filter_map(|topic| seen.get(&topic.topic))
         .flat_map(|seen| seen.subscriptions.iter().filter(|s| s.exists).map(move |s| (seen, s)))
 }
 

@@ -2,9 +2,12 @@
 //! or after. Whatever happens, the flow ends up fully there or fully gone, and the id can be used again.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::common::{World, status};
+use sluice_bus::{BrokerAdmin, TopicSpec};
+
+use crate::common::{World, ok, status, topic};
 use crate::faulty::Fault;
 
 /// One life: started, given work that nobody does, stopped.
@@ -61,12 +64,17 @@ async fn a_flow_survives_a_fault_at_every_step() {
         assert!(effects.iter().any(|effect| effect.starts_with(must)), "no '{must}' in {effects:#?}");
     }
     drop(recording);
+    // What only a successor does.
+    let takeover = ["hold flow #1", "config apply quietly put(flow-leader) delete() #1"].map(str::to_owned);
     let mut covered = 0;
-    for effect in &effects {
-        for fault in Fault::ALL {
+    for effect in effects.iter().chain(&takeover) {
+        for fault in Fault::of(effect) {
             let context = format!("{fault:?} at {effect}");
             let world = World::with_blueprint().await;
             world.faults.arm(effect, fault);
+            if takeover.contains(effect) {
+                world.crash().await;
+            }
             let lives = async {
                 live(&world, &context).await;
                 assert_eq!(world.faults.fired(), 1, "{context}: was never reached");
@@ -77,9 +85,35 @@ async fn a_flow_survives_a_fault_at_every_step() {
             covered += 1;
         }
     }
-    let all = effects.len() * Fault::ALL.len();
-    println!("covered {covered} of {all}: {} effects, {} faults each", effects.len(), Fault::ALL.len());
+    let all = effects.iter().chain(&takeover).map(|effect| Fault::of(effect).len()).sum::<usize>();
+    println!("covered {covered} of {all} faults at {} effects", effects.len() + takeover.len());
     assert_eq!(covered, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_slept_through_its_successor_changes_nothing() {
+    const LOAD: &str = "flow:tg:load:acme:f1";
+    let world = World::with_blueprint().await;
+    let _another = world.another().await;
+    ok(&world.start("f1", "demo").await);
+    world.faults.arm(&format!("remove {LOAD} #1"), Fault::Sleep);
+    let stopping = world.stop("f1");
+    let losing = async {
+        world.faults.asleep.notified().await;
+        world.faults.lose_holds();
+    };
+    let (stopped, ()) = tokio::join!(stopping, losing);
+    ok(&stopped);
+    world.assert_nothing_left("after the successor's stop").await;
+    // Were its call to get through, this would go.
+    world.broker.ensure(&TopicSpec::bare(topic(LOAD))).await.unwrap();
+    let before = world.topic_names().await;
+    world.faults.wake();
+    let came_late = || async { world.faults.late_calls.load(Ordering::SeqCst) > 0 };
+    world.until("the sleeper's call comes too late", came_late).await;
+    assert_eq!(world.topic_names().await, before);
+    ok(&world.start("f1", "demo").await);
+    assert_eq!(status(&world.get("f1").await)["run"], "f1-r2");
 }
 
 /// `FLOW_SEED=7 cargo test -p sluice-flow random` runs one seed again.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use sluice_bus::{
     Address, BoxFuture, Broker, BrokerAdmin, Embedded, Error, Finding, Inbox, Limits, Message, PoisonBound,
@@ -23,11 +23,26 @@ pub(crate) enum Fault {
     CrashBefore,
     /// It is done, and the service dies.
     CrashAfter,
+    /// The hold is lost before; where it is taken, it is refused.
+    LostBefore,
+    /// It is done, and the hold is lost.
+    LostAfter,
+    /// The service sleeps before, as far as its broker can tell, until it is woken.
+    Sleep,
 }
 
 impl Fault {
     pub(crate) const ALL: [Self; 4] =
         [Self::FailBefore, Self::FailAfter, Self::CrashBefore, Self::CrashAfter];
+
+    /// Those that can befall an effect.
+    pub(crate) fn of(effect: &str) -> Vec<Self> {
+        let mut faults = Self::ALL.to_vec();
+        if ["hold ", "ensure ", "remove "].iter().any(|over| effect.starts_with(over)) {
+            faults.extend([Self::LostBefore, Self::LostAfter]);
+        }
+        faults
+    }
 }
 
 /// Shared by the ends of all instances of the service.
@@ -40,6 +55,11 @@ pub(crate) struct Faults {
     pub(crate) are_letters_held: watch::Sender<bool>,
     /// Publishes of dead letters that wait.
     pub(crate) letters_held: AtomicUsize,
+    /// Told when a service has fallen asleep.
+    pub(crate) asleep: Notify,
+    /// Calls that came too late, after the hold was lost.
+    pub(crate) late_calls: AtomicUsize,
+    holds: Mutex<Vec<Weak<Held>>>,
 }
 
 #[derive(Default)]
@@ -54,14 +74,17 @@ struct State {
 }
 
 impl State {
-    fn random_fault(&mut self) -> Option<Fault> {
+    fn random_fault(&mut self, what: &str) -> Option<Fault> {
         // xorshift64*; zero stays zero.
         let x = &mut self.random;
         *x ^= *x >> 12;
         *x ^= *x << 25;
         *x ^= *x >> 27;
         let drawn = x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
-        (*x != 0 && drawn.is_multiple_of(8)).then(|| Fault::ALL[usize::try_from(drawn / 8 % 4).unwrap()])
+        (*x != 0 && drawn.is_multiple_of(8)).then(|| {
+            let faults = Fault::of(what);
+            faults[usize::try_from(drawn / 8).unwrap() % faults.len()]
+        })
     }
 }
 
@@ -111,9 +134,23 @@ impl Faults {
         let effect = format!("{what} #{count}");
         state.seen.push(effect.clone());
         let armed = state.armed.take_if(|(armed, _)| *armed == effect).map(|(_, fault)| fault);
-        let fault = armed.or_else(|| state.random_fault())?;
+        let fault = armed.or_else(|| state.random_fault(what))?;
         state.fired += 1;
         Some(fault)
+    }
+
+    fn holds(&self) -> Vec<Arc<Held>> {
+        self.holds.lock().unwrap().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The broker loses every connection that holds a name.
+    pub(crate) fn lose_holds(&self) {
+        self.holds().iter().for_each(|held| held.lose());
+    }
+
+    /// Whoever fell asleep goes on.
+    pub(crate) fn wake(&self) {
+        self.holds().iter().for_each(|held| _ = held.is_asleep.send_replace(false));
     }
 
     async fn around(
@@ -122,6 +159,20 @@ impl Faults {
         effect: impl Future<Output = Result<(), Error>>,
     ) -> Result<(), Error> {
         match self.at(&what) {
+            Some(Fault::LostBefore) => {
+                self.lose_holds();
+                effect.await
+            }
+            Some(Fault::LostAfter) => {
+                effect.await?;
+                self.lose_holds();
+                Err(Error::OutcomeUnknown { what, reason: "told to lose the connection".to_owned() })
+            }
+            Some(Fault::Sleep) => {
+                self.holds().iter().for_each(|held| _ = held.is_asleep.send_replace(true));
+                self.asleep.notify_one();
+                effect.await
+            }
             None => effect.await,
             Some(Fault::FailBefore) => {
                 Err(Error::Unavailable { reason: format!("told to fail before {what}") })
@@ -145,8 +196,8 @@ impl Faults {
 
 /// Both paths of the service under test.
 #[derive(Clone)]
-pub(crate) struct Faulty<B = Embedded> {
-    pub(crate) inner: B,
+pub(crate) struct Faulty {
+    pub(crate) inner: Embedded,
     pub(crate) faults: Arc<Faults>,
 }
 
@@ -172,7 +223,7 @@ fn effect(to: &Address, message: &Message) -> Option<String> {
     })
 }
 
-impl<B: Broker> Broker for Faulty<B> {
+impl Broker for Faulty {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<(), Error>> {
         match effect(to, &message) {
             None => self.inner.publish(to, message),
@@ -194,7 +245,8 @@ impl<B: Broker> Broker for Faulty<B> {
     }
 }
 
-impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
+/// What the service does without a hold: looking, and its own request topics.
+impl BrokerAdmin for Faulty {
     fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
         self.inner.observe(topics)
     }
@@ -215,8 +267,35 @@ impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
 
     fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>, Error>> {
         Box::pin(async move {
+            let fault = self.faults.at(&format!("hold {name}"));
+            let unavailable = || Error::Unavailable { reason: format!("told to fail at hold {name}") };
+            match fault {
+                Some(Fault::FailBefore) => return Err(unavailable()),
+                Some(Fault::LostBefore) => return Err(Error::Held { name: name.to_owned() }),
+                Some(Fault::CrashBefore) => {
+                    self.faults.dying.notify_one();
+                    return std::future::pending().await;
+                }
+                Some(Fault::FailAfter | Fault::CrashAfter | Fault::LostAfter | Fault::Sleep) | None => {}
+            }
             let inner = self.inner.hold(name).await?;
-            Ok(Arc::new(Faulty { inner, faults: self.faults.clone() }) as Arc<dyn BrokerAdmin>)
+            let held = Arc::new(Held {
+                inner: Mutex::new(Some(inner)),
+                is_asleep: watch::Sender::new(false),
+                faults: self.faults.clone(),
+                name: name.to_owned(),
+            });
+            match fault {
+                Some(Fault::FailAfter) => return Err(unavailable()),
+                Some(Fault::CrashAfter) => {
+                    self.faults.dying.notify_one();
+                    return std::future::pending().await;
+                }
+                Some(Fault::LostAfter) => held.lose(),
+                _ => {}
+            }
+            self.faults.holds.lock().unwrap().push(Arc::downgrade(&held));
+            Ok(held as Arc<dyn BrokerAdmin>)
         })
     }
 
@@ -226,5 +305,62 @@ impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>, Error>> {
         self.inner.examine()
+    }
+}
+
+/// Calls over a hold that can be lost, by a service that can sleep.
+struct Held {
+    inner: Mutex<Option<Arc<dyn BrokerAdmin>>>,
+    is_asleep: watch::Sender<bool>,
+    faults: Arc<Faults>,
+    name: String,
+}
+
+impl Held {
+    fn lose(&self) {
+        self.inner.lock().unwrap().take();
+    }
+
+    async fn under(&self) -> Result<Arc<dyn BrokerAdmin>, Error> {
+        let mut is_asleep = self.is_asleep.subscribe();
+        is_asleep.wait_for(|is_asleep| !is_asleep).await.unwrap();
+        self.inner.lock().unwrap().clone().ok_or_else(|| {
+            self.faults.late_calls.fetch_add(1, Ordering::SeqCst);
+            Error::HoldLost { name: self.name.clone() }
+        })
+    }
+}
+
+impl BrokerAdmin for Held {
+    fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
+        Box::pin(async move { self.under().await?.observe(topics).await })
+    }
+
+    fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
+        let what = format!("ensure {}", topic.topic);
+        let effect = async move { self.under().await?.ensure(topic).await };
+        Box::pin(self.faults.around(what, effect))
+    }
+
+    fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
+        let what = format!("remove {}", topic.topic);
+        let effect = async move { self.under().await?.remove(topic).await };
+        Box::pin(self.faults.around(what, effect))
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
+        Box::pin(async move { self.under().await?.list(prefix).await })
+    }
+
+    fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>, Error>> {
+        Box::pin(async move { self.under().await?.hold(name).await })
+    }
+
+    fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound, Error>> {
+        Box::pin(async move { self.under().await?.bound_poison(to).await })
+    }
+
+    fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>, Error>> {
+        Box::pin(async move { self.under().await?.examine().await })
     }
 }

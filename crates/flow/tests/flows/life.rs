@@ -1,10 +1,11 @@
 //! Flows begin, share, drain and end; what cannot be is refused with its reason.
 
 use serde_json::{Value, json};
-use sluice_bus::{BrokerAdmin, TopicSpec};
-use sluice_schema::message::FlowRequest;
+use sluice_bus::{Broker, BrokerAdmin, Subscription, TopicSpec};
+use sluice_schema::message::{ConfigPush, FlowRequest};
+use sluice_schema::wire;
 
-use crate::common::{World, blueprint, error, error_of, next, ok, status, topic};
+use crate::common::{DEADLINE, World, blueprint, error, error_of, next, ok, status, topic};
 
 fn names(list: &[&str]) -> Vec<String> {
     list.iter().map(|name| (*name).to_owned()).collect()
@@ -28,6 +29,12 @@ async fn a_started_flow_is_wired_recorded_and_gone_after_its_stop() {
     assert_eq!((record["blueprint-name"].as_str(), record.get("status")), (Some("demo"), None));
     assert_eq!(status(&shown)["queues"].as_array().unwrap().len(), 3);
     assert_eq!(world.list().await, ["f1"]);
+    let listed = world.call(FlowRequest { operation: "list-flows".into(), ..Default::default() }).await;
+    let row = &ok(&listed).flows[0];
+    assert_eq!(
+        [&row.id, &row.phase, &row.run, &row.blueprint, &row.description],
+        ["f1", "Running", "f1", "demo", "a test"]
+    );
 
     let stopped = world.stop("f1").await;
     assert_eq!(status(ok(&stopped))["phase"], "Gone");
@@ -368,6 +375,43 @@ async fn what_reappears_under_an_ended_name_is_swept() {
     world
         .until("the topic is swept", || async { world.topic_names().await == ["flow:tg:unknown:acme:f1"] })
         .await;
+    // Also while the next run is up, which shares a section with the ended one.
+    ok(&world.start("f1", "demo").await);
+    let own = world.topic_names().await;
+    world.broker.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
+    world.until("it is swept again", || async { world.topic_names().await == own }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_missed_the_end_of_their_run_are_told_again() {
+    let world =
+        World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    ok(&world.stop("f1").await);
+    let notices = Subscription::Own { topics: vec![topic("notify:tg:config")] };
+    let notices = world.broker.subscribe(&notices).await.unwrap();
+    let told_of = async |kind: &str| loop {
+        let notice = tokio::time::timeout(DEADLINE, notices.next()).await.expect("it is told").unwrap();
+        let told: ConfigPush = wire::decode(&notice.message.body).unwrap();
+        notice.ack();
+        if told.changes.get(kind).is_some_and(|workspaces| workspaces == &["acme"]) {
+            break;
+        }
+    };
+    // Notices keep their order: what comes after this one is no news of the stop.
+    world.put_value("acme", "marker", "after", "{}").await;
+    told_of("marker").await;
+    let late = TopicSpec::with(topic("flow:tg:load:acme:f1"), "first--acme--f1--input");
+    world.broker.ensure(&late).await.unwrap();
+    let (topic, name) = (late.topic.clone(), late.subscriptions[0].clone());
+    let _reader = world.broker.subscribe(&Subscription::Shared { topic, name, prefetch: 1 }).await.unwrap();
+    told_of("processor:first").await;
+    // One that does not listen keeps nothing alive.
+    world.until("the topic is swept", || async { world.topic_names().await.is_empty() }).await;
+    ok(&world.start("f1", "demo").await);
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after the late reader").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,5 +5,6 @@
 
 mod common;
 mod crash;
+mod doctor;
 mod faulty;
 mod life;
