@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sluice-schema", &[]),
     ("sluice-bus", &["sluice-schema"]),
     ("sluice-store", &["sluice-schema"]),
+    ("sluice-documents", &[]),
     ("sluice-brokers", &["sluice-bus", "sluice-schema"]),
     ("sluice-sdk", &["sluice-bus", "sluice-schema"]),
     ("sluice-config", &["sluice-sdk", "sluice-bus", "sluice-store", "sluice-schema"]),
