@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::cli::{Doc, Output};
@@ -25,6 +26,11 @@ const PROGRESS_DOCUMENTS_MAX: usize = 500;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long nothing may move before waiting is given up.
 const STALL_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long nothing must move before the flow's queues are looked at, again after each look.
+const IDLE_INTERVAL: Duration = Duration::from_secs(3);
+/// Looks in a row that must find all of a flow's queues empty before it counts as idle: counts of messages in work may be
+/// seconds old.
+const IDLE_LOOKS: u32 = 3;
 
 /// A document to add.
 pub(super) struct Source {
@@ -237,13 +243,15 @@ pub(super) async fn process(api: &Api, document: &str, flow: &str, collection: &
         .map(drop)
 }
 
-/// Waits until every document is through, showing how far the stages say they are.
+/// Waits until every document is through, showing how far the stages say they are. Processors of others may report nothing:
+/// then the wait is over when nothing moves and the flow's queues are empty.
 pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow::Result<Value> {
     let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} chunks  {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(0).with_style(style).with_message("decoding");
     let mut last = Value::Null;
-    let mut moved = tokio::time::Instant::now();
+    let mut moved = Instant::now();
+    let (mut next_look, mut idle_looks) = (moved + IDLE_INTERVAL, 0);
     let mut states = BTreeMap::new();
     loop {
         ask_for_open(api, documents, flow, &mut states).await?;
@@ -258,7 +266,8 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
         }
         if now != last {
             last = now;
-            moved = tokio::time::Instant::now();
+            moved = Instant::now();
+            (next_look, idle_looks) = (moved + IDLE_INTERVAL, 0);
         } else if moved.elapsed() > STALL_TIMEOUT {
             return Err(Told::new(
                 Code::TimedOut,
@@ -266,9 +275,23 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
             )
             .next("sluice flow describe FLOW, and sluice dead ls")
             .into());
+        } else if Instant::now() >= next_look {
+            idle_looks = if is_idle(&super::flow::status(api, flow).await?) { idle_looks + 1 } else { 0 };
+            if idle_looks == IDLE_LOOKS {
+                bar.abandon();
+                return Ok(now);
+            }
+            next_look = Instant::now() + IDLE_INTERVAL;
         }
         tokio::time::sleep(PROGRESS_INTERVAL).await;
     }
+}
+
+/// Whether nothing waits or is being worked on in a flow, as far as its broker can show.
+fn is_idle(status: &Value) -> bool {
+    let queues = status["queues"].as_array().into_iter().flatten();
+    let mut durable = queues.filter(|queue| text(queue, "topic").starts_with("flow:")).peekable();
+    durable.peek().is_some() && durable.all(|queue| queue["ready"] == 0 && queue["unsettled"] == 0)
 }
 
 fn done(states: &BTreeMap<String, Value>) -> usize {
@@ -306,6 +329,12 @@ fn summary(whole: &Value, waited: bool) -> String {
         sum("stored"),
         sum("failed")
     )];
+    let open = all.iter().filter(|one| one["complete"] != true).count();
+    if open > 0 {
+        lines.push(format!(
+            "  Nothing of the flow waits or is in work, but {open} of them are not reported complete: one of its processors does not report."
+        ));
+    }
     for failure in all.iter().flat_map(|one| one["failures"].as_array().into_iter().flatten()) {
         lines.push(format!(
             "  {} at {}: {}",
@@ -315,4 +344,35 @@ fn summary(whole: &Value, waited: bool) -> String {
         ));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_idle_when_its_durable_queues_are_known_to_be_empty() {
+        let check = |queues: Value, expected: bool| {
+            let status = json!({"queues": queues});
+            assert_eq!(is_idle(&status), expected, "{status}");
+        };
+        let queue = |topic: &str, ready: u64, unsettled: Value| json!({"topic": topic, "ready": ready, "unsettled": unsettled});
+        let (flow, request) = ("flow:tg:chunk-load:default:f1", "request:tg:prompt:default:f1");
+        check(json!([queue(flow, 0, json!(0)), queue(request, 3, json!(1))]), true);
+        check(json!([queue(flow, 0, json!(0)), queue(flow, 1, json!(0))]), false);
+        check(json!([queue(flow, 0, json!(1))]), false);
+        check(json!([queue(flow, 0, Value::Null)]), false);
+        check(json!([queue(request, 0, json!(0))]), false);
+        check(json!([]), false);
+    }
+
+    #[test]
+    fn what_nobody_reported_is_not_called_complete() {
+        let progress = json!([{"stored": 1, "failed": 0, "complete": false}]);
+        let told = summary(&json!({"documents": ["a"], "progress": progress}), true);
+        assert!(
+            told.contains("1 chunks stored") && told.contains("1 of them are not reported complete"),
+            "{told}"
+        );
+    }
 }

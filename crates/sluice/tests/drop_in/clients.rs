@@ -1,4 +1,6 @@
-//! The published clients, installed once into the folder of builds and kept as long as what is wanted stays the same.
+//! The published clients and processors, installed once into the folder of builds and kept as long as what is wanted stays
+//! the same.
+#![allow(dead_code, reason = "not every test uses every client")]
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,10 @@ const PYTHON_API: &str = "trustgraph-base==2.11.1";
 /// The command-line tools, and apart from them what the tools import: the newest, as a user would get today.
 const PYTHON_TOOLS: &str = "trustgraph-cli==2.11.1";
 const PYTHON_IMPORTS: &[&str] = &["aiohttp", "msgpack", "rdflib", "requests", "tabulate", "websockets"];
+/// The processors, with the base that they share with the Python API, and what the two that are run here import.
+const PYTHON_PROCESSORS: &[&str] = &["trustgraph-base==2.11.1", "trustgraph-flow==2.11.1"];
+const PYTHON_PROCESSORS_IMPORTS: &[&str] =
+    &["aio-pika", "ibis", "jsonschema", "prometheus_client", "pyyaml", "requests"];
 /// The JavaScript client, and sockets for versions of Node that have none of their own.
 const JAVASCRIPT: &[&str] = &["@trustgraph/client@1.7.2", "ws@8.23.0"];
 
@@ -42,18 +48,38 @@ pub(crate) fn python_programs() -> PathBuf {
     static FOLDER: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
         let wanted = format!("{PYTHON_API} {PYTHON_TOOLS} {}", PYTHON_IMPORTS.join(" "));
         let folder = kept("venv", &wanted, |folder| {
-            step(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
-            let pip = || {
-                let mut pip = Command::new(folder.join("bin/python"));
-                pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-                pip
-            };
-            step(pip().arg(PYTHON_API).args(PYTHON_IMPORTS))?;
-            step(pip().args(["--no-deps", PYTHON_TOOLS]))
+            venv(folder)?;
+            step(pip(folder).arg(PYTHON_API).args(PYTHON_IMPORTS))?;
+            step(pip(folder).args(["--no-deps", PYTHON_TOOLS]))
         })?;
         Ok(folder.join("bin"))
     });
     FOLDER.clone().unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// The folder of the processors' programs. Panics with the reason if they could not be installed.
+pub(crate) fn python_processors() -> PathBuf {
+    static FOLDER: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
+        let wanted = [PYTHON_PROCESSORS, PYTHON_PROCESSORS_IMPORTS].concat().join(" ");
+        let folder = kept("venv-processors", &wanted, |folder| {
+            venv(folder)?;
+            step(pip(folder).args(PYTHON_PROCESSORS_IMPORTS))?;
+            // With all that they ask for it would be gigabytes.
+            step(pip(folder).arg("--no-deps").args(PYTHON_PROCESSORS))
+        })?;
+        Ok(folder.join("bin"))
+    });
+    FOLDER.clone().unwrap_or_else(|why| panic!("{why}"))
+}
+
+fn venv(folder: &Path) -> Result<(), String> {
+    step(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))
+}
+
+fn pip(folder: &Path) -> Command {
+    let mut pip = Command::new(folder.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    pip
 }
 
 /// The folder that holds the JavaScript packages. Panics with the reason if they could not be installed.

@@ -1,0 +1,61 @@
+//! Beside the real thing: processors of TrustGraph 2.11, unchanged, in flows that our flow service starts and stops on a
+//! real broker, asked through our gateway.
+//!
+//! They are installed once, into the folder of builds. Run one case by a part of its name:
+//! `cargo test -p sluice --test beside -- killed_at_work`. Where the broker or Python is missing, each case is listed as
+//! ignored.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "a test harness reports on standard output")]
+
+use std::process::ExitCode;
+
+use harness::{Asked, Case, Group};
+use sluice_brokers::testing::RabbitServer;
+use world::World;
+
+#[path = "beside/attached.rs"]
+mod attached;
+#[path = "drop_in/clients.rs"]
+mod clients;
+mod common;
+#[path = "drop_in/harness.rs"]
+mod harness;
+#[path = "beside/late.rs"]
+mod late;
+#[path = "drop_in/model.rs"]
+mod model;
+#[path = "drop_in/program.rs"]
+mod program;
+#[path = "beside/replicas.rs"]
+mod replicas;
+#[path = "beside/server.rs"]
+mod server;
+#[path = "beside/theirs.rs"]
+mod theirs;
+#[path = "beside/world.rs"]
+mod world;
+
+/// A case and what it does.
+type Row = (&'static str, fn(&World));
+
+fn main() -> ExitCode {
+    // The longest first: they run side by side.
+    let groups = vec![
+        Group { start: World::empty, cases: cases("late", late::CASES) },
+        Group { start: World::attached, cases: cases("attached", attached::CASES) },
+        Group { start: World::empty, cases: cases("replicas", replicas::CASES) },
+    ];
+    let ended = harness::run(&Asked::read(std::env::args().skip(1)), groups);
+    server::stop();
+    ended
+}
+
+fn cases(prefix: &str, rows: &[Row]) -> Vec<Case<World>> {
+    let case = |&(name, run): &Row| Case { name: format!("{prefix}::{name}"), missing, run: Box::new(run) };
+    rows.iter().map(case).collect()
+}
+
+/// Names what is missing, if anything is.
+fn missing() -> Option<&'static str> {
+    RabbitServer::missing().map(|_| "rabbitmq-server").or_else(clients::python_missing)
+}

@@ -1,0 +1,227 @@
+//! A system of ours on a vhost of its own, with a language model, and whatever of theirs a case attaches to it.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sluice_schema::standard;
+use tempfile::TempDir;
+
+use crate::clients;
+use crate::common::{PATIENCE, Up};
+use crate::model::Model;
+use crate::program::{self, Said};
+use crate::server::{self, Server};
+use crate::theirs::Theirs;
+
+/// The standard blueprint, but with a chunker and a prompt service that only theirs are.
+pub(crate) const BLUEPRINT: &str = "beside";
+pub(crate) const CHUNKER: &str = "chunker-py";
+pub(crate) const PROMPT: &str = "prompt-py";
+
+pub(crate) const QUESTION: &str = "Where does the spare key of the pump house hang?";
+pub(crate) const PASSAGE: &str = "behind the blue door";
+pub(crate) const NOTES: &str =
+    "# Pump house\n\nThe spare key of the pump house hangs behind the blue door.\n";
+
+/// How long one run of a published tool may take.
+const TOOL_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between looks at what others do.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) struct World {
+    /// Processors that are attached for all cases. Before the system, so that they go first.
+    attached: Vec<Theirs>,
+    pub(crate) up: Up,
+    pub(crate) server: Arc<Server>,
+    vhost: String,
+    folder: TempDir,
+    _model: Model,
+}
+
+impl World {
+    /// Nothing of theirs.
+    pub(crate) fn empty() -> Self {
+        let (server, model, folder) = (server::shared(), Model::start(), tempfile::tempdir().unwrap());
+        let vhost = server.vhost();
+        let (broker, management) = (server.url(&vhost), server.management());
+        let up = Up::start_with(
+            &folder.path().join("data"),
+            &[
+                ["--broker", &broker],
+                ["--broker-management", &management],
+                ["--llm-url", &model.url],
+                ["--llm-model", "tiny-test"],
+            ]
+            .concat(),
+        );
+        let world = Self { attached: Vec::new(), up, server, vhost, folder, _model: model };
+        let (_, text) = standard::BLUEPRINTS.iter().find(|(name, _)| *name == "document-rag").unwrap();
+        let own = [("chunker:", CHUNKER), ("prompt:", PROMPT)]
+            .into_iter()
+            .fold((*text).to_owned(), |text, (ours, theirs)| {
+                text.replace(&format!("\"{ours}"), &format!("\"{theirs}:"))
+            });
+        let file = world.file("blueprint.json", &own);
+        world.up.json(&["blueprint", "put", BLUEPRINT, &file]);
+        world
+    }
+
+    /// Their chunker and their prompt service, all the time.
+    pub(crate) fn attached() -> Self {
+        let mut world = Self::empty();
+        world.attached = vec![world.chunker(CHUNKER), world.theirs("prompt-template", PROMPT)];
+        world.attached.iter().for_each(Theirs::until_ready);
+        world
+    }
+
+    pub(crate) fn chunker(&self, id: &str) -> Theirs {
+        self.theirs("chunker-recursive", id)
+    }
+
+    fn theirs(&self, program: &str, id: &str) -> Theirs {
+        Theirs::start(program, id, &self.server.url(&self.vhost))
+    }
+
+    /// What the attached ones said.
+    pub(crate) fn said(&self) -> String {
+        self.attached.iter().map(Theirs::log).collect()
+    }
+
+    /// Waits until one of the attached ones has said this.
+    #[track_caller]
+    pub(crate) fn until_said(&self, text: &str) {
+        self.until(&format!("theirs to say '{text}'"), || self.said().contains(text));
+    }
+
+    #[track_caller]
+    pub(crate) fn until(&self, what: &str, holds: impl FnMut() -> bool) {
+        until(what, holds, || format!("{}\n{}", self.up.log(), self.said()));
+    }
+
+    /// Writes a file, and tells its path.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// A folder with a number of small notes, no two alike.
+    pub(crate) fn notes(&self, folder: &str, count: usize) -> String {
+        for number in 0..count {
+            let text =
+                format!("Note {number} of {folder}: box {number} holds the key to gate {}.\n", number * 7);
+            self.file(&format!("{folder}/{number}.txt"), &text);
+        }
+        self.folder.path().join(folder).to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn start_flow(&self, id: &str, blueprint: &str) {
+        self.up.json(&["flow", "start", id, blueprint]);
+    }
+
+    /// Puts documents on their way; their ids.
+    pub(crate) fn send(&self, flow: &str, path: &str) -> Vec<String> {
+        let added = self.up.json(&["doc", "add", path, "--flow", flow, "--no-wait"]);
+        added["documents"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// How many chunks of each of these documents are stored.
+    pub(crate) fn stored(&self, flow: &str, documents: &[String]) -> Vec<u64> {
+        let body = json!({"operation": "get-progress", "workspace": "default", "flow": flow, "document-ids": documents});
+        let told = self.call("librarian", &body);
+        let count = |id: &String| {
+            let one = told["progress"].as_array()?.iter().find(|one| one["document-id"] == **id)?;
+            one["stored"].as_u64()
+        };
+        documents.iter().map(|id| count(id).unwrap_or(0)).collect()
+    }
+
+    /// Ids of the chunks that were made of a document, or of its sections.
+    pub(crate) fn chunks(&self, document: &str) -> Vec<String> {
+        let (mut chunks, others): (Vec<_>, Vec<_>) =
+            self.children(document).into_iter().partition(|child| child.starts_with("urn:chunk:"));
+        chunks.extend(others.iter().flat_map(|section| self.children(section)));
+        chunks
+    }
+
+    fn children(&self, document: &str) -> Vec<String> {
+        let body = json!({"operation": "list-children", "workspace": "default", "document-id": document});
+        let told = self.call("librarian", &body);
+        let all = told["document-metadatas"].as_array().unwrap();
+        all.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Posts to the gateway.
+    pub(crate) fn call(&self, service: &str, body: &Value) -> Value {
+        let said = self.up.post(&format!("/api/v1/{service}"), body);
+        let (head, body) = said.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{said}");
+        serde_json::from_str(body).unwrap()
+    }
+
+    /// What the broker shows of a subscription of a flow: messages ready, readers.
+    pub(crate) fn queue(&self, flow: &str, subscription: &str) -> Option<(u64, u64)> {
+        let told = self.up.json(&["flow", "describe", flow]);
+        let all = told["status"]["queues"].as_array()?;
+        let one = all.iter().find(|one| one["subscription"] == subscription)?;
+        Some((one["ready"].as_u64()?, one["consumers"].as_u64()?))
+    }
+
+    pub(crate) fn finds_the_passage(&self, flow: &str) {
+        let answer = self.up.json(&["ask", QUESTION, "--flow", flow]);
+        assert!(answer["response"].as_str().is_some_and(|text| text.contains(PASSAGE)), "{answer}");
+        assert!(answer["sources"][0]["title"].is_string(), "{answer}");
+    }
+
+    /// Runs a published tool as the administrator.
+    pub(crate) fn tool(&self, name: &str, arguments: &[&str]) -> Said {
+        let mut command = Command::new(clients::python_programs().join(name));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRUSTGRAPH_")) {
+            command.env_remove(name);
+        }
+        command.env("TRUSTGRAPH_URL", format!("{}/", self.up.url)).env("TRUSTGRAPH_TOKEN", self.up.key());
+        program::run(command.args(arguments), TOOL_LIMIT).unwrap()
+    }
+
+    /// Names on the broker that belong to a run.
+    pub(crate) fn left_of(&self, run: &str) -> BTreeSet<String> {
+        let mark = format!(":{run}");
+        let of_run = |name: &String| name.ends_with(&mark) || name.contains(&format!("{mark}."));
+        self.server.names(&self.vhost).into_iter().filter(of_run).collect()
+    }
+
+    /// Names on the broker apart from inboxes, which come and go with their readers.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        let is_inbox = |name: &String| name.starts_with("amq") || name.starts_with("sluice.inbox.");
+        self.server.names(&self.vhost).into_iter().filter(|name| !is_inbox(name)).collect()
+    }
+
+    pub(crate) fn plant(&self, topic: &str, subscription: &str) {
+        self.server.plant(&self.vhost, topic, subscription);
+    }
+
+    /// Cuts what connects theirs with the broker.
+    pub(crate) fn cut_theirs(&self) -> usize {
+        self.server.cut_theirs(&self.vhost)
+    }
+}
+
+/// Asks until the answer holds.
+#[track_caller]
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool, log: impl Fn() -> String) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "waited in vain for {what}\n{}", log());
+        std::thread::park_timeout(LOOK_EVERY);
+    }
+}
+
+/// Whether their chunker made a chunk: its ids are random, ours are made from the text.
+pub(crate) fn is_theirs(chunk: &str) -> bool {
+    let id = chunk.rsplit(':').next().unwrap();
+    uuid::Uuid::parse_str(id).unwrap().get_version_num() == 4
+}
