@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use crate::provider::{Failed, Framing, Opened, Question, Service, Stream};
 pub use crate::provider::{ModelConfig, ModelError, Secret};
 
-const NOT_CONFIGURED: &str = "no language model is configured; set SLUICE_LLM_URL to the base URL of an OpenAI-compatible \
-                              service (for example http://localhost:11434/v1), SLUICE_LLM_MODEL to a model it offers and, \
+const NOT_CONFIGURED: &str = "no language model is configured; set SLUICE_LLM_URL to the base URL of a provider that speaks \
+                              the OpenAI, Anthropic or Ollama dialect (for example http://localhost:11434), SLUICE_LLM_MODEL to a model it offers and, \
                               if it needs one, SLUICE_LLM_KEY, then start again";
 const COMPLETION: &str = "a completion";
 
@@ -136,7 +136,13 @@ impl Provider {
         self.service
             .retrying(deadline, || async {
                 let opened = self.service.open(&question, self.dialect.framing(), deadline).await?;
-                let mut answer = Answer { provider: self, stream: None, first: None, usage: Part::default() };
+                let mut answer = Answer {
+                    provider: self,
+                    stream: None,
+                    first: None,
+                    usage: Part::default(),
+                    has_begun: false,
+                };
                 match opened {
                     Opened::Stream(stream) => answer.stream = Some(stream),
                     Opened::Whole(body) => {
@@ -167,6 +173,7 @@ struct Answer<'a> {
     first: Option<String>,
     /// Everything but the text, as far as it was told.
     usage: Part,
+    has_begun: bool,
 }
 
 impl Answer<'_> {
@@ -183,6 +190,7 @@ impl Answer<'_> {
             let Some(frame) = stream.next().await.map_err(Failed::for_good)? else { break };
             let part =
                 self.provider.dialect.part(&frame).map_err(|odd| self.provider.failed(odd, COMPLETION))?;
+            self.has_begun = true;
             self.take_usage(&part);
             if part.is_last {
                 self.stream = None;
@@ -192,6 +200,9 @@ impl Answer<'_> {
             }
         }
         self.stream = None;
+        if !self.has_begun && !self.usage.is_complete {
+            return Err(Failed::for_good(self.provider.service.garbage(COMPLETION, "it has no parts")));
+        }
         if !self.usage.is_complete {
             let reason = "it ended before the model had finished";
             return Err(Failed::for_good(self.provider.service.broke_off(reason)));

@@ -119,9 +119,10 @@ impl Service {
         let started = Instant::now();
         let backoff = Backoff { min: self.config.retry_pause, max: RETRY_PAUSE_MAX };
         let mut attempts = 0;
+        let mut last = None;
         loop {
             let Ok(tried) = timeout_at(deadline, attempt()).await else {
-                return Err(self.late("answer", deadline - started));
+                return Err(last.unwrap_or_else(|| self.late("answer", deadline - started)));
             };
             let (error, asked_pause) = match tried {
                 Ok(answer) => return Ok(answer),
@@ -129,11 +130,8 @@ impl Service {
                 Err(Failed { error, again: Some(asked_pause) }) => (error, asked_pause),
             };
             attempts += 1;
-            // A little more than asked for, each call its own bit, or all that wait come back at once.
-            let pause = asked_pause.map_or_else(
-                || backoff.pause(attempts - 1),
-                |asked| asked + asked.mul_f64(0.25).min(backoff.pause(attempts - 1)),
-            );
+            // More than asked for, each call its own bit, or all that wait come back at once.
+            let pause = asked_pause.unwrap_or_default() + backoff.pause(attempts - 1);
             if attempts >= self.config.attempts_max
                 || asked_pause.is_some_and(|asked| asked > self.config.retry_after_max)
                 || Instant::now() + pause > deadline
@@ -141,6 +139,7 @@ impl Service {
                 return Err(error);
             }
             tracing::warn!(%error, attempt = attempts, ?pause, "a model is asked again");
+            last = Some(error);
             tokio::time::sleep(pause).await;
         }
     }

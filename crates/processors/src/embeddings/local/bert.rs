@@ -107,7 +107,8 @@ impl Under<'_> {
         let name = format!("{}{name}", self.prefix);
         let weights = self.tensors.matrix(&format!("{name}.weight"), outputs, inputs)?;
         let bias = self.tensors.vector(&format!("{name}.bias"), outputs)?;
-        Ok(Linear { weights: weights.reversed_axes(), bias })
+        // Laid out as it is read, which makes a third of the work of multiplying.
+        Ok(Linear { weights: weights.t().as_standard_layout().into_owned(), bias })
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<Norm, String> {
