@@ -12,10 +12,13 @@ use serde_json::{Value, json};
 use sluice_bus::Patience;
 use sluice_processors::{Dialect, Secret};
 use sluice_schema::message::{
-    EmbeddingsRequest, PromptRequest, TextCompletionRequest, TextCompletionResponse,
+    DocumentEmbeddingsRequest, EmbeddingsRequest, PromptRequest, TextCompletionRequest,
+    TextCompletionResponse,
 };
 
-use self::world::{Act, DEADLINE, Provider, Then, World, ask, end, good, streamed, whole, words};
+use sluice_store::{Attributes, Scope, VectorEntry};
+
+use self::world::{Act, DEADLINE, Provider, Then, WS, World, ask, end, good, streamed, whole, words};
 
 async fn parts(world: &World, text: &str) -> Vec<TextCompletionResponse> {
     let mut call = world.text.stream(&ask(text, true), Patience::total(DEADLINE)).await.unwrap();
@@ -222,6 +225,30 @@ async fn texts_are_embedded_by_a_provider_in_batches() {
         asked.iter().map(|(_, _, body)| body["input"].as_array().unwrap().len()).collect();
     assert_eq!((asked[0].0.as_str(), sizes), ("/v1/embeddings", vec![64, 1]));
     assert_eq!(asked[0].2["input"][1], json!(" "), "providers refuse a text without anything in it");
+    world.stop().await;
+}
+
+/// What a provider embeds is looked for in a collection that was embedded by another model.
+#[tokio::test]
+async fn a_collection_of_another_model_says_so_instead_of_finding_anything() {
+    let vectors = json!({"data": [{"index": 0, "embedding": [1, 0]}]});
+    let (_provider, config, _) = Provider::start(vec![Act::Say(200, vec![], vectors.to_string())]).await;
+    let world = World::start(config, json!({})).await;
+    let old = VectorEntry { id: "a".to_owned(), vector: vec![1.0, 0.0, 0.0], attributes: Attributes::new() };
+    world.store.stores().vectors.upsert(Scope::new(WS, "docs"), vec![old]).await.unwrap();
+    let texts = vec!["x".to_owned()];
+    let embedded = world.embeddings.call(&EmbeddingsRequest { texts }, DEADLINE).await.unwrap();
+    let question = DocumentEmbeddingsRequest {
+        vector: embedded.vectors[0].clone(),
+        collection: "docs".to_owned(),
+        ..Default::default()
+    };
+    let error = world.vectors.call(&question, DEADLINE).await.unwrap().error.unwrap();
+    assert_eq!(error.r#type, "document-embeddings-query-error");
+    assert!(
+        error.message.contains("vectors of 3 numbers") && error.message.contains("the model that"),
+        "{error:?}"
+    );
     world.stop().await;
 }
 
