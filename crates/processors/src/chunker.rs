@@ -1,5 +1,6 @@
-//! Cuts texts into chunks of at most `chunk-size` characters, saves each with the librarian and sends it on.
+//! Cuts texts into chunks of `chunk-size` characters or tokens, saves each with the librarian and sends it on.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,23 +14,76 @@ use crate::librarian::{Librarian, Saved};
 use crate::passage;
 use crate::pieces::{Piece, pieces};
 use crate::provenance::{self, Part, PartKind};
+use crate::tokens::token_pieces;
 
-const COMPONENT: &str = "chunker";
-const CHUNK_SIZE_CHARS: usize = 2_000;
-const CHUNK_OVERLAP_CHARS: usize = 100;
+/// The id under which it counts tokens unless the flow says otherwise.
+pub const TOKEN_CHUNKER: &str = "chunker-token";
 /// Chunks of one text that are being saved at once.
 const SAVES_MAX: usize = 16;
 /// Chunks announced in one report.
 const ANNOUNCED_MAX: usize = 500;
 
-/// The recursive chunker of one flow.
+/// What sizes count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Characters,
+    Tokens,
+}
+
+impl FromStr for By {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "characters" => Ok(Self::Characters),
+            "tokens" => Ok(Self::Tokens),
+            _ => Err(()),
+        }
+    }
+}
+
+/// How texts are cut: sizes in whatever they count.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    by: By,
+    size: usize,
+    overlap: usize,
+}
+
+impl Cut {
+    fn new(by: By, ports: &Ports) -> Result<Self, BindError> {
+        let (size, overlap) = match by {
+            By::Characters => (2_000, 100),
+            By::Tokens => (250, 15),
+        };
+        let size = ports.setting("chunk-size", size)?.max(1);
+        // An overlap as large as a chunk would never move on.
+        Ok(Self { by, size, overlap: ports.setting("chunk-overlap", overlap)?.min(size - 1) })
+    }
+
+    /// The name of the chunker in traces.
+    const fn component(self) -> &'static str {
+        match self.by {
+            By::Characters => "chunker",
+            By::Tokens => "token-chunker",
+        }
+    }
+
+    fn pieces(self, text: &str) -> Vec<Piece<'_>> {
+        match self.by {
+            By::Characters => pieces(text, self.size, self.overlap),
+            By::Tokens => token_pieces(text, self.size, self.overlap),
+        }
+    }
+}
+
+/// The chunker of one flow.
 pub struct Chunker {
     chunks: Out<Chunk>,
     triples: Out<Triples>,
     librarian: Librarian,
     progress: Progress,
-    chunk_size_chars: usize,
-    chunk_overlap_chars: usize,
+    cut: Cut,
 }
 
 impl Processor for Chunker {
@@ -37,15 +91,13 @@ impl Processor for Chunker {
     const STAGE: Option<&'static str> = Some("chunker");
 
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
-        let chunk_size_chars = ports.setting("chunk-size", CHUNK_SIZE_CHARS)?.max(1);
-        let wanted_overlap: usize = ports.setting("chunk-overlap", CHUNK_OVERLAP_CHARS)?;
+        let by = if ports.processor() == TOKEN_CHUNKER { By::Tokens } else { By::Characters };
         Ok(Self {
             chunks: ports.output("output")?,
             triples: ports.output("triples")?,
             librarian: Librarian::bind(ports)?,
             progress: ports.progress()?,
-            chunk_size_chars,
-            chunk_overlap_chars: wanted_overlap.min(chunk_size_chars - 1),
+            cut: Cut::new(ports.setting("chunk-by", by)?, ports)?,
         })
     }
 
@@ -64,20 +116,37 @@ struct Text {
 
 impl Chunker {
     async fn split(self: Arc<Self>, document: TextDocument) -> Result<(), Failure> {
-        let metadata = document.metadata.unwrap_or_default();
+        let metadata = document.metadata.clone().unwrap_or_default();
         let id = first_set([&document.document_id, &metadata.id])
             .ok_or_else(|| Failure::never("the text has neither a document_id nor a metadata id"))?;
+        let root = first_set([&metadata.root, id]).unwrap_or(id);
+        match self.split_text(&document, &metadata, id, root).await {
+            Err(Failure::Never(reason)) if self.librarian.was_removed(root).await => {
+                tracing::info!(document = root, reason, "a document was removed while it was being cut");
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    async fn split_text(
+        &self,
+        document: &TextDocument,
+        metadata: &Metadata,
+        id: &str,
+        root: &str,
+    ) -> Result<(), Failure> {
         let inline = !document.text.is_empty() || document.document_id.is_empty();
         let content = if inline { document.text.clone() } else { self.librarian.text(id).await? };
-        let root = first_set([&metadata.root, id]).unwrap_or(id);
         if content.trim().is_empty() {
             return self.progress.report(no_text("chunker", id, root, &metadata.collection)).await;
         }
         let attributes = self.place(id, root, &content, inline).await?;
-        let text =
-            Text { id: id.to_owned(), root: root.to_owned(), collection: metadata.collection, attributes };
+        let collection = metadata.collection.clone();
+        let text = Text { id: id.to_owned(), root: root.to_owned(), collection, attributes };
 
-        let cut = pieces(&content, self.chunk_size_chars, self.chunk_overlap_chars);
+        let content: Arc<str> = content.into();
+        let cut = self.pieces(&content).await?;
         let ids: Vec<String> = cut.iter().map(|piece| text.chunk_id(piece)).collect();
         for (batch, ids) in ids.chunks(ANNOUNCED_MAX).enumerate() {
             self.progress
@@ -85,7 +154,7 @@ impl Chunker {
                 .await?;
         }
         let made_at = provenance::now();
-        let (chunker, text, cut, ids) = (&*self, &text, &cut, &ids);
+        let (chunker, text, cut, ids) = (self, &text, &cut, &ids);
         stream::iter(0..cut.len())
             .map(|at| async move {
                 chunker.save(text, &cut[at], &ids[at], at + 1).await?;
@@ -95,6 +164,23 @@ impl Chunker {
             .try_for_each(|at| self.send(text, &cut[at], &ids[at], at + 1, &made_at))
             .await?;
         self.progress.report(text.report("done", "text", &text.id, vec![text.id.clone()])).await
+    }
+
+    /// The text in pieces, found off the async threads: a text may be long.
+    async fn pieces<'a>(&self, content: &'a Arc<str>) -> Result<Vec<Piece<'a>>, Failure> {
+        let (cut, text) = (self.cut, content.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let pieces = cut.pieces(&text);
+            pieces.iter().map(|piece| (piece.start, piece.text.len(), piece.offset, piece.length)).collect()
+        });
+        let found: Vec<(usize, usize, usize, usize)> = found.await.map_err(Failure::again)?;
+        let piece = |(start, bytes, offset, length)| Piece {
+            text: &content[start..start + bytes],
+            start,
+            offset,
+            length,
+        };
+        Ok(found.into_iter().map(piece).collect())
     }
 
     /// The document's title and, if the text is one of its pages, the page. A text that came without a record gets one,
@@ -120,9 +206,9 @@ impl Chunker {
 
     async fn save(&self, text: &Text, piece: &Piece<'_>, id: &str, index: usize) -> Result<(), Failure> {
         let title = format!("Chunk {index}");
-        self.librarian
-            .save(Saved { id, parent_id: &text.id, document_type: "chunk", title: &title, text: piece.text })
-            .await
+        let chunk =
+            Saved { id, parent_id: &text.id, document_type: "chunk", title: &title, text: piece.text };
+        self.librarian.save_in(&text.collection, chunk).await
     }
 
     async fn send(
@@ -139,11 +225,12 @@ impl Chunker {
             index,
             offset: piece.offset,
             length: piece.length,
-            size: self.chunk_size_chars,
-            overlap: self.chunk_overlap_chars,
+            size: self.cut.size,
+            overlap: self.cut.overlap,
         };
         let title = format!("Chunk {index}");
-        let part = Part { id, parent: &text.id, component: COMPONENT, title: &title, kind };
+        let component = self.cut.component();
+        let part = Part { id, parent: &text.id, component, title: &title, kind };
         self.triples
             .send(&Triples { metadata: Some(metadata.clone()), triples: part.triples(made_at) })
             .await?;
@@ -215,7 +302,7 @@ mod tests {
             collection: "default".to_owned(),
             attributes: passage::Place::default(),
         };
-        let piece = Piece { text: "same", offset: 0, length: 4 };
+        let piece = Piece { text: "same", start: 0, offset: 0, length: 4 };
         assert_eq!(text.chunk_id(&piece), text.chunk_id(&piece));
         assert_ne!(text.chunk_id(&piece), text.chunk_id(&Piece { offset: 9, ..piece }));
     }

@@ -40,6 +40,7 @@ pub mod retrieval;
 mod template;
 pub mod text;
 mod thesaurus;
+pub mod tokens;
 mod trace;
 pub mod triples;
 
@@ -59,6 +60,7 @@ pub fn roster() -> Roster {
     Roster::new()
         .add::<decoder::DocumentDecoder>()
         .add::<chunker::Chunker>()
+        .add_as::<chunker::Chunker>(chunker::TOKEN_CHUNKER)
         .add::<embeddings::Embeddings>()
         .add::<embeddings::DocumentEmbedder>()
         .add::<chunk_index::VectorWriter>()

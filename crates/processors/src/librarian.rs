@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use sluice_bus::{Client, Patience};
+use sluice_bus::{Client, Patience, trace};
 use sluice_schema::exchange;
 use sluice_schema::message::{DocumentMetadata, Error, LibrarianRequest, LibrarianResponse};
 use sluice_sdk::{BindError, Failure, Ports};
@@ -60,8 +60,18 @@ impl Librarian {
             .map_err(|e| Failure::never(format!("document '{id}' is not UTF-8 text: {}", e.utf8_error())))
     }
 
+    /// Whether a document that came from the library is not there any more. What cannot be told counts as not removed.
+    pub(crate) async fn was_removed(&self, id: &str) -> bool {
+        trace::pass().is_some() && matches!(self.metadata(id).await, Ok(None))
+    }
+
     /// Saves a text; one that is already there stays as it is.
     pub(crate) async fn save(&self, document: Saved<'_>) -> Result<(), Failure> {
+        self.save_in("", document).await
+    }
+
+    /// Saves a text that was made for a collection: it goes when the document goes from that collection.
+    pub(crate) async fn save_in(&self, collection: &str, document: Saved<'_>) -> Result<(), Failure> {
         let operation = if document.parent_id.is_empty() { "add-document" } else { "add-child-document" };
         let mut question = request(operation, "");
         question.document_metadata = Some(DocumentMetadata {
@@ -74,6 +84,7 @@ impl Librarian {
             ..Default::default()
         });
         question.content = BASE64.encode(document.text);
+        question.collection = collection.to_owned();
         let answer = self.0.call(&question, ANSWER_TIMEOUT).await?;
         match answer.error {
             Some(error) if !error.message.contains("already exists") => {

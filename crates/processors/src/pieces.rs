@@ -2,26 +2,29 @@
 //!
 //! Lengths and offsets count Unicode code points. Neighbouring parts are joined as long as they fit, and whole parts at the
 //! end of a piece are repeated at the start of the next one as long as they fit into the overlap. What is joined always
-//! stood side by side, so a piece is a slice of the text and its offset is exact.
+//! stood side by side, so a piece is a slice of the text and its offset is exact. The borders are those of 2.11's recursive
+//! chunker; so a piece that repeats something may be longer than the size, by as much as it repeats.
 
 use std::collections::VecDeque;
 
 /// Borders, coarsest first; the empty one parts between any two characters.
 const SEPARATORS: [&str; 4] = ["\n\n", "\n", " ", ""];
 
-/// A slice of the text, with where it starts and how long it is in characters.
+/// A slice of the text, with where it starts and how long it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece<'a> {
     /// The slice itself.
     pub text: &'a str,
+    /// Bytes of the text before the piece.
+    pub start: usize,
     /// Characters of the text before the piece.
     pub offset: usize,
     /// Characters in the piece.
     pub length: usize,
 }
 
-/// Cuts `text` into pieces of at most `size` characters, the next one repeating at most `overlap` of them. Pieces of white
-/// space only are left out. A `size` of 0 counts as 1.
+/// Cuts `text` into pieces of at most `size` characters, beside what the next one repeats: at most `overlap` and a border.
+/// Pieces of white space only are left out. A `size` of 0 counts as 1.
 #[must_use]
 pub fn pieces(text: &str, size: usize, overlap: usize) -> Vec<Piece<'_>> {
     let mut cut = Cut { text, size: size.max(1), overlap, pieces: Vec::new() };
@@ -95,9 +98,7 @@ impl Cut<'_> {
             if let Some(span) = joined.span() {
                 self.emit(span);
             }
-            while joined.total > self.overlap || !joined.fits(part.length, self.size) {
-                joined.drop_first();
-            }
+            joined.keep_end(self.overlap);
         }
         joined.push(part);
     }
@@ -113,7 +114,7 @@ impl Cut<'_> {
     fn emit(&mut self, span: Span) {
         let text = &self.text[span.start..span.end];
         if !text.trim().is_empty() {
-            self.pieces.push(Piece { text, offset: span.offset, length: span.length });
+            self.pieces.push(Piece { text, start: span.start, offset: span.offset, length: span.length });
         }
     }
 }
@@ -140,10 +141,13 @@ impl Joined {
         self.parts.push_back(part);
     }
 
-    fn drop_first(&mut self) {
-        let Some(first) = self.parts.pop_front() else { return };
-        let gap = if self.parts.is_empty() { 0 } else { self.separator_length };
-        self.total -= first.length + gap;
+    /// Drops parts from the start until the rest fits the overlap; the last one alone is kept or goes.
+    fn keep_end(&mut self, overlap: usize) {
+        while self.total > overlap {
+            let Some(first) = self.parts.pop_front() else { return };
+            let gap = if self.parts.is_empty() { 0 } else { self.separator_length };
+            self.total -= first.length + gap;
+        }
     }
 
     fn span(&self) -> Option<Span> {
@@ -181,8 +185,8 @@ mod tests {
         check("aa bb cc dd", 5, 2, &["aa bb", "bb cc", "cc dd"]);
         check("abcdef", 3, 1, &["abc", "cde", "ef"]);
         check("a long paragraph\n\nanother", 20, 5, &["a long paragraph", "another"]);
-        // An overlap as large as the size cannot stop the text from moving on.
-        check("aa bb cc", 5, 5, &["aa bb", "bb cc"]);
+        // What is repeated comes on top of the size.
+        check("one two three four five", 20, 19, &["one two three four", "one two three four five"]);
     }
 
     #[test]
@@ -204,10 +208,11 @@ mod tests {
             let mut covered = vec![false; characters.len()];
             let mut previous = (0, 0);
             for piece in pieces(&text, size, overlap) {
-                prop_assert!(piece.length <= size.max(1));
+                prop_assert!(piece.length <= size.max(1) + overlap + 2);
                 prop_assert_eq!(piece.text.chars().count(), piece.length);
                 let slice: String = characters[piece.offset..piece.offset + piece.length].iter().collect();
                 prop_assert_eq!(slice.as_str(), piece.text);
+                prop_assert!(text[piece.start..].starts_with(piece.text));
                 let (start, end): (usize, usize) = previous;
                 prop_assert!(piece.offset >= start && piece.offset + piece.length > end, "each piece moves on");
                 prop_assert!(end.saturating_sub(piece.offset) <= overlap, "and repeats no more than the overlap");
