@@ -1,4 +1,5 @@
-//! Collections of a workspace: config entries of type `collection`, and nothing else.
+//! Collections of a workspace: config entries of type `collection`, and nothing else. With a collection goes whatever flows
+//! made for it.
 //!
 //! Store writers of other makes fold workspace and collection into one storage name, and folding loses information. So
 //! a collection whose folded name is taken is refused, and one whose folded name begins another's is not deleted while
@@ -10,15 +11,16 @@ use std::time::SystemTime;
 use sluice_schema::WorkspaceId;
 use sluice_schema::ids::Name;
 use sluice_schema::message::{
-    CollectionManagementRequest, CollectionManagementResponse, CollectionMetadata, ConfigKey, ConfigValue,
-    Expectation,
+    CollectionManagementRequest, CollectionManagementResponse, CollectionMetadata, ConfigValue, Expectation,
 };
 use sluice_sdk::config::value;
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
+use sluice_store::Batch;
 
 use crate::Error;
 use crate::clock::timestamp;
 use crate::error::cause;
+use crate::removals::{Removals, Scope};
 
 /// Config type of collections.
 pub(crate) const COLLECTION: &str = "collection";
@@ -27,11 +29,12 @@ pub(crate) const COLLECTION: &str = "collection";
 #[derive(Clone)]
 pub(crate) struct Collections {
     config: Arc<ConfigClient>,
+    removals: Removals,
 }
 
 impl Collections {
-    pub(crate) fn new(config: Arc<ConfigClient>) -> Self {
-        Self { config }
+    pub(crate) const fn new(config: Arc<ConfigClient>, removals: Removals) -> Self {
+        Self { config, removals }
     }
 
     /// Answers one call.
@@ -75,6 +78,7 @@ impl Collections {
         request: CollectionManagementRequest,
     ) -> Result<CollectionMetadata, Error> {
         let id = request.collection;
+        self.removals.settle(workspace, &[Scope::collection(&id)], &mut Batch::new()).await?;
         if self.config.get(workspace, COLLECTION, &id).await?.is_none() {
             self.check_new(workspace, &id).await?;
         }
@@ -94,13 +98,12 @@ impl Collections {
                 "collection '{id}' cannot be deleted while {other} exists: stores that fold names would delete both"
             )));
         }
-        let key = ConfigKey { r#type: COLLECTION.to_owned(), key: id.to_owned() };
-        self.config.delete(workspace, vec![key]).await?;
-        Ok(())
+        self.removals.remove(workspace, Scope::collection(id), Batch::new()).await
     }
 
     /// Makes a collection where it is missing.
     pub(crate) async fn ensure(&self, workspace: &str, id: &str) -> Result<(), Error> {
+        self.removals.settle(workspace, &[Scope::collection(id)], &mut Batch::new()).await?;
         if self.config.get(workspace, COLLECTION, id).await?.is_some() {
             return Ok(());
         }

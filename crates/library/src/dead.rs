@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, property};
 use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
+    Metadata,
 };
 use sluice_schema::{Class, Topic, record, wire};
 use sluice_sdk::ConfigClient;
@@ -59,6 +60,9 @@ impl Default for Limits {
 struct Head {
     letter: DeadLetter,
     body_bytes: u64,
+    /// The document that its message was made from.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    document: String,
 }
 
 /// The dead letters of all workspaces.
@@ -166,7 +170,7 @@ impl DeadLetters {
             }
             let place = uuid::Uuid::now_v7().to_string();
             let body = Bytes::from(std::mem::take(&mut letter.body));
-            let head = Head { body_bytes, letter };
+            let head = Head { body_bytes, document: document_of(&body), letter };
             taken += 1;
             count += 1;
             bytes += body_bytes;
@@ -356,9 +360,10 @@ impl DeadLetters {
 
     /// The letters to change, oldest first, and how many more there are; "all of them" has to be said.
     async fn chosen(&self, workspace: &str, request: &Request) -> Result<(Vec<(String, Head)>, i64), Error> {
-        let unnamed = request.ids.is_empty() && request.flow.is_empty() && request.topic.is_empty();
+        let unnamed = request.ids.is_empty()
+            && [&request.flow, &request.topic, &request.document_id].iter().all(|name| name.is_empty());
         if unnamed && !request.all {
-            return Err(Error::request("name letters by ids, flow or topic, or say all"));
+            return Err(Error::request("name letters by ids, flow, topic or document, or say all"));
         }
         let mut chosen = self.matching(workspace, request).await?;
         if let Some(unknown) =
@@ -378,7 +383,7 @@ impl DeadLetters {
         let mut matching = Vec::new();
         let mut take = |key: &Bytes, raw: &Bytes| -> Result<(), Error> {
             let head: Head = rows::decode(LETTERS, key, raw)?;
-            if fits(&head.letter, request) {
+            if fits(&head, request) {
                 matching.push((rows::last_part(key), head));
             }
             Ok(())
@@ -495,11 +500,25 @@ fn limit(request: &Request) -> usize {
     wanted.map_or(CALL_LETTERS_MAX, |limit| limit.min(CALL_LETTERS_MAX))
 }
 
-fn fits(letter: &DeadLetter, request: &Request) -> bool {
+/// The document that a parked message was made from, if it is a pipeline's.
+fn document_of(body: &[u8]) -> String {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Parked {
+        metadata: Metadata,
+    }
+    let parked = base64::engine::general_purpose::STANDARD.decode(body).ok();
+    let parked = parked.and_then(|body| serde_json::from_slice::<Parked>(&body).ok()).unwrap_or_default();
+    let Metadata { id, root, .. } = parked.metadata;
+    if root.is_empty() { id } else { root }
+}
+
+fn fits(Head { letter, document, .. }: &Head, request: &Request) -> bool {
     let flow = &request.flow;
     // A flow's id means all its runs.
     (flow.is_empty() || letter.flow == *flow || flow_of(&letter.flow) == flow)
         && (request.topic.is_empty() || letter.topic == request.topic)
+        && (request.document_id.is_empty() || *document == request.document_id)
 }
 
 /// Where a letter goes when it is replayed: the topic it came from, or the one of the same name in another run. Only

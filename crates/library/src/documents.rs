@@ -1,5 +1,5 @@
-//! Documents at rest: a row of metadata in the tables, the content among the blobs, and two indexes (children of a
-//! document, documents that a plain listing shows).
+//! Documents at rest: a row of metadata in the tables, the content among the blobs, and three indexes (children of a
+//! document, documents that a plain listing shows, parts that were made of a document for a collection).
 //!
 //! Content is stored before the row that names it and removed before it, so a row's content is there unless its removal
 //! was cut short; then the document is still listed and can be removed again. Children are found through an index that
@@ -21,6 +21,8 @@ use crate::rows::{self, Row, Rows, check_id, key, prefix};
 pub(crate) const DOCUMENTS: &str = "library-documents";
 const LISTED: &str = "library-listed";
 const CHILDREN: &str = "library-children";
+/// By collection, document and part.
+const MADE: &str = "library-made";
 
 /// The largest document, in bytes.
 pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -62,9 +64,26 @@ pub(crate) struct Document {
     /// Its size.
     pub(crate) bytes: u64,
     pub(crate) metadata: DocumentMetadata,
+    /// Of a part: the document that it was made from in the end.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) root: String,
+    /// Of a part: the collection that it was made for, if its maker told.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) collection: String,
 }
 
 impl Document {
+    /// A document of its own.
+    pub(crate) const fn whole(object: String, bytes: u64, metadata: DocumentMetadata) -> Self {
+        Self { object, bytes, metadata, root: String::new(), collection: String::new() }
+    }
+
+    /// The key that says that it was made for a collection.
+    fn made_key(&self, workspace: &str) -> Option<Vec<u8>> {
+        let is_made = !self.collection.is_empty() && !self.root.is_empty();
+        is_made.then(|| key(&[workspace, &self.collection, &self.root, &self.metadata.id]))
+    }
+
     fn is_listed(&self) -> bool {
         self.metadata.parent_id.is_empty() && self.metadata.document_type != "answer"
     }
@@ -82,12 +101,13 @@ impl Documents {
         Self { rows, blobs }
     }
 
-    /// Takes in a document with its content.
+    /// Takes in a document with its content; `batch` is committed with it.
     pub(crate) async fn add(
         &self,
         workspace: &str,
         mut metadata: DocumentMetadata,
         content: Bytes,
+        batch: Batch,
     ) -> Result<(), Error> {
         check_new(&mut metadata)?;
         if content.is_empty() && metadata.document_type == "source" {
@@ -100,7 +120,7 @@ impl Documents {
         let bytes = content.len() as u64;
         let object = new_object();
         self.blobs.put(&object, content).await?;
-        self.shelve(workspace, Document { object, bytes, metadata }, Batch::new()).await
+        self.shelve(workspace, Document::whole(object, bytes, metadata), batch).await
     }
 
     /// Takes in a part of a document. A part that is there already with the same content is fine: whoever adds parts may
@@ -110,6 +130,7 @@ impl Documents {
         workspace: &str,
         mut metadata: DocumentMetadata,
         content: Bytes,
+        collection: &str,
     ) -> Result<(), Error> {
         check_id("parent document", &metadata.parent_id)?;
         if metadata.document_type.is_empty() || metadata.document_type == "source" {
@@ -134,7 +155,14 @@ impl Documents {
             self.blobs.put(&object, content.clone()).await?;
             let mut batch = Batch::new();
             batch.expect_value(DOCUMENTS, &parent_key, parent.raw);
-            let document = Document { object, bytes: content.len() as u64, metadata: metadata.clone() };
+            let of = parent.is;
+            let document = Document {
+                object,
+                bytes: content.len() as u64,
+                metadata: metadata.clone(),
+                root: if of.root.is_empty() { of.metadata.id } else { of.root },
+                collection: collection.to_owned(),
+            };
             match self.shelve(workspace, document, batch).await {
                 // The parent changed or went, or the same child was added meanwhile: look again.
                 Err(error) if rows::is_conflict(&error) || matches!(error, Error::Exists(_)) => {}
@@ -160,6 +188,9 @@ impl Documents {
         }
         if !document.metadata.parent_id.is_empty() {
             batch.put(CHILDREN, key(&[workspace, &document.metadata.parent_id, id]), Bytes::new());
+        }
+        if let Some(made) = document.made_key(workspace) {
+            batch.put(MADE, made, Bytes::new());
         }
         let failed = match self.rows.commit(batch).await {
             Ok(()) => return Ok(()),
@@ -196,13 +227,17 @@ impl Documents {
         Err(Error::request(format!("document '{}' keeps changing; try again", wanted.id)))
     }
 
-    /// Removes a document with everything that was made from it.
-    pub(crate) async fn remove(&self, workspace: &str, id: &str) -> Result<(), Error> {
+    /// Checks that there is something of a document to remove.
+    pub(crate) async fn check_removable(&self, workspace: &str, id: &str) -> Result<(), Error> {
+        let is_there = self.find(workspace, id).await?.is_some()
+            || !self.rows.page(CHILDREN, &prefix(&[workspace, id]), 1).await?.is_empty();
+        if is_there { Ok(()) } else { Err(unknown(id)) }
+    }
+
+    /// Removes a document with all its parts. What is not there is fine.
+    pub(crate) async fn remove_tree(&self, workspace: &str, id: &str) -> Result<(), Error> {
         let children = prefix(&[workspace, id]);
         let found = self.find(workspace, id).await?;
-        if found.is_none() && self.rows.page(CHILDREN, &children, 1).await?.is_empty() {
-            return Err(unknown(id));
-        }
         self.remove_rows(workspace, &[id.to_owned()]).await?;
         loop {
             let page = self.rows.page(CHILDREN, &children, REMOVE_ROWS).await?;
@@ -228,6 +263,47 @@ impl Documents {
         Ok(())
     }
 
+    /// Removes the parts that were made for a collection, of one document or of all (`root` empty). Parts of those parts
+    /// that were made for something else become parts of the document.
+    pub(crate) async fn remove_made(
+        &self,
+        workspace: &str,
+        root: &str,
+        collection: &str,
+    ) -> Result<(), Error> {
+        let under = if root.is_empty() {
+            prefix(&[workspace, collection])
+        } else {
+            prefix(&[workspace, collection, root])
+        };
+        let start = prefix(&[workspace, collection]).len();
+        loop {
+            let page = self.rows.page(MADE, &under, REMOVE_ROWS).await?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            let mut parts = Vec::with_capacity(page.len());
+            for (made, _) in &page {
+                let names = String::from_utf8_lossy(&made[start..]).into_owned();
+                parts.extend(names.split_once('\0').map(|(root, id)| (root.to_owned(), id.to_owned())));
+            }
+            let mut batch = Batch::new();
+            for (root, id) in &parts {
+                self.adopt_children(workspace, id, root).await?;
+                if let Some(part) = self.find(workspace, id).await? {
+                    batch.delete(CHILDREN, key(&[workspace, &part.is.metadata.parent_id, id]));
+                }
+                batch.delete(CHILDREN, key(&[workspace, root, id]));
+            }
+            for (made, _) in &page {
+                batch.delete(MADE, made);
+            }
+            let ids: Vec<String> = parts.into_iter().map(|(_, id)| id).collect();
+            self.remove_rows(workspace, &ids).await?;
+            self.rows.commit(batch).await?;
+        }
+    }
+
     /// Removes contents and rows; the children index stays.
     async fn remove_rows(&self, workspace: &str, ids: &[String]) -> Result<(), Error> {
         let reads = ids.iter().map(|id| Read::get(DOCUMENTS, key(&[workspace, id]))).collect();
@@ -238,6 +314,9 @@ impl Documents {
             if let Some(raw) = raw.into_value() {
                 let document: Document = rows::decode(DOCUMENTS, &row_key, &raw)?;
                 self.blobs.remove(&document.object).await?;
+                if let Some(made) = document.made_key(workspace) {
+                    batch.delete(MADE, made);
+                }
             }
             batch.delete(DOCUMENTS, &row_key).delete(LISTED, &row_key);
         }

@@ -1,18 +1,21 @@
 //! The librarian's calls: one table of operations over documents, uploads, processing and progress.
 
 use bytes::Bytes;
-use sluice_bus::ErrorKind;
+use sluice_bus::{ErrorKind, trace};
 use sluice_schema::exchange;
 use sluice_schema::message::{
     DocumentMetadata, Error as Told, LibrarianRequest as Request, LibrarianResponse as Response,
     ProcessingMetadata,
 };
 use sluice_sdk::Responder;
+use sluice_store::Batch;
 
 use crate::Error;
 use crate::documents::{Document, Documents, from_base64, to_base64};
 use crate::processing::Processings;
 use crate::progress::Progress;
+use crate::removals::{Removals, Scope};
+use crate::rows::check_id;
 use crate::uploads::{Uploads, signed};
 
 /// Bytes of content in a part of `stream-document` when the caller names no size.
@@ -27,6 +30,7 @@ pub(crate) struct Librarian {
     pub(crate) uploads: Uploads,
     pub(crate) processings: Processings,
     pub(crate) progress: Progress,
+    pub(crate) removals: Removals,
     /// The broker's largest message, in bytes.
     pub(crate) message_bytes_max: usize,
 }
@@ -64,13 +68,17 @@ impl Librarian {
         let upload = request.upload_id.as_str();
         Ok(match request.operation.as_str() {
             "add-document" => {
-                self.documents.add(workspace, document(request.document_metadata)?, content).await?;
+                let metadata = document(request.document_metadata)?;
+                let (scope, mut batch) = ([Scope::document(&metadata.id)], Batch::new());
+                self.removals.settle(workspace, &scope, &mut batch).await?;
+                self.removals.restore(workspace, &scope).await?;
+                self.documents.add(workspace, metadata.clone(), content, batch).await?;
                 ok
             }
             "add-child-document" => {
                 let metadata = document(request.document_metadata)?;
                 let document_id = metadata.id.clone();
-                self.documents.add_child(workspace, metadata, content).await?;
+                self.add_child(workspace, metadata, content, &request.collection).await?;
                 Response { document_id, ..ok }
             }
             "update-document" => {
@@ -78,8 +86,8 @@ impl Librarian {
                 ok
             }
             "remove-document" => {
-                self.documents.remove(workspace, id).await?;
-                self.progress.forget(workspace, id).await?;
+                self.documents.check_removable(workspace, id).await?;
+                self.removals.remove(workspace, Scope::document(id), Batch::new()).await?;
                 ok
             }
             "get-document-metadata" | "get-document" => {
@@ -130,6 +138,30 @@ impl Librarian {
             "" => return Err(Error::request("Null operation")),
             other => return Err(Error::request(format!("Invalid operation: {other}"))),
         })
+    }
+
+    /// Takes in a part. One that a message of an earlier pass brings, whose document or collection was removed since, is
+    /// taken and forgotten: whoever works on that message has done nothing wrong.
+    async fn add_child(
+        &self,
+        workspace: &str,
+        metadata: DocumentMetadata,
+        content: Bytes,
+        collection: &str,
+    ) -> Result<(), Error> {
+        check_id("parent document", &metadata.parent_id)?;
+        let parent = self.documents.find(workspace, &metadata.parent_id).await?;
+        if let Some(pass) = trace::pass() {
+            let root = parent.map_or_else(
+                || metadata.parent_id.clone(),
+                |row| if row.is.root.is_empty() { row.is.metadata.id } else { row.is.root },
+            );
+            if self.removals.is_gone(workspace, &root, collection, Some(pass)).await? {
+                tracing::debug!(workspace, part = metadata.id, document = root, "a part of what was removed");
+                return Ok(());
+            }
+        }
+        self.documents.add_child(workspace, metadata, content, collection).await
     }
 
     async fn whole(&self, document: &Document) -> Result<String, Error> {

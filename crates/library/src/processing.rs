@@ -9,26 +9,33 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, ErrorKind, Message, property};
 use sluice_schema::message::{self as m, DocumentMetadata, ProcessingMetadata};
 use sluice_schema::{Class, Topic, record, wire};
 use sluice_sdk::ConfigClient;
-use sluice_store::Batch;
+use sluice_store::{Batch, Found, Read};
 
 use crate::collections::Collections;
 use crate::documents::{Document, Documents};
 use crate::progress::Progress;
-use crate::rows::{self, check_id, key, prefix};
+use crate::removals::{Removals, Scope};
+use crate::rows::{self, Rows, check_id, key, prefix};
 use crate::{Error, provenance};
 
 const PROCESSING: &str = "library-processing";
+/// By document and record.
+const OF_DOCUMENT: &str = "library-processing-of";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Processing {
     metadata: ProcessingMetadata,
     /// The run of the flow that it went to.
     run: String,
+    /// Which pass of the document it is; what is made in it carries this number.
+    #[serde(default)]
+    pass: i64,
     /// Whether the messages are on their way.
     sent: bool,
 }
@@ -39,6 +46,7 @@ pub(crate) struct Processings {
     pub(crate) documents: Documents,
     pub(crate) progress: Progress,
     pub(crate) collections: Collections,
+    pub(crate) removals: Removals,
     pub(crate) config: Arc<ConfigClient>,
     pub(crate) broker: Arc<dyn Broker>,
     /// Records being sent at this moment, so that a repeated call does not send what another is sending.
@@ -83,10 +91,20 @@ impl Processings {
         if known.as_ref().is_some_and(|known| known.is.sent && known.is.run == entrance.run) {
             return Ok(());
         }
-        self.collections.ensure(workspace, &wanted.collection).await?;
-        let row = Processing { metadata: wanted, run: entrance.run.clone(), sent: false };
-        let raw = rows::encode(&row);
+        let (document_id, collection) = (wanted.document_id.clone(), wanted.collection.clone());
+        let scopes = [
+            Scope::of(&document_id, &collection),
+            Scope::document(&document_id),
+            Scope::collection(&collection),
+        ];
         let mut batch = Batch::new();
+        self.removals.settle(workspace, &scopes, &mut batch).await?;
+        self.removals.restore(workspace, &scopes).await?;
+        self.collections.ensure(workspace, &collection).await?;
+        let pass = self.removals.passes.next(workspace).await?;
+        let row = Processing { metadata: wanted, run: entrance.run.clone(), pass, sent: false };
+        let raw = rows::encode(&row);
+        batch.put(OF_DOCUMENT, key(&[workspace, &document_id, &row.metadata.id]), Bytes::new());
         // What a call before this one may have sent is being counted already.
         let is_counted = known.as_ref().is_some_and(|known| known.is.run == entrance.run);
         batch.expect(PROCESSING, &row_key, known.map(|row| row.raw)).put(PROCESSING, &row_key, raw);
@@ -112,7 +130,7 @@ impl Processings {
         trace: Option<&str>,
     ) -> Result<(), Error> {
         let row_key = key(&[workspace, &row.metadata.id]);
-        if let Err(error) = self.publish(&row.metadata, document, entrance, trace).await {
+        if let Err(error) = self.publish(&row, document, entrance, trace).await {
             if error.kind() != ErrorKind::OutcomeUnknown {
                 let mut batch = Batch::new();
                 batch.expect_value(PROCESSING, &row_key, rows::encode(&row)).delete(PROCESSING, &row_key);
@@ -137,16 +155,16 @@ impl Processings {
 
     async fn publish(
         &self,
-        processing: &ProcessingMetadata,
+        processing: &Processing,
         document: &Document,
         entrance: &Entrance,
         trace: Option<&str>,
     ) -> Result<(), sluice_bus::Error> {
         let traced = |body| {
-            let message = Message::new(body);
+            let message = Message::new(body).with(property::PASS, &processing.pass.to_string());
             trace.into_iter().fold(message, |message, trace| message.with(property::TRACE, trace))
         };
-        let collection = &processing.collection;
+        let collection = &processing.metadata.collection;
         if let Some(topic) = &entrance.triples {
             let triples = provenance::of(&document.metadata, collection);
             self.broker.publish(&Address::Topic(topic.clone()), traced(wire::encode(&triples))).await?;
@@ -212,16 +230,21 @@ impl Processings {
         self.send(workspace, row, &document, &entrance, None).await
     }
 
-    /// Forgets a record; what the flow made of the document stays.
+    /// Removes a record, with what flows made of its document in its collection unless another record wants that too.
     pub(crate) async fn remove(&self, workspace: &str, id: &str) -> Result<(), Error> {
         check_id("processing record", id)?;
         let row_key = key(&[workspace, id]);
-        if self.documents.rows.get::<Processing>(PROCESSING, &row_key).await?.is_none() {
+        let Some(row) = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await? else {
             return Err(Error::request(format!("processing record '{id}' does not exist")));
-        }
+        };
+        let ProcessingMetadata { document_id, collection, .. } = &row.is.metadata;
         let mut batch = Batch::new();
-        batch.delete(PROCESSING, &row_key);
-        self.documents.rows.commit(batch).await
+        batch.delete(PROCESSING, &row_key).delete(OF_DOCUMENT, key(&[workspace, document_id, id]));
+        let all = records_of(&self.documents.rows, workspace, document_id).await?;
+        if all.iter().any(|other| other.metadata.id != id && other.metadata.collection == *collection) {
+            return self.documents.rows.commit(batch).await;
+        }
+        self.removals.remove(workspace, Scope::of(document_id, collection), batch).await
     }
 
     /// Every record of a workspace.
@@ -229,6 +252,39 @@ impl Processings {
         let rows: Vec<Processing> = self.documents.rows.all(PROCESSING, &prefix(&[workspace])).await?;
         Ok(rows.into_iter().map(|row| row.metadata).collect())
     }
+}
+
+async fn records_of(rows: &Rows, workspace: &str, document: &str) -> Result<Vec<Processing>, Error> {
+    let mut reads = Vec::new();
+    rows.scan(OF_DOCUMENT, &prefix(&[workspace, document]), |of, _| {
+        reads.push(Read::get(PROCESSING, key(&[workspace, &rows::last_part(of)])));
+        Ok(true)
+    })
+    .await?;
+    let found = rows.read(reads).await?.into_iter().filter_map(Found::into_value);
+    found.map(|raw| rows::decode(PROCESSING, document.as_bytes(), &raw)).collect()
+}
+
+/// Forgets the records of a document, of a collection, or of a document in a collection; what is empty stands for all.
+pub(crate) async fn forget(
+    rows: &Rows,
+    workspace: &str,
+    document: &str,
+    collection: &str,
+) -> Result<(), Error> {
+    let records = match document {
+        "" => rows.all::<Processing>(PROCESSING, &prefix(&[workspace])).await?,
+        document => records_of(rows, workspace, document).await?,
+    };
+    let mut batch = Batch::new();
+    for Processing { metadata, .. } in &records {
+        if collection.is_empty() || metadata.collection == collection {
+            batch
+                .delete(PROCESSING, key(&[workspace, &metadata.id]))
+                .delete(OF_DOCUMENT, key(&[workspace, &metadata.document_id, &metadata.id]));
+        }
+    }
+    if batch.is_empty() { Ok(()) } else { rows.commit(batch).await }
 }
 
 /// The right to send one record; given back when dropped.

@@ -28,6 +28,9 @@ const FAILURES_MAX: usize = 50;
 const REASON_CHARS_MAX: usize = 500;
 /// Documents in one answer.
 const DOCUMENTS_MAX: usize = 1_000;
+/// Marks that a rate is told from, and the milliseconds between them: about a minute.
+const MARKS_MAX: usize = 6;
+const MARK_INTERVAL_MS: i64 = 10_000;
 
 /// What has happened to a piece.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,6 +91,8 @@ struct Tally {
     /// The decoder said that there is no text in it.
     empty: bool,
     failures: BTreeSet<(String, String, String)>,
+    /// When so many chunks were stored or had failed, some seconds apart, oldest first: what the rate is told from.
+    lately: Vec<(i64, i64)>,
 }
 
 impl Tally {
@@ -124,14 +129,53 @@ impl Tally {
         }
     }
 
+    const fn settled(&self) -> i64 {
+        self.stored + self.failed
+    }
+
+    /// Remembers how much was settled before what is counted now.
+    fn mark(&mut self, settled_before: i64, now_ms: i64) {
+        let is_due = self.lately.last().is_none_or(|(at_ms, _)| now_ms - at_ms >= MARK_INTERVAL_MS);
+        if self.settled() != settled_before && is_due {
+            self.lately.push((now_ms, settled_before));
+            let surplus = self.lately.len().saturating_sub(MARKS_MAX);
+            self.lately.drain(..surplus);
+        }
+    }
+
+    /// Chunks settled per minute since the oldest mark. It falls while nothing happens.
+    fn rate_per_minute(&self, now_ms: i64) -> f64 {
+        let Some((since_ms, settled)) = self.lately.first() else { return 0.0 };
+        let ms = (now_ms - since_ms).max(1_000);
+        (self.settled() - settled) as f64 * 60_000.0 / ms as f64
+    }
+
+    /// Seconds until everything is settled: of the chunks that are known, or as many for each text as there were so far.
+    fn remaining_seconds(&self, rate_per_minute: f64) -> Option<i64> {
+        if self.is_complete() {
+            return Some(0);
+        }
+        if rate_per_minute <= 0.0 || self.texts_done == 0 {
+            return None;
+        }
+        let expected = self.announced as f64 * self.texts_announced as f64 / self.texts_done as f64;
+        let seconds = (expected - self.settled() as f64).max(0.0) / rate_per_minute * 60.0;
+        #[expect(clippy::cast_possible_truncation, reason = "whole seconds are meant, and huge ones are cut")]
+        Some(seconds.ceil() as i64)
+    }
+
     fn is_complete(&self) -> bool {
         (self.empty || self.texts_announced > 0)
             && self.texts_done == self.texts_announced
             && self.stored + self.failed == self.announced
     }
 
-    fn shown(&self, document_id: &str, flow: &str) -> DocumentProgress {
+    fn shown(&self, document_id: &str, flow: &str, now_ms: i64) -> DocumentProgress {
+        let rate_per_minute = if self.is_complete() { 0.0 } else { self.rate_per_minute(now_ms) };
         DocumentProgress {
+            started: self.started_ms / 1_000,
+            rate_per_minute,
+            remaining_seconds: self.remaining_seconds(rate_per_minute),
             document_id: document_id.to_owned(),
             flow: flow.to_owned(),
             collection: self.collection.clone(),
@@ -255,6 +299,7 @@ impl Progress {
                     batch.put(PIECES, piece_key, Bytes::copy_from_slice(&[new.0]));
                 }
             }
+            tally.mark(before.settled(), clock::milliseconds());
             for (piece, report) in &news.failures {
                 tally.note(piece, report);
             }
@@ -317,6 +362,29 @@ impl Progress {
         let under = prefix(&[workspace, document]);
         batch.delete_prefix(PROGRESS, &under).delete_prefix(PIECES, &under);
         self.rows.commit(batch).await
+    }
+
+    /// Forgets what is known of a collection, for one document or for all (`document` empty).
+    pub(crate) async fn forget_in(
+        &self,
+        workspace: &str,
+        document: &str,
+        collection: &str,
+    ) -> Result<(), Error> {
+        let under = if document.is_empty() { prefix(&[workspace]) } else { prefix(&[workspace, document]) };
+        let mut batch = Batch::new();
+        self.rows
+            .scan(PROGRESS, &under, |tally_key, raw| {
+                if rows::decode::<Tally>(PROGRESS, tally_key, raw)?.collection == collection {
+                    // Pieces are kept under the key of their tally.
+                    let mut pieces = tally_key.to_vec();
+                    pieces.push(0);
+                    batch.delete(PROGRESS, tally_key).delete_prefix(PIECES, pieces);
+                }
+                Ok(true)
+            })
+            .await?;
+        if batch.is_empty() { Ok(()) } else { self.rows.commit(batch).await }
     }
 
     /// Adds to `batch`: forgets a document in one run, because it never went in.
@@ -404,7 +472,7 @@ impl Progress {
 }
 
 fn show(((document, flow), (_, _, tally)): ((String, String), (i64, String, Tally))) -> DocumentProgress {
-    tally.shown(&document, &flow)
+    tally.shown(&document, &flow, clock::milliseconds())
 }
 
 fn piece_key(workspace: &str, document: &str, run: &str, unit: Unit, piece: &str) -> Vec<u8> {
@@ -485,7 +553,8 @@ mod tests {
             }
             let shown = progress.shown("w", &[DOCUMENT.to_owned()], "").await.unwrap().remove(0);
             store.close().await;
-            shown
+            // These depend on when the reports came, and are tested alone.
+            DocumentProgress { rate_per_minute: 0.0, remaining_seconds: None, ..shown }
         })
     }
 
@@ -598,6 +667,26 @@ mod tests {
         assert!(matches!(&refused, Error::Request(said) if said.contains("at most 1000")), "{refused}");
         assert!(matches!(progress.shown("w", &[String::new()], "f1").await, Err(Error::Request(_))));
         store.close().await;
+    }
+
+    #[test]
+    fn the_rate_is_of_the_last_minute_and_tells_what_remains() {
+        let mut tally = Tally { texts_announced: 4, texts_done: 2, announced: 100, ..Default::default() };
+        let told = |tally: &Tally, now_ms: i64| {
+            let shown = tally.shown("d", "f", now_ms);
+            (shown.rate_per_minute.round() as i64, shown.remaining_seconds)
+        };
+        assert_eq!(told(&tally, 0), (0, None), "nothing is known yet");
+        // Ten chunks in every ten seconds for two minutes, reported every second.
+        for second in 0..60 {
+            tally.stored += 1;
+            tally.mark(tally.stored - 1, second * 1_000);
+        }
+        assert_eq!(told(&tally, 60_000), (60, Some(140)), "200 chunks are expected, 60 are stored");
+        assert_eq!(tally.lately.len(), MARKS_MAX);
+        assert_eq!(told(&tally, 120_000).0, 30, "it falls while nothing happens");
+        (tally.texts_done, tally.announced) = (4, 60);
+        assert_eq!(told(&tally, 120_000), (0, Some(0)), "complete");
     }
 
     #[test]

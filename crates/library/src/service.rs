@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use prometheus_client::metrics::gauge::Gauge;
-use sluice_bus::{BrokerAdmin, Delivery, Inbox, Subscription, TopicSpec};
+use sluice_bus::{BrokerAdmin, Delivery, Inbox, Subscription, TopicSpec, property};
 use sluice_schema::message::StageReport;
-use sluice_schema::system::{self, LIBRARIAN};
+use sluice_schema::system::{self, LIBRARIAN, STORE_KINDS};
 use sluice_schema::{Class, Topic, TopicError, WorkspaceId, exchange, wire};
 use sluice_sdk::workspaces::{WorkspaceService, serve_workspaces};
 use sluice_sdk::{Backoff, ConfigClient, ConfigWatch, Point, Process, service};
@@ -20,8 +20,10 @@ use crate::collections::Collections;
 use crate::dead::{self, DeadLetters, Held, Limits};
 use crate::documents::Documents;
 use crate::librarian::Librarian;
+use crate::passes::Passes;
 use crate::processing::Processings;
 use crate::progress::Progress;
+use crate::removals::Removals;
 use crate::rows::Rows;
 use crate::uploads::Uploads;
 
@@ -72,7 +74,16 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
     let rows = Rows::new(stores.tables);
     let documents = Documents::new(rows.clone(), stores.blobs);
     let progress = Progress::new(rows.clone());
-    let collections = Collections::new(config.clone());
+    let removals = Removals {
+        rows: rows.clone(),
+        documents: documents.clone(),
+        progress: progress.clone(),
+        passes: Passes::new(rows.clone()),
+        config: config.clone(),
+        broker: process.broker.clone(),
+        poke: tokio::sync::watch::Sender::new(()),
+    };
+    let collections = Collections::new(config.clone(), removals.clone());
     let full = Gauge::default();
     process.metrics.register(
         "sluice_dead_letters_full",
@@ -83,15 +94,17 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         documents: documents.clone(),
         progress: progress.clone(),
         collections: collections.clone(),
+        removals: removals.clone(),
         config: config.clone(),
         broker: process.broker.clone(),
         under_way: Arc::default(),
     };
     let librarian = Librarian {
-        uploads: Uploads::new(documents.clone()),
+        uploads: Uploads::new(documents.clone(), removals.clone()),
         documents,
         processings,
         progress: progress.clone(),
+        removals: removals.clone(),
         message_bytes_max: process.broker.limits().message_bytes_max,
     };
     let letters = DeadLetters {
@@ -102,7 +115,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         config: config.clone(),
         full,
     };
-    let library = Library { process: process.clone(), librarian, collections, progress, letters };
+    let library = Library { process: process.clone(), librarian, collections, progress, removals, letters };
     serve_workspaces(&process, admin.clone(), &watch, library).await;
     // Only now is there somebody to whom it can be handed.
     crate::poison::start(&process, admin, config);
@@ -114,6 +127,7 @@ struct Library {
     librarian: Librarian,
     collections: Collections,
     progress: Progress,
+    removals: Removals,
     letters: DeadLetters,
 }
 
@@ -124,6 +138,7 @@ struct Topics {
     letters: Point,
     progress: Topic,
     parked: Topic,
+    removals: Topic,
 }
 
 impl Topics {
@@ -137,6 +152,7 @@ impl Topics {
             letters: point(system::dead_letters_request(workspace), system::dead_letters_response(workspace)),
             progress: system::progress(workspace),
             parked: system::dead_letters(workspace),
+            removals: system::removals(workspace),
         })
     }
 }
@@ -150,6 +166,8 @@ impl WorkspaceService for Library {
         let Ok(topics) = Topics::of(workspace) else { return Vec::new() };
         let mut specs =
             vec![TopicSpec::with(topics.progress, LIBRARIAN), TopicSpec::with(topics.parked, LIBRARIAN)];
+        let stores = STORE_KINDS.map(str::to_owned).into();
+        specs.push(TopicSpec { topic: topics.removals, subscriptions: stores });
         for point in [topics.librarian, topics.collection, topics.letters] {
             specs.push(TopicSpec::with(point.request, point.subscription));
             specs.push(TopicSpec::bare(point.response));
@@ -172,6 +190,7 @@ impl WorkspaceService for Library {
             self.count_reports(workspace, topics.progress, &stop),
         ];
         self.resume(workspace, &stop);
+        self.finish_removals(workspace, &stop);
         let all = async {
             for token in &attached {
                 token.cancelled().await;
@@ -262,20 +281,28 @@ impl Library {
     }
 
     fn count_reports(&self, workspace: &str, topic: Topic, stop: &CancellationToken) -> CancellationToken {
-        let (progress, workspace) = (self.progress.clone(), Arc::<str>::from(workspace));
+        let (progress, removals) = (self.progress.clone(), self.removals.clone());
+        let workspace = Arc::<str>::from(workspace);
         let ready = |_| std::future::ready(Ok(BATCH_MESSAGES_MAX)).boxed();
         self.consume(topic, LIBRARIAN, stop, ready, move |topic, batch| {
             let count = batch.len();
-            let (progress, workspace) = (progress.clone(), workspace.clone());
+            let (progress, removals, workspace) = (progress.clone(), removals.clone(), workspace.clone());
             let read = |delivery: &Delivery| match wire::decode::<StageReport>(&delivery.message.body) {
-                Ok(report) => Some(report),
+                Ok(report) => {
+                    let pass = delivery.message.get(property::PASS);
+                    Some((pass.and_then(|pass| pass.parse().ok()), report))
+                }
                 Err(error) => {
                     tracing::warn!(%topic, %error, "a progress report that cannot be read was dropped");
                     None
                 }
             };
-            let reports: Vec<StageReport> = batch.iter().filter_map(read).collect();
-            async move { progress.count(&workspace, &reports).await.map(|()| count) }.boxed()
+            let reports: Vec<(Option<i64>, StageReport)> = batch.iter().filter_map(read).collect();
+            async move {
+                let reports = removals.live(&workspace, reports).await?;
+                progress.count(&workspace, &reports).await.map(|()| count)
+            }
+            .boxed()
         })
     }
 
@@ -326,6 +353,31 @@ impl Library {
             .map(|ended: Result<(), Error>| ended.map_err(|error| crate::error::cause(&error)))
         });
         attached
+    }
+
+    /// Makes so what a crash or a failure left wished, now and whenever a removal could not be done at once.
+    fn finish_removals(&self, workspace: &str, stop: &CancellationToken) {
+        let (removals, workspace, stop) = (self.removals.clone(), workspace.to_owned(), stop.clone());
+        self.process.tasks.supervise(
+            format!("library/removals/{workspace}"),
+            Backoff::default(),
+            move || {
+                let (removals, workspace, stop) = (removals.clone(), workspace.clone(), stop.clone());
+                let mut poked = removals.poke.subscribe();
+                async move {
+                    let finishing = async {
+                        loop {
+                            removals.resume(&workspace).await?;
+                            if poked.changed().await.is_err() {
+                                return Ok(());
+                            }
+                        }
+                    };
+                    stop.run_until_cancelled(finishing).await.unwrap_or(Ok(()))
+                }
+                .map(|ended: Result<(), Error>| ended.map_err(|error| crate::error::cause(&error)))
+            },
+        );
     }
 
     /// Does what a crash left undone, trying until it is.

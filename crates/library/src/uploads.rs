@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use crate::Error;
 use crate::clock;
 use crate::documents::{self, DOCUMENT_BYTES_MAX, Document, Documents};
+use crate::removals::{Removals, Scope};
 use crate::rows::{self, Row, check_id, key, prefix};
 
 const SESSIONS: &str = "library-uploads";
@@ -57,11 +58,12 @@ impl Session {
 #[derive(Clone)]
 pub(crate) struct Uploads {
     documents: Documents,
+    removals: Removals,
 }
 
 impl Uploads {
-    pub(crate) fn new(documents: Documents) -> Self {
-        Self { documents }
+    pub(crate) fn new(documents: Documents, removals: Removals) -> Self {
+        Self { documents, removals }
     }
 
     /// Opens a session; the caller must send parts of the size that the answer says.
@@ -173,20 +175,18 @@ impl Uploads {
                 first.join(", ")
             )));
         }
+        let mut batch = Batch::new();
+        self.removals.settle(workspace, &[Scope::document(&session.metadata.id)], &mut batch).await?;
         self.documents.check_absent(workspace, &session.metadata.id).await?;
+        self.removals.restore(workspace, &[Scope::document(&session.metadata.id)]).await?;
         let object = documents::new_object();
         self.join(workspace, upload_id, &session, &object).await?;
         let done = Session { completed: Some(object.clone()), ..session.clone() };
-        let mut batch = Batch::new();
         batch
             .expect_value(SESSIONS, &session_key, raw)
             .put(SESSIONS, &session_key, rows::encode(&done))
             .delete_prefix(PARTS, prefix(&[workspace, upload_id]));
-        let document = Document {
-            object: object.clone(),
-            bytes: session.total_bytes,
-            metadata: session.metadata.clone(),
-        };
+        let document = Document::whole(object.clone(), session.total_bytes, session.metadata.clone());
         match self.documents.shelve(workspace, document, batch).await {
             // The session was completed or aborted meanwhile.
             Err(error) if rows::is_conflict(&error) => {

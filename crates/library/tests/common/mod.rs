@@ -17,7 +17,7 @@ use sluice_schema::message::{
 use sluice_schema::{Exchange, Topic, exchange, record, wire};
 use sluice_sdk::config::value;
 use sluice_sdk::{ConfigClient, ConfigWatch, Process};
-use sluice_store::Embedded as Store;
+use sluice_store::{Embedded as Store, Stores};
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long unless it hangs.
@@ -47,6 +47,17 @@ impl World {
         path: Arc<dyn Broker>,
         limits: Limits,
     ) -> Self {
+        Self::start_on(folder, broker, path, limits, |stores| stores).await
+    }
+
+    /// `wrap` gives the stores that the library works on.
+    pub(crate) async fn start_on(
+        folder: &Path,
+        broker: &sluice_bus::embedded::Embedded,
+        path: Arc<dyn Broker>,
+        limits: Limits,
+        wrap: impl FnOnce(Stores) -> Stores,
+    ) -> Self {
         let store = Store::open(folder).unwrap();
         let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
         let process = Process::new(path, CancellationToken::new());
@@ -63,7 +74,7 @@ impl World {
         config.put(record::WORKSPACES, vec![workspace]).await.unwrap();
         let watch = ConfigWatch::start(&process, Duration::from_secs(30));
         let for_library = ConfigClient::new(&process.replies).await.unwrap();
-        let mut parts = Parts::new(process.clone(), admin, store.stores(), for_library, watch);
+        let mut parts = Parts::new(process.clone(), admin, wrap(store.stores()), for_library, watch);
         parts.dead_letters = limits;
         tokio::time::timeout(DEADLINE, sluice_library::start(parts)).await.unwrap().unwrap();
         Self {

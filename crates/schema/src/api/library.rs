@@ -51,6 +51,9 @@ const PROGRESS: &[Field] = &[
     int("stored"),
     int("failed"),
     flag("complete"),
+    int("started").if_set(),
+    field("rate-per-minute", Shape::Number),
+    int("remaining-seconds").if_set(),
     field("failures", Shape::Records(PIECE_FAILURE)),
 ];
 
@@ -175,6 +178,7 @@ pub(super) const SERVICES: &[Service] = &[
             field("ids", Shape::Texts),
             text("flow"),
             text("topic"),
+            text("document-id"),
             text("run"),
             int("limit"),
             text("before"),

@@ -5,19 +5,22 @@ use super::{DeadLetter, Error};
 message! {
     /// A call about parked messages, on `request:tg:dead-letters:<workspace>`. Operations: `list` (without bodies) and `export`
     /// (with bodies), newest first, page by page; `replay` (published again, then removed) and `remove`, oldest first.
-    /// What it is about: the letters named by `ids`, or else all that match `flow` and `topic`, where empty matches any.
+    /// What it is about: the letters named by `ids`, or else all that match `flow`, `topic` and `document_id`, where empty
+    /// matches any.
     pub struct DeadLettersRequest {
         operation: String,
         ids: Vec<String>,
         flow: String,
         topic: String,
+        /// Only letters whose message was made from this document.
+        document_id: String,
         /// For `replay`: the run whose topic of the same name gets the messages; empty = the topic they came from.
         run: String,
         /// The most letters to handle; 0 = the service's own bound.
         limit: i64,
         /// For `list` and `export`: only letters older than the one with this id, to page on.
         before: String,
-        /// For `replay` and `remove` without `ids`, `flow` and `topic`: really all of them.
+        /// For `replay` and `remove` without `ids`, `flow`, `topic` and `document_id`: really all of them.
         all: bool,
     }
 }

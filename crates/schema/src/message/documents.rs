@@ -276,6 +276,14 @@ message! {
         stored: i64,
         failed: i64,
         complete: bool,
+        /// When it was put through, in seconds since 1970; 0 where only reports tell of it.
+        started: i64,
+        /// Chunks stored or failed per minute, over about the last one; 0 while none was.
+        rate_per_minute: f64,
+        /// At this rate it is complete so many seconds from now; unset while that cannot be told.
+        remaining_seconds: Option<i64>,
+        /// The first of them, with reasons; `failed` counts them all. What was parked is retried by replaying the dead letters
+        /// of the document.
         failures: Vec<PieceFailure>,
     }
 }
@@ -301,6 +309,18 @@ message! {
         pieces: Vec<String>,
         count: i64,
         reason: String,
+    }
+}
+message! {
+    /// What stores must forget, sent on `flow:tg:removals:<workspace>`, which the librarian owns: everything that passes up to
+    /// and including `pass` made of a document (of every document where `document_id` is empty), in one collection (in
+    /// every one where `collection` is empty). Repeating it, or a later one overtaking it, changes nothing.
+    pub struct Removal {
+        document_id: String,
+        collection: String,
+        pass: i64,
+        /// Nothing is to be forgotten: from this pass on it is there again, also for messages that tell no pass.
+        restored: bool,
     }
 }
 message! {
