@@ -8,8 +8,9 @@ use sluice_schema::message::{
     KeywordIndexRequest, KeywordIndexResponse, TextOrList,
 };
 use sluice_sdk::{BindError, Failure, Inputs, Ports, Processor, Progress, Responder};
-use sluice_store::{Attributes, ErrorKind, KeywordEntry, Match, Scope, Stores, VectorEntry};
+use sluice_store::{Attributes, Batch, ErrorKind, KeywordEntry, Match, Scope, Stores, VectorEntry};
 
+use crate::derived::{Derived, Entry, Origin};
 use crate::embeddings::chunks_done;
 use crate::passage;
 use crate::text::{telling_words, words};
@@ -24,7 +25,7 @@ const LIMIT_MAX: usize = 10_000;
 
 /// Writes chunk vectors.
 pub struct VectorWriter {
-    stores: Stores,
+    derived: Derived,
     workspace: String,
     progress: Progress,
 }
@@ -36,7 +37,7 @@ impl Processor for VectorWriter {
 
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
         Ok(Self {
-            stores: ports.resource()?,
+            derived: ports.resource()?,
             workspace: ports.workspace().to_owned(),
             progress: ports.progress()?,
         })
@@ -66,7 +67,16 @@ impl VectorWriter {
             return Err(Failure::never("the message holds no chunk with an id and a vector"));
         }
         let scope = Scope::new(&self.workspace, &metadata.collection);
-        self.stores.vectors.upsert(scope, entries).await.map_err(|e| store_failure(&e))?;
+        let written = self.derived.write(
+            "vectors",
+            Origin { workspace: &self.workspace, collection: &metadata.collection, root: &metadata.root },
+            ids.iter().cloned().map(Entry::bare).collect(),
+            Batch::new(),
+            || self.derived.stores.vectors.upsert(scope, entries),
+        );
+        if !written.await.map_err(|e| store_failure(&e))? {
+            return Ok(());
+        }
         self.progress.report(chunks_done("store", &metadata.root, &metadata.collection, ids)).await
     }
 }
@@ -110,7 +120,7 @@ impl VectorQuery {
 
 /// Writes and searches the words of chunks.
 pub struct KeywordIndex {
-    stores: Stores,
+    derived: Derived,
     workspace: String,
     progress: Progress,
 }
@@ -122,7 +132,7 @@ impl Processor for KeywordIndex {
 
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
         Ok(Self {
-            stores: ports.resource()?,
+            derived: ports.resource()?,
             workspace: ports.workspace().to_owned(),
             progress: ports.progress()?,
         })
@@ -145,7 +155,16 @@ impl KeywordIndex {
             attributes: with_document(chunk.attributes, &metadata.root),
         };
         let scope = Scope::new(&self.workspace, &metadata.collection);
-        self.stores.keywords.upsert(scope, vec![entry]).await.map_err(|e| store_failure(&e))?;
+        let written = self.derived.write(
+            "keywords",
+            Origin { workspace: &self.workspace, collection: &metadata.collection, root: &metadata.root },
+            vec![Entry::bare(id.to_owned())],
+            Batch::new(),
+            || self.derived.stores.keywords.upsert(scope, vec![entry]),
+        );
+        if !written.await.map_err(|e| store_failure(&e))? {
+            return Ok(());
+        }
         self.progress
             .report(chunks_done("index", &metadata.root, &metadata.collection, vec![id.to_owned()]))
             .await
@@ -158,7 +177,7 @@ impl KeywordIndex {
     ) -> Result<KeywordIndexResponse, Error> {
         let scope = Scope::new(&self.workspace, &request.collection);
         let terms = query_terms(&request.query);
-        match self.stores.keywords.search(scope, &terms, limit(request.limit)).await {
+        match self.derived.stores.keywords.search(scope, &terms, limit(request.limit)).await {
             Ok(found) => Ok(KeywordIndexResponse { error: None, chunks: matches(found) }),
             Err(error) => Err(Error::new("keyword-index-query-error", error.to_string())),
         }

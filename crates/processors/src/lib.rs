@@ -22,6 +22,7 @@ pub mod chunk_index;
 pub mod chunker;
 pub mod completion;
 pub mod decoder;
+mod derived;
 pub mod document_rag;
 pub mod embeddings;
 pub mod fusion;
@@ -35,6 +36,7 @@ pub mod pieces;
 pub mod prompt;
 mod provenance;
 pub mod provider;
+pub mod removals;
 pub mod reranker;
 pub mod retrieval;
 mod template;
@@ -45,6 +47,7 @@ mod trace;
 pub mod triples;
 
 pub use completion::{Model, ModelConfig, ModelError, Secret};
+pub use derived::Derived;
 pub use embeddings::{Embedder, EmbedderConfig, LocalConfig};
 pub use metering::Meters;
 pub use provider::Dialect;
@@ -85,7 +88,7 @@ pub fn resources(stores: Option<Stores>, model: Model, metrics: &Metrics) -> Res
     let own = Resources::new().with(model).with(Embedder::default());
     let resources = own.with(Meters::registered(metrics));
     match stores {
-        Some(stores) => resources.with(stores),
+        Some(stores) => resources.with(Derived::new(stores.clone())).with(stores),
         None => resources,
     }
 }

@@ -1,22 +1,34 @@
 //! The triple store of a workspace: writing statements and answering patterns.
+//!
+//! Documents share statements, so each statement is held by every message that brought it, and goes with the last of them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sha2::{Digest as _, Sha256};
 use sluice_schema::exchange;
 use sluice_schema::message::{Error, Triple, Triples, TriplesQueryRequest, TriplesQueryResponse};
 use sluice_sdk::{BindError, Failure, Inputs, Ports, Processor, Responder};
-use sluice_store::{Pattern, Scope, Stores};
+use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores};
 
 use crate::chunk_index::store_failure;
+use crate::derived::{Derived, Entry, Forget, Note, Origin, damaged};
+
+const HELD: &str = "derived.held";
 
 const LIMIT_DEFAULT: usize = 10_000;
 const BATCH_DEFAULT: usize = 20;
 /// Statements in one message at most.
 const BATCH_MAX: usize = 5_000;
+/// Statements being removed at once.
+const REMOVES_MAX: usize = 64;
+/// Bytes of a digest in the key of a holding.
+const DIGEST_BYTES: usize = 16;
 
 /// Writes statements.
 pub struct TriplesWriter {
-    stores: Stores,
+    derived: Derived,
     workspace: String,
 }
 
@@ -25,7 +37,7 @@ impl Processor for TriplesWriter {
     const CONCURRENCY: usize = 32;
 
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
-        Ok(Self { stores: ports.resource()?, workspace: ports.workspace().to_owned() })
+        Ok(Self { derived: ports.resource()?, workspace: ports.workspace().to_owned() })
     }
 
     fn inputs(on: &mut Inputs<Self>) {
@@ -50,8 +62,107 @@ impl TriplesWriter {
         if whole.is_empty() {
             return Ok(());
         }
+        let origin =
+            Origin { workspace: &self.workspace, collection: &metadata.collection, root: &metadata.root };
+        let (entry, holdings) = holding_batch(origin, &metadata.id, &whole).map_err(|e| store_failure(&e))?;
         let scope = Scope::new(&self.workspace, &metadata.collection);
-        self.stores.triples.add(scope, whole).await.map_err(|e| store_failure(&e))
+        let written = self.derived.write("triples", origin, vec![entry], holdings, || {
+            self.derived.stores.triples.add(scope, whole)
+        });
+        // What belongs to a document that is gone is not written, and that is fine.
+        written.await.map(drop).map_err(|e| store_failure(&e))
+    }
+}
+
+/// What is noted of the statements that a message brings.
+pub(crate) fn holding_batch(
+    origin: Origin<'_>,
+    message_id: &str,
+    statements: &[Triple],
+) -> sluice_store::Result<(Entry, Batch)> {
+    let detail =
+        serde_json::to_vec(statements).map_err(|e| damaged("the statements of a message", &e.to_string()))?;
+    // A message that comes twice is noted once.
+    let id = hex(&[message_id.as_bytes(), &detail]);
+    let mut holdings = Batch::new();
+    if !origin.root.is_empty() {
+        let scope = Scope::new(origin.workspace, origin.collection);
+        for triple in statements {
+            holdings.put(HELD, holding(scope, triple, &[origin.root, &id])?, Vec::new());
+        }
+    }
+    Ok((Entry { id, detail }, holdings))
+}
+
+/// The key that says that a message holds a statement; without names, what all keys for the statement begin with.
+fn holding(scope: Scope<'_>, triple: &Triple, names: &[&str]) -> sluice_store::Result<Vec<u8>> {
+    let statement = serde_json::to_vec(triple).map_err(|e| damaged("a statement", &e.to_string()))?;
+    let digest = hex(&[&statement]);
+    let mut key = [scope.workspace, scope.collection, &digest].join("\0").into_bytes();
+    for name in names {
+        key.push(0);
+        key.extend_from_slice(name.as_bytes());
+    }
+    Ok(key)
+}
+
+fn hex(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize()[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Takes statements out of the triple store.
+pub(crate) struct ForgetTriples(pub(crate) Stores);
+
+impl Forget for ForgetTriples {
+    fn forget<'a>(
+        &'a self,
+        scope: Scope<'a>,
+        notes: &'a [Note],
+        batch: &'a mut Batch,
+    ) -> BoxFuture<'a, sluice_store::Result<()>> {
+        Box::pin(async move {
+            let (mut own, mut statements) = (BTreeSet::new(), Vec::new());
+            for note in notes {
+                let brought: Vec<Triple> = serde_json::from_slice(&note.detail)
+                    .map_err(|e| damaged("the statements of a message", &e.to_string()))?;
+                for triple in brought {
+                    let held = holding(scope, &triple, &[&note.root, &note.id])?;
+                    batch.delete(HELD, &held);
+                    own.insert(held);
+                    statements.push(triple);
+                }
+            }
+            // Others than the messages that go now may hold it; so many and one more are enough to see one of them.
+            let holders_max = own.len() + 1;
+            let removed = stream::iter(statements).map(Ok::<_, sluice_store::Error>);
+            removed
+                .try_for_each_concurrent(REMOVES_MAX, |triple| {
+                    let own = &own;
+                    async move {
+                        let mut all = holding(scope, &triple, &[])?;
+                        all.push(0);
+                        let holders = vec![Read::prefix(HELD, &all, holders_max)];
+                        let holders = self.0.tables.read(holders).await?.pop().map(Found::into_rows);
+                        let mut holders = holders.unwrap_or_default().rows.into_iter();
+                        if holders.any(|(key, _)| !own.contains(&key[..])) {
+                            return Ok(());
+                        }
+                        let g = Some(triple.g.unwrap_or_default());
+                        let exactly = Pattern { s: triple.s, p: triple.p, o: triple.o, g };
+                        self.0.triples.remove(scope, &exactly).await
+                    }
+                })
+                .await
+        })
+    }
+
+    fn forget_collection<'a>(&'a self, scope: Scope<'a>) -> BoxFuture<'a, sluice_store::Result<()>> {
+        Box::pin(async move { self.0.triples.remove(scope, &Pattern::all()).await })
     }
 }
 

@@ -232,6 +232,7 @@ async fn serve(
     if selection.runs_processors() {
         let mine = roster.only(|id| selection.runs_processor(id));
         let resources = sluice_processors::resources(stores.clone(), model, &process.metrics);
+        sluice_processors::removals::start(process, &watch, &mine, &resources);
         Host::new(process.clone(), mine, watch.clone(), resources, HostOptions::default()).start();
     }
 

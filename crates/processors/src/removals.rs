@@ -1,0 +1,209 @@
+//! Doing what the library says must be forgotten, wherever stores are: for each live workspace and kind of store a reader of
+//! the workspace's removals.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_bus::{Broker, Delivery, Error, ErrorKind, Subscription};
+use sluice_schema::message::Removal;
+use sluice_schema::{Topic, WorkspaceId, record, system, wire};
+use sluice_sdk::{Backoff, ConfigWatch, Process, Processor as _, Resources, Roster, View};
+use sluice_store::{Batch, BoxFuture, Result, Scope, Stores};
+use tokio_util::sync::CancellationToken;
+
+use crate::chunk_index::{KeywordIndex, VectorWriter};
+use crate::derived::{Derived, Forget, Note};
+use crate::triples::{ForgetTriples, TriplesWriter};
+
+/// Pauses between tries of a removal, and of attaching.
+const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
+/// Removals in one reader's hands.
+const PREFETCH: u32 = 16;
+
+/// Follows the removals of every workspace until the process stops, for the stores that a processor of `roster` writes here.
+/// The resources are those that the processors run with.
+pub fn start(process: &Process, watch: &ConfigWatch, roster: &Roster, resources: &Resources) {
+    let Some(derived) = resources.get::<Derived>() else { return };
+    let writers = [VectorWriter::NAME, KeywordIndex::NAME, TriplesWriter::NAME];
+    let is_here = |writer: &str| roster.ids().any(|id| **id == *writer);
+    let here: Vec<&'static str> = system::STORE_KINDS
+        .into_iter()
+        .zip(writers)
+        .filter(|(_, writer)| is_here(writer))
+        .map(|(kind, _)| kind)
+        .collect();
+    if here.is_empty() {
+        return;
+    }
+    let mut views = watch.interest(&[record::WORKSPACE]);
+    let part = process.clone();
+    process.tasks.spawn("removals", async move {
+        let mut followed = BTreeMap::new();
+        let view = views.borrow_and_update().clone();
+        follow(&part, &derived, &here, &view, &mut followed);
+        while let Some(Ok(())) = part.stop.run_until_cancelled(views.changed()).await {
+            let view = views.borrow_and_update().clone();
+            follow(&part, &derived, &here, &view, &mut followed);
+        }
+    });
+}
+
+fn follow(
+    process: &Process,
+    derived: &Derived,
+    kinds: &[&'static str],
+    view: &View,
+    followed: &mut BTreeMap<Arc<str>, CancellationToken>,
+) {
+    let live: Vec<Arc<str>> =
+        view.entries(record::WORKSPACE, record::WORKSPACES).map(|(workspace, _)| workspace.clone()).collect();
+    followed.retain(|workspace, stop| {
+        let stays = live.contains(workspace);
+        if !stays {
+            stop.cancel();
+        }
+        stays
+    });
+    for workspace in live {
+        followed.entry(workspace).or_insert_with_key(|workspace| {
+            let stop = process.stop.child_token();
+            for kind in kinds {
+                let reader = Reader {
+                    broker: process.broker.clone(),
+                    derived: derived.clone(),
+                    workspace: workspace.clone(),
+                    kind,
+                };
+                let stop = stop.clone();
+                process.tasks.spawn(format!("removals/{kind}/{workspace}"), async move {
+                    stop.run_until_cancelled(reader.run()).await;
+                });
+            }
+            stop
+        });
+    }
+}
+
+/// Reads the removals of one workspace for one kind of store.
+struct Reader {
+    broker: Arc<dyn Broker>,
+    derived: Derived,
+    workspace: Arc<str>,
+    kind: &'static str,
+}
+
+impl Reader {
+    async fn run(self) {
+        let topic = system::removals(&WorkspaceId::existing(&self.workspace));
+        if let Err(error) = self.derived.sweep(self.kind, &self.workspace).await {
+            tracing::warn!(workspace = &*self.workspace, kind = self.kind, %error, "old removals stay on record");
+        }
+        let mut attempt = 0;
+        loop {
+            let error = self.read(&topic, &mut attempt).await;
+            let pause = RETRY.pause(attempt);
+            attempt += 1;
+            // The library makes the topic; it may come later than this process.
+            if error.kind() == ErrorKind::Absent {
+                tracing::debug!(%topic, %error, ?pause, "no removals to follow yet");
+            } else {
+                tracing::warn!(%topic, %error, ?pause, "removals are not followed at the moment");
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn read(&self, topic: &Topic, attempt: &mut u32) -> Error {
+        let name = self.kind.to_owned();
+        let to = Subscription::Shared { topic: topic.clone(), name, prefetch: PREFETCH };
+        let inbox = match self.broker.subscribe(&to).await {
+            Ok(inbox) => inbox,
+            Err(error) => return error,
+        };
+        *attempt = 0;
+        loop {
+            match inbox.next().await {
+                Ok(delivery) => self.take(delivery).await,
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn take(&self, delivery: Delivery) {
+        let (kind, workspace) = (self.kind, &*self.workspace);
+        let removal = match wire::decode::<Removal>(&delivery.message.body) {
+            Ok(removal) if !(removal.document_id.is_empty() && removal.collection.is_empty()) => removal,
+            Ok(_) => {
+                tracing::error!(workspace, kind, "a removal that names nothing was dropped");
+                return delivery.ack();
+            }
+            Err(error) => {
+                tracing::error!(workspace, kind, %error, "a removal that cannot be read was dropped");
+                return delivery.ack();
+            }
+        };
+        match self.derived.remove(kind, workspace, &removal, &*forgetting(kind, &self.derived.stores)).await {
+            Ok(()) => {
+                tracing::debug!(workspace, kind, ?removal, "forgotten");
+                delivery.ack();
+            }
+            Err(error) if error.kind() == sluice_store::ErrorKind::Refused => {
+                tracing::error!(workspace, kind, ?removal, %error, "a removal that no store can do was dropped");
+                delivery.ack();
+            }
+            // It has to be done, however long it takes.
+            Err(error) => {
+                let pause = RETRY.pause(delivery.attempt - 1);
+                tracing::warn!(workspace, kind, ?removal, %error, ?pause, "a removal comes again");
+                delivery.again(pause);
+            }
+        }
+    }
+}
+
+pub(crate) fn forgetting(kind: &str, stores: &Stores) -> Box<dyn Forget> {
+    match kind {
+        "vectors" => Box::new(ForgetVectors(stores.clone())),
+        "keywords" => Box::new(ForgetKeywords(stores.clone())),
+        _ => Box::new(ForgetTriples(stores.clone())),
+    }
+}
+
+struct ForgetVectors(Stores);
+
+impl Forget for ForgetVectors {
+    fn forget<'a>(
+        &'a self,
+        scope: Scope<'a>,
+        notes: &'a [Note],
+        _: &'a mut Batch,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.vectors.remove(scope, &ids(notes)).await })
+    }
+
+    fn forget_collection<'a>(&'a self, scope: Scope<'a>) -> BoxFuture<'a, Result<()>> {
+        self.0.vectors.remove_collection(scope)
+    }
+}
+
+struct ForgetKeywords(Stores);
+
+impl Forget for ForgetKeywords {
+    fn forget<'a>(
+        &'a self,
+        scope: Scope<'a>,
+        notes: &'a [Note],
+        _: &'a mut Batch,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.keywords.remove(scope, &ids(notes)).await })
+    }
+
+    fn forget_collection<'a>(&'a self, scope: Scope<'a>) -> BoxFuture<'a, Result<()>> {
+        self.0.keywords.remove_collection(scope)
+    }
+}
+
+fn ids(notes: &[Note]) -> Vec<String> {
+    notes.iter().map(|note| note.id.clone()).collect()
+}
