@@ -1,5 +1,5 @@
 //! Calls over RabbitMQ: our ends, with 1, 16 and 64 at once, beside a bare client that makes the same two hops with the
-//! same confirmations in the same run.
+//! same confirmations in the same run. `SLUICE_BENCH_CHANNELS` takes the place of the number of publishing channels.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench tells what it measured, or ends")]
 #![allow(clippy::disallowed_methods, reason = "tasks end with the run")]
 
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bare::Bare;
 use futures_util::StreamExt;
+use sluice_brokers::RabbitMq;
 use sluice_brokers::testing::RabbitServer;
 use sluice_bus::{
     Address, Broker, BrokerAdmin, InboxAddress, Message, Patience, Replies, Subscription, TopicSpec, property,
@@ -57,6 +58,7 @@ async fn measure() {
                 best[0] / best[1]
             );
         }
+        bare.close().await;
         ours.stop.cancel();
     }
 }
@@ -78,6 +80,14 @@ async fn bare_rate(bare: &Arc<Bare>, at_once: usize) -> f64 {
     .await
 }
 
+async fn connect(server: &RabbitServer, vhost: &str) -> RabbitMq {
+    let mut options = server.options();
+    if let Ok(channels) = std::env::var("SLUICE_BENCH_CHANNELS") {
+        options.publishing_channels = channels.parse().unwrap();
+    }
+    RabbitMq::connect(&server.url(vhost), options).await.unwrap()
+}
+
 struct Ours {
     replies: Replies,
     request: Topic,
@@ -86,7 +96,7 @@ struct Ours {
 
 impl Ours {
     async fn start(server: &RabbitServer, vhost: &str, prefetch: u32) -> Self {
-        let (asker, answerer) = (server.connect(vhost).await.unwrap(), server.connect(vhost).await.unwrap());
+        let (asker, answerer) = (connect(server, vhost).await, connect(server, vhost).await);
         let request = Topic::tg(Class::Request, format!("ask-{prefetch}")).unwrap();
         asker.ensure(&TopicSpec::with(request.clone(), "answerer")).await.unwrap();
         let name = "answerer".to_owned();

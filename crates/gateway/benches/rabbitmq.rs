@@ -25,6 +25,9 @@ const CALLERS: [usize; 3] = [1, 16, 64];
 /// Messages that the bare service is handed at once; as many as ours takes.
 const PREFETCH: u16 = 64;
 
+/// Rounds of each, in turns.
+const ROUNDS: usize = 3;
+
 fn main() {
     // Tests only want to see it build.
     if !std::env::args().any(|arg| arg == "--bench") {
@@ -42,7 +45,8 @@ async fn run() {
     let vhost = server.vhost().await.unwrap();
     let bare = Arc::new(Bare::start(&server.url(&vhost), PREFETCH, BODY).await);
     let end = async || server.connect(&vhost).await.unwrap();
-    let over_rabbit = Bed::start([end().await, end().await, end().await]).await;
+    let ends = [end().await, end().await, end().await];
+    let over_rabbit = Bed::start(ends.clone()).await;
     let broker = Embedded::in_memory();
     let embedded = Bed::start([broker.clone(), broker.clone(), broker]).await;
     println!(
@@ -50,14 +54,24 @@ async fn run() {
     );
     println!("|---|---|---|---|---|---|---|");
     for callers in CALLERS {
-        let alone = ask(&bare, callers).await;
-        let (inside, ours) = (embedded.http(callers).await, over_rabbit.http(callers).await);
-        row("HTTP", callers, [&alone, &inside, &ours]);
+        let mut best = Best::default();
+        for _ in 0..ROUNDS {
+            let alone = ask(&bare, callers).await;
+            best.keep([alone, embedded.http(callers).await, over_rabbit.http(callers).await]);
+        }
+        best.print("HTTP", callers);
     }
     for callers in CALLERS {
-        let alone = ask(&bare, callers).await;
-        let (inside, ours) = (embedded.socket(callers).await, over_rabbit.socket(callers).await);
-        row("one WebSocket", callers, [&alone, &inside, &ours]);
+        let mut best = Best::default();
+        for _ in 0..ROUNDS {
+            let alone = ask(&bare, callers).await;
+            best.keep([alone, embedded.socket(callers).await, over_rabbit.socket(callers).await]);
+        }
+        best.print("one WebSocket", callers);
+    }
+    bare.close().await;
+    for end in ends {
+        end.shutdown().await;
     }
 }
 
@@ -83,12 +97,33 @@ async fn ask(bare: &Arc<Bare>, callers: usize) -> Measured {
     Measured { took, span: MEASURED }
 }
 
-fn row(door: &str, callers: usize, measured: [&Measured; 3]) {
-    let [bare, embedded, ours] = measured.map(|one| {
-        let [p50, p99] = [0.5, 0.99].map(|part| one.percentile_us(part) / 1e3);
-        format!("{:.0} ({p50:.2}/{p99:.2})", one.per_second())
-    });
-    let [of_bare, of_embedded] =
-        [measured[0], measured[1]].map(|other| 100.0 * measured[2].per_second() / other.per_second());
-    println!("| {door} | {callers} | {bare} | {embedded} | {ours} | {of_bare:.0} % | {of_embedded:.0} % |");
+/// The best round of each: what others do on the machine makes a round worse, never better.
+#[derive(Default)]
+struct Best([Option<Measured>; 3]);
+
+impl Best {
+    fn keep(&mut self, round: [Measured; 3]) {
+        for (best, measured) in self.0.iter_mut().zip(round) {
+            if best.as_ref().is_none_or(|best| best.per_second() < measured.per_second()) {
+                *best = Some(measured);
+            }
+        }
+    }
+
+    fn print(&self, door: &str, callers: usize) {
+        let [bare, embedded, ours] = self.0.each_ref().map(|best| best.as_ref().unwrap());
+        let text = |one: &Measured| {
+            let [p50, p99] = [0.5, 0.99].map(|part| one.percentile_us(part) / 1e3);
+            format!("{:.0} ({p50:.2}/{p99:.2})", one.per_second())
+        };
+        let share = |other: &Measured| 100.0 * ours.per_second() / other.per_second();
+        println!(
+            "| {door} | {callers} | {} | {} | {} | {:.0} % | {:.0} % |",
+            text(bare),
+            text(embedded),
+            text(ours),
+            share(bare),
+            share(embedded)
+        );
+    }
 }

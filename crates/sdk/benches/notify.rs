@@ -20,6 +20,8 @@ const STARTS: usize = 5;
 const ENDS_MAX: usize = 40;
 /// Processors of a flow that runs beside the measured ones; they belong to the first processes of the fleet.
 const BESIDE: usize = 4;
+/// Flows that are made to run beside, started at once.
+const STARTING_MAX: usize = 16;
 /// Processes, and processors that they share.
 const SHAPES: [(usize, usize); 4] = [(1, 40), (1, 400), (40, 40), (400, 400)];
 /// Flows that run beside.
@@ -75,18 +77,18 @@ async fn lines<B: Broker + BrokerAdmin + Clone>(name: &str, mut ends: Vec<B>, sh
     let counts = if processors == 40 { &RUNNING[..] } else { &RUNNING[..1] };
     for &beside in counts {
         let before = fleet.attached_so_far();
-        let missing = running..beside;
+        let (missing, system) = (running..beside, &system);
         running = beside;
-        for id in missing.clone() {
-            system.start_flow(&format!("beside-{id}"), "beside").await;
-        }
+        let starting = stream::iter(missing.clone())
+            .map(async |id| system.start_flow(&format!("beside-{id}"), "beside").await);
+        starting.buffer_unordered(STARTING_MAX).collect::<()>().await;
         fleet.attached(before + BESIDE * missing.len()).await;
         let (mut answered, mut heard, mut costs) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..STARTS {
             fleet.cost();
             let before = fleet.attached_so_far();
             let asked = Instant::now();
-            system.start_flow(&format!("measured-{beside}-{n}"), "measured").await;
+            system.start_flow(&format!("measured-{beside:03}-{n}"), "measured").await;
             answered.push(asked.elapsed());
             fleet.attached(before + processors).await;
             heard.push(asked.elapsed().saturating_sub(answered[n]));

@@ -19,7 +19,7 @@ pub(crate) struct Bare {
     request: ShortString,
     replies: ShortString,
     body: &'static str,
-    _connections: Vec<Connection>,
+    connections: Vec<Connection>,
 }
 
 impl Bare {
@@ -61,7 +61,7 @@ impl Bare {
             }
             async {}
         }));
-        Self { publishing, waiting, request, replies, body, _connections: connections }
+        Self { publishing, waiting, request, replies, body, connections }
     }
 
     /// One question and its answer.
@@ -75,6 +75,13 @@ impl Bare {
         let properties = BasicProperties::default().with_headers(headers).with_reply_to(replies);
         publish(&self.publishing, self.request.clone(), self.body.as_bytes(), properties).await;
         answer.await.unwrap();
+    }
+
+    /// Disconnects; the library panics when its runtime ends first.
+    pub(crate) async fn close(&self) {
+        for connection in &self.connections {
+            connection.close(200, "done".into()).await.unwrap();
+        }
     }
 }
 
