@@ -281,7 +281,7 @@ fn broker(looked: &Looked<'_>, found: &mut Vec<Found>) {
         Ok(told) => {
             for one in told.iter().filter(|one| one.topic.as_ref().is_none_or(|topic| looked.may_tell(topic)))
             {
-                let finding = finding(Severity::Warning, one.code, one.text.clone(), one.next.clone());
+                let finding = finding(severity(one.code), one.code, one.text.clone(), one.next.clone());
                 let subscription = one.subscription.as_deref().unwrap_or_default();
                 found.push(about(finding, "", one.topic.as_ref(), subscription));
             }
@@ -293,6 +293,15 @@ fn broker(looked: &Looked<'_>, found: &mut Vec<Found>) {
             format!("a reader that is not ours and gives a message back for ever is not stopped: {why}");
         let next = "nothing while all readers behave; a loop shows as a queue that neither grows nor shrinks";
         found.push(finding(Severity::Info, "poison-unbounded", text, next));
+    }
+}
+
+/// How much a finding of the broker's matters; what is not known here is worth a look.
+fn severity(code: &str) -> Severity {
+    match code {
+        "disk-full" | "publishers-blocked" => Severity::Error,
+        "management-missing" | "poison-unbounded" => Severity::Info,
+        _ => Severity::Warning,
     }
 }
 
