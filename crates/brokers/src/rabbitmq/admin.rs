@@ -161,7 +161,7 @@ impl Admin {
 
     pub(super) async fn observe(&self, specs: &[TopicSpec]) -> Result<Vec<Seen>> {
         let inventory = self.inventory().await;
-        self.observe_with(specs, inventory.as_ref()).await
+        self.observe_with(specs, inventory.as_deref()).await
     }
 
     async fn observe_with(&self, specs: &[TopicSpec], inventory: Option<&Inventory>) -> Result<Vec<Seen>> {
@@ -239,7 +239,7 @@ impl Admin {
     }
 
     /// What the management API knows, if there is one that answers.
-    async fn inventory(&self) -> Option<Inventory> {
+    async fn inventory(&self) -> Option<Arc<Inventory>> {
         self.management.as_ref()?.inventory_if_it_answers().await
     }
 

@@ -1,7 +1,8 @@
 //! What only the management API tells: every exchange, queue and binding, and messages that are not acknowledged.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -26,6 +27,35 @@ pub(super) struct Management {
     user: String,
     password: Secret,
     silent_until: Mutex<Option<Instant>>,
+    shared: Shared,
+}
+
+/// One fetch of the inventory serves all who asked before it began: a step that removes hundreds of topics at once would
+/// else fetch everything for each of them.
+#[derive(Default)]
+struct Shared {
+    begun: AtomicU64,
+    last: tokio::sync::Mutex<(u64, Option<Result<Arc<Inventory>, String>>)>,
+}
+
+impl Shared {
+    /// What a fetch tells that began after this call.
+    async fn fetch(
+        &self,
+        fetch: impl Future<Output = Result<Inventory, String>>,
+    ) -> Result<Arc<Inventory>, String> {
+        let asked = self.begun.load(Ordering::Acquire);
+        let mut last = self.last.lock().await;
+        if let (number, Some(outcome)) = &*last
+            && *number > asked
+        {
+            return outcome.clone();
+        }
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let outcome = fetch.await.map(Arc::new);
+        *last = (number, Some(outcome.clone()));
+        outcome
+    }
 }
 
 /// Names, bindings and counts at one moment; counts are up to five seconds old.
@@ -88,6 +118,7 @@ impl Management {
             user,
             password: Secret::new(password),
             silent_until: Mutex::new(None),
+            shared: Shared::default(),
         }))
     }
 
@@ -95,7 +126,11 @@ impl Management {
         &self.vhost
     }
 
-    pub(super) async fn inventory(&self) -> Result<Inventory, String> {
+    pub(super) async fn inventory(&self) -> Result<Arc<Inventory>, String> {
+        self.shared.fetch(self.fetch()).await
+    }
+
+    async fn fetch(&self) -> Result<Inventory, String> {
         let vhost = &self.vhost;
         let (bindings, queues, exchanges) = (
             format!("bindings/{vhost}?columns=source,destination,destination_type"),
@@ -127,7 +162,7 @@ impl Management {
     }
 
     /// As [`Management::inventory`]; one that does not answer is told once and then left alone for a while.
-    pub(super) async fn inventory_if_it_answers(&self) -> Option<Inventory> {
+    pub(super) async fn inventory_if_it_answers(&self) -> Option<Arc<Inventory>> {
         if lock(&self.silent_until).is_some_and(|until| Instant::now() < until) {
             return None;
         }
@@ -219,5 +254,33 @@ mod tests {
         assert!(inventory.subscriptions("tg.flow.ab").is_empty());
         assert_eq!(inventory.subscriptions("tg.flow.c"), ["five"]);
         assert_eq!(inventory.orphans().collect::<Vec<_>>(), ["tg.flow.c.five", "six"]);
+    }
+
+    #[tokio::test]
+    async fn one_fetch_serves_all_who_asked_before_it_began_and_none_who_asked_after() {
+        let shared = Shared::default();
+        let fetched = AtomicU64::new(0);
+        let (go, gone) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+        let fetch = || async {
+            fetched.fetch_add(1, Ordering::SeqCst);
+            gone.notify_one();
+            go.notified().await;
+            Ok(Inventory::default())
+        };
+        let first = shared.fetch(fetch());
+        let late = async {
+            gone.notified().await;
+            // These come while the first is under way: it may have missed what they want to see.
+            let all = futures_util::future::join_all((0..10).map(|_| shared.fetch(fetch())));
+            let release = async {
+                go.notify_one();
+                gone.notified().await;
+                go.notify_one();
+            };
+            tokio::join!(all, release).0
+        };
+        let (_, late) = tokio::join!(first, late);
+        assert!(late.iter().all(Result::is_ok));
+        assert_eq!(fetched.load(Ordering::SeqCst), 2);
     }
 }

@@ -8,15 +8,16 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel};
+use lapin::{BasicProperties, Channel, Confirmation};
 use sluice_bus::{Error, Result};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -57,6 +58,8 @@ pub(super) enum Fault {
     NoExchange,
     /// The broker takes smaller messages only.
     TooLarge,
+    /// No word in time: it may have happened.
+    Late,
     Other(Error),
 }
 
@@ -69,7 +72,6 @@ struct Posted {
 /// Ends with its last clone.
 pub(super) struct Outbox {
     waiting: mpsc::Sender<Posted>,
-    link: Link,
 }
 
 impl Outbox {
@@ -85,31 +87,33 @@ impl Outbox {
             )]
             tokio::spawn(lane.run());
         }
-        Self { waiting, link: link.clone() }
+        Self { waiting }
     }
 
     /// Sends and waits for the broker's word.
-    pub(super) async fn post(&self, letter: Letter, within: Duration) -> Result<Routed, Fault> {
-        let what = about(&letter);
+    pub(super) async fn post(&self, letter: Letter, deadline: Instant) -> Result<Routed, Fault> {
         let (answer, answered) = oneshot::channel();
-        let deadline = Instant::now() + within;
         let posted = Posted { letter, deadline, answer };
-        match timeout_at(deadline, self.waiting.send(posted)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(Fault::Other(stopped())),
-            Err(_) => {
-                let reason = format!("{WAITING_MAX} publishes waited before it for {} s", within.as_secs());
-                return Err(Fault::Other(Error::Unavailable { reason }));
+        // Mostly there is room, and no need of a timer.
+        let waits = match self.waiting.try_send(posted) {
+            Ok(()) => None,
+            Err(TrySendError::Full(posted)) => Some(posted),
+            Err(TrySendError::Closed(_)) => return Err(Fault::Other(stopped())),
+        };
+        if let Some(posted) = waits {
+            match timeout_at(deadline, self.waiting.send(posted)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Fault::Other(stopped())),
+                Err(_) => {
+                    let reason = format!("{WAITING_MAX} publishes were before it all the time");
+                    return Err(Fault::Other(Error::Unavailable { reason }));
+                }
             }
         }
         match timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Fault::Other(stopped())),
-            Err(_) => {
-                let why =
-                    if self.link.is_blocked() { "the broker takes no messages" } else { "no confirmation" };
-                Err(unconfirmed(what, format!("{why} within {} s", within.as_secs())))
-            }
+            Err(_) => Err(Fault::Late),
         }
     }
 }
@@ -117,10 +121,6 @@ impl Outbox {
 fn about(letter: &Letter) -> String {
     let to = if letter.exchange.as_str().is_empty() { &letter.key } else { &letter.exchange };
     format!("a publish to '{to}'")
-}
-
-fn unconfirmed(what: String, reason: String) -> Fault {
-    Fault::Other(Error::OutcomeUnknown { what, reason })
 }
 
 /// One channel and the task that publishes over it.
@@ -194,8 +194,7 @@ impl Lane {
 
     /// Sends these together; answers those of which nothing has happened.
     async fn send(&mut self, channel: &Channel, posted: Vec<Posted>) -> Vec<Posted> {
-        // Polled in this order, and so published in this order.
-        let outcomes = join_all(posted.iter().map(|posted| confirmed(channel, posted))).await;
+        let outcomes = confirmed(channel, &posted).await;
         let returned: HashSet<_> = outcomes.iter().filter_map(|outcome| came_back(outcome)).collect();
         let is_over = !outcomes.iter().all(|outcome| matches!(outcome, Outcome::Confirmed { .. }));
         if is_over {
@@ -203,6 +202,7 @@ impl Lane {
         }
         let blamed =
             posted.iter().zip(&outcomes).position(|(posted, outcome)| is_blamed(&posted.letter, outcome));
+        let is_alone = posted.len() == 1;
         let mut untouched = Vec::new();
         let mut answers = Vec::new();
         for (at, (posted, outcome)) in posted.into_iter().zip(&outcomes).enumerate() {
@@ -214,16 +214,15 @@ impl Lane {
                     untouched.push(posted);
                     continue;
                 }
-                Outcome::Failed(error) if blamed.is_none_or(|blamed| at == blamed) => {
+                // The broker's word against one of several is nobody's until it is known whose.
+                Outcome::Failed(error) if is_alone || blamed == Some(at) || fault::reply(error).is_none() => {
                     Err(meaning(error, &about(&posted.letter)))
                 }
                 Outcome::Failed(error) => Err(Fault::Other(Error::OutcomeUnknown {
                     what: about(&posted.letter),
                     reason: format!("another publish closed their channel ({error})"),
                 })),
-                Outcome::Late => {
-                    Err(unconfirmed(about(&posted.letter), "no confirmation in time".to_owned()))
-                }
+                Outcome::Late => Err(Fault::Late),
             };
             answers.push((posted, answer));
         }
@@ -259,20 +258,32 @@ enum Outcome {
     Late,
 }
 
-async fn confirmed(channel: &Channel, Posted { letter, deadline, .. }: &Posted) -> Outcome {
+/// Publishes these in their order; waits for all, up to the last one's deadline.
+async fn confirmed(channel: &Channel, posted: &[Posted]) -> Vec<Outcome> {
+    let mut outcomes: Vec<_> = posted.iter().map(|_| Outcome::Late).collect();
+    let publishes = posted
+        .iter()
+        .enumerate()
+        .map(|(at, posted)| async move { (at, publish(channel, &posted.letter).await) });
+    // Polled for the first time, and so published, in the order they are put in.
+    let mut publishes: FuturesUnordered<_> = publishes.collect();
+    let all = async {
+        while let Some((at, outcome)) = publishes.next().await {
+            outcomes[at] = outcome.map_or_else(Outcome::Failed, |confirmation| Outcome::Confirmed {
+                is_taken: !confirmation.is_nack(),
+                back: confirmation.take_message().map(Box::new),
+            });
+        }
+    };
+    let last = posted.iter().map(|posted| posted.deadline).max().unwrap_or_else(Instant::now);
+    let _ = timeout_at(last, all).await;
+    outcomes
+}
+
+async fn publish(channel: &Channel, letter: &Letter) -> Result<Confirmation, lapin::Error> {
     let options = BasicPublishOptions { mandatory: letter.mandatory, ..Default::default() };
     let (exchange, key) = (letter.exchange.clone(), letter.key.clone());
-    let publish = async {
-        channel.basic_publish(exchange, key, options, &letter.body, letter.properties.clone()).await?.await
-    };
-    match timeout_at(*deadline, publish).await {
-        Ok(Ok(confirmation)) => Outcome::Confirmed {
-            is_taken: !confirmation.is_nack(),
-            back: confirmation.take_message().map(Box::new),
-        },
-        Ok(Err(error)) => Outcome::Failed(error),
-        Err(_) => Outcome::Late,
-    }
+    channel.basic_publish(exchange, key, options, &letter.body, letter.properties.clone()).await?.await
 }
 
 /// What tells a message from those sent with it: who copies messages of others keeps their ids.

@@ -66,6 +66,11 @@ impl Publisher {
                 Err(Error::NoInbox { inbox: inbox.to_string() })
             }
             (Err(Fault::TooLarge), _) => Err(Error::TooLarge { bytes, max }),
+            (Err(Fault::Late), _) => {
+                let why = if self.is_blocked() { "it takes no messages" } else { "it did not confirm" };
+                let (what, within) = (format!("a publish to '{}'", name(to)), self.timeout.as_secs());
+                Err(Error::OutcomeUnknown { what, reason: format!("{why} within {within} s") })
+            }
             (Err(Fault::Other(error)), _) => Err(error),
         }
     }
@@ -73,9 +78,11 @@ impl Publisher {
     /// Sends and waits for the broker's word.
     pub(super) async fn send(&self, letter: Letter) -> Result<Routed, Fault> {
         let deadline = Instant::now() + self.timeout;
-        self.link.unblocked(self.timeout).await.map_err(Fault::Other)?;
+        if self.link.is_blocked() {
+            self.link.unblocked(self.timeout).await.map_err(Fault::Other)?;
+        }
         let outbox = if names::is_durable(&letter.properties) { &self.durable } else { &self.fleeting };
-        outbox.post(letter, deadline.saturating_duration_since(Instant::now())).await
+        outbox.post(letter, deadline).await
     }
 
     fn count_unroutable(&self, topic: &Topic) {
@@ -114,5 +121,12 @@ impl Publisher {
 
     pub(super) async fn close(&self) {
         self.link.close().await;
+    }
+}
+
+fn name(to: &Address) -> &str {
+    match to {
+        Address::Topic(topic) => topic.as_str(),
+        Address::Inbox(inbox) => &inbox.0,
     }
 }

@@ -202,7 +202,12 @@ impl Reader {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return End::Left,
-                Some(told) = self.told.recv() => session.settled(&told, &self.queue).await,
+                Some(told) = self.told.recv() => {
+                    session.settled(&told, &self.queue).await;
+                    while let Ok(told) = self.told.try_recv() {
+                        session.settled(&told, &self.queue).await;
+                    }
+                }
                 Some(recounted) = session.recounts.next() => session.recounted(recounted, &self.queue).await,
                 () = until(due) => session.give_back_due().await,
                 event = session.events.next() => match event {
@@ -306,8 +311,8 @@ async fn recount(
         Err(Fault::Other(error)) if error.kind() == ErrorKind::Refused => {
             Recounted::AsItIs(Box::new(arrived), attempts + 1)
         }
-        Err(Fault::Other(error)) => {
-            tracing::debug!(queue = name, %error, "an attempt could not be counted yet");
+        Err(why @ (Fault::Other(_) | Fault::Late)) => {
+            tracing::debug!(queue = name, ?why, "an attempt could not be counted yet");
             Recounted::Later(tag)
         }
     }
