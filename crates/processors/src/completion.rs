@@ -33,6 +33,17 @@ impl Model {
     pub fn new(config: Option<ModelConfig>) -> Result<Self, ModelError> {
         config.map(|config| Provider::new(config).map(Arc::new)).transpose().map(Self)
     }
+
+    /// What the provider offers, which also shows that it can be reached; `None` when no model is configured.
+    ///
+    /// # Errors
+    /// As the provider fails.
+    pub async fn offered(&self) -> Result<Option<Vec<ModelInfo>>, ModelError> {
+        match &self.0 {
+            Some(provider) => provider.models().await.map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 /// What is asked of a model.
@@ -253,11 +264,14 @@ impl TextCompletion {
         request: TextCompletionRequest,
         answer: Responder<exchange::TextCompletion>,
     ) -> Result<TextCompletionResponse, Error> {
-        let provider = self.model.0.as_ref().ok_or_else(|| Error::new("llm-error", NOT_CONFIGURED))?;
+        let not_configured = || Error::new("llm-error", NOT_CONFIGURED);
         match request.operation.as_str() {
-            "completion" | "" => self.complete(provider, &request, &answer).await,
+            "completion" | "" => {
+                let provider = self.model.0.as_ref().ok_or_else(not_configured)?;
+                self.complete(provider, &request, &answer).await
+            }
             "list-models" => {
-                let models = provider.models().await.map_err(failed)?;
+                let models = self.model.offered().await.map_err(failed)?.ok_or_else(not_configured)?;
                 Ok(TextCompletionResponse { end_of_stream: true, models, ..Default::default() })
             }
             other => {

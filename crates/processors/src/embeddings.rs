@@ -94,7 +94,10 @@ impl DocumentEmbedder {
         let question = EmbeddingsRequest { texts: vec![chunk.chunk] };
         let answer = self.embeddings.call(&question, ANSWER_TIMEOUT).await?;
         if let Some(error) = answer.error {
-            return Err(Failure::again(format!("the embeddings service answered: {}", error.message)));
+            let reason = format!("the embeddings service answered: {}", error.message);
+            // The same text will be refused again.
+            let is_final = error.r#type == "provider-refused";
+            return Err(if is_final { Failure::never(reason) } else { Failure::again(reason) });
         }
         let mut vectors = answer.vectors.into_iter().filter(|vector| !vector.is_empty());
         let (Some(vector), None) = (vectors.next(), vectors.next()) else {

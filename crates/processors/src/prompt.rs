@@ -34,7 +34,8 @@ pub struct Prompt {
 
 impl Processor for Prompt {
     const NAME: &'static str = "prompt";
-    const CONCURRENCY: usize = 32;
+    /// More than a flow asks its model at once, so that the model's bound is the one that holds.
+    const CONCURRENCY: usize = 128;
 
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
         Ok(Self {
