@@ -17,7 +17,7 @@ use sluice_schema::record::{self, Flow};
 use sluice_schema::{Topic, WorkspaceId, system, wire};
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
 
-use crate::blueprint::{OwnedTopic, Part, Topology};
+use crate::blueprint::{OwnedTopic, Part};
 use crate::memory::{
     FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, own_key, own_value, scoped_key,
     scoped_value, unchanged,
@@ -309,8 +309,10 @@ impl Job<'_> {
         let mut write = self.write();
         write.deletes = vec![self.record_key(), own_key(WISH, self.key), own_key(REPORT, self.key)];
         let runs = self.records.runs.get(self.key).and_then(|r| r.value.as_deref().ok());
-        let ended = Topology { topics: self.wish.topology.topics.clone(), ..Topology::default() };
-        let row = Named { last: runs.map_or(1, |row| row.last), ended };
+        let row = match runs {
+            Some(row) => row.after(&self.wish.topology.topics),
+            None => Named { last: 1, ..Named::default() }.after(&self.wish.topology.topics),
+        };
         write.puts.push(own_value(RUNS, self.key, &row));
         write
     }

@@ -25,11 +25,13 @@ const STRANGERS_TOLD_MAX: usize = 1_000;
 /// What is remembered from one audit to the next.
 #[derive(Default)]
 pub(crate) struct Audit {
-    /// Audits in a row that found nothing of an ended run.
-    clean: BTreeMap<FlowKey, u32>,
+    /// Audits in a row that found nothing of ended runs, since their row had this version.
+    clean: BTreeMap<FlowKey, (i64, u32)>,
     /// Ended runs whose readers were told again since anything of them was last found gone.
     recalled: BTreeSet<FlowKey>,
     strangers: BTreeSet<Topic>,
+    /// The broker listed everything the last time.
+    pub(crate) is_listing: bool,
 }
 
 impl Rounds {
@@ -51,6 +53,7 @@ impl Rounds {
                 None
             }
         };
+        self.audit.is_listing = listed.is_some();
         self.recheck(&records, listed.as_ref());
         if let Err(error) = self.sweep(&records, listed.as_ref()).await
             && !error.is_over()
@@ -98,7 +101,10 @@ impl Rounds {
                 continue;
             }
             self.audit.recalled.remove(*key);
-            let clean = self.audit.clean.entry((*key).clone()).or_default();
+            let (version, clean) = self.audit.clean.entry((*key).clone()).or_default();
+            if std::mem::replace(version, recorded.version) != recorded.version {
+                *clean = 0;
+            }
             *clean += 1;
             if *clean < CLEAN_AUDITS {
                 continue;
@@ -178,7 +184,7 @@ fn recall(workspace: &str, readers: &[&str], records: &Records) -> Apply {
     write
 }
 
-/// The topics of the last ended run of a flow that neither its present run nor anybody else names.
+/// The topics of ended runs of a flow that neither its present run nor anybody else names.
 fn ended(key: &FlowKey, row: &Named, records: &Records) -> Vec<OwnedTopic> {
     let own = match records.wishes.get(key).map(|recorded| &recorded.value) {
         None => None,

@@ -1,17 +1,18 @@
 //! What the flow service writes down, and its copy of what config holds about flows. All of it rests in the config
 //! service; the copy is only ever refreshed from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sluice_schema::Topic;
 use sluice_schema::message::{ConfigResponse, ConfigValue, Expectation, ScopedKey};
 use sluice_schema::record::{self, Flow, ProcessorEntry};
 
-use crate::blueprint::Topology;
+use crate::blueprint::{OwnedTopic, Topology};
 
 /// Config type of wishes, in [`record::FLOWS`].
 pub const WISH: &str = "flow-wish";
@@ -27,6 +28,9 @@ pub const LEDGER: &str = "flow-ledger";
 pub const LEADER: &str = "flow-leader";
 /// The only key of [`LEDGER`] and [`LEADER`].
 pub const ONLY: &str = "head";
+
+/// Topics of earlier runs whose names are kept for sweeping when another run ends, at most.
+const EARLIER_TOPICS_MAX: usize = 200;
 
 /// A flow: its workspace and the id that people use.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,9 +138,19 @@ pub struct SharedUse {
 pub struct Named {
     /// How many names were given.
     pub last: u64,
-    /// Topics of the last ended run: what reappears under these names is swept.
+    /// Topics of the last ended run, and of those shortly before it: what reappears under these names is swept.
     #[serde(skip_serializing_if = "Topology::is_empty")]
     pub ended: Topology,
+}
+
+impl Named {
+    /// The row once a run with these topics has ended. Of earlier runs the latest names are kept.
+    pub(crate) fn after(&self, topics: &[OwnedTopic]) -> Self {
+        let own: BTreeSet<&Topic> = topics.iter().map(|owned| &owned.topic).collect();
+        let earlier = self.ended.topics.iter().filter(|owned| !own.contains(&owned.topic));
+        let topics = topics.iter().chain(earlier.take(EARLIER_TOPICS_MAX)).cloned().collect();
+        Self { last: self.last, ended: Topology { topics, ..Topology::default() } }
+    }
 }
 
 impl Topology {

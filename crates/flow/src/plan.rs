@@ -75,6 +75,8 @@ pub struct DrainClock {
     pub is_over: bool,
     /// The same counts were seen before, long enough ago, for brokers that cannot count exactly.
     pub is_steady: bool,
+    /// All that the broker has is listed in a while, so that what comes back of a flow is found there.
+    pub is_listed: bool,
 }
 
 /// Topics as they were seen in this look.
@@ -181,11 +183,18 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     if !full.is_empty() && !discard {
         return Next::Do(vec![Step::Park(full)]);
     }
-    let there: Vec<_> = topics.into_iter().filter(|t| seen.get(&t.topic).is_none_or(is_there)).collect();
-    if !there.is_empty() {
-        return Next::Do(vec![Step::Remove(there)]);
+    let there: Vec<_> = topics.iter().filter(|t| seen.get(&t.topic).is_none_or(is_there)).cloned().collect();
+    if there.is_empty() {
+        return Next::Do(vec![Step::Forget]);
     }
-    Next::Do(vec![Step::Forget])
+    // Nobody is attached who could bring anything back at once; removing looks once more and fails if somebody is. Looking
+    // for each topic that it is gone would cost more than the rest of the stop.
+    let is_unread = all().all(|(_, s)| s.consumers == Some(0));
+    let mut steps = vec![Step::Remove(there)];
+    if clock.is_listed && is_unread {
+        steps.push(Step::Forget);
+    }
+    Next::Do(steps)
 }
 
 /// Whether waiting for a queue makes sense: something is in it and somebody takes it out.
@@ -522,6 +531,15 @@ mod tests {
         assert_eq!(case.steps(), [format!("remove {ASKED}")]);
         case.gone(ASKED);
         assert_eq!(case.steps(), ["forget"]);
+    }
+
+    #[test]
+    fn where_everything_is_listed_an_unread_flow_is_forgotten_right_after_its_removal() {
+        let mut case = Case::new(Want::Gone).without_entries();
+        case.clock.is_listed = true;
+        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}"), "forget".to_owned()]);
+        case.see(INPUT, "a", 0, Some(0), None);
+        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")], "readers may be there, unseen");
     }
 
     #[test]

@@ -22,13 +22,16 @@ use crate::board::{Board, Phase, QueueVerdict, Report};
 use crate::lead::Lead;
 use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish, scoped_key, scoped_value, unchanged};
 use crate::mirror::Mirror;
-use crate::plan::{self, Next, QueueLeft, Sight, Step};
+use crate::plan::{self, DrainClock, Next, QueueLeft, Sight, Step};
 use crate::tended::{RETRY, Tended, verdicts};
 
 /// Failures of one cause after which an operator is told.
 const FAILURES_TOLD: u32 = 5;
 /// Flows that something is done for at once.
 const ACTS_MAX: usize = 64;
+/// How long after the end of a flow it is looked whether anything came back; a reader of 2.11 that was still attached makes
+/// its queue again within 5 s.
+const LOOK_AGAIN: Duration = Duration::from_secs(6);
 /// Topics looked at in one go; a single flow may have more.
 const LOOK_TOPICS_MAX: usize = 2_000;
 
@@ -208,6 +211,7 @@ impl Rounds {
         let seen = Arc::new(self.look(needed).await?);
         for (key, wish) in due {
             let clock = self.flows.get_mut(&key).map(|f| f.clock(&wish, &seen, now)).unwrap_or_default();
+            let clock = DrainClock { is_listed: self.audit.is_listing, ..clock };
             let next = plan::plan(&key, &wish, &records, &seen, clock);
             self.tell_parking(&key, &wish, &next);
             self.begin(key, wish, &records, next, &seen).await;
@@ -414,6 +418,7 @@ impl Rounds {
                 let report = tended.last_report();
                 self.flows.remove(key);
                 self.shared.board.end(key, &wish.request, report);
+                self.audit_soon(LOOK_AGAIN);
                 return;
             }
             Outcome::Draining(left) => {

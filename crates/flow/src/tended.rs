@@ -120,7 +120,11 @@ impl Tended {
             Drain::Discard => true,
             Drain::WithinMs(ms) => now.duration_since(draining.since) >= Duration::from_millis(ms),
         };
-        DrainClock { is_over, is_steady: now.duration_since(draining.steady_since) >= STEADY }
+        DrainClock {
+            is_over,
+            is_steady: now.duration_since(draining.steady_since) >= STEADY,
+            is_listed: false,
+        }
     }
 }
 
