@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sluice-iam", &["sluice-sdk", "sluice-bus", "sluice-store", "sluice-schema"]),
     ("sluice-library", &["sluice-sdk", "sluice-bus", "sluice-store", "sluice-schema"]),
     ("sluice-flow", &["sluice-sdk", "sluice-bus", "sluice-schema"]),
-    ("sluice-processors", &["sluice-sdk", "sluice-bus", "sluice-store", "sluice-schema"]),
+    ("sluice-processors", &["sluice-sdk", "sluice-documents", "sluice-bus", "sluice-store", "sluice-schema"]),
     ("sluice-gateway", &["sluice-sdk", "sluice-bus", "sluice-schema"]),
     (
         "sluice",
@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sluice-schema",
             "sluice-bus",
             "sluice-store",
+            "sluice-documents",
             "sluice-sdk",
             "sluice-config",
             "sluice-flow",

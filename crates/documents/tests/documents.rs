@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+#[allow(dead_code, reason = "shared with the tests of the whole system, which use more")]
 mod made;
 
 use std::io::Write as _;

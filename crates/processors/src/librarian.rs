@@ -39,6 +39,11 @@ impl Librarian {
 
     /// The whole content of a document.
     pub(crate) async fn content(&self, id: &str) -> Result<Vec<u8>, Failure> {
+        self.content_up_to(id, usize::MAX).await
+    }
+
+    /// The whole content of a document of so many bytes at most; a longer one is refused as soon as that is known.
+    pub(crate) async fn content_up_to(&self, id: &str, bytes_max: usize) -> Result<Vec<u8>, Failure> {
         let patience = Patience { idle: ANSWER_TIMEOUT, total: CONTENT_TIMEOUT };
         let mut answer = self.0.stream(&request("stream-document", id), patience).await?;
         let mut content = Vec::new();
@@ -50,6 +55,13 @@ impl Librarian {
             content.extend(bytes.map_err(|e| {
                 Failure::never(format!("the librarian's content of '{id}' is not base64: {e}"))
             })?);
+            let total = usize::try_from(part.total_bytes).unwrap_or(0).max(content.len());
+            if total > bytes_max {
+                let most = bytes_max / (1024 * 1024);
+                return Err(Failure::never(format!(
+                    "document '{id}' has {total} bytes, more than the {most} MiB that are read; split it"
+                )));
+            }
         }
         Ok(content)
     }
@@ -63,6 +75,24 @@ impl Librarian {
     /// Whether a document that came from the library is not there any more. What cannot be told counts as not removed.
     pub(crate) async fn was_removed(&self, id: &str) -> bool {
         trace::pass().is_some() && matches!(self.metadata(id).await, Ok(None))
+    }
+
+    /// Saves a document that came without a record; one that is already there stays as it is.
+    pub(crate) async fn save_source(&self, id: &str, kind: &str, content: &[u8]) -> Result<(), Failure> {
+        let metadata = DocumentMetadata {
+            id: id.to_owned(),
+            time: crate::provenance::now_seconds(),
+            kind: kind.to_owned(),
+            title: id.to_owned(),
+            document_type: "source".to_owned(),
+            ..Default::default()
+        };
+        self.add(LibrarianRequest {
+            document_metadata: Some(metadata),
+            content: BASE64.encode(content),
+            ..request("add-document", "")
+        })
+        .await
     }
 
     /// Saves a text; one that is already there stays as it is.
@@ -85,10 +115,15 @@ impl Librarian {
         });
         question.content = BASE64.encode(document.text);
         question.collection = collection.to_owned();
+        self.add(question).await
+    }
+
+    async fn add(&self, question: LibrarianRequest) -> Result<(), Failure> {
         let answer = self.0.call(&question, ANSWER_TIMEOUT).await?;
         match answer.error {
             Some(error) if !error.message.contains("already exists") => {
-                Err(failure(&format!("save '{}'", document.id), &error))
+                let id = question.document_metadata.map(|document| document.id).unwrap_or_default();
+                Err(failure(&format!("save '{id}'"), &error))
             }
             _ => Ok(()),
         }

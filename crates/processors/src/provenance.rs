@@ -61,6 +61,7 @@ pub(crate) struct Part<'a> {
 }
 
 pub(crate) enum PartKind {
+    Page { number: usize, mime_type: String },
     Section { mime_type: String },
     Chunk { index: usize, offset: usize, length: usize, size: usize, overlap: usize },
 }
@@ -71,6 +72,7 @@ impl Part<'_> {
         let activity = format!("https://trustgraph.ai/activity/{}", derived_uuid(&["activity", self.id]));
         let agent = format!("https://trustgraph.ai/agent/{}", self.component);
         let class = match self.kind {
+            PartKind::Page { .. } => "Page",
             PartKind::Section { .. } => "Section",
             PartKind::Chunk { .. } => "Chunk",
         };
@@ -90,6 +92,10 @@ impl Part<'_> {
         known.say(&agent, LABEL, literal(self.component));
         known.say(self.id, LABEL, literal(self.title));
         match &self.kind {
+            PartKind::Page { number, mime_type } => {
+                known.say(self.id, tg("pageNumber"), literal(number.to_string()));
+                known.say(self.id, tg("mimeType"), literal(mime_type));
+            }
             PartKind::Section { mime_type } => known.say(self.id, tg("mimeType"), literal(mime_type)),
             PartKind::Chunk { index, offset, length, size, overlap } => {
                 known.say(self.id, tg("chunkIndex"), literal(index.to_string()));

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Map, Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::cli::Target;
 use crate::exit::{Code, Told};
@@ -15,6 +17,7 @@ pub(crate) struct Api {
     http: reqwest::Client,
     base: String,
     token: Option<String>,
+    timeout: Duration,
     pub(crate) workspace: String,
 }
 
@@ -54,7 +57,8 @@ impl Api {
             .connect_timeout(Duration::from_secs(5))
             .build()
             .context("the HTTP client could not be made")?;
-        Ok(Self { http, base: url.trim_end_matches('/').to_owned(), token, workspace: workspace.to_owned() })
+        let base = url.trim_end_matches('/').to_owned();
+        Ok(Self { http, base, token, timeout, workspace: workspace.to_owned() })
     }
 
     /// Calls a workspace service.
@@ -65,6 +69,59 @@ impl Api {
     /// Calls a service of a flow.
     pub(crate) async fn call_flow(&self, flow: &str, kind: &str, body: Value) -> anyhow::Result<Value> {
         self.post(&format!("/api/v1/flow/{}/service/{kind}", percent(flow)), body).await
+    }
+
+    /// Calls a service of a flow that answers in parts, and hands on each as it comes. Parts come over a socket; a
+    /// gateway that is reached by `https://` gives its answer whole.
+    pub(crate) async fn stream_flow(
+        &self,
+        flow: &str,
+        kind: &str,
+        mut body: Value,
+        mut part: impl FnMut(&Value),
+    ) -> anyhow::Result<()> {
+        let Some(host) = self.base.strip_prefix("http://") else {
+            part(&self.call_flow(flow, kind, body).await?);
+            return Ok(());
+        };
+        body["streaming"] = json!(true);
+        let url = format!("ws://{host}/api/v1/socket");
+        let parts = async {
+            let (mut socket, _) = tokio_tungstenite::connect_async(&url).await.map_err(|_| self.nobody())?;
+            let mut frames = Vec::new();
+            if let Some(token) = &self.token {
+                frames.push(json!({"type": "auth", "token": token}));
+            }
+            frames.push(json!({"id": "1", "workspace": self.workspace, "flow": flow, "service": kind, "request": body}));
+            for frame in frames {
+                socket.send(Message::text(frame.to_string())).await.map_err(|_| self.nobody())?;
+            }
+            while let Some(frame) = socket.next().await {
+                let Message::Text(text) = frame.map_err(|_| self.nobody())? else { continue };
+                let frame: Value =
+                    serde_json::from_str(&text).context("the gateway sent what is not JSON")?;
+                if frame["type"] == "auth-failed" {
+                    return Err(self.refused(401, &frame).into());
+                }
+                if let Some(error) = frame.get("error").and_then(Value::as_object) {
+                    return Err(service_failure(error).into());
+                }
+                if frame["id"] != "1" {
+                    continue;
+                }
+                let answer = told_by_service(frame["response"].clone())?;
+                part(&answer);
+                if frame["complete"] == true {
+                    return Ok(());
+                }
+            }
+            Err(Told::new(Code::Failed, "the gateway closed the connection before the answer was whole")
+                .into())
+        };
+        match tokio::time::timeout(self.timeout, parts).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.late().into()),
+        }
     }
 
     async fn post(&self, path: &str, mut body: Value) -> anyhow::Result<Value> {
@@ -89,16 +146,24 @@ impl Api {
 
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         let told = if error.is_timeout() {
-            Told::new(Code::TimedOut, format!("no answer from {} in time", self.base))
-                .next("wait longer with --timeout SECONDS, or look at the log of `sluice up`")
+            self.late()
         } else if error.is_builder() {
             Told::usage(format!("'{}' is not a valid address", self.base))
                 .next("--url http://127.0.0.1:8888/")
         } else {
-            Told::new(Code::Failed, format!("nobody answers at {}", self.base))
-                .next("start the system with `sluice up`, or name another address with --url")
+            self.nobody()
         };
         told.into()
+    }
+
+    fn late(&self) -> Told {
+        Told::new(Code::TimedOut, format!("no answer from {} in time", self.base))
+            .next("wait longer with --timeout SECONDS, or look at the log of `sluice up`")
+    }
+
+    fn nobody(&self) -> Told {
+        Told::new(Code::Failed, format!("nobody answers at {}", self.base))
+            .next("start the system with `sluice up`, or name another address with --url")
     }
 
     fn refused(&self, status: u16, answer: &Value) -> Told {

@@ -126,6 +126,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n\nExit code 0 when nothing is wrong, 2 when something is."
     )]
     Doctor,
+    /// Read one document from standard input, for a processor
+    #[command(hide = true)]
+    Decode,
     /// Print shell completions
     #[command(after_help = "Example:\n  sluice completions bash > /etc/bash_completion.d/sluice")]
     Completions {
@@ -168,6 +171,22 @@ pub(crate) struct Serve {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) model: Model,
+    #[command(flatten)]
+    pub(crate) decoding: Decoding,
+}
+
+/// What reading one document may take; each is read in a process of its own.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Decoding {
+    /// Pages, slides or sheets of a document that are read; what comes after is left out, and said to be
+    #[arg(long, env = "SLUICE_DECODE_PAGES", default_value = "2000", value_name = "COUNT")]
+    pub(crate) decode_pages: usize,
+    /// Memory that reading a document may take, in MiB
+    #[arg(long, env = "SLUICE_DECODE_MEMORY_MIB", default_value = "1024", value_name = "MIB")]
+    pub(crate) decode_memory_mib: u64,
+    /// Computing that reading a document may take, in seconds
+    #[arg(long, env = "SLUICE_DECODE_SECONDS", default_value = "300", value_name = "SECONDS")]
+    pub(crate) decode_seconds: u64,
 }
 
 /// The broker.

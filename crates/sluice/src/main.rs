@@ -25,6 +25,10 @@ fn main() -> ExitCode {
             return if error.use_stderr() { exit::Code::Usage.into() } else { exit::Code::Ok.into() };
         }
     };
+    if matches!(args.command, cli::Command::Decode) {
+        // Before anything else starts: all of it would count against the limits of this process.
+        return commands::decode().map_or_else(|error| exit::report(&error), |()| exit::Code::Ok.into());
+    }
     telemetry::start(&args);
     // Fails only when a provider is installed already, which then serves.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -22,9 +22,15 @@ pub(crate) fn show(
     Ok(())
 }
 
-/// Prints a text. A reader that has seen enough (`| head`) ends the command, quietly.
+/// Prints a text as a line. A reader that has seen enough (`| head`) ends the command, quietly.
 pub(crate) fn say(text: &str) {
-    if let Err(error) = writeln!(std::io::stdout().lock(), "{text}") {
+    say_on(&format!("{text}\n"));
+}
+
+/// Prints a piece of a text at once; otherwise as [`say`].
+pub(crate) fn say_on(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         let code = if error.kind() == std::io::ErrorKind::BrokenPipe { Code::Ok } else { Code::Failed };
         std::process::exit(code as i32);
     }

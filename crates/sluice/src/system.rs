@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) no_auth: bool,
     /// The language model, if one is configured.
     pub(crate) model: Option<sluice_processors::ModelConfig>,
+    /// How documents are read.
+    pub(crate) decoding: sluice_processors::DecodingConfig,
 }
 
 /// Everything that was selected, serving.
@@ -231,7 +233,8 @@ async fn serve(
     }
     if selection.runs_processors() {
         let mine = roster.only(|id| selection.runs_processor(id));
-        let resources = sluice_processors::resources(stores.clone(), model, &process.metrics);
+        let resources = sluice_processors::resources(stores.clone(), model, &process.metrics)
+            .with(sluice_processors::Decoding::new(settings.decoding.clone()));
         sluice_processors::removals::start(process, &watch, &mine, &resources);
         Host::new(process.clone(), mine, watch.clone(), resources, HostOptions::default()).start();
     }

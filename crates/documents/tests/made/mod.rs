@@ -36,6 +36,31 @@ pub(crate) fn locked_pdf() -> Vec<u8> {
     text.replace("/Root 1 0 R", &format!("/Root 1 0 R {lock}")).into_bytes()
 }
 
+/// A PDF whose pages hold themselves, and of which there are said to be a thousand million: its parser never ends.
+pub(crate) fn endless_pdf() -> Vec<u8> {
+    let objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
+        "<< /Type /Pages /Kids [2 0 R 2 0 R] /Parent 2 0 R /Count 1000000000 >>".to_owned(),
+    ];
+    file(&objects)
+}
+
+/// A PDF of a few bytes whose page unpacks to 32 GiB: each filter makes 64 times as many.
+pub(crate) fn pdf_bomb() -> Vec<u8> {
+    let filters = "/RunLengthDecode ".repeat(5);
+    let packed = "81".repeat(32);
+    let objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>".to_owned(),
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R >>".to_owned(),
+        format!(
+            "<< /Length {} /Filter [/ASCIIHexDecode {filters}] >>\nstream\n{packed}>\nendstream",
+            packed.len() + 1
+        ),
+    ];
+    file(&objects)
+}
+
 fn file(objects: &[String]) -> Vec<u8> {
     let mut file = b"%PDF-1.4\n".to_vec();
     let mut places = Vec::new();

@@ -4,11 +4,39 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::cli::{Ask, Output};
-use crate::output::{show, text};
+use crate::output::{say, say_on, show, text};
 
 pub(super) async fn run(api: &Api, output: Output, command: &Ask) -> anyhow::Result<()> {
-    let answer = ask(api, &command.flow, &command.collection, &command.question, command.limit).await?;
-    show(output, &answer, readable)
+    let Ask { question, flow, collection, limit } = command;
+    if output != Output::Table {
+        return show(output, &ask(api, flow, collection, question, *limit).await?, readable);
+    }
+    // For people, word by word.
+    let mut sources = Value::Null;
+    let mut spoken = false;
+    api.stream_flow(flow, "document-rag", question_of(question, collection, *limit), |part| {
+        if part["message_type"] != "explain" {
+            let words = text(part, "response");
+            spoken |= !words.is_empty();
+            say_on(&words);
+        }
+        if part["sources"].is_array() {
+            sources = part["sources"].clone();
+        }
+    })
+    .await?;
+    if spoken {
+        say("");
+    }
+    let cited = cited(&sources);
+    if !cited.is_empty() {
+        say(&format!("\n{}", cited.join("\n")));
+    }
+    Ok(())
+}
+
+fn question_of(question: &str, collection: &str, limit: u32) -> Value {
+    json!({"query": question, "collection": collection, "doc-limit": limit})
 }
 
 pub(super) async fn ask(
@@ -18,29 +46,40 @@ pub(super) async fn ask(
     question: &str,
     limit: u32,
 ) -> anyhow::Result<Value> {
-    let body = json!({"query": question, "collection": collection, "doc-limit": limit});
-    api.call_flow(flow, "document-rag", body).await
+    api.call_flow(flow, "document-rag", question_of(question, collection, limit)).await
 }
 
 /// The answer with its sources, for people.
 pub(super) fn readable(answer: &Value) -> String {
     let mut lines = vec![text(answer, "response").trim().to_owned()];
-    let sources: Vec<&Value> = answer["sources"].as_array().into_iter().flatten().collect();
-    if !sources.is_empty() {
+    let cited = cited(&answer["sources"]);
+    if !cited.is_empty() {
         lines.push(String::new());
-        lines.push("Sources".to_owned());
-    }
-    for (n, source) in sources.into_iter().enumerate() {
-        let page = source["page"].as_i64().map(|page| format!(", page {page}")).unwrap_or_default();
-        let title = match text(source, "title") {
-            title if title.is_empty() => text(source, "document_id"),
-            title => title,
-        };
-        let place = format!("characters {}–{}", source["offset"], end(source));
-        let score = source["score"].as_f64().unwrap_or_default();
-        lines.push(format!("  [{}] {title}{page}, {place} (score {score:.2})", n + 1));
+        lines.extend(cited);
     }
     lines.join("\n")
+}
+
+/// Where an answer comes from, a line each; none without sources.
+fn cited(sources: &Value) -> Vec<String> {
+    let sources = sources.as_array().into_iter().flatten();
+    let mut lines: Vec<String> = sources
+        .enumerate()
+        .map(|(n, source)| {
+            let page = source["page"].as_i64().map(|page| format!(", page {page}")).unwrap_or_default();
+            let title = match text(source, "title") {
+                title if title.is_empty() => text(source, "document_id"),
+                title => title,
+            };
+            let place = format!("characters {}–{}", source["offset"], end(source));
+            let score = source["score"].as_f64().unwrap_or_default();
+            format!("  [{}] {title}{page}, {place} (score {score:.2})", n + 1)
+        })
+        .collect();
+    if !lines.is_empty() {
+        lines.insert(0, "Sources".to_owned());
+    }
+    lines
 }
 
 fn end(source: &Value) -> i64 {

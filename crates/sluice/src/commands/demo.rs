@@ -33,6 +33,7 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         broker: None,
         no_auth: false,
         model: up::model(command.model.clone()),
+        decoding: sluice_processors::DecodingConfig::default(),
     };
     let began = Instant::now();
     let system = System::start(settings).await?;

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use sluice_documents::Kind;
 use tokio::time::Instant;
 
 use crate::api::Api;
@@ -31,6 +32,9 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Looks in a row that must find all of a flow's queues empty before it counts as idle: counts of messages in work may be
 /// seconds old.
 const IDLE_LOOKS: u32 = 3;
+
+/// Files that are read, for people.
+const READS: &str = "PDF, Word, Excel, PowerPoint, HTML, Markdown, CSV or text files";
 
 /// A document to add.
 pub(super) struct Source {
@@ -126,7 +130,7 @@ pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
     }
     match faults.len() {
         0 if sources.is_empty() => Err(Told::usage("there is nothing to load in what was named")
-            .next("name .md, .markdown, .txt or .text files, or a folder that holds some")
+            .next(format!("name {READS}, or a folder that holds some"))
             .into()),
         0 => Ok(sources),
         1 => Err(faults.remove(0).1),
@@ -141,23 +145,13 @@ pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
 fn read(file: &Path) -> anyhow::Result<Source> {
     let kind = kind_of(file)?;
     let content = std::fs::read(file).with_context(|| format!("'{}' could not be read", file.display()))?;
-    let source = Source { name: name_of(file), kind, content };
-    check(&source)?;
-    Ok(source)
-}
-
-/// Refuses what no decoder could read.
-fn check(source: &Source) -> anyhow::Result<()> {
-    if source.content.is_empty() {
-        return Err(Told::new(Code::Failed, format!("'{}' is empty", source.name)).into());
+    if content.is_empty() {
+        return Err(Told::new(Code::Failed, format!("'{}' is empty", name_of(file))).into());
     }
-    if let Err(error) = std::str::from_utf8(&source.content) {
-        let place = error.valid_up_to();
-        return Err(Told::new(Code::Failed, format!("'{}' is not UTF-8 text (byte {place})", source.name))
-            .next("convert it, for example with: iconv -f latin1 -t utf-8 FILE")
-            .into());
-    }
-    Ok(())
+    // Plain text goes past the decoder, which is where encodings are found out.
+    let is_odd_text = kind == Kind::Text.mime() && std::str::from_utf8(&content).is_err();
+    let kind = if is_odd_text { "application/octet-stream" } else { kind };
+    Ok(Source { name: name_of(file), kind, content })
 }
 
 fn name_of(file: &Path) -> String {
@@ -167,10 +161,19 @@ fn name_of(file: &Path) -> String {
 pub(super) fn kind_of(file: &Path) -> anyhow::Result<&'static str> {
     let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
     match ending.as_str() {
-        "md" | "markdown" => Ok("text/markdown"),
-        "txt" | "text" | "" => Ok("text/plain"),
+        "md" | "markdown" => Ok(Kind::Markdown.mime()),
+        "txt" | "text" | "" => Ok(Kind::Text.mime()),
+        "csv" | "tsv" => Ok(Kind::Csv.mime()),
+        "html" | "htm" | "xhtml" => Ok(Kind::Html.mime()),
+        "pdf" => Ok(Kind::Pdf.mime()),
+        "docx" | "docm" => Ok(Kind::Docx.mime()),
+        "xlsx" | "xlsm" => Ok(Kind::Xlsx.mime()),
+        "pptx" | "pptm" => Ok(Kind::Pptx.mime()),
+        "doc" => Ok(Kind::Doc.mime()),
+        "xls" => Ok(Kind::Xls.mime()),
+        "ppt" => Ok(Kind::Ppt.mime()),
         other => Err(Told::usage(format!("'{}': files of kind '{other}' cannot be decoded", file.display()))
-            .next("load .md, .markdown, .txt or .text files")
+            .next(format!("load {READS}"))
             .into()),
     }
 }

@@ -4,6 +4,7 @@ mod ask;
 mod blueprint;
 mod config;
 mod dead;
+mod decode;
 mod demo;
 mod doc;
 mod doctor;
@@ -15,6 +16,8 @@ use clap::CommandFactory;
 use crate::api::Api;
 use crate::cli::{Args, Command};
 use crate::exit::Code;
+
+pub(crate) use decode::run as decode;
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
     let target = args.target;
@@ -30,6 +33,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
         Command::Doctor => return doctor::run(&Api::new(&target)?, output).await,
+        Command::Decode => decode::run()?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "sluice", &mut std::io::stdout());
         }

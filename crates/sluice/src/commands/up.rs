@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use sluice_processors::{ModelConfig, Secret};
+use sluice_processors::{DecodingConfig, ModelConfig, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
 use crate::bus::Remote;
-use crate::cli::{Broker, Model, Run, Serve, Target, Up};
+use crate::cli::{Broker, Decoding, Model, Run, Serve, Target, Up};
 use crate::exit::Told;
 use crate::services::{Selection, Service};
 use crate::system::{Settings, System};
@@ -55,6 +55,7 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         broker: remote(serve.broker)?,
         no_auth,
         model: model(serve.model),
+        decoding: decoding(&serve.decoding),
     };
     let system = System::start(settings).await?;
     let folder = data.as_deref().unwrap_or(Path::new("")).display();
@@ -69,6 +70,14 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
     tracing::info!("stopping");
     system.stop().await;
     Ok(())
+}
+
+fn decoding(args: &Decoding) -> DecodingConfig {
+    let mut config = DecodingConfig::default();
+    config.limits.parts_max = args.decode_pages;
+    config.memory_bytes_max = args.decode_memory_mib.saturating_mul(1024 * 1024);
+    config.cpu_seconds_max = args.decode_seconds;
+    config
 }
 
 /// Waits for SIGINT or SIGTERM.

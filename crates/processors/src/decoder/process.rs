@@ -1,0 +1,355 @@
+//! A process that reads one document: memory and computing limited by the system, waiting limited here. It gets nothing but
+//! the document: no environment, no files, no secrets.
+//!
+//! The limits are set by the shell's `ulimit`, since every Unix has it and setting them from here takes unsafe code; the
+//! shell then becomes the program.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use sluice_documents::child::{Order, line_bytes_max};
+use sluice_documents::{Event, Kind, Problem, ProblemKind};
+use sluice_sdk::Failure;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use super::reading::DecodingConfig;
+
+/// Exit code of a shell that cannot set the limits.
+const NO_LIMITS: i32 = 71;
+/// Sets limits and becomes the program. A limit that is lower already stays as it is.
+const SCRIPT: &str = r#"
+lower() {
+  ulimit -S "$1" "$2" 2>/dev/null || [ "$(ulimit -H "$1")" != unlimited ] || exit 71
+  ulimit -H "$1" "$3" 2>/dev/null
+}
+lower -v "$1" "$1"
+lower -t "$2" "$3"
+ulimit -c 0
+shift 3
+exec "$@"
+"#;
+/// Between the signal that says a process has computed too long, and the one that ends it, in seconds.
+const CPU_GRACE_SECONDS: u64 = 5;
+/// Bytes kept of what a dying process said.
+const LAST_WORDS_BYTES_MAX: u64 = 4 * 1024;
+/// How long a process that is told to end may take.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+const SIGKILL: i32 = 9;
+const SIGXCPU: i32 = 24;
+
+/// What a process said next.
+enum Line {
+    Event(Event),
+    Nonsense,
+    /// Nothing more.
+    None,
+}
+
+pub(super) struct Process {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    line_bytes_max: usize,
+    memory_bytes_max: u64,
+    cpu_seconds_max: u64,
+    part_timeout: Duration,
+    /// The part that it is busy with.
+    at: Option<usize>,
+    last: Option<Event>,
+}
+
+impl Process {
+    /// Starts the program and hands it the document.
+    pub(super) async fn start(
+        config: &DecodingConfig,
+        kind: Kind,
+        declared: &str,
+        content: Vec<u8>,
+    ) -> Result<Self, Failure> {
+        let order = Order {
+            kind,
+            declared: declared.to_owned(),
+            content_bytes: content.len() as u64,
+            limits: config.limits.clone(),
+        };
+        let mut child = command(config).spawn().map_err(|error| {
+            Failure::again(format!("the program that reads documents could not be started: {error}"))
+        })?;
+        let pipes = (child.stdin.take(), child.stdout.take());
+        let (Some(input), Some(output)) = pipes else {
+            return Err(Failure::again("the program that reads documents has no standard streams"));
+        };
+        let mut process = Self {
+            child,
+            output: BufReader::new(output),
+            line_bytes_max: line_bytes_max(&config.limits),
+            memory_bytes_max: config.memory_bytes_max,
+            cpu_seconds_max: config.cpu_seconds_max,
+            part_timeout: config.part_timeout,
+            at: None,
+            last: None,
+        };
+        if timeout(config.part_timeout, hand_over(input, &order, &content)).await.is_err() {
+            process.last = Some(process.too_slow().await);
+        }
+        Ok(process)
+    }
+
+    /// The next event; once it is the last, always that. However the process ends, it ends with a reason.
+    pub(super) async fn next(&mut self) -> Result<Event, Failure> {
+        if let Some(last) = &self.last {
+            return Ok(last.clone());
+        }
+        let event = match timeout(self.part_timeout, self.line()).await {
+            Err(_) => self.too_slow().await,
+            Ok(Line::Event(event)) => event,
+            Ok(Line::Nonsense) => {
+                self.end().await;
+                self.failed(ProblemKind::Damaged, "confuses the program that reads it")
+            }
+            Ok(Line::None) => self.ended().await?,
+        };
+        match &event {
+            Event::Begin { .. } => self.at = Some(1),
+            Event::Part { number, .. } => self.at = Some(number + 1),
+            Event::Lost { first, last, .. } if Some(*first) == self.at => self.at = Some(last + 1),
+            Event::Lost { .. } => {}
+            Event::End | Event::Failed(_) => self.last = Some(event.clone()),
+        }
+        Ok(event)
+    }
+
+    async fn line(&mut self) -> Line {
+        let mut line = Vec::new();
+        let mut output = (&mut self.output).take(self.line_bytes_max as u64);
+        let read = output.read_until(b'\n', &mut line).await;
+        if line.pop_if(|last| *last == b'\n').is_some() {
+            serde_json::from_slice(&line).map_or(Line::Nonsense, Line::Event)
+        } else if read.is_ok_and(|bytes| bytes == self.line_bytes_max) {
+            Line::Nonsense
+        } else {
+            Line::None
+        }
+    }
+
+    async fn too_slow(&mut self) -> Event {
+        self.end().await;
+        let seconds = self.part_timeout.as_secs();
+        self.failed(ProblemKind::TooLarge, &format!("took longer than {seconds} s"))
+    }
+
+    /// What the end of a process means that has not said its last word.
+    async fn ended(&mut self) -> Result<Event, Failure> {
+        let Ok(Ok(status)) = timeout(END_TIMEOUT, self.child.wait()).await else {
+            // It lives and closed its output.
+            self.end().await;
+            return Ok(self.failed(ProblemKind::Damaged, "confuses the program that reads it"));
+        };
+        let words = self.last_words().await;
+        let (memory, cpu) = (self.memory_bytes_max / (1024 * 1024), self.cpu_seconds_max);
+        if status.code() == Some(NO_LIMITS) {
+            return Err(Failure::again(
+                "documents are not read, because their memory cannot be limited here",
+            ));
+        }
+        if words.contains("memory allocation of") {
+            return Ok(self.failed(ProblemKind::TooLarge, &format!("takes more than {memory} MiB of memory")));
+        }
+        Ok(match signal(status) {
+            Some(SIGXCPU) => {
+                self.failed(ProblemKind::TooLarge, &format!("takes more than {cpu} s of computing"))
+            }
+            Some(SIGKILL) => {
+                return Err(Failure::again(
+                    "the program that reads documents was killed, perhaps for lack of memory on this machine",
+                ));
+            }
+            _ => {
+                tracing::warn!(%status, words, "the program that reads documents crashed");
+                self.failed(ProblemKind::Damaged, "crashes the program that reads it")
+            }
+        })
+    }
+
+    fn failed(&self, kind: ProblemKind, what: &str) -> Event {
+        let part = match self.at {
+            Some(number) => format!("part {number} of the document"),
+            None => "the document".to_owned(),
+        };
+        Event::Failed(Problem::new(
+            kind,
+            format!("reading {part} {what}; it may be damaged or made to do so"),
+        ))
+    }
+
+    /// Kills the process and waits for its end.
+    async fn end(&mut self) {
+        let ended = async {
+            // An error means that it has ended already.
+            let _ = self.child.start_kill();
+            self.child.wait().await
+        };
+        if timeout(END_TIMEOUT, ended).await.is_err() {
+            tracing::error!("a program that reads documents does not end");
+        }
+    }
+
+    async fn last_words(&mut self) -> String {
+        let Some(errors) = self.child.stderr.take() else { return String::new() };
+        let mut words = Vec::new();
+        // What cannot be read is not said.
+        let _ = timeout(END_TIMEOUT, errors.take(LAST_WORDS_BYTES_MAX).read_to_end(&mut words)).await;
+        String::from_utf8_lossy(&words).into_owned()
+    }
+}
+
+fn command(config: &DecodingConfig) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", SCRIPT, "sluice-decode"])
+        .arg((config.memory_bytes_max / 1024).to_string())
+        .arg(config.cpu_seconds_max.to_string())
+        .arg((config.cpu_seconds_max + CPU_GRACE_SECONDS).to_string())
+        .arg(&config.program)
+        .args(&config.arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Gives the document to the process. One that does not take it all tells why by how it ends.
+async fn hand_over(mut input: ChildStdin, order: &Order, content: &[u8]) {
+    for bytes in [&order.line()[..], content] {
+        if input.write_all(bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(unix)]
+fn signal(status: ExitStatus) -> Option<i32> {
+    std::os::unix::process::ExitStatusExt::signal(&status)
+}
+
+#[cfg(not(unix))]
+fn signal(_: ExitStatus) -> Option<i32> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that is a shell script, which hears its order first and may tell `BEGIN` and `PAGE 1`.
+    async fn script(text: &str, change: impl FnOnce(&mut DecodingConfig)) -> Vec<Event> {
+        let prelude = r#"cat > /dev/null
+begin='{"begin":{"kind":"pdf","unit":"page","count":3}}'
+page='{"part":{"number":1,"text":"One."}}'
+"#;
+        let mut config = DecodingConfig {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".to_owned(), format!("{prelude}{text}")],
+            // Nothing here takes this long unless it hangs.
+            part_timeout: Duration::from_secs(60),
+            ..DecodingConfig::default()
+        };
+        change(&mut config);
+        let content = b"%PDF-".to_vec();
+        let mut process = Process::start(&config, Kind::Pdf, "", content).await.unwrap();
+        let mut told = Vec::new();
+        loop {
+            let event = process.next().await.unwrap_or_else(|failure| panic!("{failure} after {told:?}"));
+            told.push(event);
+            if let Some(Event::End | Event::Failed(_)) = told.last() {
+                assert_eq!(&process.next().await.unwrap(), told.last().unwrap());
+                return told;
+            }
+        }
+    }
+
+    fn last_reason(told: &[Event]) -> (ProblemKind, String) {
+        match told.last() {
+            Some(Event::Failed(problem)) => (problem.kind, problem.reason.clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_process_tells_comes_through_in_order() {
+        let told = script(r#"echo "$begin"; echo "$page"; echo '"end"'"#, |_| {}).await;
+        let part = Event::Part { number: 1, text: "One.".to_owned() };
+        let begin = Event::Begin { kind: Kind::Pdf, unit: sluice_documents::Unit::Page, count: 3 };
+        assert_eq!(told, [begin, part, Event::End]);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_hangs_is_ended_and_what_it_told_stays() {
+        let hang = r#"echo "$begin"; echo "$page"; exec sleep 1000"#;
+        let told = script(hang, |config| config.part_timeout = Duration::from_secs(1)).await;
+        assert_eq!(told.len(), 3, "{told:?}");
+        let (kind, reason) = last_reason(&told);
+        assert_eq!(kind, ProblemKind::TooLarge);
+        assert!(reason.contains("part 2 of the document took longer than 1 s"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_computes_without_end_is_ended_by_the_system() {
+        let told = script(r#"echo "$begin"; while :; do :; done"#, |config| config.cpu_seconds_max = 1).await;
+        let (kind, reason) = last_reason(&told);
+        assert_eq!(kind, ProblemKind::TooLarge);
+        assert!(reason.contains("more than 1 s of computing"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn memory_is_limited() {
+        // The shell says what it can allocate: its own limit, in KiB.
+        let bounded = |config: &mut DecodingConfig| config.memory_bytes_max = 96 * 1024 * 1024;
+        let limit = r#"echo "{\"failed\":{\"kind\":\"damaged\",\"reason\":\"$(ulimit -v) $(ulimit -Hv)\"}}""#;
+        assert_eq!(last_reason(&script(limit, bounded).await).1, "98304 98304");
+        // One that needs more than that does not get it.
+        let eat = r#"x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"#;
+        let (kind, reason) = last_reason(&script(&format!(r#"echo "$begin"; {eat}"#), bounded).await);
+        assert_eq!(kind, ProblemKind::Damaged);
+        assert!(reason.contains("crashes"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_dies_or_talks_nonsense_fails_its_document_with_a_reason() {
+        for (text, expected) in [
+            ("echo \"$begin\"; echo \"$page\"; kill -SEGV $$", "part 2 of the document crashes"),
+            ("echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$", "memory"),
+            ("echo \"$begin\"; exit 0", "part 1 of the document crashes"),
+            ("echo hello; exec sleep 1000", "confuse"),
+            ("exit 3", "the document crashes"),
+        ] {
+            let (_, reason) = last_reason(&script(text, |_| {}).await);
+            assert!(reason.contains(expected), "{text}: {reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_killed_from_outside_is_tried_again() {
+        let config = DecodingConfig {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".to_owned(), "cat > /dev/null; kill -KILL $$".to_owned()],
+            ..DecodingConfig::default()
+        };
+        let mut process = Process::start(&config, Kind::Pdf, "", b"x".to_vec()).await.unwrap();
+        assert!(matches!(process.next().await, Err(Failure::Again(_))));
+    }
+
+    #[tokio::test]
+    async fn a_process_gets_no_environment() {
+        let told = script(
+            r#"echo "{\"failed\":{\"kind\":\"damaged\",\"reason\":\"home:$HOME cargo:$CARGO_PKG_NAME\"}}""#,
+            |_| {},
+        )
+        .await;
+        assert_eq!(last_reason(&told).1, "home: cargo:");
+    }
+}

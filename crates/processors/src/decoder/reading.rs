@@ -1,0 +1,130 @@
+//! Reading one document: in this process where nothing can go wrong, else in a process of its own; and how many of those run
+//! at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_documents::{Event, Kind, Limits};
+use sluice_sdk::Failure;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::process::Process;
+
+/// How documents are read.
+#[derive(Debug, Clone)]
+pub struct DecodingConfig {
+    /// The program that reads one document and serves `sluice_documents::child` on its standard streams. Default: this
+    /// program.
+    pub program: PathBuf,
+    /// Its arguments. Default: `decode`.
+    pub arguments: Vec<String>,
+    /// What is taken of a document.
+    pub limits: Limits,
+    /// Bytes of a document; a longer one is refused. Default 128 MiB.
+    pub document_bytes_max: usize,
+    /// Bytes of address space of a reading process. Default 1 GiB.
+    pub memory_bytes_max: u64,
+    /// Seconds of computing that a reading process may use, all together. Default 300.
+    pub cpu_seconds_max: u64,
+    /// Longest wait for the next part from a reading process. Default 60 s.
+    pub part_timeout: Duration,
+    /// Reading processes at once, over all flows of this process. Default 2.
+    pub processes_max: usize,
+}
+
+impl Default for DecodingConfig {
+    fn default() -> Self {
+        Self {
+            program: own_program(),
+            arguments: vec!["decode".to_owned()],
+            limits: Limits::default(),
+            document_bytes_max: 128 * 1024 * 1024,
+            memory_bytes_max: 1024 * 1024 * 1024,
+            cpu_seconds_max: 300,
+            part_timeout: Duration::from_secs(60),
+            processes_max: 2,
+        }
+    }
+}
+
+/// This program. By its process where the system tells, so that an upgrade under a running one does not change it.
+fn own_program() -> PathBuf {
+    let running = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+    if running.exists() { running } else { std::env::current_exe().unwrap_or_default() }
+}
+
+/// How documents are read in this program; one for all flows. Cheap to clone.
+#[derive(Clone)]
+pub struct Decoding(Arc<Shared>);
+
+struct Shared {
+    config: DecodingConfig,
+    slots: Semaphore,
+}
+
+impl Default for Decoding {
+    fn default() -> Self {
+        Self::new(DecodingConfig::default())
+    }
+}
+
+impl Decoding {
+    /// With these settings.
+    #[must_use]
+    pub fn new(config: DecodingConfig) -> Self {
+        let slots = Semaphore::new(config.processes_max.max(1));
+        Self(Arc::new(Shared { config, slots }))
+    }
+
+    pub(super) fn config(&self) -> &DecodingConfig {
+        &self.0.config
+    }
+
+    /// Waits until a process may run, and its document be in memory.
+    pub(super) async fn slot(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        self.0.slots.acquire().await.map_err(Failure::again)
+    }
+
+    /// Begins to read a document.
+    pub(super) async fn open(
+        &self,
+        kind: Kind,
+        declared: &str,
+        content: Vec<u8>,
+    ) -> Result<Reading, Failure> {
+        if !kind.is_plain() {
+            return Ok(Reading::Apart(Box::new(
+                Process::start(self.config(), kind, declared, content).await?,
+            )));
+        }
+        let (declared, limits) = (declared.to_owned(), self.config().limits.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut told = Vec::new();
+            let sink = &mut |event| {
+                told.push(event);
+                Ok(())
+            };
+            // The sink takes everything.
+            let _ = sluice_documents::read(kind, &declared, content, &limits, sink);
+            told
+        });
+        Ok(Reading::Here(read.await.map_err(Failure::again)?.into_iter()))
+    }
+}
+
+/// A document being read.
+pub(super) enum Reading {
+    Here(std::vec::IntoIter<Event>),
+    Apart(Box<Process>),
+}
+
+impl Reading {
+    /// The next event; the last is always [`Event::End`] or [`Event::Failed`].
+    pub(super) async fn next(&mut self) -> Result<Event, Failure> {
+        match self {
+            Self::Here(events) => Ok(events.next().unwrap_or(Event::End)),
+            Self::Apart(process) => process.next().await,
+        }
+    }
+}
