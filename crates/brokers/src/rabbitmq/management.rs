@@ -35,15 +35,15 @@ pub(super) struct Management {
 #[derive(Default)]
 struct Shared {
     begun: AtomicU64,
-    last: tokio::sync::Mutex<(u64, Option<Result<Arc<Inventory>, String>>)>,
+    /// The last fetch: its number and what came of it.
+    last: tokio::sync::Mutex<(u64, Option<Fetched>)>,
 }
+
+type Fetched = Result<Arc<Inventory>, String>;
 
 impl Shared {
     /// What a fetch tells that began after this call.
-    async fn fetch(
-        &self,
-        fetch: impl Future<Output = Result<Inventory, String>>,
-    ) -> Result<Arc<Inventory>, String> {
+    async fn fetch(&self, fetch: impl Future<Output = Result<Inventory, String>>) -> Fetched {
         let asked = self.begun.load(Ordering::Acquire);
         let mut last = self.last.lock().await;
         if let (number, Some(outcome)) = &*last
