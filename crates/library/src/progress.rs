@@ -61,6 +61,8 @@ fn marks_of(report: &StageReport) -> (Unit, Marks) {
     let marks = match (unit, report.stage.as_str(), report.event.as_str()) {
         (_, _, "announced") => Marks::ANNOUNCED,
         (Unit::Text, "chunker", "done") => Marks::ANNOUNCED | Marks::DONE,
+        // A part without text, or one that was left out: it is through, and nothing more comes of it.
+        (Unit::Text, "decoder", "skipped") => Marks::ANNOUNCED | Marks::DONE,
         (Unit::Text, "decoder" | "chunker", "failed") => Marks::ANNOUNCED | Marks::FAILED,
         (Unit::Chunk, "embeddings", "done") => Marks::EMBEDDED,
         (Unit::Chunk, "index", "done") => Marks::INDEXED,
@@ -228,6 +230,10 @@ impl<'a> News<'a> {
         if report.pieces.is_empty() && report.count > 0 && rows::is_id(&report.id) {
             // A report that only counts: it is itself the piece, as heavy as it says.
             hit(format!("report:{}", report.id), report.count);
+        }
+        if report.event == "skipped" && !report.reason.is_empty() {
+            // One reason for all of them: the first stands for the others.
+            self.failures.extend(report.pieces.first().map(|piece| (piece.clone(), report)));
         }
         self.empty |= report.pieces.is_empty()
             && report.count == 0

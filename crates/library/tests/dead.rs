@@ -277,3 +277,37 @@ async fn beyond_the_bound_letters_wait_on_their_topic_until_there_is_room() {
     assert_eq!(ids(&world.letters(1).await.letters), ["6"]);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn what_the_broker_took_from_a_foreign_reader_is_filed_where_it_came_from_and_replayed() {
+    use sluice_bus::{Address, Broker, Message, property};
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let reader = "chunker--default--f1--input";
+    let taken = |workspace: &str| {
+        Message::new("{\"text\": \"x\"}")
+            .with(property::DEAD_TOPIC, &format!("flow:tg:text-document-load:{workspace}:f1"))
+            .with(property::DEAD_SUBSCRIPTION, reader)
+            .with(property::DEAD_REASON, "delivery_limit")
+            .with(property::MESSAGE_ID, &format!("of {workspace}"))
+    };
+    let poison = Address::Topic(sluice_schema::system::poison());
+    // Neither one without an origin nor one of a workspace that is gone stands in the way.
+    for message in [Message::new("?"), taken("gone"), taken("default")] {
+        world.broker.publish(&poison, message).await.unwrap();
+    }
+    let listed = world.letters(1).await.letters;
+    assert_eq!((listed[0].topic.as_str(), listed[0].flow.as_str()), (LOAD, "f1"));
+    assert_eq!(listed[0].reason, "a reader that is not ours gave it back too often");
+
+    world.config.put(WS, vec![value(WS, record::FLOW, "f1", "{}")]).await.unwrap();
+    world.broker.ensure(&TopicSpec::with(topic(LOAD), reader)).await.unwrap();
+    let inbox = world.read(LOAD, reader).await;
+    let replayed = world.dead(DeadLettersRequest { ids: vec![listed[0].id.clone()], ..ask("replay") }).await;
+    assert_eq!((replayed.count, replayed.kept.len()), (1, 0), "{replayed:?}");
+    let delivery = next(&*inbox).await;
+    assert_eq!(delivery.message.get(property::MESSAGE_ID), Some("of default"));
+    assert_eq!(delivery.message.get(property::DEAD_TOPIC), None);
+    delivery.ack();
+    world.stop().await;
+}

@@ -46,8 +46,8 @@ pub mod tokens;
 mod trace;
 pub mod triples;
 
-pub use decoder::{Decoding, DecodingConfig};
 pub use completion::{Model, ModelConfig, ModelError, Secret};
+pub use decoder::{Decoding, DecodingConfig};
 pub use derived::Derived;
 pub use embeddings::{Embedder, EmbedderConfig, LocalConfig};
 pub use metering::Meters;
@@ -86,8 +86,11 @@ pub fn roster() -> Roster {
 /// Texts are embedded by hashing; a program with another [`Embedder`] adds that.
 #[must_use]
 pub fn resources(stores: Option<Stores>, model: Model, metrics: &Metrics) -> Resources {
-    let resources =
-        Resources::new().with(model).with(Embedder::default()).with(decoder::Decoding::default()).with(Meters::registered(metrics));
+    let resources = Resources::new()
+        .with(model)
+        .with(Embedder::default())
+        .with(decoder::Decoding::default())
+        .with(Meters::registered(metrics));
     match stores {
         Some(stores) => resources.with(Derived::new(stores.clone())).with(stores),
         None => resources,

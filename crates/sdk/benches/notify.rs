@@ -1,5 +1,5 @@
-//! How fast everybody hears of a started flow, and what hearing costs: from start-flow's OK until every processor has
-//! attached to its queue; questions to the config service and bytes of its answers. On the embedded broker and on a real
+//! How fast everybody hears of a started flow, and what hearing costs: from the request to start-flow until a first process
+//! knows, until every processor has attached to its queue, and until the answer; questions to the config service and bytes of its answers. On the embedded broker and on a real
 //! one. `cargo bench -p sluice-sdk`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench tells what it measured, or ends")]
@@ -37,8 +37,8 @@ fn main() {
 
 async fn measure() {
     println!(
-        "| broker | processes | processors | flows beside | start-flow ms | then all attached ms | requests | per process | \
-         bytes fetched | notices |"
+        "| broker | processes | processors | flows beside | first knows, ms | all attached, ms | start-flow answered, ms | \
+         config requests | bytes fetched | notices |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for shape in SHAPES {
@@ -83,27 +83,33 @@ async fn lines<B: Broker + BrokerAdmin + Clone>(name: &str, mut ends: Vec<B>, sh
             .map(async |id| system.start_flow(&format!("beside-{id}"), "beside").await);
         starting.buffer_unordered(STARTING_MAX).collect::<()>().await;
         fleet.attached(before + BESIDE * missing.len()).await;
-        let (mut answered, mut heard, mut costs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut times, mut costs) = ([const { Vec::new() }; 3], Vec::new());
         for n in 0..STARTS {
             fleet.cost();
-            let before = fleet.attached_so_far();
-            let asked = Instant::now();
-            system.start_flow(&format!("measured-{beside:03}-{n}"), "measured").await;
-            answered.push(asked.elapsed());
-            fleet.attached(before + processors).await;
-            heard.push(asked.elapsed().saturating_sub(answered[n]));
+            let target = fleet.attached_so_far() + processors;
+            let mut view = fleet.watches[0].interest::<&str>(&[]);
+            view.mark_unchanged();
+            let id = format!("measured-{beside:03}-{n}");
+            let began = Instant::now();
+            let (known, attached, answered) = tokio::join!(
+                async { view.changed().await.map(|()| began.elapsed()).unwrap() },
+                async { timed(began, fleet.attached(target)).await },
+                async { timed(began, system.start_flow(&id, "measured")).await },
+            );
+            for (times, one) in times.iter_mut().zip([known, attached, answered]) {
+                times.push(one);
+            }
             costs.push(fleet.cost());
         }
+        let [known, attached, answered] = times.map(|times| ms(median(times.into_iter())));
         let [requests, bytes, notices] = [
             median(costs.iter().map(|cost| cost.requests)),
             median(costs.iter().map(|cost| cost.fetched_bytes)),
             median(costs.iter().map(|cost| cost.notices)),
         ];
         println!(
-            "| {name} | {processes} | {processors} | {beside} | {:.1} | {:.1} | {requests} | {:.2} | {bytes} | {notices} |",
-            ms(median(answered.into_iter())),
-            ms(median(heard.into_iter())),
-            requests as f64 / processes as f64,
+            "| {name} | {processes} | {processors} | {beside} | {known:.1} | {attached:.1} | {answered:.1} | {requests} | \
+             {bytes} | {notices} |"
         );
     }
     fleet.stop().await;
@@ -113,6 +119,11 @@ fn median<T: Ord + Copy>(values: impl Iterator<Item = T>) -> T {
     let mut sorted: Vec<T> = values.collect();
     sorted.sort_unstable();
     sorted[sorted.len() / 2]
+}
+
+async fn timed(began: Instant, doing: impl Future<Output = ()>) -> Duration {
+    doing.await;
+    began.elapsed()
 }
 
 fn ms(span: Duration) -> f64 {

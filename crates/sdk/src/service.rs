@@ -189,12 +189,8 @@ where
     ended
 }
 
-pub(crate) async fn answer<X, F, Fut>(
-    process: Process,
-    point: Point,
-    mut delivery: Delivery,
-    handler: F,
-) where
+pub(crate) async fn answer<X, F, Fut>(process: Process, point: Point, mut delivery: Delivery, handler: F)
+where
     X: Exchange,
     F: Fn(X::Request, Responder<X>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,

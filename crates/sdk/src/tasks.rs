@@ -125,9 +125,21 @@ impl Tasks {
                 attempt += 1;
                 // While something is away for long, each time the failures have doubled is often enough to hear of it.
                 if attempt.is_power_of_two() {
-                    tracing::warn!(task = task_name, reason, attempt, ?pause, "a task failed and starts again");
+                    tracing::warn!(
+                        task = task_name,
+                        reason,
+                        attempt,
+                        ?pause,
+                        "a task failed and starts again"
+                    );
                 } else {
-                    tracing::debug!(task = task_name, reason, attempt, ?pause, "a task failed and starts again");
+                    tracing::debug!(
+                        task = task_name,
+                        reason,
+                        attempt,
+                        ?pause,
+                        "a task failed and starts again"
+                    );
                 }
                 stop.run_until_cancelled(tokio::time::sleep(pause)).await;
             }
