@@ -10,8 +10,16 @@
 //! A message wanted again later stays unacknowledged here until then, so a crash gives it back at once.
 //!
 //! A broker that restarts loses `request` queues; whoever made them here makes them again while their exchange is there.
+//! Those made under a hold, which such a restart ends, are the next holder's to make.
+//!
+//! # Measured
+//! `benches/round_trip.rs`, two busy cores, 64 calls at once: 1 300 a second with a prefetch of 1, 5 300 with 16, 6 500
+//! with 64; a bare client's were 1 500, 7 000 and 8 500. A prefetch of 1 costs a round trip per message.
 //!
 //! # Caveats
+//! What happens under a hold is sent over its connection, but for the policy that bounds poison: that goes over the
+//! management API, after asking whether the hold lasts. A dead letter that cannot be routed at that moment is lost.
+//!
 //! Without the management API the broker shows neither unacknowledged messages nor queues that nobody asked about; with
 //! it, the former are up to five seconds old. What was sent to an inbox while its connection was down is lost. A message
 //! that a reader had been given, but not taken, when its connection was lost counts as an attempt; so does every message
@@ -66,7 +74,8 @@ pub struct Options {
     /// The largest body that is published, 64 MiB; the broker has a limit of its own.
     pub message_bytes_max: usize,
     /// Channels for publishing what goes to a disk, and as many for what does not, 4: what waits when one gets free goes
-    /// over it together.
+    /// over it together. Measured with 1, 2, 4 and 8 on two busy cores: calls at 64 at once made 0.67 to 0.9 of a bare
+    /// client's, without an order among the four; one alone would let a large body hold up all others.
     pub publishing_channels: usize,
     /// Life-cycle calls under way at once, 16.
     pub life_cycle_channels_max: usize,

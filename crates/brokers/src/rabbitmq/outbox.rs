@@ -2,6 +2,9 @@
 //! so the broker confirms many publishes in one frame; a message that comes back is looked for among all that were sent
 //! with it, for the client library ties it to any of them.
 //!
+//! One task publishes over a channel: the library numbers a publish before it sends it, and the broker counts what it gets,
+//! so two tasks could take each other's confirmation for their own.
+//!
 //! A failed publish closes its channel. So one that is likely to fail goes alone: to an exchange that this channel has
 //! not published to before, or a large one. Should one fail among others all the same, those after it, of which the
 //! broker has taken none, are sent again, and those before it that were not yet confirmed have an unknown outcome.
