@@ -1,5 +1,6 @@
 //! Every service as a process of its own on one broker: started in any order, killed in any order while work goes on.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "a long case tells how far it is")]
 
 mod common;
 
