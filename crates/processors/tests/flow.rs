@@ -9,9 +9,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use sluice_bus::embedded::Embedded as Broker;
 use sluice_bus::{BrokerAdmin, Client, Patience};
-use sluice_processors::{Model, ModelConfig};
+use sluice_processors::{Decoding, DecodingConfig, Model, ModelConfig};
 use sluice_schema::message::{
-    Chunk, DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest,
+    Chunk, Document, DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest,
     LibrarianRequest, LibrarianResponse, Metadata, PassageSource, ProcessingMetadata, PromptRequest, Term,
     TextCompletionRequest, TextDocument, TriplesQueryRequest,
 };
@@ -61,7 +61,8 @@ impl World {
         sluice_library::start(parts).await.unwrap();
         let roster = sluice_processors::roster();
         let resources =
-            sluice_processors::resources(Some(store.stores()), Model::new(model).unwrap(), &process.metrics);
+            sluice_processors::resources(Some(store.stores()), Model::new(model).unwrap(), &process.metrics)
+                .with(two_pages_of_three());
         let parts = sluice_flow::Parts {
             process: process.clone(),
             admin,
@@ -181,6 +182,21 @@ impl World {
         }
         parts
     }
+}
+
+/// Reads every PDF as three pages, of which the second is damaged; the process that does so is a script.
+fn two_pages_of_three() -> Decoding {
+    let script = r#"cat > /dev/null
+        echo '{"begin":{"kind":"pdf","unit":"page","count":3}}'
+        echo '{"part":{"number":1,"text":"The zebra sleeps standing."}}'
+        echo '{"lost":{"first":2,"last":2,"problem":{"kind":"damaged","reason":"page 2 is torn"}}}'
+        echo '{"part":{"number":3,"text":"Penguins breed in winter."}}'
+        echo '"end"'"#;
+    Decoding::new(DecodingConfig {
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".to_owned(), script.to_owned()],
+        ..DecodingConfig::default()
+    })
 }
 
 async fn client<X: Exchange>(process: &Process, name: &str) -> Client<X> {
@@ -368,6 +384,74 @@ async fn chunks_and_texts_of_other_makers_are_stored_and_cited_too() {
     assert_eq!((zebra.title.as_str(), zebra.page, zebra.length), ("Zoo", Some(7), 26));
     let penguin = world.ask_until("When do penguins breed?", "urn:doc:inline").await;
     assert_eq!((penguin.offset, penguin.length), (0, 25));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn pages_are_parts_of_their_document_with_numbers_in_the_graph_and_in_sources() {
+    let world = World::start(None).await;
+    let zoo = world.load("urn:doc:zoo", "application/pdf", "Zoo", b"%PDF-1.7").await;
+    assert_eq!((zoo.texts_announced, zoo.texts_done, zoo.stored), (3, 3, 2));
+    assert!(matches!(&zoo.failures[..], [one] if one.reason == "page 2 is torn"), "{zoo:?}");
+    let penguin = world.ask_until("When do penguins breed?", "urn:doc:zoo").await;
+    assert_eq!((penguin.page, penguin.offset), (Some(3), 0));
+
+    let request = LibrarianRequest {
+        operation: "list-children".to_owned(),
+        document_id: "urn:doc:zoo".to_owned(),
+        ..Default::default()
+    };
+    let children = world.librarian(request).await.document_metadatas;
+    let third = children.iter().find(|child| child.title == "Page 3").unwrap();
+    assert_eq!((children.len(), third.document_type.as_str()), (2, "page"));
+
+    let triples = world.service::<exchange::TriplesQuery>("triples").await;
+    let iri = |iri: &str| Some(Term { r#type: "i".to_owned(), iri: iri.to_owned(), ..Default::default() });
+    let about = TriplesQueryRequest {
+        collection: "default".to_owned(),
+        s: iri(&third.id),
+        g: Some("urn:graph:source".to_owned()),
+        limit: 100,
+        ..Default::default()
+    };
+    let ends = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        let known = triples.call(&about, DEADLINE).await.unwrap().triples;
+        let says = |p: &str, o: &str| {
+            known.iter().any(|triple| {
+                let (predicate, object) = (triple.p.as_ref().unwrap(), triple.o.as_ref().unwrap());
+                predicate.iri.ends_with(p) && (object.iri == o || object.value == o)
+            })
+        };
+        if says("#type", "https://trustgraph.ai/ns/Page")
+            && says("#wasDerivedFrom", "urn:doc:zoo")
+            && says("pageNumber", "3")
+            && says("mimeType", "application/pdf")
+        {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < ends, "{known:?}");
+        tokio::task::yield_now().await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_document_that_came_with_its_content_is_kept_and_read() {
+    let world = World::start(None).await;
+    let id = "urn:doc:sent".to_owned();
+    let metadata = Metadata { id: id.clone(), root: id.clone(), collection: "default".to_owned() };
+    let data = base64::engine::general_purpose::STANDARD.encode("%PDF-1.7");
+    let document = Document { metadata: Some(metadata), data, ..Default::default() };
+    world.send("document-load", &document).await;
+    world.ask_until("When do penguins breed?", &id).await;
+    let request = LibrarianRequest {
+        operation: "get-document-metadata".to_owned(),
+        document_id: id,
+        ..Default::default()
+    };
+    let kept = world.librarian(request).await.document_metadata.unwrap();
+    assert_eq!((kept.kind.as_str(), kept.document_type.as_str()), ("application/pdf", "source"));
     world.stop().await;
 }
 

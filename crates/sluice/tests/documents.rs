@@ -8,7 +8,9 @@ mod common;
 mod made;
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use common::Up;
 use serde_json::{Value, json};
@@ -32,11 +34,12 @@ impl World {
         file
     }
 
-    /// Adds files and waits until they are through; progress by name.
-    fn add(&self, files: &[PathBuf]) -> BTreeMap<String, Value> {
+    /// Adds files and waits until they are through, with this exit code; progress by name.
+    fn add(&self, code: i32, files: &[PathBuf]) -> BTreeMap<String, Value> {
         let mut args = vec!["doc", "add", "--flow", "f1", "-o", "json"];
         args.extend(files.iter().map(|file| file.to_str().unwrap()));
         let output = self.up.run(&args);
+        assert_eq!(output.status.code(), Some(code), "{}\n{}", common::text(&output), self.up.log());
         let added: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{}\n{}", common::text(&output), self.up.log()));
         let ids = added["documents"].as_array().unwrap();
@@ -83,13 +86,16 @@ fn pages_keep_their_numbers_from_the_file_to_the_answer_and_are_made_once() {
         "",
         "The spare key of the pump house hangs behind the blue door.",
     ]);
-    let added = world.add(&[
-        world.file("pumps.pdf", &pdf),
-        world.file("garden.docx", &made::docx()),
-        world.file("beds.xlsx", &made::xlsx()),
-        world.file("old.txt", b"Im Caf\xe9 von Z\xfcrich gibt es K\xe4sefondue, und es ist gut."),
-        world.file("page.html", b"<h1>Bees</h1><p>Drones are evicted in August.</p>"),
-    ]);
+    let added = world.add(
+        0,
+        &[
+            world.file("pumps.pdf", &pdf),
+            world.file("garden.docx", &made::docx()),
+            world.file("beds.xlsx", &made::xlsx()),
+            world.file("old.txt", b"Im Caf\xe9 von Z\xfcrich gibt es K\xe4sefondue, und es ist gut."),
+            world.file("page.html", b"<h1>Bees</h1><p>Drones are evicted in August.</p>"),
+        ],
+    );
     let pump = &added["pumps.pdf"];
     assert_eq!((&pump["complete"], &pump["failed"]), (&json!(true), &json!(0)), "{pump}");
     assert_eq!((&pump["texts-announced"], &pump["texts-done"]), (&json!(3), &json!(3)), "{pump}");
@@ -145,7 +151,7 @@ fn bad_documents_are_told_with_one_clear_reason_each_and_the_rest_goes_on() {
     ];
     let mut files: Vec<PathBuf> = bad.iter().map(|(name, content, _)| world.file(name, content)).collect();
     files.push(world.file("good.md", b"# Ladder\n\nThe ladder leans on the north wall.\n"));
-    let added = world.add(&files);
+    let added = world.add(1, &files);
     for (name, _, expected) in &bad {
         let progress = &added[*name];
         let reasons = reasons(progress);
@@ -163,15 +169,42 @@ fn bad_documents_are_told_with_one_clear_reason_each_and_the_rest_goes_on() {
 #[test]
 fn what_unpacks_to_too_much_ends_within_its_limits() {
     let world = World::start(&["--decode-memory-mib", "700"]);
-    let added = world.add(&[
-        world.file("bomb.docx", &made::bomb(sluice_documents::Kind::Docx, "word/document.xml", 280 << 20)),
-        world.file("bomb.pdf", &made::pdf_bomb()),
-        world.file("good.md", b"# Ladder\n\nThe ladder leans on the north wall.\n"),
-    ]);
+    let added = world.add(
+        1,
+        &[
+            world
+                .file("bomb.docx", &made::bomb(sluice_documents::Kind::Docx, "word/document.xml", 280 << 20)),
+            world.file("bomb.pdf", &made::pdf_bomb()),
+            world.file("good.md", b"# Ladder\n\nThe ladder leans on the north wall.\n"),
+        ],
+    );
     assert!(reasons(&added["bomb.docx"])[0].contains("unpacks to more than"), "{added:?}");
     // Whether the parser's own bound or the system's ends it, it ends with a reason and without text.
     let pdf = &added["bomb.pdf"];
     assert_eq!((&pdf["complete"], &pdf["stored"]), (&json!(true), &json!(0)), "{pdf}");
     assert_eq!(reasons(pdf).len(), 1, "{pdf}");
     assert_eq!(added["good.md"]["stored"], 1, "{added:?}");
+}
+
+/// The processor that reads these last words tells a lack of memory from a crash by them.
+#[test]
+fn a_reading_process_says_that_it_lacks_memory_before_it_dies() {
+    let order = sluice_documents::child::Order {
+        kind: sluice_documents::Kind::Pdf,
+        declared: String::new(),
+        content_bytes: 1 << 30,
+        limits: sluice_documents::Limits::default(),
+    };
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "ulimit -v 524288; exec \"$0\" decode", env!("CARGO_BIN_EXE_sluice")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&order.line()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let said = common::text(&output);
+    assert!(said.contains("memory allocation of 1073741824 bytes failed"), "{said}");
 }

@@ -70,8 +70,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             }
             let waits = !no_wait && !store_only;
             let progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
-            let failed =
-                progress.as_array().into_iter().flatten().any(|one| one["failed"].as_i64() != Some(0));
+            let failed = progress.as_array().into_iter().flatten().any(is_failed);
             let whole = json!({"documents": ids, "progress": progress});
             show(output, &whole, |whole| summary(whole, waits))?;
             Ok(if failed { Code::Failed } else { Code::Ok })
@@ -252,21 +251,21 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
     let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} chunks  {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(0).with_style(style).with_message("decoding");
-    let mut last = Value::Null;
+    let mut last = Vec::new();
     let mut moved = Instant::now();
     let (mut next_look, mut idle_looks) = (moved + IDLE_INTERVAL, 0);
     let mut states = BTreeMap::new();
     loop {
         ask_for_open(api, documents, flow, &mut states).await?;
-        let now = json!(states.values().collect::<Vec<_>>());
         let sum = |name: &str| states.values().map(|one| one[name].as_u64().unwrap_or_default()).sum::<u64>();
         bar.set_length(sum("announced"));
         bar.set_position(sum("stored") + sum("failed"));
         bar.set_message(format!("{} of {} documents", done(&states), documents.len()));
         if done(&states) == documents.len() {
             bar.finish();
-            return Ok(now);
+            return Ok(json!(states.values().collect::<Vec<_>>()));
         }
+        let now: Vec<_> = states.values().map(counts).collect();
         if now != last {
             last = now;
             moved = Instant::now();
@@ -282,7 +281,7 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
             idle_looks = if is_idle(&super::flow::status(api, flow).await?) { idle_looks + 1 } else { 0 };
             if idle_looks == IDLE_LOOKS {
                 bar.abandon();
-                return Ok(now);
+                return Ok(json!(states.values().collect::<Vec<_>>()));
             }
             next_look = Instant::now() + IDLE_INTERVAL;
         }
@@ -290,11 +289,23 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
     }
 }
 
+/// What grows while something is done for a document; its rate changes although nothing is.
+fn counts(progress: &Value) -> [Option<u64>; 7] {
+    let names = ["texts-announced", "texts-done", "announced", "embedded", "indexed", "stored", "failed"];
+    names.map(|name| progress[name].as_u64())
+}
+
 /// Whether nothing waits or is being worked on in a flow, as far as its broker can show.
 fn is_idle(status: &Value) -> bool {
     let queues = status["queues"].as_array().into_iter().flatten();
     let mut durable = queues.filter(|queue| text(queue, "topic").starts_with("flow:")).peekable();
     durable.peek().is_some() && durable.all(|queue| queue["ready"] == 0 && queue["unsettled"] == 0)
+}
+
+/// Whether chunks of a document failed, or nothing of it is there to be asked about.
+fn is_failed(progress: &Value) -> bool {
+    let has_reasons = progress["failures"].as_array().is_some_and(|reasons| !reasons.is_empty());
+    progress["failed"].as_i64() != Some(0) || (has_reasons && progress["stored"].as_i64() == Some(0))
 }
 
 fn done(states: &BTreeMap<String, Value>) -> usize {
@@ -367,6 +378,14 @@ mod tests {
         check(json!([queue(flow, 0, Value::Null)]), false);
         check(json!([queue(request, 0, json!(0))]), false);
         check(json!([]), false);
+    }
+
+    #[test]
+    fn a_rate_that_falls_is_no_progress() {
+        let progress =
+            |stored: u64, rate: f64| json!({"announced": 2, "stored": stored, "rate-per-minute": rate});
+        assert_eq!(counts(&progress(1, 9.5)), counts(&progress(1, 8.5)));
+        assert_ne!(counts(&progress(1, 9.5)), counts(&progress(2, 9.5)));
     }
 
     #[test]
