@@ -1,6 +1,6 @@
-//! How fast everybody hears of a started flow, and what hearing costs: from the request to start-flow until a first process
-//! knows, until every processor has attached to its queue, and until the answer; questions to the config service and bytes of its answers. On the embedded broker and on a real
-//! one. `cargo bench -p sluice-sdk`.
+//! How fast everybody hears of a started flow, and what hearing costs: from the request to start-flow until a first
+//! process knows, until every processor has attached to its queue, and until the answer; questions to the config service
+//! and bytes of its answers. On the embedded broker and on a real one. `cargo bench -p sluice-sdk`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench tells what it measured, or ends")]
 
