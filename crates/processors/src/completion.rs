@@ -322,9 +322,14 @@ impl TextCompletion {
     }
 }
 
+/// Clients know one type for everything that a model does wrong; what it was stands before the text.
 #[expect(clippy::needless_pass_by_value, reason = "it maps the errors of results")]
 fn failed(error: ModelError) -> Error {
-    Error::new(error.kind(), error.to_string())
+    const KNOWN: &str = "llm-error";
+    match error.kind() {
+        KNOWN => Error::new(KNOWN, error.to_string()),
+        kind => Error::new(KNOWN, format!("{kind}: {error}")),
+    }
 }
 
 /// The failure in an answer, if it tells one: an object or a text under `error`.

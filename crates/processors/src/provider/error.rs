@@ -84,7 +84,7 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    /// The `type` of the error as callers see it.
+    /// What went wrong, in a word that does not change.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@ use sluice_schema::message::Error;
 use super::world::{Act, DEADLINE, Provider, Then, World, ask, words};
 
 /// The texts that came before, and the failure.
+/// What came before the failure, and the failure with what it was as its type: on the wire that stands before the text.
 async fn failure(config: ModelConfig, streaming: bool) -> (Vec<String>, Error) {
     let world = World::start(config, json!({})).await;
     let mut call = world.text.stream(&ask("x", streaming), Patience::total(DEADLINE)).await.unwrap();
@@ -24,7 +25,9 @@ async fn failure(config: ModelConfig, streaming: bool) -> (Vec<String>, Error) {
     };
     assert_eq!(call.next().await.unwrap(), None, "a failure is the last message");
     world.stop().await;
-    (texts, error)
+    assert_eq!(error.r#type, "llm-error", "the one type that clients know");
+    let (kind, text) = error.message.split_once(": ").unwrap();
+    (texts, Error::new(kind, text))
 }
 
 /// A provider that does one thing, however often it is asked, whole and streamed alike.
