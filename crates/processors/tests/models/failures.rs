@@ -10,7 +10,6 @@ use sluice_schema::message::Error;
 
 use super::world::{Act, DEADLINE, Provider, Then, World, ask, words};
 
-/// The texts that came before, and the failure.
 /// What came before the failure, and the failure with what it was as its type: on the wire that stands before the text.
 async fn failure(config: ModelConfig, streaming: bool) -> (Vec<String>, Error) {
     let world = World::start(config, json!({})).await;
@@ -26,7 +25,8 @@ async fn failure(config: ModelConfig, streaming: bool) -> (Vec<String>, Error) {
     assert_eq!(call.next().await.unwrap(), None, "a failure is the last message");
     world.stop().await;
     assert_eq!(error.r#type, "llm-error", "the one type that clients know");
-    let (kind, text) = error.message.split_once(": ").unwrap();
+    let named = error.message.split_once(": ").filter(|(kind, _)| !kind.contains(' '));
+    let (kind, text) = named.unwrap_or(("llm-error", error.message.as_str()));
     (texts, Error::new(kind, text))
 }
 
