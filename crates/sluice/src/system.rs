@@ -20,6 +20,8 @@ use crate::services::{Selection, Service};
 /// How long work under way may take once the system is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a start waits for another process to let go of the data folder.
+const FOLDER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pauses between tries of a start that waits for others.
 const START_RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(5) };
 
@@ -64,7 +66,7 @@ impl System {
         let store = if keepers.is_empty() {
             None
         } else {
-            Some(Store::open(settings.data()?).context("the store could not be opened")?)
+            Some(open_store(settings.data()?).await.context("the store could not be opened")?)
         };
         let bus = match Bus::open(settings.broker.as_ref(), settings.data.as_deref()).await {
             Ok(bus) => bus,
@@ -248,6 +250,19 @@ async fn serve(
         options: sluice_gateway::Options::new(settings.listen),
     });
     gateway.await.map(Some).context("the gateway did not start")
+}
+
+/// Opens the store. A process that was killed a moment ago may not have let go of its folder yet.
+async fn open_store(data: &std::path::Path) -> Result<Store, sluice_store::Error> {
+    let until = tokio::time::Instant::now() + FOLDER_TIMEOUT;
+    loop {
+        match Store::open(data) {
+            Err(sluice_store::Error::InUse { .. }) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(START_RETRY.min).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// A client of the config service, once that answers; in whichever process it runs, it may start later than this one.
