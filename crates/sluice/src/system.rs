@@ -257,7 +257,7 @@ async fn open_store(data: &std::path::Path) -> Result<Store, sluice_store::Error
     let until = tokio::time::Instant::now() + FOLDER_TIMEOUT;
     loop {
         match Store::open(data) {
-            Err(sluice_store::Error::InUse { .. }) if tokio::time::Instant::now() < until => {
+            Err(sluice_store::Error::Locked { .. }) if tokio::time::Instant::now() < until => {
                 tokio::time::sleep(START_RETRY.min).await;
             }
             opened => return opened,
