@@ -78,7 +78,8 @@ async fn a_publish_that_fails_takes_no_other_with_it(server: Server) -> Outcome 
             }
         }
     }
-    check(sure.len() > 600, format!("only {} of 1200 were sure", sure.len()))?;
+    // However they were put together: nothing fails behind the last eight of a round, so those are sure.
+    check(sure.len() >= 8 * 20, format!("only {} of 1200 were sure", sure.len()))?;
     let inbox = read(&broker, &work.topic, 64).await.map_err(text)?;
     let mut seen = BTreeSet::new();
     while !sure.is_subset(&seen) {
