@@ -112,7 +112,7 @@ impl Librarian {
                 ok
             }
             "remove-processing" => {
-                self.processings.remove(workspace, &request.processing_id).await?;
+                self.processings.remove(workspace, &request.processing_id, request.remove_derived).await?;
                 ok
             }
             "list-processing" => {

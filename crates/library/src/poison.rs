@@ -17,9 +17,12 @@ use crate::{Error, clock};
 /// Messages that are filed at once at most.
 const PREFETCH: u32 = 16;
 
-/// Files poison until the process stops.
-pub(crate) fn start(process: &Process, admin: Arc<dyn BrokerAdmin>, config: Arc<ConfigClient>) {
+/// Files poison until the process stops. On return its topic is there, if the broker could be reached.
+pub(crate) async fn start(process: &Process, admin: Arc<dyn BrokerAdmin>, config: Arc<ConfigClient>) {
     let files = Files { broker: process.broker.clone(), admin, config };
+    if let Err(error) = files.ensure().await {
+        tracing::warn!(%error, "the topic for poison could not be made yet");
+    }
     process.tasks.supervise("library/poison", Backoff::default(), move || {
         let files = files.clone();
         async move { files.run().await.map_err(|error| crate::error::cause(&error)) }
@@ -37,7 +40,7 @@ impl Files {
     async fn run(&self) -> Result<(), Error> {
         let topic = system::poison();
         // First somebody who takes it, then the broker is told to send it.
-        self.admin.ensure(&TopicSpec::with(topic.clone(), LIBRARIAN)).await?;
+        self.ensure().await?;
         let to =
             Subscription::Shared { topic: topic.clone(), name: LIBRARIAN.to_owned(), prefetch: PREFETCH };
         let inbox = self.broker.subscribe(&to).await?;
@@ -59,6 +62,10 @@ impl Files {
             self.file(&delivery.message, &bound).await?;
             delivery.ack();
         }
+    }
+
+    async fn ensure(&self) -> Result<(), sluice_bus::Error> {
+        self.admin.ensure(&TopicSpec::with(system::poison(), LIBRARIAN)).await
     }
 
     async fn file(&self, message: &Message, bound: &PoisonBound) -> Result<(), Error> {

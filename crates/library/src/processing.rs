@@ -231,7 +231,7 @@ impl Processings {
     }
 
     /// Removes a record, with what flows made of its document in its collection unless another record wants that too.
-    pub(crate) async fn remove(&self, workspace: &str, id: &str) -> Result<(), Error> {
+    pub(crate) async fn remove(&self, workspace: &str, id: &str, derived: bool) -> Result<(), Error> {
         check_id("processing record", id)?;
         let row_key = key(&[workspace, id]);
         let Some(row) = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await? else {
@@ -240,6 +240,9 @@ impl Processings {
         let ProcessingMetadata { document_id, collection, .. } = &row.is.metadata;
         let mut batch = Batch::new();
         batch.delete(PROCESSING, &row_key).delete(OF_DOCUMENT, key(&[workspace, document_id, id]));
+        if !derived {
+            return self.documents.rows.commit(batch).await;
+        }
         let all = records_of(&self.documents.rows, workspace, document_id).await?;
         if all.iter().any(|other| other.metadata.id != id && other.metadata.collection == *collection) {
             return self.documents.rows.commit(batch).await;

@@ -118,7 +118,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
     let library = Library { process: process.clone(), librarian, collections, progress, removals, letters };
     serve_workspaces(&process, admin.clone(), &watch, library).await;
     // Only now is there somebody to whom it can be handed.
-    crate::poison::start(&process, admin, config);
+    crate::poison::start(&process, admin, config).await;
     Ok(())
 }
 

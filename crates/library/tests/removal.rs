@@ -130,8 +130,17 @@ async fn with_the_last_record_of_a_document_in_a_collection_goes_what_was_made_t
     world.ok(add_child("page-a", "image", "kept")).await;
     world.ok(add_made("doc", "chunk-b", "b")).await;
     let told = world.read(REMOVALS, "vectors").await;
-    let remove = |id: &str| LibrarianRequest { processing_id: id.into(), ..call("remove-processing") };
+    let record = |id: &str| LibrarianRequest { processing_id: id.into(), ..call("remove-processing") };
+    let remove = |id: &str| LibrarianRequest { remove_derived: true, ..record(id) };
 
+    world.ok(process_into("p0", "doc", "kept")).await;
+    world.ok(record("p0")).await;
+    assert!(world.ok(call("list-processing")).await.processing_metadatas.iter().all(|one| one.id != "p0"));
+    assert_eq!(
+        everything(&world).await,
+        ["chunk-a", "chunk-b", "doc", "image", "page-a"],
+        "a record goes alone unless told"
+    );
     world.ok(remove("p1")).await;
     assert_eq!(everything(&world).await, ["chunk-a", "chunk-b", "doc", "image", "page-a"], "p2 wants it");
     world.ok(remove("p2")).await;

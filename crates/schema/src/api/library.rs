@@ -121,6 +121,7 @@ pub(super) const SERVICES: &[Service] = &[
             flag("include-children"),
             text("flow"),
             field("document-ids", Shape::Texts),
+            flag("remove-derived"),
         ],
         &[
             field("document-metadata", Shape::Record(DOCUMENT)).if_set(),

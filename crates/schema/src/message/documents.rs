@@ -224,6 +224,9 @@ message! {
         #[additive] flow: String,
         /// Additive: `get-progress` answers for these documents only, at most 1 000.
         #[additive] document_ids: Vec<String>,
+        /// Additive: `remove-processing` also removes what was made of the document in that collection, once no other
+        /// record wants it there; without it the record alone goes.
+        #[additive] remove_derived: bool,
     }
 }
 
