@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_bus::{PoisonBound, Seen};
 use sluice_schema::message::Finding;
-use sluice_schema::{Topic, WorkspaceId, record, system};
+use sluice_schema::{Class, Topic, WorkspaceId, record, system};
 
 use crate::audit::strangers;
 use crate::board::Board;
@@ -218,7 +218,9 @@ fn drift(looked: &Looked<'_>, seen: &Sight, found: &mut Vec<Found>) {
                     }
                     Some(s) if s.consumers == Some(0) => {
                         let text = format!("nobody reads {name} as {own}; {} messages wait there", s.ready);
-                        let severity = if s.ready > 0 { Severity::Warning } else { Severity::Info };
+                        // Every question on a request topic goes unanswered, whether or not one waits now.
+                        let hurts = s.ready > 0 || name.class() == Class::Request;
+                        let severity = if hurts { Severity::Warning } else { Severity::Info };
                         let processor = own.split("--").next().unwrap_or_default();
                         let next = format!(
                             "start processor '{processor}', or read its log: it may not be able to bind"

@@ -61,7 +61,7 @@ impl Remote {
                     "check the address, the user, the password and the vhost given with --broker"
                 }
                 ErrorKind::Absent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => {
-                    "start the broker, or leave --broker out to use the embedded one"
+                    "start the broker, or check the address given with --broker"
                 }
             };
             Told::new(Code::Failed, format!("the broker cannot be used: {error}")).next(next).into()

@@ -192,7 +192,7 @@ pub(crate) struct Decoding {
 /// The broker.
 #[derive(Clone, ClapArgs)]
 pub(crate) struct Broker {
-    /// The broker, for example amqp://user@host/vhost; without it the embedded one
+    /// The broker, for example amqp://user@host/vhost; `up` without it uses the embedded one
     #[arg(long, env = "SLUICE_BROKER", hide_env_values = true, value_name = "URL")]
     pub(crate) broker: Option<String>,
     /// Password for the broker, in place of the one in its address; better set as a variable than typed
@@ -391,7 +391,7 @@ pub(crate) enum Doc {
     },
     /// List documents
     Ls,
-    /// Remove documents from the library; what a flow made of them stays in its collection
+    /// Remove documents from the library, with everything that flows made of them
     Rm {
         /// Ids of documents
         #[arg(required = true)]

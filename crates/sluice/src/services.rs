@@ -193,6 +193,24 @@ mod tests {
         assert!(of(&[]).is_err());
     }
 
+    /// The table is true: who cannot be bound without a store is in it, and nobody else.
+    #[tokio::test]
+    async fn the_processors_that_need_a_store_are_those_of_the_table() {
+        use sluice_bus::embedded::Embedded;
+        use sluice_sdk::{ConfigWatch, Metrics, Process, watch};
+        let process = Process::new(std::sync::Arc::new(Embedded::in_memory()), Default::default());
+        let watch = ConfigWatch::start(&process, watch::RESYNC_INTERVAL);
+        let model = sluice_processors::Model::new(None).unwrap();
+        let resources = sluice_processors::resources(None, model, &Metrics::default());
+        let roster = sluice_processors::roster();
+        for id in roster.ids() {
+            let bound = roster.clone().only(|one| *one == **id).catalogue(&process, &watch, &resources);
+            let in_table = sluice_processors::STORES.iter().any(|store| store.contains(&&**id));
+            assert_eq!(bound.is_err(), in_table, "{id}");
+        }
+        process.shutdown(std::time::Duration::from_secs(10)).await;
+    }
+
     #[test]
     fn who_keeps_data_is_told() {
         assert_eq!(of(&["flow", "gateway", "chunker"]).unwrap().keepers(), Vec::<&str>::new());

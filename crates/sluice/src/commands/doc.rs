@@ -30,8 +30,9 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long nothing must move before the flow's queues are looked at, again after each look.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Looks in a row that must find all of a flow's queues empty before it counts as idle: counts of messages in work may be
-/// seconds old.
+/// seconds old. More of them while of some document nothing has come out at the other end.
 const IDLE_LOOKS: u32 = 3;
+const IDLE_LOOKS_UNSEEN: u32 = 20;
 
 /// Files that are read, for people.
 const READS: &str = "PDF, Word, Excel, PowerPoint, HTML, Markdown, CSV or text files";
@@ -279,7 +280,9 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
             .into());
         } else if Instant::now() >= next_look {
             idle_looks = if is_idle(&super::flow::status(api, flow).await?) { idle_looks + 1 } else { 0 };
-            if idle_looks == IDLE_LOOKS {
+            let is_seen = |one: &Value| one["complete"] == true || one["stored"].as_u64() > Some(0);
+            let is_all_seen = states.len() == documents.len() && states.values().all(is_seen);
+            if idle_looks >= if is_all_seen { IDLE_LOOKS } else { IDLE_LOOKS_UNSEEN } {
                 bar.abandon();
                 return Ok(json!(states.values().collect::<Vec<_>>()));
             }

@@ -15,25 +15,25 @@ pub(crate) struct Server {
     http: reqwest::Client,
 }
 
-static SERVER: Mutex<Option<Arc<Server>>> = Mutex::new(None);
+/// The broker, or why there is none.
+static SERVER: Mutex<Option<Result<Arc<Server>, String>>> = Mutex::new(None);
 
 /// The broker, started for the first who asks.
 pub(crate) fn shared() -> Arc<Server> {
-    SERVER.lock().unwrap().get_or_insert_with(|| Arc::new(Server::start())).clone()
+    let started = SERVER.lock().unwrap().get_or_insert_with(|| Server::start().map(Arc::new)).clone();
+    started.unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Stops it, if anybody asked for it.
 pub(crate) fn stop() {
-    if let Ok(mut server) = SERVER.lock() {
-        server.take();
-    }
+    SERVER.lock().unwrap().take();
 }
 
 impl Server {
-    fn start() -> Self {
-        let runtime = Runtime::new().unwrap();
-        let rabbit = runtime.block_on(RabbitServer::start()).unwrap();
-        Self { rabbit, runtime, http: reqwest::Client::new() }
+    fn start() -> Result<Self, String> {
+        let runtime = Runtime::new().map_err(|error| error.to_string())?;
+        let rabbit = runtime.block_on(RabbitServer::start())?;
+        Ok(Self { rabbit, runtime, http: reqwest::Client::new() })
     }
 
     pub(crate) fn vhost(&self) -> String {
