@@ -13,6 +13,9 @@ impl World {
     }
 }
 
+/// Nobody answers what the flow asks its embedder.
+const UNANSWERED: &str = "nobody-reads warning f1 request:tg:embeddings:acme:demo";
+
 /// Those that are no mere information, as `code severity flow topic`.
 fn told(findings: &[Finding]) -> Vec<String> {
     let told = findings.iter().filter(|finding| finding.severity != "info");
@@ -24,12 +27,14 @@ async fn a_healthy_flow_has_nothing_wrong_and_unread_queues_are_told() {
     let world = World::with_blueprint().await;
     ok(&world.start("f1", "demo").await);
     let findings = world.doctor().await;
-    assert_eq!(told(&findings), Vec::<String>::new());
+    assert_eq!(told(&findings), [UNANSWERED]);
     let unread = findings.iter().find(|f| f.topic == "flow:tg:load:acme:f1").unwrap();
     assert_eq!((unread.code.as_str(), unread.severity.as_str()), ("nobody-reads", "info"));
     assert_eq!((unread.flow.as_str(), unread.subscription.as_str()), ("f1", "first--acme--f1--input"));
     assert!(unread.next.contains("processor 'first'"), "{unread:?}");
 
+    let asked = findings.iter().find(|f| f.topic == "request:tg:embeddings:acme:demo").unwrap();
+    let _answers = world.read(&asked.topic, &asked.subscription).await;
     let _reader = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
     world.publish("flow:tg:chunks:acme:f1", "m1").await;
     let findings = world.doctor().await;
@@ -52,6 +57,7 @@ async fn what_is_lost_or_unknown_is_told_and_nothing_is_touched() {
     // Another workspace's is not told; one of no workspace is.
     let expected = [
         "topic-missing error f1 flow:tg:chunks:acme:f1",
+        UNANSWERED,
         "unknown-topic warning  flow:tg:odd:acme:x",
         "unknown-topic warning  flow:tg:odd:gone:x",
     ];
@@ -81,7 +87,7 @@ async fn a_service_that_stands_by_says_so_and_knows_where_flows_are() {
     let pid = format!("process {} ", std::process::id());
     let stands_by = || async {
         let findings = world.doctor().await;
-        assert_eq!(told(&findings), Vec::<String>::new());
+        assert_eq!(told(&findings), [UNANSWERED]);
         findings.iter().any(|f| f.code == "stands-by" && f.text.contains(&pid))
     };
     world.until("the one that stands by is asked", stands_by).await;
