@@ -230,6 +230,10 @@ impl BrokerAdmin for RabbitMq {
         Box::pin(self.core.admin.remove(topic))
     }
 
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.core.admin.remove_idle(topic))
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
         Box::pin(self.core.admin.list(prefix))
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sluice_schema::Topic;
+use sluice_schema::{Class, Topic};
 
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Result};
@@ -228,7 +228,30 @@ pub trait BrokerAdmin: Send + Sync + 'static {
     /// an error; own inboxes stop following it. What is not there is fine.
     fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>>;
 
-    /// Every topic whose identifier starts with `prefix` (`""` for all), as far as the broker can list.
+    /// Removes a topic as [`BrokerAdmin::remove`] does, but only while nobody reads it and, for a `flow` topic, nothing is
+    /// in its subscriptions: else it fails with [`crate::Error::InUse`], and of its subscriptions only some are gone, which
+    /// held nothing. A broker that cannot remove on conditions looks first; what comes between its look and the removal is
+    /// removed too.
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            for seen in self.observe(std::slice::from_ref(topic)).await? {
+                let is_flow = seen.topic.class() == Class::Flow;
+                let is_busy = |s: &&SeenSubscription| {
+                    s.exists && (s.consumers.unwrap_or(0) > 0 || (is_flow && !s.is_drained()))
+                };
+                if let Some(busy) = seen.subscriptions.iter().find(is_busy) {
+                    return Err(crate::Error::InUse {
+                        name: format!("{} / {}", seen.topic, busy.name),
+                        holders: format!("{} readers", busy.consumers.unwrap_or(0)),
+                    });
+                }
+            }
+            self.remove(topic).await
+        })
+    }
+
+    /// Every topic whose identifier starts with `prefix` (`""` for all), as far as the broker can list. Counts of messages
+    /// and readers may be some seconds old.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>>;
 
     /// Life-cycle calls that end with the hold: at most one holder of a name over the whole broker, others get
@@ -260,6 +283,10 @@ impl<B: BrokerAdmin + ?Sized> BrokerAdmin for Arc<B> {
 
     fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
         (**self).remove(topic)
+    }
+
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        (**self).remove_idle(topic)
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {

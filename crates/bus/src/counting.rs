@@ -156,6 +156,11 @@ impl<B: BrokerAdmin> BrokerAdmin for Counting<B> {
         self.inner.remove(topic)
     }
 
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        self.count(&topic.topic, |counts| counts.removed += 1);
+        self.inner.remove_idle(topic)
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
         Box::pin(async move {
             let seen = self.inner.list(prefix).await?;

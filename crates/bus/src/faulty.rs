@@ -287,6 +287,11 @@ impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
         Box::pin(through(&self.state, Operation::Remove, about, self.inner.remove(topic)))
     }
 
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        let about = topic.topic.to_string();
+        Box::pin(through(&self.state, Operation::Remove, about, self.inner.remove_idle(topic)))
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
         Box::pin(through(&self.state, Operation::List, prefix.to_owned(), self.inner.list(prefix)))
     }

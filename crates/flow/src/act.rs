@@ -78,6 +78,11 @@ impl Error {
         matches!(self, Self::Config { source: ConfigError::Conflict(_), .. })
     }
 
+    /// Whether somebody came to read, or something to be read, after it was last looked at.
+    pub(crate) fn is_in_use(&self) -> bool {
+        matches!(self, Self::Bus { source: sluice_bus::Error::InUse { .. }, .. })
+    }
+
     /// Whether this service leads no more: nothing was done, and nothing is to be told.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self, Self::Bus { source: sluice_bus::Error::HoldLost { .. }, .. })
@@ -124,7 +129,8 @@ impl Hands {
                     self.apply("removal of the processor entries", job.withdraw(parts)).await?
                 }
                 Step::Park(queues) => return self.park(job, queues).await,
-                Step::Remove(topics) => self.remove(topics).await?,
+                Step::Remove(topics) => self.remove_idle(topics).await?,
+                Step::Discard(topics) => self.remove(topics).await?,
                 Step::Forget => self.apply("removal of the flow's records", job.forget()).await?,
             }
             Ok(Parked::new())
@@ -151,13 +157,25 @@ impl Hands {
         side_by_side(topics.iter().map(call).collect()).await.map(|_| ())
     }
 
-    /// Removes topics; never a system service's, whatever a record says.
+    /// Removes topics with what is in them.
     pub(crate) async fn remove(&self, topics: &[OwnedTopic]) -> Result<(), Error> {
+        self.removing(topics, false).await
+    }
+
+    /// Removes topics that nobody reads and that hold nothing.
+    async fn remove_idle(&self, topics: &[OwnedTopic]) -> Result<(), Error> {
+        self.removing(topics, true).await
+    }
+
+    /// Never a system service's topic, whatever a record says.
+    async fn removing(&self, topics: &[OwnedTopic], only_idle: bool) -> Result<(), Error> {
         let call = |topic: &OwnedTopic| -> Call<'_, ()> {
             let (spec, doing) = (topic.spec(), format!("removing topic {}", topic.topic));
-            Box::pin(
-                async move { self.admin.remove(&spec).await.map_err(|source| Error::Bus { doing, source }) },
-            )
+            Box::pin(async move {
+                let removal =
+                    if only_idle { self.admin.remove_idle(&spec) } else { self.admin.remove(&spec) };
+                removal.await.map_err(|source| Error::Bus { doing, source })
+            })
         };
         let own = topics.iter().filter(|topic| !system::is_system(&topic.topic));
         side_by_side(own.map(call).collect()).await.map(|_| ())

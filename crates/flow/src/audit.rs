@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::act::Error;
 use crate::blueprint::{OwnedTopic, Topology};
+use crate::claims::Claims;
 use crate::memory::{FlowKey, Named, RUNS, Records, expect, own_key, own_value, scoped_key, unchanged};
 use crate::plan::{self, Next, Sight};
 use crate::reconcile::Rounds;
@@ -66,9 +67,10 @@ impl Rounds {
     /// Flows of which something seems to be missing are looked at again, one by one.
     fn recheck(&mut self, records: &Records, listed: Option<&Sight>) {
         let now = Instant::now();
+        let claims = Claims::of(records);
         for (key, tended) in self.flows.iter_mut().filter(|(_, tended)| tended.is_settled) {
             let is_whole =
-                |seen| plan::plan(key, &tended.wish, records, seen, Default::default()) == Next::Settled;
+                |seen| plan::plan(key, &tended.wish, &claims, seen, Default::default()) == Next::Settled;
             if !listed.is_some_and(is_whole) {
                 (tended.is_settled, tended.is_routine, tended.due) = (false, true, now);
             }
@@ -77,12 +79,13 @@ impl Rounds {
 
     /// Removes what reappeared under the names of ended runs, where nobody lays claim to it.
     async fn sweep(&mut self, records: &Records, listed: Option<&Sight>) -> Result<(), Error> {
+        let claims = Claims::of(records);
         let ended: Vec<_> = records
             .runs
             .iter()
             .filter_map(|(key, recorded)| Some((key, recorded, recorded.value.as_deref().ok()?)))
             .filter(|(_, _, row)| !row.ended.topics.is_empty())
-            .map(|(key, recorded, row)| (key, recorded, row, ended(key, row, records)))
+            .map(|(key, recorded, row)| (key, recorded, row, ended(key, row, &claims)))
             .collect();
         let looked;
         let seen = match listed {
@@ -97,7 +100,9 @@ impl Rounds {
             let back: Vec<_> = topics.iter().filter(is_back).cloned().collect();
             if !back.is_empty() {
                 self.audit.clean.remove(*key);
-                self.evict(key, &back, records, seen).await;
+                // A listing's counts of readers may be old.
+                let seen = self.look(back.iter()).await?;
+                self.evict(key, &back, records, &seen).await;
                 continue;
             }
             self.audit.recalled.remove(*key);
@@ -185,8 +190,8 @@ fn recall(workspace: &str, readers: &[&str], records: &Records) -> Apply {
 }
 
 /// The topics of ended runs of a flow that neither its present run nor anybody else names.
-fn ended(key: &FlowKey, row: &Named, records: &Records) -> Vec<OwnedTopic> {
-    let own = match records.wishes.get(key).map(|recorded| &recorded.value) {
+fn ended(key: &FlowKey, row: &Named, claims: &Claims<'_>) -> Vec<OwnedTopic> {
+    let own = match claims.records().wishes.get(key).map(|recorded| &recorded.value) {
         None => None,
         Some(Ok(wish)) => Some(wish),
         // It may name anything.
@@ -194,7 +199,7 @@ fn ended(key: &FlowKey, row: &Named, records: &Records) -> Vec<OwnedTopic> {
     };
     let own: BTreeSet<&Topic> =
         own.iter().flat_map(|wish| &wish.topology.topics).map(|topic| &topic.topic).collect();
-    let mut topics = plan::unclaimed(key, &row.ended, records);
+    let mut topics = plan::unclaimed(key, &row.ended, claims);
     topics.retain(|topic| !own.contains(&topic.topic));
     topics
 }

@@ -15,6 +15,7 @@ mod act;
 mod audit;
 pub mod blueprint;
 mod board;
+pub mod claims;
 mod decide;
 mod doctor;
 mod lead;

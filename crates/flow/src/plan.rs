@@ -4,13 +4,14 @@
 //! is taken only after a look has shown that the one before is over: doors closed, drained, entries out, consumers gone,
 //! leftovers parked, topics gone, then the record.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sluice_bus::{Seen, SeenSubscription};
-use sluice_schema::{Class, Topic, record, system};
+use sluice_schema::{Class, Topic, record};
 
 use crate::blueprint::{OwnedTopic, Part, Topology};
-use crate::memory::{Drain, FlowKey, LEDGER, ONLY, Recorded, Records, Want, Wish};
+use crate::claims::Claims;
+use crate::memory::{Drain, FlowKey, Recorded, Records, Want, Wish};
 
 /// Steps, to be taken in order; the first failure ends them until the next look.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,8 +26,10 @@ pub enum Step {
     Withdraw(Vec<Part>),
     /// Move what is left in subscriptions to the dead letters.
     Park(Vec<Leftover>),
-    /// Remove topics with all that is bound to them.
+    /// Remove topics that nobody reads and that hold nothing, with all that is bound to them.
     Remove(Vec<OwnedTopic>),
+    /// Remove topics with what is in them.
+    Discard(Vec<OwnedTopic>),
     /// Delete record, wish and report.
     Forget,
 }
@@ -84,10 +87,10 @@ pub type Sight = BTreeMap<Topic, Seen>;
 
 /// Plans one flow. `seen` must cover the topics of its wish.
 #[must_use]
-pub fn plan(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: DrainClock) -> Next {
-    match wanted(key, wish, records) {
-        Want::Running => up(key, wish, records, seen),
-        Want::Gone => down(key, wish, records, seen, clock),
+pub fn plan(key: &FlowKey, wish: &Wish, claims: &Claims<'_>, seen: &Sight, clock: DrainClock) -> Next {
+    match wanted(key, wish, claims.records()) {
+        Want::Running => up(key, wish, claims.records(), seen),
+        Want::Gone => down(key, wish, claims, seen, clock),
     }
 }
 
@@ -102,8 +105,9 @@ pub fn wanted(key: &FlowKey, wish: &Wish, records: &Records) -> Want {
 pub(crate) fn needed<'a>(
     key: &FlowKey,
     wish: &'a Wish,
-    records: &Records,
+    claims: &Claims<'_>,
 ) -> impl Iterator<Item = &'a OwnedTopic> + use<'a> {
+    let records = claims.records();
     let record = records.flows.get(key);
     let needs: fn(&OwnedTopic) -> bool = match wanted(key, wish, records) {
         // Not opened yet: everything is made, whether it is there or not.
@@ -111,7 +115,9 @@ pub(crate) fn needed<'a>(
         Want::Running => |_| true,
         Want::Gone if is_routable(record) => |_| false,
         // Only what is drained decides when the entries go.
-        Want::Gone if Others { key, records }.has_entries(wish) => |topic| topic.topic.class() == Class::Flow,
+        Want::Gone if claims.entries_of(key, wish).next().is_some() => {
+            |topic| topic.topic.class() == Class::Flow
+        }
         Want::Gone => |_| true,
     };
     wish.topology.topics.iter().filter(move |topic| needs(topic))
@@ -152,14 +158,14 @@ fn is_written(key: &FlowKey, part: &Part, records: &Records) -> bool {
     entry.is_some_and(|entry| **entry == part.entry)
 }
 
-fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: DrainClock) -> Next {
+fn down(key: &FlowKey, wish: &Wish, claims: &Claims<'_>, seen: &Sight, clock: DrainClock) -> Next {
+    let records = claims.records();
     let discard = wish.drain == Drain::Discard || !records.workspaces.contains_key(&key.workspace);
-    let others = Others { key, records };
     if is_routable(records.flows.get(key)) {
         return Next::Do(vec![Step::Close]);
     }
-    let parts: Vec<_> = others.parts_of(wish).filter(|part| others.has_entry(part)).cloned().collect();
-    let topics = others.unclaimed(&wish.topology);
+    let parts: Vec<_> = claims.entries_of(key, wish).cloned().collect();
+    let topics = claims.unclaimed(&wish.topology);
     let queues =
         || topics.iter().filter(|t| t.topic.class() == Class::Flow).flat_map(|t| subscriptions(t, seen));
     if !parts.is_empty() {
@@ -168,7 +174,14 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
         if !(discard || clock.is_over || left.is_empty()) {
             return Next::Draining(left);
         }
-        return Next::Do(vec![Step::Withdraw(parts)]);
+        let mut steps = vec![Step::Withdraw(parts)];
+        // Where nobody reads what is drained, nobody is waited for. Removing looks for itself and fails if somebody came;
+        // then the rest goes a stage per look.
+        let is_idle = queues().all(|(_, s)| s.consumers == Some(0) && s.is_drained());
+        if clock.is_listed && is_idle && claims.unreadable(key).is_none() {
+            steps.extend([Step::Remove(topics), Step::Forget]);
+        }
+        return Next::Do(steps);
     }
     let all = || topics.iter().flat_map(|t| subscriptions(t, seen));
     let holders: Vec<_> =
@@ -176,7 +189,7 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     if !holders.is_empty() {
         return Next::Held(holders);
     }
-    if let Some(reason) = others.unreadable() {
+    if let Some(reason) = claims.unreadable(key) {
         return Next::Blocked(reason);
     }
     let full: Vec<_> = queues().filter(|(_, s)| !s.is_drained()).map(|(t, s)| leftover(t, s)).collect();
@@ -190,7 +203,7 @@ fn down(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight, clock: Drai
     // Nobody is attached who could bring anything back at once; removing looks once more and fails if somebody is. Looking
     // for each topic that it is gone would cost more than the rest of the stop.
     let is_unread = all().all(|(_, s)| s.consumers == Some(0));
-    let mut steps = vec![Step::Remove(there)];
+    let mut steps = vec![if full.is_empty() { Step::Remove(there) } else { Step::Discard(there) }];
     if clock.is_listed && is_unread {
         steps.push(Step::Forget);
     }
@@ -234,124 +247,8 @@ pub(crate) fn queue(topic: &Topic, subscription: &str) -> String {
 
 /// The topics of an ended run that nobody names any more; none while a record of the workspace cannot be read.
 #[must_use]
-pub fn unclaimed(key: &FlowKey, topology: &Topology, records: &Records) -> Vec<OwnedTopic> {
-    let others = Others { key, records };
-    if others.unreadable().is_some() { Vec::new() } else { others.unclaimed(topology) }
-}
-
-/// What everybody but one stopping flow lays claim to. Flows that are stopping themselves claim nothing any more.
-struct Others<'a> {
-    key: &'a FlowKey,
-    records: &'a Records,
-}
-
-impl<'a> Others<'a> {
-    fn running(&self) -> impl Iterator<Item = (&'a FlowKey, &'a Wish)> + use<'a> {
-        let (own, records) = (self.key, self.records);
-        let wishes = records.wishes.iter().filter(move |(key, _)| *key != own);
-        wishes
-            .filter_map(|(key, recorded)| recorded.value.as_deref().ok().map(|wish| (key, wish)))
-            .filter(move |(key, wish)| wanted(key, wish, records) == Want::Running)
-    }
-
-    /// The parts of a wish that go with it.
-    fn parts_of(&self, wish: &'a Wish) -> impl Iterator<Item = &'a Part> + use<'a> {
-        let workspace = &self.key.workspace;
-        let claimed: BTreeSet<(&str, &str)> = self
-            .running()
-            .filter(|(key, _)| key.workspace == *workspace)
-            .flat_map(|(_, wish)| {
-                wish.topology.parts.iter().map(|p| (p.processor.as_str(), p.variant.as_str()))
-            })
-            .collect();
-        let parts = wish.topology.parts.iter();
-        parts.filter(move |part| !claimed.contains(&(part.processor.as_str(), part.variant.as_str())))
-    }
-
-    /// Whether parts that go with a wish have entries still.
-    fn has_entries(&self, wish: &'a Wish) -> bool {
-        self.parts_of(wish).any(|part| self.has_entry(part))
-    }
-
-    fn has_entry(&self, part: &Part) -> bool {
-        let at = (self.key.workspace.clone(), part.processor.as_str().into(), part.variant.as_str().into());
-        self.records.entries.contains_key(&at)
-    }
-
-    /// The topics that go with a flow: nobody else names them, and they are no system service's.
-    fn unclaimed(&self, topology: &Topology) -> Vec<OwnedTopic> {
-        let mut own: BTreeMap<&str, &OwnedTopic> =
-            topology.topics.iter().map(|topic| (topic.topic.as_str(), topic)).collect();
-        own.retain(|_, topic| !system::is_system(&topic.topic));
-        for (_, wish) in self.running() {
-            for topic in &wish.topology.topics {
-                own.remove(topic.topic.as_str());
-            }
-        }
-        let stopping = self.stopping();
-        for (key, recorded) in &self.records.flows {
-            if let Ok(flow) = &recorded.value
-                && !stopping.contains_key(key)
-            {
-                for topic in flow.interfaces.values().flat_map(|roles| roles.values()) {
-                    own.remove(topic.as_str());
-                }
-            }
-        }
-        let withdrawn: BTreeSet<(&str, &str, &str)> = stopping
-            .iter()
-            .flat_map(|(key, wish)| {
-                let parts = wish.topology.parts.iter();
-                parts.map(move |p| (&*key.workspace, p.processor.as_str(), p.variant.as_str()))
-            })
-            .collect();
-        for ((workspace, processor, variant), recorded) in &self.records.entries {
-            if let Ok(entry) = &recorded.value
-                && !withdrawn.contains(&(&**workspace, &**processor, &**variant))
-            {
-                for topic in entry.topics.values() {
-                    own.remove(topic.as_str());
-                }
-            }
-        }
-        own.into_values().cloned().collect()
-    }
-
-    fn stopping(&self) -> BTreeMap<&'a FlowKey, &'a Wish> {
-        let wishes = self.records.wishes.iter();
-        wishes
-            .filter_map(|(key, recorded)| recorded.value.as_deref().ok().map(|wish| (key, wish)))
-            .filter(|(key, wish)| wanted(key, wish, self.records) == Want::Gone)
-            .collect()
-    }
-
-    /// A record that cannot be read may claim any topic of its workspace. It can claim none of another: doors see to that.
-    fn unreadable(&self) -> Option<String> {
-        if let Some(Err(error)) = self.records.ledger.as_ref().map(|recorded| &recorded.value) {
-            return Some(format!(
-                "the config value '{LEDGER}/{ONLY}' in workspace '{}' cannot be read ({error}), so nothing is decided and no topic is removed; repair or delete it",
-                record::FLOWS
-            ));
-        }
-        let workspace = &self.key.workspace;
-        let wishes = self.records.wishes.iter().filter(|(key, _)| key.workspace == *workspace);
-        let wishes = wishes
-            .filter_map(|(key, r)| r.value.as_ref().err().map(|e| (format!("the wish of flow '{key}'"), e)));
-        let flows =
-            self.records.flows.iter().filter(|(key, _)| key.workspace == *workspace && *key != self.key);
-        let flows = flows.filter_map(|(key, r)| {
-            r.value.as_ref().err().map(|e| (format!("the record of flow '{key}'"), e))
-        });
-        let entries = self.records.entries.iter().filter(|((at, _, _), _)| at == workspace);
-        let entries = entries.filter_map(|((_, processor, variant), r)| {
-            r.value.as_ref().err().map(|e| (format!("the config value 'processor:{processor}/{variant}'"), e))
-        });
-        wishes.chain(flows).chain(entries).next().map(|(what, error)| {
-            format!(
-                "{what} in workspace '{workspace}' cannot be read ({error}) and may name any topic, so no topic is removed; repair or delete it"
-            )
-        })
-    }
+pub fn unclaimed(key: &FlowKey, topology: &Topology, claims: &Claims<'_>) -> Vec<OwnedTopic> {
+    if claims.unreadable(key).is_some() { Vec::new() } else { claims.unclaimed(topology) }
 }
 
 #[cfg(test)]
@@ -462,7 +359,7 @@ mod tests {
         }
 
         fn next(&self) -> Next {
-            plan(&key("f1"), &self.wish, &self.records, &self.seen, self.clock)
+            plan(&key("f1"), &self.wish, &Claims::of(&self.records), &self.seen, self.clock)
         }
 
         /// The steps by name with what they are about.
@@ -482,6 +379,7 @@ mod tests {
                     Step::Withdraw(p) => format!("withdraw {}", parts(p)),
                     Step::Park(q) => format!("park {}", q.iter().map(|q| q.messages).sum::<u64>()),
                     Step::Remove(t) => format!("remove {}", topics(t)),
+                    Step::Discard(t) => format!("discard {}", topics(t)),
                     Step::Forget => "forget".to_owned(),
                 })
                 .collect()
@@ -540,6 +438,24 @@ mod tests {
         assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}"), "forget".to_owned()]);
         case.see(INPUT, "a", 0, Some(0), None);
         assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")], "readers may be there, unseen");
+    }
+
+    #[test]
+    fn a_flow_that_nobody_reads_goes_in_one_look() {
+        let mut case = Case::new(Want::Gone);
+        case.clock.is_listed = true;
+        let removal = [format!("remove {INPUT} {ASKED}"), "forget".to_owned()];
+        assert_eq!(case.steps()[1..], removal);
+        for (ready, unsettled, consumers) in
+            [(1, Some(0), Some(0)), (0, Some(0), Some(1)), (0, Some(0), None)]
+        {
+            case.see(INPUT, "a", ready, unsettled, consumers);
+            assert_eq!(case.steps(), ["withdraw a b"], "{ready} {unsettled:?} {consumers:?}");
+        }
+        case.see(INPUT, "a", 0, Some(0), Some(0));
+        let broken = Recorded { version: 1, value: Err("no JSON".to_owned()) };
+        case.records.wishes.insert(key("f2"), broken);
+        assert_eq!(case.steps(), ["withdraw a b"], "what cannot be read may claim it");
     }
 
     #[test]
@@ -605,7 +521,8 @@ mod tests {
     #[test]
     fn only_what_the_next_plan_depends_on_is_looked_at() {
         let needed = |case: &Case| {
-            let topics = needed(&key("f1"), &case.wish, &case.records);
+            let claims = Claims::of(&case.records);
+            let topics = needed(&key("f1"), &case.wish, &claims);
             topics.map(|topic| topic.topic.to_string()).collect::<Vec<_>>()
         };
         let mut case = Case::new(Want::Running);
@@ -623,7 +540,7 @@ mod tests {
         case.see(INPUT, "a", 2, Some(1), Some(0));
         assert_eq!(case.steps(), ["park 3"]);
         case.wish.drain = Drain::Discard;
-        assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")]);
+        assert_eq!(case.steps(), [format!("discard {INPUT} {ASKED}")]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::act::{Error, Hands, Job, Parked};
 use crate::blueprint::OwnedTopic;
 use crate::board::{Board, Phase, QueueVerdict, Report};
+use crate::claims::Claims;
 use crate::lead::Lead;
 use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish, scoped_key, scoped_value, unchanged};
 use crate::mirror::Mirror;
@@ -204,15 +205,16 @@ impl Rounds {
     async fn round(&mut self) -> Result<Instant, RoundError> {
         self.take_ends().await;
         let records = self.shared.mirror.refresh().await?;
+        let claims = Claims::of(&records);
         let now = Instant::now();
         self.notice(&records, now);
-        let (due, is_more) = self.due(&records, now);
-        let needed = due.iter().flat_map(|(key, wish)| plan::needed(key, wish, &records));
+        let (due, is_more) = self.due(&claims, now);
+        let needed = due.iter().flat_map(|(key, wish)| plan::needed(key, wish, &claims));
         let seen = Arc::new(self.look(needed).await?);
         for (key, wish) in due {
             let clock = self.flows.get_mut(&key).map(|f| f.clock(&wish, &seen, now)).unwrap_or_default();
             let clock = DrainClock { is_listed: self.audit.is_listing, ..clock };
-            let next = plan::plan(&key, &wish, &records, &seen, clock);
+            let next = plan::plan(&key, &wish, &claims, &seen, clock);
             self.tell_parking(&key, &wish, &next);
             self.begin(key, wish, &records, next, &seen).await;
         }
@@ -228,7 +230,7 @@ impl Rounds {
     }
 
     /// Flows that it is time for, those that somebody waits for first; and whether more could be looked at right after.
-    fn due(&self, records: &Records, now: Instant) -> (Vec<(FlowKey, Arc<Wish>)>, bool) {
+    fn due(&self, claims: &Claims<'_>, now: Instant) -> (Vec<(FlowKey, Arc<Wish>)>, bool) {
         let is_due =
             |key: &FlowKey, f: &Tended| !f.is_settled && f.due <= now && !self.acting.contains_key(key);
         let mut due: Vec<_> = self.flows.iter().filter(|(key, f)| is_due(key, f)).collect();
@@ -237,12 +239,14 @@ impl Rounds {
         let mut topics = 0;
         let mut taken = Vec::new();
         for (key, _) in due {
-            let Some(Ok(wish)) = records.wishes.get(key).map(|recorded| &recorded.value) else { continue };
+            let Some(Ok(wish)) = claims.records().wishes.get(key).map(|recorded| &recorded.value) else {
+                continue;
+            };
             // Those that find no room are looked at when an act has ended.
             if taken.len() == room {
                 return (taken, false);
             }
-            topics += plan::needed(key, wish, records).count();
+            topics += plan::needed(key, wish, claims).count();
             if topics > LOOK_TOPICS_MAX && !taken.is_empty() {
                 return (taken, true);
             }
@@ -438,6 +442,7 @@ impl Rounds {
             }
             Outcome::Failed(error) if error.is_over() => return,
             Outcome::Failed(error) if error.is_conflict() => tended.progress(now),
+            Outcome::Failed(error) if !is_up && error.is_in_use() => tended.wait(now),
             Outcome::Failed(error) => {
                 let text = error.to_string();
                 report.next_try_in_ms = Some(tended.fail(now, &text));

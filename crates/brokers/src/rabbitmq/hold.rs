@@ -120,6 +120,10 @@ impl BrokerAdmin for Hold {
         Box::pin(self.under(self.admin.remove(topic)))
     }
 
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.under(self.admin.remove_idle(topic)))
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>> {
         Box::pin(async move {
             self.verify().await?;

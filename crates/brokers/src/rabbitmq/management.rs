@@ -65,7 +65,7 @@ pub(super) struct Inventory {
     bound: HashMap<String, Vec<String>>,
     /// Queues that are bound to no exchange.
     unbound: Vec<String>,
-    unacknowledged: HashMap<String, u64>,
+    queues: HashMap<String, Queue>,
 }
 
 #[derive(Deserialize)]
@@ -81,10 +81,21 @@ struct Binding {
 }
 
 #[derive(Deserialize)]
-struct Queue {
+struct Named {
     name: String,
-    /// Missing until the queue has told its counts for the first time.
-    messages_unacknowledged: Option<u64>,
+    #[serde(flatten)]
+    queue: Queue,
+}
+
+/// What is told of a queue. Counts are missing until it has told them for the first time.
+#[derive(Deserialize)]
+pub(super) struct Queue {
+    /// `classic`, `quorum` or `stream`.
+    #[serde(default)]
+    r#type: String,
+    pub(super) messages_ready: Option<u64>,
+    pub(super) messages_unacknowledged: Option<u64>,
+    pub(super) consumers: Option<u64>,
 }
 
 impl Management {
@@ -130,16 +141,21 @@ impl Management {
         self.shared.fetch(self.fetch()).await
     }
 
+    /// What was fetched last, however long ago; nothing while a fetch is under way.
+    pub(super) fn last(&self) -> Option<Arc<Inventory>> {
+        self.shared.last.try_lock().ok()?.1.as_ref()?.as_ref().ok().cloned()
+    }
+
     async fn fetch(&self) -> Result<Inventory, String> {
         let vhost = &self.vhost;
         let (bindings, queues, exchanges) = (
             format!("bindings/{vhost}?columns=source,destination,destination_type"),
-            format!("queues/{vhost}?columns=name,messages_unacknowledged"),
+            format!("queues/{vhost}?columns=name,type,messages_ready,messages_unacknowledged,consumers"),
             format!("exchanges/{vhost}?columns=name"),
         );
         let (bindings, queues, exchanges) = tokio::try_join!(
             self.get::<Vec<Binding>>(&bindings),
-            self.get::<Vec<Queue>>(&queues),
+            self.get::<Vec<Named>>(&queues),
             self.get::<Vec<Exchange>>(&exchanges),
         )?;
         let mut bound: HashMap<String, Vec<String>> = HashMap::new();
@@ -153,10 +169,7 @@ impl Management {
         Ok(Inventory {
             unbound: unbound.cloned().collect(),
             exchanges: exchanges.into_iter().map(|exchange| exchange.name).collect(),
-            unacknowledged: queues
-                .into_iter()
-                .filter_map(|queue| Some((queue.name, queue.messages_unacknowledged?)))
-                .collect(),
+            queues: queues.into_iter().map(|named| (named.name, named.queue)).collect(),
             bound,
         })
     }
@@ -202,6 +215,13 @@ fn told(error: &reqwest::Error) -> String {
     format!("{error}{cause}")
 }
 
+impl Queue {
+    /// Whether it can be removed on conditions; others end the whole connection when asked to.
+    pub(super) fn is_classic(&self) -> bool {
+        self.r#type == "classic"
+    }
+}
+
 impl Inventory {
     pub(super) fn exchanges(&self) -> impl Iterator<Item = &str> {
         self.exchanges.iter().map(String::as_str)
@@ -231,8 +251,16 @@ impl Inventory {
         ends.into_iter().find_map(|prefix| self.exchanges.get(prefix)).map(String::as_str)
     }
 
+    pub(super) fn has_exchange(&self, name: &str) -> bool {
+        self.exchanges.contains(name)
+    }
+
+    pub(super) fn queue(&self, name: &str) -> Option<&Queue> {
+        self.queues.get(name)
+    }
+
     pub(super) fn unacknowledged(&self, queue: &str) -> Option<u64> {
-        self.unacknowledged.get(queue).copied()
+        self.queues.get(queue)?.messages_unacknowledged
     }
 }
 
@@ -247,8 +275,7 @@ mod tests {
         let bound = HashMap::from([("tg.flow.a".to_owned(), queues.to_vec())]);
         let unbound = ["tg.flow.a.three", "tg.flow.a.b.four", "tg.flow.c.five", "six"].map(str::to_owned);
         let exchanges = ["tg.flow.a", "tg.flow.a.b", "tg.flow.ab"].map(str::to_owned).into();
-        let inventory =
-            Inventory { exchanges, bound, unbound: unbound.to_vec(), unacknowledged: HashMap::new() };
+        let inventory = Inventory { exchanges, bound, unbound: unbound.to_vec(), queues: HashMap::new() };
         assert_eq!(inventory.subscriptions("tg.flow.a"), ["one", "three"]);
         assert_eq!(inventory.subscriptions("tg.flow.a.b"), ["four"]);
         assert!(inventory.subscriptions("tg.flow.ab").is_empty());

@@ -25,6 +25,7 @@ cases! {
     a_request_that_a_stranger_gives_back_for_ever_ends_by_its_deadline,
     a_loop_on_a_classic_queue_is_found_with_its_name,
     a_queue_that_a_stranger_makes_again_after_its_removal_is_listed_and_can_be_removed,
+    what_is_idle_goes_with_the_queues_of_strangers_unless_they_hold_something,
 }
 
 /// A consumer as the dialect's: it declares what it reads, takes one message at a time, and gives back what it cannot do.
@@ -214,4 +215,40 @@ async fn a_queue_that_a_stranger_makes_again_after_its_removal_is_listed_and_can
         .map_err(text)?;
     let listed = broker.list("flow:").await.map_err(text)?;
     check(listed.iter().all(|seen| seen.topic != work.topic), listed)
+}
+
+async fn what_is_idle_goes_with_the_queues_of_strangers_unless_they_hold_something(
+    server: Server,
+) -> Outcome {
+    let guard = server.lock().await;
+    let vhosts = [guard.vhost().await?, guard.quorum_vhost().await?];
+    drop(guard);
+    for vhost in vhosts {
+        let broker = server.lock().await.connect(&vhost).await.map_err(text)?;
+        // Under a hold, which a refusal must not end.
+        let held = broker.hold("flow").await.map_err(text)?;
+        let work = TopicSpec::with(topic(Class::Flow, "work"), "reader");
+        held.ensure(&work).await.map_err(text)?;
+        held.observe(std::slice::from_ref(&work)).await.map_err(text)?;
+        let (_connection, channel) = stranger(&server, &vhost).await?;
+        let (queue, none) = ("tg.flow.work.other", FieldTable::default);
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        channel.queue_declare(queue.into(), options, none()).await.map_err(text)?;
+        let bound =
+            channel.queue_bind(queue.into(), "tg.flow.work".into(), queue.into(), Default::default(), none());
+        bound.await.map_err(text)?;
+        send(&broker, &work.topic, "for both").await.map_err(text)?;
+        next(&*read(&broker, &work.topic, 1).await.map_err(text)?).await?.ack();
+        // Whoever's queue it is: nothing is lost.
+        until("ours removed and theirs in the way", || async {
+            let removed = held.remove_idle(&work).await;
+            matches!(removed, Err(Error::InUse { name, .. }) if name == queue).then_some(())
+        })
+        .await?;
+        channel.queue_purge(queue.into(), Default::default()).await.map_err(text)?;
+        until("all removed", || async { held.remove_idle(&work).await.ok() }).await?;
+        let listed = held.list("flow:").await.map_err(text)?;
+        check(listed.iter().all(|seen| seen.topic != work.topic), listed)?;
+    }
+    Ok(())
 }

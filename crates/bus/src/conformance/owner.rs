@@ -13,6 +13,7 @@ case_list! {
     counts_are_exact,
     delayed_messages_are_counted,
     removing_takes_everything_and_may_be_repeated,
+    removing_what_is_idle_takes_nothing_that_is_read_or_filled,
     readers_of_a_removed_topic_are_told,
     a_delivery_of_a_removed_topic_settles_into_nothing,
     a_topic_made_again_is_another_one,
@@ -159,6 +160,48 @@ async fn removing_takes_everything_and_may_be_repeated(bench: &Bench<'_>) -> Out
         let sent = ends.send(&spec.topic, "x").await;
         holds!(matches!(sent, Err(Error::NoTopic { .. })), "{class}: {sent:?}");
     }
+    Ok(())
+}
+
+async fn removing_what_is_idle_takes_nothing_that_is_read_or_filled(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let in_use = async |spec: &TopicSpec| {
+        let removed = ends.admin.remove_idle(spec).await;
+        holds!(matches!(removed, Err(Error::InUse { .. })), "'{}': {removed:?}", spec.topic);
+        Ok(())
+    };
+    for class in [Class::Flow, Class::Request] {
+        let spec = bench.made(&ends, class, "idle").await?;
+        // Looked at before, as by an owner; a broker may remember what it saw then.
+        ends.until(&spec, "the subscription", |seen| seen.exists).await?;
+        ends.send(&spec.topic, "waits").await?;
+        ends.until(&spec, "a message", |seen| seen.ready == 1).await?;
+        if class == Class::Flow {
+            in_use(&spec).await?;
+            ends.until(&spec, "the message still", |seen| seen.ready == 1).await?;
+        }
+        let inbox = ends.reader(&spec, 1).await?;
+        next(&*inbox).await?.ack();
+        ends.until(&spec, "a reader", |seen| seen.consumers.is_none_or(|count| count == 1)).await?;
+        in_use(&spec).await?;
+        drop(inbox);
+        ends.until(&spec, "no reader", |seen| seen.consumers.is_none_or(|count| count == 0)).await?;
+        let started = tokio::time::Instant::now();
+        // The acknowledgement may be on its way, and counts of what is in hand old.
+        while let Err(error) = ends.admin.remove_idle(&spec).await {
+            holds!(started.elapsed() < VALUE_TIMEOUT, "still in use: {error}");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let seen = ends.admin.observe(std::slice::from_ref(&spec)).await?;
+        holds!(seen.iter().all(|seen| !seen.exists), "still there: {seen:?}");
+        ends.admin.remove_idle(&spec).await?;
+    }
+    let spec = bench.made(&ends, Class::Response, "idle").await?;
+    let inbox = ends.own(&[&spec.topic]).await?;
+    ends.admin.remove_idle(&spec).await?;
+    let seen = ends.admin.observe(std::slice::from_ref(&spec)).await?;
+    holds!(seen.iter().all(|seen| !seen.exists), "still there: {seen:?}");
+    drop(inbox);
     Ok(())
 }
 
