@@ -23,8 +23,10 @@ const RECALL_PAUSE: Duration = Duration::from_secs(2);
 /// Names that nobody has on record and that were told; beyond that none are told.
 const STRANGERS_TOLD_MAX: usize = 1_000;
 
+/// Listing everything takes at most one part in so many of the time: with tens of thousands of queues it takes seconds.
+const SHARE: u32 = 5;
+
 /// What is remembered from one audit to the next.
-#[derive(Default)]
 pub(crate) struct Audit {
     /// Audits in a row that found nothing of ended runs, since their row had this version.
     clean: BTreeMap<FlowKey, (i64, u32)>,
@@ -33,12 +35,32 @@ pub(crate) struct Audit {
     strangers: BTreeSet<Topic>,
     /// The broker listed everything the last time.
     pub(crate) is_listing: bool,
+    pub(crate) begun: Option<Instant>,
+    /// No audit begins before this.
+    pub(crate) not_before: Instant,
+}
+
+impl Audit {
+    pub(crate) fn new() -> Self {
+        Self {
+            clean: BTreeMap::new(),
+            recalled: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            is_listing: false,
+            begun: None,
+            not_before: Instant::now(),
+        }
+    }
 }
 
 impl Rounds {
     /// Draws the conclusions from a listing of everything, or from its failure.
     pub(crate) async fn end_audit(&mut self, listed: sluice_bus::Result<Vec<Seen>>) {
         self.auditing = None;
+        if let Some(begun) = self.audit.begun.take() {
+            let now = Instant::now();
+            self.audit.not_before = now + (now - begun) * SHARE;
+        }
         let records = match self.shared.mirror.refresh().await {
             Ok(records) => records,
             Err(error) => return tracing::warn!(%error, "an audit found no records and is put off"),

@@ -189,7 +189,7 @@ impl Rounds {
             ended: Vec::new(),
             next_audit: Instant::now(),
             auditing: None,
-            audit: crate::audit::Audit::default(),
+            audit: crate::audit::Audit::new(),
         }
     }
 
@@ -476,13 +476,16 @@ impl Rounds {
         self.shared.board.set(key, report);
     }
 
-    /// Lets the next audit come no later than this.
+    /// Lets the next audit come no later than this, unless audits would then take most of the broker's time.
     pub(crate) fn audit_soon(&mut self, pause: Duration) {
-        self.next_audit = self.next_audit.min(Instant::now() + pause);
+        let soon = (Instant::now() + pause).max(self.audit.not_before);
+        self.next_audit = self.next_audit.min(soon);
     }
 
     fn begin_audit(&mut self) {
-        self.next_audit = Instant::now() + self.shared.audit_interval;
+        let now = Instant::now();
+        self.next_audit = now + self.shared.audit_interval;
+        self.audit.begun = Some(now);
         let (admin, tell): (Arc<dyn BrokerAdmin>, _) = (self.hands.admin.clone(), self.tell.clone());
         self.auditing = Some(self.shared.tasks.spawn("flow/audit", async move {
             let listed = admin.list("").await;

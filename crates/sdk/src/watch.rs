@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sluice_bus::{Error, Inbox, Subscription};
+use sluice_bus::{Error, ErrorKind, Inbox, Subscription};
 use sluice_schema::message::{ConfigPush, ConfigResponse};
 use sluice_schema::{Class, Topic, wire};
 use tokio::sync::{Notify, watch};
@@ -183,7 +183,7 @@ impl ConfigWatch {
 
 async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     let topic = Topic::tg(Class::Notify, "config").map_err(|e| Error::Refused { reason: e.to_string() })?;
-    let inbox = process.broker.subscribe(&Subscription::Own { topics: vec![topic] }).await?;
+    let inbox = subscribe(&process, topic).await?;
     let client = ConfigClient::new(&process.replies).await?;
     // A new subscription may have missed notices: look again.
     shared.poke.notify_one();
@@ -191,6 +191,29 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     tokio::select! {
         error = listen(&*inbox, &shared) => Err(error),
         () = fetch_when_poked(&shared, &client, &stop) => Ok(()),
+    }
+}
+
+/// Follows the notices, once their owner, which may run in another process, has made them.
+async fn subscribe(process: &Process, topic: Topic) -> Result<Box<dyn Inbox>, Error> {
+    let to = Subscription::Own { topics: vec![topic] };
+    let mut attempt = 0;
+    loop {
+        match process.broker.subscribe(&to).await {
+            Err(error) if error.kind() == ErrorKind::Absent => {
+                if attempt == 0 {
+                    tracing::warn!("waiting for the config service, which has never run on this broker");
+                }
+                tokio::time::sleep(SUBSCRIBE.pause(attempt)).await;
+                attempt += 1;
+            }
+            outcome => {
+                if attempt > 0 && outcome.is_ok() {
+                    tracing::info!("the config service is there");
+                }
+                return outcome;
+            }
+        }
     }
 }
 
@@ -235,10 +258,16 @@ async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &Cancell
             }
             let pause = RETRY.pause(failures);
             failures += 1;
-            tracing::warn!(%error, ?pause, "config could not be fetched; the last good state stays");
+            if failures == 1 {
+                tracing::warn!(%error, "config could not be fetched; the last good state stays, and it is tried again");
+            } else {
+                tracing::debug!(%error, ?pause, "config could not be fetched");
+            }
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
-        failures = 0;
+        if std::mem::take(&mut failures) > 0 {
+            tracing::info!("config is fetched again");
+        }
     }
 }
 

@@ -61,6 +61,16 @@ impl Api {
         Ok(Self { http, base, token, timeout, workspace: workspace.to_owned() })
     }
 
+    /// The longest wait for an answer.
+    pub(crate) const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The same connection with a wait of at most this.
+    pub(crate) fn within(&self, timeout: Duration) -> Self {
+        Self { timeout: self.timeout.min(timeout), ..self.clone() }
+    }
+
     /// Calls a workspace service.
     pub(crate) async fn call(&self, kind: &str, body: Value) -> anyhow::Result<Value> {
         self.post(&format!("/api/v1/{kind}"), body).await
@@ -129,7 +139,7 @@ impl Api {
             members.entry("workspace").or_insert_with(|| json!(self.workspace));
         }
         let url = format!("{}{path}", self.base);
-        let mut request = self.http.post(&url).json(&body);
+        let mut request = self.http.post(&url).timeout(self.timeout).json(&body);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }

@@ -58,7 +58,7 @@ impl Remote {
         sluice_brokers::connect(self.url.reveal(), self.settings.clone()).await.map_err(|error| {
             let next = match error.kind() {
                 ErrorKind::Refused => {
-                    "check the address, the user, the password and the vhost given with --broker"
+                    "check user and vhost in --broker, and the password there, in --broker-password-file or in SLUICE_BROKER_PASSWORD"
                 }
                 ErrorKind::Absent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => {
                     "start the broker, or check the address given with --broker"

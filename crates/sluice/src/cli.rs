@@ -25,6 +25,9 @@ pub(crate) struct Args {
 
 /// Which running system a command talks to, and how it prints.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(
+    next_help_heading = "Options of every command (address, workspace and output matter to those that ask a running system)"
+)]
 pub(crate) struct Target {
     /// Address of the gateway to talk to
     #[arg(
@@ -78,7 +81,7 @@ pub(crate) enum Command {
     Up(Up),
     /// Serve some of it in this process, beside others on one broker
     #[command(
-        after_help = "Examples:\n  export SLUICE_BROKER=amqp://sluice@broker/sluice SLUICE_BROKER_PASSWORD_FILE=/etc/sluice/broker\n  sluice run config iam --data /var/lib/sluice/control\n  sluice run library --data /var/lib/sluice/library\n  sluice run stores --data /var/lib/sluice/stores\n  sluice run flow\n  sluice run gateway --listen 0.0.0.0:8888\n  sluice run document-decoder chunker embeddings document-embeddings\n\nProcesses may start in any order and be started again at any time. Each that keeps data (config, iam, library, stores)\nhas a folder of its own; of the others as many may run as are wanted. The admin key is in the folder of iam."
+        after_help = "Examples:\n  export SLUICE_BROKER=amqp://sluice@broker/sluice\n  export SLUICE_BROKER_PASSWORD_FILE=/etc/sluice/broker\n  sluice run config iam --data /var/lib/sluice/control\n  sluice run library --data /var/lib/sluice/library\n  sluice run stores --data /var/lib/sluice/stores\n  sluice run flow\n  sluice run gateway --listen 0.0.0.0:8888\n  sluice run document-decoder chunker embeddings document-embeddings\n\nProcesses may start in any order and be started again at any time.\nEach that keeps data (config, iam, library, stores) has a folder of its own;\nof the others as many may run as are wanted.\nThe admin key is in the folder of iam."
     )]
     Run(Run),
     /// Run the main job once on sample documents, in a temporary folder on a free port
@@ -142,7 +145,7 @@ pub(crate) struct Up {
     #[command(flatten)]
     pub(crate) serve: Serve,
     /// Services and processors to leave to other processes on the broker, for example chunker,prompt
-    #[arg(long, env = "SLUICE_WITHOUT", value_name = "NAMES", value_delimiter = ',', requires = "broker")]
+    #[arg(long, env = "SLUICE_WITHOUT", value_name = "NAMES", value_delimiter = ',')]
     pub(crate) without: Vec<String>,
 }
 

@@ -52,7 +52,7 @@ fn a_broker_that_does_not_let_us_in_is_told_with_what_to_do(shared: &mut Shared)
         sluice().args(["up", "--listen", "127.0.0.1:0", "--data", data, "--broker", url]).output().unwrap()
     };
     let output = run(&wrong);
-    ends(&output, 1, "check user, password and vhost");
+    ends(&output, 1, "does not let this user in");
     assert!(!common::text(&output).contains("hush"));
     ends(&run(&shared.server.url("nowhere")), 1, "nowhere");
     ends(&run("amqp://u:hush@127.0.0.1:1/"), 1, "start the broker");

@@ -84,9 +84,19 @@ impl Admin {
         .await
     }
 
+    /// Tells at once whether the management API can be used, and does what [`Admin::keep_requests`] does.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let look = async {
+            if let Some(management) = &self.management {
+                management.inventory_if_it_answers().await;
+            }
+        };
+        tokio::join!(look, self.keep_requests());
+    }
+
     /// Makes `request` queues again whenever the broker was lost, until the connection is given up: they do not survive
     /// its restart. Only those that this process made, and whose exchange, which survives, nobody has removed.
-    pub(super) async fn keep(self: Arc<Self>) {
+    async fn keep_requests(&self) {
         let mut generation = 0;
         while let Some(up) = self.pool.link.up_after(generation).await {
             generation = up.generation;
@@ -232,12 +242,19 @@ impl Admin {
     }
 
     pub(super) async fn observe(&self, specs: &[TopicSpec]) -> Result<Vec<Seen>> {
-        let inventory = self.inventory().await;
-        self.observe_with(specs, inventory.as_deref()).await
-    }
-
-    async fn observe_with(&self, specs: &[TopicSpec], inventory: Option<&Inventory>) -> Result<Vec<Seen>> {
-        let looks: Vec<_> = specs.iter().map(|spec| self.look(spec, inventory)).collect();
+        if specs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let queues = |spec: &TopicSpec| {
+            spec.subscriptions.iter().map(|name| names::queue(&spec.topic, name)).collect()
+        };
+        let expected: Vec<_> =
+            specs.iter().map(|spec| (names::exchange(&spec.topic), queues(spec))).collect();
+        let inventory = match &self.management {
+            Some(management) => management.inventory_of_if_it_answers(&expected).await,
+            None => None,
+        };
+        let looks: Vec<_> = specs.iter().map(|spec| self.look(spec, inventory.as_deref())).collect();
         stream::iter(looks).buffered(LOOKS_MAX).try_collect().await
     }
 

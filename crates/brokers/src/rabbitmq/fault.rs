@@ -43,7 +43,9 @@ pub(super) fn of_call(error: &lapin::Error, name: &str, what: &str) -> Error {
 pub(super) fn of_connecting(error: &lapin::Error, address: &super::Address) -> Error {
     match reply(error) {
         Some((code::ACCESS_REFUSED | code::NOT_ALLOWED, text)) => Error::Refused {
-            reason: format!("the broker at {address} lets us not in: {text}; check user, password and vhost"),
+            reason: format!(
+                "the broker at {address} does not let this user in with this password, or not into this vhost: {text}"
+            ),
         },
         _ if is_distrust(error) => Error::Refused {
             reason: format!(

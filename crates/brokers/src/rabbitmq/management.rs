@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::Serialize;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use sluice_bus::{Error, Result};
 use tokio::time::Instant;
 use url::Url;
@@ -17,6 +18,12 @@ use super::{Options, lock};
 use crate::Secret;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for all that a broker has: some thousand queues take a second.
+const INVENTORY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Objects of a whole inventory that cost as much as asking about one topic by itself.
+const WORTH_OF_ONE: usize = 25;
+/// Questions about single objects under way at once.
+const QUESTIONS_MAX: usize = 8;
 /// How long an API that did not answer is left alone.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -79,6 +86,15 @@ struct Binding {
     destination: String,
     destination_type: String,
 }
+
+impl Binding {
+    /// Whether it is one that somebody made: every queue is bound to the exchange without a name.
+    fn is_to_queue(&self) -> bool {
+        self.destination_type == "queue" && !self.source.is_empty()
+    }
+}
+
+const QUEUE_COLUMNS: &str = "name,type,messages_ready,messages_unacknowledged,consumers";
 
 #[derive(Deserialize)]
 struct Named {
@@ -146,11 +162,51 @@ impl Management {
         self.shared.last.try_lock().ok()?.1.as_ref()?.as_ref().ok().cloned()
     }
 
+    /// Whether so few topics are better asked about one by one.
+    fn is_large_beside(&self, topics: usize) -> bool {
+        self.last().is_some_and(|last| last.exchanges.len() + last.queues.len() > topics * WORTH_OF_ONE)
+    }
+
+    /// What is known of these exchanges, each with the queues that are expected under it. On a broker with much beside them
+    /// only they are asked about, and queues that are bound to nothing are not found then.
+    async fn inventory_of(&self, expected: &[(String, Vec<String>)]) -> Result<Arc<Inventory>, String> {
+        if !self.is_large_beside(expected.len()) {
+            return self.inventory().await;
+        }
+        let asked: Vec<_> = expected.iter().map(|(exchange, queues)| self.part(exchange, queues)).collect();
+        let parts: Vec<_> = stream::iter(asked).buffer_unordered(QUESTIONS_MAX).try_collect().await?;
+        Ok(Arc::new(parts.into_iter().fold(Inventory::default(), Inventory::and)))
+    }
+
+    /// One exchange, and the queues that are bound to it or expected to be.
+    async fn part(&self, exchange: &str, expected: &[String]) -> Result<Inventory, String> {
+        let mut part = Inventory::default();
+        let at = format!("exchanges/{}/{}/bindings/source", self.vhost, encoded(exchange));
+        let mut queues: BTreeSet<String> = expected.iter().cloned().collect();
+        if let Some(bindings) = self.get_if_there::<Vec<Binding>>(&at).await? {
+            part.exchanges.insert(exchange.to_owned());
+            let bound: Vec<_> = bindings
+                .into_iter()
+                .filter(Binding::is_to_queue)
+                .map(|binding| binding.destination)
+                .collect();
+            queues.extend(bound.iter().cloned());
+            part.bound.insert(exchange.to_owned(), bound);
+        }
+        for queue in queues {
+            let at = format!("queues/{}/{}?columns={QUEUE_COLUMNS}", self.vhost, encoded(&queue));
+            if let Some(found) = self.get_if_there::<Named>(&at).await? {
+                part.queues.insert(found.name, found.queue);
+            }
+        }
+        Ok(part)
+    }
+
     async fn fetch(&self) -> Result<Inventory, String> {
         let vhost = &self.vhost;
         let (bindings, queues, exchanges) = (
             format!("bindings/{vhost}?columns=source,destination,destination_type"),
-            format!("queues/{vhost}?columns=name,type,messages_ready,messages_unacknowledged,consumers"),
+            format!("queues/{vhost}?columns={QUEUE_COLUMNS}"),
             format!("exchanges/{vhost}?columns=name"),
         );
         let (bindings, queues, exchanges) = tokio::try_join!(
@@ -159,9 +215,7 @@ impl Management {
             self.get::<Vec<Exchange>>(&exchanges),
         )?;
         let mut bound: HashMap<String, Vec<String>> = HashMap::new();
-        // Every queue is bound to the exchange without a name.
-        let told = |binding: &Binding| binding.destination_type == "queue" && !binding.source.is_empty();
-        for binding in bindings.into_iter().filter(told) {
+        for binding in bindings.into_iter().filter(Binding::is_to_queue) {
             bound.entry(binding.source).or_default().push(binding.destination);
         }
         let any: HashSet<&String> = bound.values().flatten().collect();
@@ -174,20 +228,38 @@ impl Management {
         })
     }
 
-    /// As [`Management::inventory`]; one that does not answer is told once and then left alone for a while.
+    /// As [`Management::inventory`]; an API that does not answer is told once and then left alone for a while.
     pub(super) async fn inventory_if_it_answers(&self) -> Option<Arc<Inventory>> {
+        self.if_it_answers(self.inventory()).await
+    }
+
+    /// As [`Management::inventory_of`], where it answers.
+    pub(super) async fn inventory_of_if_it_answers(
+        &self,
+        expected: &[(String, Vec<String>)],
+    ) -> Option<Arc<Inventory>> {
+        self.if_it_answers(self.inventory_of(expected)).await
+    }
+
+    async fn if_it_answers(&self, asked: impl Future<Output = Fetched>) -> Option<Arc<Inventory>> {
         if lock(&self.silent_until).is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        match self.inventory().await {
+        match asked.await {
             Ok(inventory) => {
-                *lock(&self.silent_until) = None;
+                if lock(&self.silent_until).take().is_some() {
+                    tracing::info!("the management API answers again");
+                }
                 Some(inventory)
             }
             Err(why) => {
                 let was_silent = lock(&self.silent_until).replace(Instant::now() + SILENCE).is_some();
                 if !was_silent {
-                    tracing::warn!(why, "without the management API, unknown queues are not found");
+                    tracing::warn!(
+                        why,
+                        "the management API cannot be used: queues that nobody asked about are not found, and messages in \
+                         hand are not counted; check its address and what its user may see"
+                    );
                 }
                 None
             }
@@ -195,18 +267,27 @@ impl Management {
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
-        let answer = self.ask(self.client.get(format!("{}/api/{path}", self.base))).await?;
-        answer.json().await.map_err(|error| told(&error))
+        self.get_if_there(path).await?.ok_or_else(|| format!("it knows nothing of '{path}'"))
+    }
+
+    async fn get_if_there<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, String> {
+        let request = self.client.get(format!("{}/api/{path}", self.base)).timeout(INVENTORY_TIMEOUT);
+        let answer = self.send(request).await?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let answer = answer.error_for_status().map_err(|error| told(&error))?;
+        answer.json().await.map(Some).map_err(|error| told(&error))
     }
 
     pub(super) async fn put<T: Serialize + Sync>(&self, path: &str, body: &T) -> Result<(), String> {
-        self.ask(self.client.put(format!("{}/api/{path}", self.base)).json(body)).await.map(drop)
+        let answer = self.send(self.client.put(format!("{}/api/{path}", self.base)).json(body)).await?;
+        answer.error_for_status().map(drop).map_err(|error| told(&error))
     }
 
-    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, String> {
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, String> {
         let request = request.basic_auth(&self.user, Some(self.password.reveal()));
-        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
-        answer.map_err(|error| told(&error))
+        request.send().await.map_err(|error| told(&error))
     }
 }
 
@@ -223,6 +304,13 @@ impl Queue {
 }
 
 impl Inventory {
+    fn and(mut self, part: Self) -> Self {
+        self.exchanges.extend(part.exchanges);
+        self.bound.extend(part.bound);
+        self.queues.extend(part.queues);
+        self
+    }
+
     pub(super) fn exchanges(&self) -> impl Iterator<Item = &str> {
         self.exchanges.iter().map(String::as_str)
     }

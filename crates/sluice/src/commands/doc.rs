@@ -256,6 +256,7 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
     let mut moved = Instant::now();
     let (mut next_look, mut idle_looks) = (moved + IDLE_INTERVAL, 0);
     let mut states = BTreeMap::new();
+    let patience = STALL_TIMEOUT.min(api.timeout());
     loop {
         ask_for_open(api, documents, flow, &mut states).await?;
         let sum = |name: &str| states.values().map(|one| one[name].as_u64().unwrap_or_default()).sum::<u64>();
@@ -271,10 +272,10 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
             last = now;
             moved = Instant::now();
             (next_look, idle_looks) = (moved + IDLE_INTERVAL, 0);
-        } else if moved.elapsed() > STALL_TIMEOUT {
+        } else if moved.elapsed() > patience {
             return Err(Told::new(
                 Code::TimedOut,
-                "nothing has moved for five minutes; the documents stay queued",
+                format!("nothing has moved for {} s; the documents stay queued", patience.as_secs()),
             )
             .next("sluice flow describe FLOW, and sluice dead ls")
             .into());

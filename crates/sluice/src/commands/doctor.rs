@@ -1,5 +1,7 @@
 //! `sluice doctor`: what is wrong, worst first, each with the next thing to try.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::api::Api;
@@ -11,12 +13,29 @@ use crate::output::{show, text};
 const SEVERITIES: [(&str, &str); 3] =
     [("error", "Does not work"), ("warning", "Will hurt"), ("info", "Worth knowing")];
 
-/// Runs every check; what cannot be asked because an earlier one failed is left out.
+/// How long one service has to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Runs every check, side by side; each service that does not answer is named.
 pub(super) async fn run(api: &Api, output: Output) -> anyhow::Result<Code> {
+    let api = &api.within(ANSWER_TIMEOUT);
+    let config = json!({"operation": "list", "type": "flow"});
+    let (flow, config, library) = tokio::join!(
+        api.call("flow", json!({"operation": "doctor"})),
+        api.call("config", config),
+        api.call("librarian", json!({"operation": "list-processing"})),
+    );
     let mut findings = Vec::new();
-    match api.call("flow", json!({"operation": "doctor"})).await {
-        Ok(answer) => findings.extend(answer["findings"].as_array().cloned().unwrap_or_default()),
-        Err(error) => findings.push(unanswered(&error)),
+    let asked = [("flow", &flow), ("config", &config), ("library", &library)];
+    if asked.iter().all(|(_, answer)| answer.is_err()) {
+        // It is not the services then, or not they alone.
+        findings.extend(flow.as_ref().err().map(unanswered));
+    } else {
+        let silent = asked.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().err()?)));
+        findings.extend(silent.map(|(name, error)| unserved(name, error)));
+    }
+    if let Ok(answer) = &flow {
+        findings.extend(answer["findings"].as_array().into_iter().flatten().cloned());
     }
     let is_fine = findings.iter().all(|finding| finding["severity"] == "info");
     show(output, &Value::Array(findings), told)?;
@@ -32,9 +51,22 @@ fn unanswered(error: &anyhow::Error) -> Value {
         Some(Code::TimedOut) => "no-answer-in-time",
         Some(Code::Ok | Code::Failed | Code::Differs | Code::Usage) | None => "no-answer",
     };
-    let next = told.and_then(|told| told.next.clone());
-    let next = next.unwrap_or_else(|| "read the log of `sluice up`".to_owned());
+    let next = match code {
+        "key-refused" => {
+            "name the folder that holds admin.key with --data DIR, or set TRUSTGRAPH_TOKEN; if the key is right, the identity service may be away: `sluice run iam` starts one, and its log says more"
+        }
+        "no-answer-in-time" => {
+            "read the logs of `sluice up`, or of the processes that run iam and config: what they say of the broker comes first"
+        }
+        _ => told.and_then(|told| told.next.as_deref()).unwrap_or("read the log of `sluice up`"),
+    };
     json!({"code": code, "severity": "error", "text": error.to_string(), "next": next})
+}
+
+/// One service that does not answer while others do.
+fn unserved(name: &str, error: &anyhow::Error) -> Value {
+    let next = format!("start it with `sluice run {name}` on the same broker, or read its log if it runs");
+    json!({"code": "service-silent", "severity": "error", "text": format!("the {name} service: {error}"), "next": next})
 }
 
 /// The findings for people, one group per severity.
@@ -73,11 +105,15 @@ mod tests {
 
     #[test]
     fn a_call_without_an_answer_is_a_finding() {
+        let nobody = Told::new(Code::Failed, "no").next("start it").into();
+        let found = unanswered(&nobody);
+        assert_eq!((found["code"].as_str(), found["next"].as_str()), (Some("no-answer"), Some("start it")));
         let refused = Told::new(Code::Denied, "no").next("set a key").into();
         let found = unanswered(&refused);
-        assert_eq!(
-            (found["code"].as_str(), found["next"].as_str()),
-            (Some("key-refused"), Some("set a key"))
-        );
+        assert_eq!(found["code"], "key-refused");
+        assert!(found["next"].as_str().unwrap().contains("sluice run iam"), "{found}");
+        let late = Told::new(Code::TimedOut, "late").into();
+        let found = unserved("library", &late);
+        assert!(found["text"].as_str().unwrap().contains("library service: late"), "{found}");
     }
 }

@@ -15,6 +15,11 @@ use crate::system::{Settings, System};
 
 pub(super) async fn run(target: &Target, command: Up) -> anyhow::Result<()> {
     let selection = Selection::without(&command.without)?;
+    if !command.without.is_empty() && command.serve.broker.broker.is_none() {
+        return Err(Told::usage("what is left to other processes needs a broker that they share")
+            .next("sluice up --without chunker --broker amqp://USER@HOST/VHOST")
+            .into());
+    }
     serve(selection, Some(data_folder(target)?), command.serve).await
 }
 
