@@ -29,6 +29,9 @@ const BUDGET_STEP_BYTES: usize = 1_024;
 /// Pauses between looks at a queue that was announced a moment ago and is not there yet.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
+/// The type of a call that failed because the broker is away.
+const BUS_UNAVAILABLE: &str = "bus-unavailable";
+
 /// What both doors share.
 pub(crate) struct Hall {
     pub(crate) options: Options,
@@ -232,9 +235,18 @@ impl Hall {
         if now.workspace(workspace).is_some() || workspace.starts_with('_') {
             return Ok(now);
         }
-        self.config.poke();
-        let known = |snapshot: &Snapshot| snapshot.workspace(workspace).is_some();
-        self.routes.wait_until(self.options.settle_timeout, known).await.ok_or(Refusal::NoWorkspace)
+        let newer = self.look_again().await.filter(|snapshot| snapshot.workspace(workspace).is_some());
+        newer.ok_or(Refusal::NoWorkspace)
+    }
+
+    /// The snapshot after config was read again: what it does not hold was not there when the call came. `None` when config
+    /// does not answer in time.
+    async fn look_again(&self) -> Option<Arc<Snapshot>> {
+        let looked = async {
+            let view = self.config.look().await;
+            self.routes.as_new_as(view.version).await
+        };
+        tokio::time::timeout(self.options.settle_timeout, looked).await.ok().flatten()
     }
 
     async fn ask_iam(
@@ -286,11 +298,7 @@ impl Hall {
             |snapshot: &Snapshot| snapshot.workspace(workspace).and_then(|found| found.flow(id).cloned());
         if find(&snapshot).is_none() {
             // It may have been started a moment ago.
-            self.config.poke();
-            let known = |snapshot: &Snapshot| find(snapshot).is_some();
-            if let Some(newer) = self.routes.wait_until(self.options.settle_timeout, known).await {
-                snapshot = newer;
-            }
+            snapshot = self.look_again().await.unwrap_or(snapshot);
         }
         let flow_error = |text: String| Refusal::failed("flow-error", text);
         let doors = match find(&snapshot) {
@@ -392,11 +400,11 @@ impl Hall {
             | Error::InUse { .. }
             | Error::Held { .. }
             | Error::HoldLost { .. } => Refusal::failed(
-                "gateway-error",
+                BUS_UNAVAILABLE,
                 "the message bus takes nothing at the moment; try again later",
             ),
             Error::OutcomeUnknown { .. } => Refusal::failed(
-                "gateway-error",
+                BUS_UNAVAILABLE,
                 "the connection to the message bus was lost; the call may have been made",
             ),
             Error::Mismatch { .. } | Error::Refused { .. } | Error::Decode(_) => {

@@ -245,11 +245,13 @@ fn open_doors(record: Record, old: Option<&Flow>) -> Arc<Doors> {
 #[derive(Clone)]
 pub(crate) struct Routes {
     latest: watch::Sender<Option<Arc<Snapshot>>>,
+    /// The version of config that the snapshot is at least as new as.
+    version: watch::Sender<i64>,
 }
 
 impl Routes {
     pub(crate) fn new() -> Self {
-        Self { latest: watch::Sender::new(None) }
+        Self { latest: watch::Sender::new(None), version: watch::Sender::new(0) }
     }
 
     /// Keeps the routes as config says, until the config watch ends.
@@ -264,8 +266,9 @@ impl Routes {
             if !same {
                 let current = self.latest.borrow().clone().unwrap_or_default();
                 self.latest.send_replace(Some(Arc::new(current.after(&view, metrics))));
-                looked = Some(view);
+                looked = Some(view.clone());
             }
+            self.version.send_replace(view.version);
             if views.changed().await.is_err() {
                 return Ok(());
             }
@@ -283,6 +286,14 @@ impl Routes {
             return Some(now);
         }
         self.wait_until(within, |_| true).await
+    }
+
+    /// The snapshot once it is as new as a version of config.
+    pub(crate) async fn as_new_as(&self, version: i64) -> Option<Arc<Snapshot>> {
+        let mut versions = self.version.subscribe();
+        // The sender lives in `self`.
+        let _ = versions.wait_for(|now| *now >= version).await;
+        self.latest.borrow().clone()
     }
 
     /// A snapshot that satisfies `wanted`, if there is one in time.

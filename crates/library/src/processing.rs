@@ -188,7 +188,7 @@ impl Processings {
     ) -> Result<Entrance, Error> {
         let found = self.config.get(workspace, record::FLOW, flow).await?.and_then(|value| value.value);
         let Some(text) = found else {
-            return Err(Error::request(format!(
+            return Err(Error::NotFound(format!(
                 "flow '{flow}' does not run in workspace '{workspace}'; start it first"
             )));
         };
@@ -206,7 +206,7 @@ impl Processings {
                 Ok(()) => {
                     tracing::info!(workspace, processing = id, "a document recorded before a crash was sent")
                 }
-                Err(error @ Error::Request(_)) => {
+                Err(error @ (Error::Request(_) | Error::NotFound(_))) => {
                     tracing::warn!(workspace, processing = id, %error, "a document recorded before a crash was not sent");
                 }
                 Err(error) => return Err(error),
@@ -235,7 +235,7 @@ impl Processings {
         check_id("processing record", id)?;
         let row_key = key(&[workspace, id]);
         let Some(row) = self.documents.rows.get::<Processing>(PROCESSING, &row_key).await? else {
-            return Err(Error::request(format!("processing record '{id}' does not exist")));
+            return Err(Error::NotFound(format!("processing record '{id}' does not exist")));
         };
         let ProcessingMetadata { document_id, collection, .. } = &row.is.metadata;
         let mut batch = Batch::new();

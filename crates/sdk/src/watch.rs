@@ -9,6 +9,8 @@
 //! good state stays. A lost notice is made good within one resync.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -128,6 +130,33 @@ struct Shared {
     covered: watch::Sender<BTreeSet<String>>,
     resync_interval: Duration,
     metrics: Metrics,
+    fetches: watch::Sender<Fetches>,
+    service: Presence,
+}
+
+/// Numbers of fetches: the last that began, and the last that succeeded.
+#[derive(Debug, Clone, Copy, Default)]
+struct Fetches {
+    begun: u64,
+    done: u64,
+}
+
+/// Whether the config service answers, as far as this process was told.
+#[derive(Debug, Default)]
+struct Presence {
+    is_away: AtomicBool,
+}
+
+impl Presence {
+    /// Whether this is news.
+    fn away(&self) -> bool {
+        !self.is_away.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether this is news.
+    fn back(&self) -> bool {
+        self.is_away.swap(false, Ordering::Relaxed)
+    }
 }
 
 impl ConfigWatch {
@@ -141,6 +170,8 @@ impl ConfigWatch {
             covered: watch::Sender::new(BTreeSet::new()),
             resync_interval,
             metrics: process.metrics.clone(),
+            fetches: watch::Sender::default(),
+            service: Presence::default(),
         });
         let run = shared.clone();
         let parts = process.clone();
@@ -179,12 +210,59 @@ impl ConfigWatch {
     pub fn poke(&self) {
         self.shared.poke.notify_one();
     }
+
+    /// Fetches, and waits for it: the view is then at least as new as this call. It waits for as long as config does not
+    /// answer. Calls at the same time share one fetch.
+    pub async fn look(&self) -> Arc<View> {
+        let mut fetches = self.shared.fetches.subscribe();
+        // One that is under way may have read before this call.
+        let wanted = fetches.borrow_and_update().begun + 1;
+        self.poke();
+        // The sender lives in `shared`, so this ends only with such a fetch.
+        let _ = fetches.wait_for(|fetches| fetches.done >= wanted).await;
+        self.view()
+    }
+
+    /// Says in the log that the config service does not answer: once per process until it does again, whoever met it.
+    pub fn tell_away(&self, error: &dyn Display) {
+        self.shared.tell_away(error);
+    }
+
+    /// Says in the log that the config service answers, if it was said that it does not.
+    pub fn tell_back(&self) {
+        self.shared.tell_back();
+    }
+}
+
+impl Shared {
+    fn tell_away(&self, error: &dyn Display) {
+        if self.service.away() {
+            tracing::warn!(%error, "waiting for the config service; the last good state stays");
+        } else {
+            tracing::debug!(%error, "the config service does not answer yet");
+        }
+    }
+
+    fn tell_back(&self) {
+        if self.service.back() {
+            tracing::info!("the config service answers");
+        }
+    }
 }
 
 async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     let topic = Topic::tg(Class::Notify, "config").map_err(|e| Error::Refused { reason: e.to_string() })?;
-    let inbox = subscribe(&process, topic).await?;
-    let client = ConfigClient::new(&process.replies).await?;
+    let mut attempt = 0;
+    let (inbox, client) = loop {
+        match attach(&process, topic.clone()).await {
+            Ok(ends) => break ends,
+            // The config service, which makes it, was not here yet.
+            Err(error) if error.kind() == ErrorKind::Absent => shared.tell_away(&error),
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(SUBSCRIBE.pause(attempt)).await;
+        attempt += 1;
+    };
     // A new subscription may have missed notices: look again.
     shared.poke.notify_one();
     let stop = process.stop.child_token();
@@ -194,27 +272,9 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     }
 }
 
-/// Follows the notices, once their owner, which may run in another process, has made them.
-async fn subscribe(process: &Process, topic: Topic) -> Result<Box<dyn Inbox>, Error> {
-    let to = Subscription::Own { topics: vec![topic] };
-    let mut attempt = 0;
-    loop {
-        match process.broker.subscribe(&to).await {
-            Err(error) if error.kind() == ErrorKind::Absent => {
-                if attempt == 0 {
-                    tracing::warn!("waiting for the config service, which has never run on this broker");
-                }
-                tokio::time::sleep(SUBSCRIBE.pause(attempt)).await;
-                attempt += 1;
-            }
-            outcome => {
-                if attempt > 0 && outcome.is_ok() {
-                    tracing::info!("the config service is there");
-                }
-                return outcome;
-            }
-        }
-    }
+async fn attach(process: &Process, notices: Topic) -> Result<(Box<dyn Inbox>, ConfigClient), Error> {
+    let inbox = process.broker.subscribe(&Subscription::Own { topics: vec![notices] }).await?;
+    Ok((inbox, ConfigClient::new(&process.replies).await?))
 }
 
 async fn listen(inbox: &dyn Inbox, shared: &Shared) -> Error {
@@ -252,23 +312,25 @@ async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &Cancell
             () = shared.poke.notified() => {}
             () = tokio::time::sleep(shared.resync_interval) => {}
         }
-        while let Err(error) = fetch(shared, client).await {
+        while let Err(error) = fetch_numbered(shared, client).await {
             if stop.is_cancelled() {
                 return;
             }
             let pause = RETRY.pause(failures);
             failures += 1;
-            if failures == 1 {
-                tracing::warn!(%error, "config could not be fetched; the last good state stays, and it is tried again");
-            } else {
-                tracing::debug!(%error, ?pause, "config could not be fetched");
-            }
+            shared.tell_away(&error);
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
-        if std::mem::take(&mut failures) > 0 {
-            tracing::info!("config is fetched again");
-        }
+        failures = 0;
     }
+}
+
+async fn fetch_numbered(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError> {
+    shared.fetches.send_modify(|fetches| fetches.begun += 1);
+    let number = shared.fetches.borrow().begun;
+    fetch(shared, client).await?;
+    shared.fetches.send_modify(|fetches| fetches.done = number);
+    Ok(())
 }
 
 async fn fetch(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError> {
@@ -286,6 +348,7 @@ async fn fetch(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError
         }
         other => other?,
     };
+    shared.tell_back();
     let next = old.after(&types, &answer);
     shared.metrics.config_version.set(next.version);
     if *old != next {
@@ -315,6 +378,14 @@ mod tests {
 
     fn value(kind: &str, workspace: &str, key: &str, text: &str) -> ConfigValue {
         crate::config::value(workspace, kind, key, text)
+    }
+
+    #[test]
+    fn that_config_is_away_is_news_once_and_that_it_is_back_too() {
+        let service = Presence::default();
+        assert!(!service.back(), "it was never away");
+        assert!(service.away() && !service.away());
+        assert!(service.back() && !service.back());
     }
 
     #[test]

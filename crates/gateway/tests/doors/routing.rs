@@ -244,16 +244,31 @@ async fn a_new_workspace_can_be_called_at_once_though_its_queues_come_a_moment_l
     let mut options = options();
     options.settle_timeout = PATIENCE;
     let world = World::with(options).await;
+    world.put(record::WORKSPACES, record::WORKSPACE, "fresh", Some("{}".to_owned())).await;
     let asked = json!({"operation": "list-flows", "workspace": "fresh"});
     let call = world.ask("/api/v1/flow", &asked);
     let create = async {
-        world.put(record::WORKSPACES, record::WORKSPACE, "fresh", Some("{}".to_owned())).await;
         wait_for("the workspace", || async { world.metric("tg_gateway_known_workspaces") == Some(3.0) })
             .await;
         world.serve_system("fresh", "flow", |_, _| async { Ok(json!({"flow_ids": ["x"]})) }).await;
     };
     let ((status, said), ()) = tokio::join!(call, create);
     assert_eq!((status, &said["flow-ids"]), (200, &json!(["x"])), "{said}");
+}
+
+#[tokio::test]
+async fn what_is_in_no_record_is_refused_once_config_was_read_again() {
+    let mut options = options();
+    // Whoever waited for this to pass would not be done in time.
+    options.settle_timeout = 10 * PATIENCE;
+    let world = World::with(options).await;
+    let question = json!({"texts": []});
+    let asked = world.ask("/api/v1/flow/nowhere/service/embeddings", &question);
+    let (status, said) = tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    assert_eq!((status, &said["error"]["message"]), (200, &json!("Invalid flow default/nowhere")));
+    let asked = json!({"operation": "list-flows", "workspace": "nowhere"});
+    let (status, said) = tokio::time::timeout(PATIENCE, world.ask("/api/v1/flow", &asked)).await.unwrap();
+    assert_eq!((status, &said["error"]), (404, &json!("workspace not found")));
 }
 
 #[tokio::test]
