@@ -151,8 +151,13 @@ impl Replies {
                 self.shared.inbox.send_replace(Some(inbox.clone()));
                 let ended = stop.run_until_cancelled(self.receive(&*inbox)).await;
                 self.shared.inbox.send_replace(None);
-                if let Some(error) = ended {
-                    tracing::warn!(%error, "the reply inbox was lost; attaching again");
+                match ended {
+                    // Its connection says so once for the whole process.
+                    Some(error @ Error::Unavailable { .. }) => {
+                        tracing::debug!(%error, "the reply inbox was lost; attaching again");
+                    }
+                    Some(error) => tracing::warn!(%error, "the reply inbox was lost; attaching again"),
+                    None => {}
                 }
             }
             stop.run_until_cancelled(tokio::time::sleep(delay)).await;

@@ -104,8 +104,8 @@ impl Reader {
             let error = self.read(&topic, &mut attempt).await;
             let pause = RETRY.pause(attempt);
             attempt += 1;
-            // The library makes the topic; it may come later than this process.
-            if error.kind() == ErrorKind::Absent {
+            // The library makes the topic; it may come later than this process. That the broker is away, its connection says.
+            if error.kind() == ErrorKind::Absent || matches!(error, Error::Unavailable { .. }) {
                 tracing::debug!(%topic, %error, ?pause, "no removals to follow yet");
             } else {
                 tracing::warn!(%topic, %error, ?pause, "removals are not followed at the moment");

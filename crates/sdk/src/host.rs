@@ -139,7 +139,9 @@ impl Host {
                 };
                 let pause = ATTACH.pause(attempt);
                 attempt += 1;
-                if error.kind() == ErrorKind::Absent {
+                // That the broker is away, its connection says once for the whole process.
+                let is_told = matches!(error, sluice_bus::Error::Unavailable { .. });
+                if is_told || error.kind() == ErrorKind::Absent {
                     tracing::debug!(variant = name, %error, ?pause, "not attached; trying again while the flow is wanted");
                 } else {
                     tracing::warn!(variant = name, %error, ?pause, "detached; attaching again");

@@ -1,5 +1,6 @@
 //! Supervised tasks: each has a name and a policy for its own failure, and shutdown waits for all of them.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::future::Future;
@@ -113,10 +114,10 @@ impl Tasks {
             let mut attempt = 0;
             while !stop.is_cancelled() {
                 let started = tokio::time::Instant::now();
-                let reason = match AssertUnwindSafe(make()).catch_unwind().await {
+                let (reason, is_told) = match AssertUnwindSafe(make()).catch_unwind().await {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => error.to_string(),
-                    Err(panic) => format!("panic: {}", panic_text(&*panic)),
+                    Ok(Err(error)) => (error.to_string(), is_broker_away(&error)),
+                    Err(panic) => (format!("panic: {}", panic_text(&*panic)), false),
                 };
                 if started.elapsed() > backoff.max {
                     attempt = 0;
@@ -124,7 +125,7 @@ impl Tasks {
                 let pause = backoff.pause(attempt);
                 attempt += 1;
                 // While something is away for long, each time the failures have doubled is often enough to hear of it.
-                if attempt.is_power_of_two() {
+                if attempt.is_power_of_two() && !is_told {
                     tracing::warn!(
                         task = task_name,
                         reason,
@@ -160,6 +161,11 @@ impl Tasks {
         }
         cut.into_iter().map(|(name, _)| name).collect()
     }
+}
+
+/// Whether a task failed because the broker is away. Its connection says so once for the whole process.
+fn is_broker_away(error: &dyn Any) -> bool {
+    matches!(error.downcast_ref(), Some(sluice_bus::Error::Unavailable { .. }))
 }
 
 struct Done {
@@ -206,6 +212,14 @@ mod tests {
         });
         assert!(tasks.finish(Duration::from_secs(60)).await.is_empty());
         assert_eq!(tries.load(Ordering::SeqCst), 4);
+    }
+
+    #[test]
+    fn only_an_absent_broker_goes_without_saying() {
+        let away = sluice_bus::Error::Unavailable { reason: "x".to_owned() };
+        assert!(is_broker_away(&away));
+        assert!(!is_broker_away(&sluice_bus::Error::Refused { reason: "x".to_owned() }));
+        assert!(!is_broker_away(&"the broker is not available"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! Where a broker is and who we are there; whatever holds a password prints as `***`.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
@@ -17,9 +18,20 @@ pub(super) struct Address {
     uri: AMQPUri,
     ca_pem: Option<String>,
     pub(super) name: String,
+    lost: AtomicUsize,
 }
 
 impl Address {
+    /// A connection to it was lost. Whether it is the only one that is: a broker that goes away is told once.
+    pub(super) fn lost_one(&self) -> bool {
+        self.lost.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// A lost connection is back. Whether none is lost any more.
+    pub(super) fn regained_one(&self) -> bool {
+        self.lost.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+
     pub(super) fn parse(text: &str, options: &Options) -> Result<Self> {
         let refused = |why: &str| Error::Refused {
             reason: format!(
@@ -58,7 +70,12 @@ impl Address {
             vhost,
             query: AMQPQueryString { heartbeat: Some(HEARTBEAT_SECS), ..Default::default() },
         };
-        Ok(Self { uri, ca_pem: options.ca_pem.clone(), name: options.name.clone() })
+        Ok(Self {
+            uri,
+            ca_pem: options.ca_pem.clone(),
+            name: options.name.clone(),
+            lost: AtomicUsize::new(0),
+        })
     }
 
     pub(super) fn uri(&self) -> AMQPUri {

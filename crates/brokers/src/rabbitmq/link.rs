@@ -209,11 +209,17 @@ impl Shared {
                 tracing::warn!(connection = self.role, address = %self.address, reason, "a connection was lost that is not rebuilt");
                 break;
             }
-            tracing::warn!(connection = self.role, address = %self.address, reason, "the broker's connection was lost");
+            if self.address.lost_one() {
+                tracing::warn!(connection = self.role, address = %self.address, reason, "the broker's connection was lost; connecting again");
+            } else {
+                tracing::debug!(connection = self.role, reason, "one more connection was lost");
+            }
             self.state.send_replace(State::Down(reason.into()));
             let Some(again) = self.stop.run_until_cancelled(self.reconnect()).await else { break };
             connection = again;
-            tracing::info!(connection = self.role, address = %self.address, "connected to the broker again");
+            if self.address.regained_one() {
+                tracing::info!(address = %self.address, "connected to the broker again");
+            }
             self.state.send_replace(State::Up(Up { connection: connection.clone(), generation }));
         }
         self.state.send_replace(State::Stopped);
