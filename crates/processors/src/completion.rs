@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use crate::provider::{Failed, Framing, Opened, Question, Service, Stream};
 pub use crate::provider::{ModelConfig, ModelError, Secret};
 
-const NOT_CONFIGURED: &str = "no language model is configured; set SLUICE_LLM_URL to the base URL of a provider that speaks \
+/// What every call is answered with while no model is configured.
+pub const NOT_CONFIGURED: &str = "no language model is configured; set SLUICE_LLM_URL to the base URL of a provider that speaks \
                               the OpenAI, Anthropic or Ollama dialect (for example http://localhost:11434), SLUICE_LLM_MODEL to a model it offers and, \
                               if it needs one, SLUICE_LLM_KEY, then start again";
 const COMPLETION: &str = "a completion";
@@ -272,13 +273,21 @@ impl TextCompletion {
             }
             "list-models" => {
                 let models = self.model.offered().await.map_err(failed)?.ok_or_else(not_configured)?;
-                Ok(TextCompletionResponse { end_of_stream: true, models, ..Default::default() })
+                // With the one that is asked, so that a reader can see whether it is among them.
+                let model = self.asked_model().map(str::to_owned);
+                Ok(TextCompletionResponse { end_of_stream: true, models, model, ..Default::default() })
             }
             other => {
                 let reason = format!("'{other}' is not an operation; use completion or list-models");
                 Err(Error::new("not-implemented", reason))
             }
         }
+    }
+
+    /// The program's model before the flow's.
+    fn asked_model(&self) -> Option<&str> {
+        let of_program = self.model.0.as_ref().and_then(|known| known.service.config.model.as_deref());
+        of_program.or(self.name.as_deref())
     }
 
     async fn complete(
@@ -289,7 +298,7 @@ impl TextCompletion {
     ) -> Result<TextCompletionResponse, Error> {
         let config = &provider.service.config;
         let no_model = ModelError::NoModel { variable: "SLUICE_LLM_MODEL", parameter: "llm-model" };
-        let model = config.model.as_deref().or(self.name.as_deref()).ok_or_else(|| failed(no_model))?;
+        let model = self.asked_model().ok_or_else(|| failed(no_model))?;
         let ask = Ask {
             model,
             temperature: self.temperature,

@@ -46,7 +46,7 @@ pub mod tokens;
 mod trace;
 pub mod triples;
 
-pub use completion::{Model, ModelConfig, ModelError, Secret};
+pub use completion::{Model, ModelConfig, ModelError, NOT_CONFIGURED, Secret};
 pub use decoder::{Decoding, DecodingConfig};
 pub use derived::Derived;
 pub use embeddings::{Embedder, EmbedderConfig, LocalConfig};

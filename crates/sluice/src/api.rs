@@ -61,14 +61,22 @@ impl Api {
         Ok(Self { http, base, token, timeout, workspace: workspace.to_owned() })
     }
 
-    /// The longest wait for an answer.
+    /// Longest wait for an answer.
     pub(crate) const fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The same connection with a wait of at most this.
-    pub(crate) fn within(&self, timeout: Duration) -> Self {
-        Self { timeout: self.timeout.min(timeout), ..self.clone() }
+    /// Whether the gateway is there, and if so whether it is ready for calls.
+    pub(crate) async fn is_ready(&self) -> anyhow::Result<bool> {
+        let url = format!("{}/readyz", self.base);
+        let answer = self.http.get(&url).send().await.map_err(|error| self.unreachable(&error))?;
+        Ok(answer.status().is_success())
+    }
+
+    /// Calls an operation that needs no key.
+    pub(crate) async fn call_public(&self, operation: &str) -> anyhow::Result<Value> {
+        let nobody = Self { token: None, ..self.clone() };
+        nobody.post(&format!("/api/v1/auth/{operation}"), json!({})).await
     }
 
     /// Calls a workspace service.
@@ -187,7 +195,7 @@ impl Api {
             401 => Told::new(Code::Denied, message)
                 .next("set TRUSTGRAPH_TOKEN, or name the folder that holds admin.key with --data DIR"),
             403 => Told::new(Code::Denied, message).next("ask an administrator for the capability"),
-            404 if said.contains("workspace") => {
+            404 if said == "workspace not found" => {
                 Told::new(Code::NotFound, format!("there is no workspace '{}'", self.workspace))
                     .next("name another with --workspace ID")
             }
@@ -209,35 +217,35 @@ fn told_by_service(answer: Value) -> anyhow::Result<Value> {
 fn service_failure(error: &Map<String, Value>) -> Told {
     let member = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
     let (kind, message) = (member("type"), member("message"));
-    let lower = message.to_lowercase();
-    let missing = [
-        "not found",
-        "unknown",
-        "does not exist",
-        "flow id invalid",
-        "invalid flow",
-        "no such",
-        "not in the library",
-        "does not run in workspace",
-    ];
     let code = match kind {
-        "not-found" => Code::NotFound,
+        "not-found" | "workspace-not-found" | "unknown-service" => Code::NotFound,
         "version-conflict" => Code::Differs,
         "access-denied" | "auth-required" | "auth-failed" => Code::Denied,
-        "timeout" => Code::TimedOut,
-        _ if missing.iter().any(|words| lower.contains(words)) => Code::NotFound,
-        _ if lower.contains("did not answer") || lower.contains("timed out") => Code::TimedOut,
+        "timeout" | "provider-timeout" => Code::TimedOut,
+        _ if is_known_to_be(NOT_THERE, kind, message) => Code::NotFound,
+        _ if is_known_to_be(LATE, kind, message) => Code::TimedOut,
         _ => Code::Failed,
     };
-    let told = Told::new(code, format!("{kind}: {message}"));
+    let told = Told { kind: kind.to_owned(), ..Told::new(code, format!("{kind}: {message}")) };
     match (kind, code) {
-        ("flow-error", Code::NotFound) if lower.contains("blueprint") => told.next("sluice blueprint ls"),
+        ("flow-error", Code::NotFound) if message == NO_BLUEPRINT => told.next("sluice blueprint ls"),
         ("flow-error", Code::NotFound) => told.next("sluice flow ls"),
-        ("flow-error", _) if lower.contains("already exists") => {
+        ("flow-error", _) if message == FLOW_EXISTS => {
             told.next("choose another id, or stop it first with `sluice flow stop ID`")
         }
         _ => told,
     }
+}
+
+const NO_BLUEPRINT: &str = "Blueprint does not exist";
+const FLOW_EXISTS: &str = "Flow already exists";
+/// What the dialect gives no type of its own: the type, and how the text that is part of the dialect begins.
+const NOT_THERE: &[(&str, &str)] =
+    &[("flow-error", NO_BLUEPRINT), ("flow-error", "Flow ID invalid"), ("flow-error", "Invalid flow ")];
+const LATE: &[(&str, &str)] = &[("gateway-error", "Timeout"), ("llm-error", "provider-timeout:")];
+
+fn is_known_to_be(known: &[(&str, &str)], kind: &str, message: &str) -> bool {
+    known.iter().any(|(own, begins)| *own == kind && message.starts_with(begins))
 }
 
 /// Percent-encodes one path segment.
@@ -269,6 +277,11 @@ mod tests {
         check("flow-error", "Flow ID invalid", Code::NotFound);
         check("flow-error", "Flow already exists", Code::Failed);
         check("flow-error", "Blueprint does not exist", Code::NotFound);
+        check("flow-error", "Invalid flow default/f9", Code::NotFound);
+        check("flow-error", "the flow is not found of what it looks for", Code::Failed);
+        check("not-found", "x", Code::NotFound);
+        check("gateway-error", "Timeout", Code::TimedOut);
+        check("llm-error", "provider-timeout: the model did not answer", Code::TimedOut);
         check("version-conflict", "x", Code::Differs);
         check("access-denied", "x", Code::Denied);
         assert!(told_by_service(json!({"values": []})).is_ok());

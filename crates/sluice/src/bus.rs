@@ -58,13 +58,14 @@ impl Remote {
         sluice_brokers::connect(self.url.reveal(), self.settings.clone()).await.map_err(|error| {
             let next = match error.kind() {
                 ErrorKind::Refused => {
-                    "check user and vhost in --broker, and the password there, in --broker-password-file or in SLUICE_BROKER_PASSWORD"
+                    "check the user and the vhost in --broker, and the password: in --broker-password-file FILE, or in \
+                     SLUICE_BROKER_PASSWORD"
                 }
                 ErrorKind::Absent | ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => {
                     "start the broker, or check the address given with --broker"
                 }
             };
-            Told::new(Code::Failed, format!("the broker cannot be used: {error}")).next(next).into()
+            Told::new(Code::Failed, error.to_string()).next(next).into()
         })
     }
 }

@@ -1,10 +1,39 @@
 //! The command line: what can be asked, with defaults and examples.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+mod serve;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::FalseyValueParser;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+pub(crate) use self::serve::{Broker, Decoding, Embeddings, Model, Run, Serve, Up};
+
+/// The commands that serve. They talk to no gateway, so what only clients use is not in their help.
+const SERVERS: [&str; 2] = ["up", "run"];
+/// Options of clients, which may stand before the command as well as after it.
+const CLIENT_OPTIONS: [&str; 4] = ["url", "workspace", "output", "timeout"];
+
+/// The whole command line, as help, completions and the parser know it.
+pub(crate) fn command() -> clap::Command {
+    let mut command = Args::command();
+    // Only then do the commands have the options that all share.
+    command.build();
+    SERVERS.into_iter().fold(command, |command, server| {
+        command.mut_subcommand(server, |one| {
+            one.mut_args(|arg| {
+                let is_clients = CLIENT_OPTIONS.contains(&arg.get_id().as_str());
+                if is_clients { arg.hide(true) } else { arg }
+            })
+        })
+    })
+}
+
+/// Reads a command line.
+pub(crate) fn parse(from: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+    let mut matches = command().try_get_matches_from(from)?;
+    Args::from_arg_matches_mut(&mut matches)
+}
 
 #[derive(Debug, Parser)]
 #[command(
@@ -25,9 +54,6 @@ pub(crate) struct Args {
 
 /// Which running system a command talks to, and how it prints.
 #[derive(Debug, Clone, ClapArgs)]
-#[command(
-    next_help_heading = "Options of every command (address, workspace and output matter to those that ask a running system)"
-)]
 pub(crate) struct Target {
     /// Address of the gateway to talk to
     #[arg(
@@ -76,12 +102,12 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Serve everything in this process until it is told to stop
     #[command(
-        after_help = "Examples:\n  sluice up\n  sluice up --data /var/lib/sluice --listen 127.0.0.1:9000\n  sluice up --no-auth\n\nThe first start writes an admin key to DATA/admin.key; other sluice commands read it.\nA language model is configured by SLUICE_LLM_URL, SLUICE_LLM_MODEL and SLUICE_LLM_KEY."
+        after_help = "Examples:\n  sluice up\n  sluice up --data /var/lib/sluice --listen 127.0.0.1:9000\n  sluice up --llm-url http://127.0.0.1:11434 --llm-model gemma3\n  sluice up --llm-url https://api.anthropic.com --llm-model NAME --llm-key-file key\n  sluice up --embeddings-local models/all-MiniLM-L6-v2\n  sluice up --no-auth\n\nThe first start writes an admin key to DATA/admin.key; other sluice commands read it."
     )]
     Up(Up),
     /// Serve some of it in this process, beside others on one broker
     #[command(
-        after_help = "Examples:\n  export SLUICE_BROKER=amqp://sluice@broker/sluice\n  export SLUICE_BROKER_PASSWORD_FILE=/etc/sluice/broker\n  sluice run config iam --data /var/lib/sluice/control\n  sluice run library --data /var/lib/sluice/library\n  sluice run stores --data /var/lib/sluice/stores\n  sluice run flow\n  sluice run gateway --listen 0.0.0.0:8888\n  sluice run document-decoder chunker embeddings document-embeddings\n\nProcesses may start in any order and be started again at any time.\nEach that keeps data (config, iam, library, stores) has a folder of its own;\nof the others as many may run as are wanted.\nThe admin key is in the folder of iam."
+        after_help = "Examples:\n  export SLUICE_BROKER=amqp://sluice@broker/sluice\n  export SLUICE_BROKER_PASSWORD_FILE=/etc/sluice/broker\n  sluice run config iam --data /var/lib/sluice/control\n  sluice run library --data /var/lib/sluice/library\n  sluice run stores --data /var/lib/sluice/stores\n  sluice run flow\n  sluice run gateway --listen 0.0.0.0:8888\n  sluice run document-decoder chunker embeddings document-embeddings\n\nProcesses may start in any order and be started again at any time.\nEach that keeps data (config, iam, library, stores) has a folder of its own;\nof the others as many may run as are wanted. The admin key is in the folder of iam."
     )]
     Run(Run),
     /// Run the main job once on sample documents, in a temporary folder on a free port
@@ -104,13 +130,13 @@ pub(crate) enum Command {
     /// Flows: blueprints made real
     #[command(
         subcommand,
-        after_help = "Examples:\n  sluice flow start default document-rag\n  sluice flow start f2 document-rag -p chunk-size=500\n  sluice flow ls\n  sluice flow describe default\n  sluice flow stop default --drain 60s"
+        after_help = "Examples:\n  sluice flow start default document-rag\n  sluice flow start f2 document-rag -p chunk-size=500\n  sluice flow ls\n  sluice flow describe default\n  sluice flow watch default\n  sluice flow stop default --drain 60s"
     )]
     Flow(Flow),
     /// Documents in the library
     #[command(
         subcommand,
-        after_help = "Examples:\n  sluice doc add handbook.md notes/\n  sluice doc ls\n  sluice doc rm urn:sluice:doc:3f2a…"
+        after_help = "Examples:\n  sluice doc add handbook.md notes/\n  sluice doc ls\n  sluice doc show urn:sluice:doc:3f2a…\n  sluice doc retry urn:sluice:doc:3f2a…\n  sluice doc rm urn:sluice:doc:3f2a…"
     )]
     Doc(Doc),
     /// Ask a question; the answer comes with its sources
@@ -126,9 +152,9 @@ pub(crate) enum Command {
     Dead(Dead),
     /// What is wrong with the flows and what they run on, and what to do about it
     #[command(
-        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n\nExit code 0 when nothing is wrong, 2 when something is."
+        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too."
     )]
-    Doctor,
+    Doctor(Broker),
     /// Read one document from standard input, for a processor
     #[command(hide = true)]
     Decode,
@@ -138,127 +164,6 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Up {
-    #[command(flatten)]
-    pub(crate) serve: Serve,
-    /// Services and processors to leave to other processes on the broker, for example chunker,prompt
-    #[arg(long, env = "SLUICE_WITHOUT", value_name = "NAMES", value_delimiter = ',')]
-    pub(crate) without: Vec<String>,
-}
-
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Run {
-    /// What to run: config, iam, library, flow, gateway, processors (all), stores (those that keep data), or ids of processors
-    #[arg(required = true, value_name = "SERVICE")]
-    pub(crate) services: Vec<String>,
-    #[command(flatten)]
-    pub(crate) serve: Serve,
-}
-
-/// How to serve.
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Serve {
-    /// Address that the gateway serves on
-    #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT", value_parser = address)]
-    pub(crate) listen: SocketAddr,
-    #[command(flatten)]
-    pub(crate) broker: Broker,
-    /// Let everybody in without a key; only on a loopback address unless forced
-    #[arg(long, env = "SLUICE_NO_AUTH", value_parser = FalseyValueParser::new())]
-    pub(crate) no_auth: bool,
-    /// Serve without a key on an address that others can reach
-    #[arg(long, env = "SLUICE_FORCE", value_parser = FalseyValueParser::new())]
-    pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) model: Model,
-    #[command(flatten)]
-    pub(crate) decoding: Decoding,
-}
-
-/// What reading one document may take; each is read in a process of its own.
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Decoding {
-    /// Pages, slides or sheets of a document that are read; what comes after is left out, and said to be
-    #[arg(long, env = "SLUICE_DECODE_PAGES", default_value = "2000", value_name = "COUNT")]
-    pub(crate) decode_pages: usize,
-    /// Memory that reading a document may take, in MiB
-    #[arg(long, env = "SLUICE_DECODE_MEMORY_MIB", default_value = "1024", value_name = "MIB")]
-    pub(crate) decode_memory_mib: u64,
-    /// Computing that reading a document may take, in seconds
-    #[arg(long, env = "SLUICE_DECODE_SECONDS", default_value = "300", value_name = "SECONDS")]
-    pub(crate) decode_seconds: u64,
-}
-
-/// The broker.
-#[derive(Clone, ClapArgs)]
-pub(crate) struct Broker {
-    /// The broker, for example amqp://user@host/vhost; `up` without it uses the embedded one
-    #[arg(long, env = "SLUICE_BROKER", hide_env_values = true, value_name = "URL")]
-    pub(crate) broker: Option<String>,
-    /// Password for the broker, in place of the one in its address; better set as a variable than typed
-    #[arg(
-        long,
-        env = "SLUICE_BROKER_PASSWORD",
-        hide_env_values = true,
-        value_name = "TEXT",
-        requires = "broker"
-    )]
-    pub(crate) broker_password: Option<String>,
-    /// File that holds the password
-    #[arg(
-        long,
-        env = "SLUICE_BROKER_PASSWORD_FILE",
-        value_name = "FILE",
-        requires = "broker",
-        conflicts_with = "broker_password"
-    )]
-    pub(crate) broker_password_file: Option<PathBuf>,
-    /// The broker's management API, for example http://host:15672; finds queues that nobody asked about
-    #[arg(
-        long,
-        env = "SLUICE_BROKER_MANAGEMENT",
-        hide_env_values = true,
-        value_name = "URL",
-        requires = "broker"
-    )]
-    pub(crate) broker_management: Option<String>,
-    /// File of certificates (PEM) to trust beside those of the machine, for amqps:// addresses
-    #[arg(long, env = "SLUICE_BROKER_CA", value_name = "FILE", requires = "broker")]
-    pub(crate) broker_ca: Option<PathBuf>,
-}
-
-impl std::fmt::Debug for Broker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Addresses may hold passwords.
-        f.debug_struct("Broker").field("broker", &self.broker.as_ref().map(|_| "***")).finish_non_exhaustive()
-    }
-}
-
-/// The language model, OpenAI-compatible.
-#[derive(Clone, ClapArgs)]
-pub(crate) struct Model {
-    /// Base address of an OpenAI-compatible language model, for example http://127.0.0.1:11434/v1
-    #[arg(long, env = "SLUICE_LLM_URL", value_name = "URL")]
-    pub(crate) llm_url: Option<String>,
-    /// Name of the model; without it the flow's `llm-model` parameter decides
-    #[arg(long, env = "SLUICE_LLM_MODEL", value_name = "NAME")]
-    pub(crate) llm_model: Option<String>,
-    /// Key of the model's provider; better set as a variable than typed
-    #[arg(long, env = "SLUICE_LLM_KEY", hide_env_values = true, value_name = "KEY")]
-    pub(crate) llm_key: Option<String>,
-}
-
-impl std::fmt::Debug for Model {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Model")
-            .field("llm_url", &self.llm_url)
-            .field("llm_model", &self.llm_model)
-            .field("llm_key", &self.llm_key.as_ref().map(|_| "***"))
-            .finish()
-    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -279,6 +184,7 @@ pub(crate) struct Demo {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
     /// Print one value
+    #[command(after_help = "Example:\n  sluice config get prompt system")]
     Get {
         /// Config type, for example `prompt`
         r#type: String,
@@ -286,11 +192,15 @@ pub(crate) enum Config {
         key: String,
     },
     /// List the keys of a type
+    #[command(after_help = "Example:\n  sluice config ls prompt")]
     Ls {
         /// Config type, for example `prompt`
         r#type: String,
     },
     /// Write a value
+    #[command(
+        after_help = "Examples:\n  sluice config put prompt system '\"Be brief.\"'\n  sluice config put tool t1 @tool.json"
+    )]
     Put {
         /// Config type, for example `prompt`
         r#type: String,
@@ -300,6 +210,7 @@ pub(crate) enum Config {
         value: String,
     },
     /// Delete a key
+    #[command(after_help = "Example:\n  sluice config rm tool t1")]
     Rm {
         /// Config type, for example `prompt`
         r#type: String,
@@ -307,19 +218,25 @@ pub(crate) enum Config {
         key: String,
     },
     /// Print every value of the workspace
+    #[command(after_help = "Example:\n  sluice config show -o yaml")]
     Show,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Blueprint {
     /// List blueprints
+    #[command(after_help = "Example:\n  sluice blueprint ls")]
     Ls,
     /// Print a blueprint
+    #[command(after_help = "Example:\n  sluice blueprint show document-rag -o json")]
     Show {
         /// Name of the blueprint
         name: String,
     },
     /// Write a blueprint from a JSON file (`-` for standard input), or a standard one with `--standard`
+    #[command(
+        after_help = "Examples:\n  sluice blueprint put mine mine.json\n  sluice blueprint put document-rag --standard"
+    )]
     Put {
         /// Name of the blueprint
         name: String,
@@ -331,6 +248,7 @@ pub(crate) enum Blueprint {
         standard: bool,
     },
     /// Delete a blueprint; running flows keep theirs
+    #[command(after_help = "Example:\n  sluice blueprint rm mine")]
     Rm {
         /// Name of the blueprint
         name: String,
@@ -340,6 +258,9 @@ pub(crate) enum Blueprint {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Flow {
     /// Start a flow; on return everything sent into it is kept
+    #[command(
+        after_help = "Examples:\n  sluice flow start default document-rag\n  sluice flow start f2 document-rag -p chunk-size=500 -d \"short chunks\""
+    )]
     Start {
         /// Id of the flow
         id: String,
@@ -353,6 +274,9 @@ pub(crate) enum Flow {
         description: String,
     },
     /// Stop a flow; on return nothing of it is left
+    #[command(
+        after_help = "Examples:\n  sluice flow stop default\n  sluice flow stop default --drain 60s\n  sluice flow stop default --drain discard"
+    )]
     Stop {
         /// Id of the flow
         id: String,
@@ -361,8 +285,21 @@ pub(crate) enum Flow {
         drain: Option<String>,
     },
     /// List flows
+    #[command(after_help = "Examples:\n  sluice flow ls\n  sluice flow ls -w acme -o json")]
     Ls,
+    /// Follow a flow: its queues, and how far its documents are; ends with Ctrl-C
+    #[command(
+        after_help = "Examples:\n  sluice flow watch default\n  sluice flow watch default --until-idle\n  sluice flow watch default -o json | jq .backlog\n\nOn a terminal the picture is updated in place; elsewhere each change is a line."
+    )]
+    Watch {
+        /// Id of the flow
+        id: String,
+        /// End once nothing waits or is in work; with --timeout, fail when nothing moves for that long
+        #[arg(long)]
+        until_idle: bool,
+    },
     /// Show a flow: its phase, queues, parameters
+    #[command(after_help = "Example:\n  sluice flow describe default")]
     Describe {
         /// Id of the flow
         id: String,
@@ -372,8 +309,11 @@ pub(crate) enum Flow {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Doc {
     /// Add files or folders and load them into a flow
+    #[command(
+        after_help = "Examples:\n  sluice doc add handbook.md notes/\n  sluice doc add 'papers/**/*.pdf' --flow f2 --collection papers\n  sluice doc add big.pdf --no-wait && sluice flow watch default"
+    )]
     Add {
-        /// Files or folders
+        /// Files, folders, or patterns such as 'papers/**/*.pdf'
         #[arg(required = true)]
         paths: Vec<PathBuf>,
         /// Flow to load into
@@ -393,8 +333,28 @@ pub(crate) enum Doc {
         store_only: bool,
     },
     /// List documents
+    #[command(after_help = "Example:\n  sluice doc ls")]
     Ls,
+    /// Show a document: what it is, its parts, how far each flow is with it, and what failed
+    #[command(after_help = "Example:\n  sluice doc show urn:sluice:doc:3f2a…")]
+    Show {
+        /// Id of the document
+        id: String,
+    },
+    /// Send the pieces of documents that failed through their flows again
+    #[command(
+        after_help = "Examples:\n  sluice doc retry urn:sluice:doc:3f2a…\n  sluice doc retry urn:sluice:doc:3f2a… --flow f2"
+    )]
+    Retry {
+        /// Ids of documents
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// Only what failed in this flow
+        #[arg(long)]
+        flow: Option<String>,
+    },
     /// Remove documents from the library, with everything that flows made of them
+    #[command(after_help = "Example:\n  sluice doc rm urn:sluice:doc:3f2a…")]
     Rm {
         /// Ids of documents
         #[arg(required = true)]
@@ -420,6 +380,7 @@ pub(crate) struct Ask {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Dead {
     /// List them, newest first
+    #[command(after_help = "Examples:\n  sluice dead ls\n  sluice dead ls --flow default --limit 20")]
     Ls {
         /// Only those of one flow
         #[arg(long)]
@@ -429,12 +390,16 @@ pub(crate) enum Dead {
         limit: u32,
     },
     /// Write them as JSON lines, bodies included
+    #[command(after_help = "Example:\n  sluice dead export > letters.jsonl")]
     Export {
         /// Only those of one flow
         #[arg(long)]
         flow: Option<String>,
     },
     /// Send them again, to the running flow of the same id
+    #[command(
+        after_help = "Examples:\n  sluice dead replay --flow default\n  sluice dead replay ID… --run default-r2"
+    )]
     Replay {
         /// Ids of messages
         #[arg(required_unless_present = "flow")]
@@ -447,18 +412,12 @@ pub(crate) enum Dead {
         run: Option<String>,
     },
     /// Delete them
+    #[command(after_help = "Example:\n  sluice dead rm ID…")]
     Rm {
         /// Ids of messages
         #[arg(required = true)]
         ids: Vec<String>,
     },
-}
-
-/// Reads `HOST:PORT`; a name is looked up and its first address taken.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let found =
-        text.to_socket_addrs().map_err(|error| format!("'{text}' is not of the form HOST:PORT: {error}"))?;
-    found.into_iter().next().ok_or_else(|| format!("'{text}' has no address"))
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -470,24 +429,75 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+
+    fn args(line: &[&str]) -> Result<Args, clap::Error> {
+        parse(line.iter().map(OsString::from))
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
+        command();
     }
 
     #[test]
     fn an_address_may_be_a_name() {
-        let args = Args::try_parse_from(["sluice", "up", "--listen", "localhost:18912"]).unwrap();
-        let Command::Up(up) = args.command else { panic!("it is `up`") };
+        let Command::Up(up) = args(&["sluice", "up", "--listen", "localhost:18912"]).unwrap().command else {
+            panic!("it is `up`")
+        };
         assert!(up.serve.listen.ip().is_loopback() && up.serve.listen.port() == 18912, "{}", up.serve.listen);
-        assert!(Args::try_parse_from(["sluice", "up", "--listen", "localhost"]).is_err());
+        assert!(args(&["sluice", "up", "--listen", "localhost"]).is_err());
     }
 
     #[test]
     fn a_key_is_never_printed() {
-        let args = Args::try_parse_from(["sluice", "up", "--llm-key", "sk-very-secret"]).unwrap();
-        assert!(!format!("{args:?}").contains("very-secret"));
+        for flag in ["--llm-key", "--embeddings-key"] {
+            let args = args(&["sluice", "up", flag, "sk-very-secret"]).unwrap();
+            assert!(!format!("{args:?}").contains("very-secret"));
+        }
+    }
+
+    /// Every command with everything below it.
+    fn all(command: &clap::Command) -> Vec<&clap::Command> {
+        let below = command.get_subcommands().filter(|one| !one.is_hide_set() && one.get_name() != "help");
+        std::iter::once(command).chain(below.flat_map(all)).collect()
+    }
+
+    #[test]
+    fn every_long_help_has_an_example_that_is_not_wrapped() {
+        const COLUMNS_MAX: usize = 90;
+        for one in all(&command()) {
+            let name = one.get_name();
+            let help = one.clone().render_long_help().to_string();
+            assert!(help.contains("Example:") || help.contains("Examples:"), "{name}:\n{help}");
+            let after = one.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let longest = after.lines().map(|line| line.chars().count()).max();
+            assert!(longest <= Some(COLUMNS_MAX), "{name}: a line of {longest:?} columns");
+        }
+    }
+
+    #[test]
+    fn commands_that_serve_do_not_show_what_only_clients_use() {
+        let command = command();
+        for name in SERVERS {
+            let one = command.find_subcommand(name).unwrap();
+            let help = one.clone().render_long_help().to_string();
+            for option in CLIENT_OPTIONS {
+                assert!(!help.contains(&format!("--{option} ")), "{name} shows --{option}:\n{help}");
+            }
+            assert!(help.contains("--data") && help.contains("--listen"), "{help}");
+        }
+        let args = args(&["sluice", "--timeout", "3", "flow", "ls", "--url", "http://x"]).unwrap();
+        assert_eq!((args.target.timeout, args.target.url.as_str()), (3, "http://x"));
+    }
+
+    #[test]
+    fn completions_know_every_command() {
+        let mut script = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut command(), "sluice", &mut script);
+        let script = String::from_utf8(script).unwrap();
+        for name in ["watch", "retry", "--until-idle", "--embeddings-local"] {
+            assert!(script.contains(name), "{name}");
+        }
     }
 }

@@ -27,11 +27,13 @@ pub(crate) struct Told {
     pub(crate) code: Code,
     pub(crate) message: String,
     pub(crate) next: Option<String>,
+    /// The stable type of a failure that a service told; empty for any other.
+    pub(crate) kind: String,
 }
 
 impl Told {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), next: None }
+        Self { code, message: message.into(), next: None, kind: String::new() }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {

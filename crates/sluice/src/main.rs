@@ -14,10 +14,8 @@ mod telemetry;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let args = match cli::Args::try_parse() {
+    let args = match cli::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {
             // Clap prints help and version as errors of their own kind; those are what was asked for.

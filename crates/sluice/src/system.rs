@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) no_auth: bool,
     /// The language model, if one is configured.
     pub(crate) model: Option<sluice_processors::ModelConfig>,
+    /// Where vectors come from.
+    pub(crate) embedder: sluice_processors::EmbedderConfig,
     /// How documents are read.
     pub(crate) decoding: sluice_processors::DecodingConfig,
 }
@@ -172,7 +174,7 @@ async fn serve(
     }
     let watch = ConfigWatch::start(platform, watch::RESYNC_INTERVAL);
     let process = &layers.services;
-    let config = || config_when_it_answers(process);
+    let config = || config_when_it_answers(process, &watch);
     if selection.runs(Service::Config) {
         seed(&config().await?).await.context("the standard configuration could not be put")?;
     }
@@ -198,7 +200,7 @@ async fn serve(
                 Err(sluice_iam::Error::Config(ConfigError::Bus(error)))
                     if error.kind() != ErrorKind::Refused =>
                 {
-                    tracing::warn!(%error, "the config service is gone; waiting for it");
+                    watch.tell_away(&error);
                 }
                 Err(error) => return Err(error).context("the identity service did not start"),
             }
@@ -235,7 +237,9 @@ async fn serve(
     }
     if selection.runs_processors() {
         let mine = roster.only(|id| selection.runs_processor(id));
+        let embedder = sluice_processors::Embedder::open(settings.embedder.clone()).await;
         let resources = sluice_processors::resources(stores.clone(), model, &process.metrics)
+            .with(embedder.context("texts cannot be embedded")?)
             .with(sluice_processors::Decoding::new(settings.decoding.clone()));
         sluice_processors::removals::start(process, &watch, &mine, &resources);
         Host::new(process.clone(), mine, watch.clone(), resources, HostOptions::default()).start();
@@ -266,12 +270,15 @@ async fn open_store(data: &std::path::Path) -> Result<Store, sluice_store::Error
 }
 
 /// A client of the config service, once that answers; in whichever process it runs, it may start later than this one.
-async fn config_when_it_answers(process: &Process) -> anyhow::Result<ConfigClient> {
+async fn config_when_it_answers(process: &Process, watch: &ConfigWatch) -> anyhow::Result<ConfigClient> {
     let mut attempt = 0;
     loop {
         let error = match ConfigClient::new(&process.replies).await {
             Ok(client) => match client.get(record::SYSTEM, SEEDED.0, SEEDED.1).await {
-                Ok(_) => return Ok(client),
+                Ok(_) => {
+                    watch.tell_back();
+                    return Ok(client);
+                }
                 Err(error) => error,
             },
             Err(error) => error.into(),
@@ -279,9 +286,7 @@ async fn config_when_it_answers(process: &Process) -> anyhow::Result<ConfigClien
         if matches!(&error, ConfigError::Refused { .. }) {
             return Err(error).context("config cannot be asked");
         }
-        if attempt == 0 {
-            tracing::warn!(%error, "waiting for the config service; 'sluice run config' on the same broker starts one");
-        }
+        watch.tell_away(&error);
         tokio::time::sleep(START_RETRY.pause(attempt)).await;
         attempt += 1;
     }

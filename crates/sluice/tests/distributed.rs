@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, reason = "a long case tells how far it is")]
 
 mod common;
+#[path = "common/provider.rs"]
+mod provider;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ const CASES: &[Case] = cases![
     any_process_killed_while_requests_run_loses_no_accepted_document_and_hangs_no_request,
     what_cannot_run_alone_is_told_before_anything_is_made,
     a_second_process_with_data_of_its_own_is_refused,
+    a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_names_who_is_away,
 ];
 
 fn main() -> ExitCode {
@@ -103,13 +106,25 @@ impl Client {
 impl Fleet {
     /// All of them, each begun without waiting for the one before.
     fn start(shared: &Shared, vhost: &str, order: &[(&'static str, &'static [&'static str])]) -> Self {
+        Self::start_with(shared, vhost, order, &[])
+    }
+
+    fn start_with(
+        shared: &Shared,
+        vhost: &str,
+        order: &[(&'static str, &'static [&'static str])],
+        more: &[&str],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let management = shared.server.options().management.unwrap();
         let url = shared.server.url(vhost);
-        let broker = ["--broker", &url, "--broker-management", management.reveal()].map(str::to_owned);
+        let broker = ["--broker", &url, "--broker-management", management.reveal()]
+            .into_iter()
+            .chain(more.iter().copied());
+        let broker: Vec<String> = broker.map(str::to_owned).collect();
         let client = Client { url: String::new(), data: folder.path().join("iam") };
         let listen = "127.0.0.1:0".to_owned();
-        let mut fleet = Self { folder, broker: broker.to_vec(), running: BTreeMap::new(), listen, client };
+        let mut fleet = Self { folder, broker, running: BTreeMap::new(), listen, client };
         let commands: Vec<_> =
             order.iter().map(|(name, services)| (*name, fleet.command(name, services))).collect();
         let started: Vec<_> = commands
@@ -327,4 +342,54 @@ fn a_second_process_with_data_of_its_own_is_refused(shared: &mut Shared) {
     ends(&run("second").output().unwrap(), 1, "runs on this broker already");
     assert_eq!(first.terminate(), 0);
     Program::start(run("second"), " serving ");
+}
+
+fn a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_names_who_is_away(
+    shared: &mut Shared,
+) {
+    let vhost = shared.vhost();
+    let model = provider::Provider::start();
+    model.become_slow();
+    let more = ["--llm-url", &model.url, "--llm-dialect", "ollama", "--llm-model", "gemma3"];
+    let mut fleet = Fleet::start_with(shared, &vhost, PROCESSES, &more);
+    let client = fleet.client.clone();
+    client.json(&["flow", "start", "f1", "document-rag"]);
+    client.json(&["doc", "add", &fact(fleet.folder.path(), 1), "--flow", "f1"]);
+    let wait = |what: &str, open: usize, hung_up: usize| {
+        let until = Instant::now() + PATIENCE;
+        while model.open_and_hung_up() != (open, hung_up) {
+            let now = model.open_and_hung_up();
+            assert!(Instant::now() < until, "{what}: {now:?}, not {:?}\n{}", (open, hung_up), fleet.logs());
+            std::thread::yield_now();
+        }
+    };
+    let mut ask = sluice();
+    ask.args(["ask", "what is the code word of vault1?", "--flow", "f1", "--url", &client.url, "--data"]);
+    let mut ask = ask.arg(&client.data).spawn().unwrap();
+    wait("the question reaches the model", 1, 0);
+    ask.kill().unwrap();
+    ask.wait().unwrap();
+    wait("the model is left by the command's question", 1, 1);
+
+    let key = std::fs::read_to_string(client.data.join("admin.key")).unwrap();
+    let body = r#"{"system": "", "prompt": "Say hello."}"#;
+    let address = client.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let request = format!(
+        "POST /api/v1/flow/f1/service/text-completion HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+        key.trim(),
+        body.len()
+    );
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    wait("the call reaches the model", 2, 1);
+    drop(stream);
+    wait("the model is left by the call over HTTP", 2, 2);
+
+    fleet.kill("library");
+    let found = client.run(&["doctor", "--timeout", "5", "-o", "json"]);
+    ends(&found, 2, "library-silent");
+    let said = text(&found);
+    assert!(said.contains("sluice run library") && said.contains("config-answers"), "{said}");
+    assert!(!said.contains("config-silent"), "{said}");
+    fleet.stop();
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Map, json};
 
-use super::doc::{self, Source};
-use super::{ask, blueprint, flow, up};
+use super::files::{self, Source};
+use super::{ask, blueprint, doc, flow, up};
 use crate::api::Api;
 use crate::cli::{Demo, Target};
 use crate::services::Selection;
@@ -32,7 +32,8 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         broker: None,
         no_auth: false,
-        model: up::model(command.model.clone()),
+        model: up::model(command.model.clone())?,
+        embedder: sluice_processors::EmbedderConfig::default(),
         decoding: sluice_processors::DecodingConfig::default(),
     };
     let began = Instant::now();
@@ -72,12 +73,12 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
 fn sources(command: &Demo) -> anyhow::Result<Vec<Source>> {
     if command.documents.is_empty() {
         let sample = |(name, text): &(&str, &str)| {
-            let kind = doc::kind_of(name.as_ref())?;
+            let kind = files::kind_of(name.as_ref())?;
             Ok(Source { name: (*name).to_owned(), kind, content: text.as_bytes().to_vec() })
         };
         return SAMPLES.iter().map(sample).collect();
     }
-    doc::read_all(&doc::files_in(&command.documents)?)
+    files::read_all(&files::files_in(&command.documents)?)
 }
 
 async fn job(

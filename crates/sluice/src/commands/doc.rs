@@ -1,7 +1,6 @@
 //! `sluice doc`: documents in the library, and their way through a flow with a progress bar fed by the stages.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,9 +8,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use sluice_documents::Kind;
 use tokio::time::Instant;
 
+use super::document;
+use super::files::{Source, files_in, read_all};
 use crate::api::Api;
 use crate::cli::{Doc, Output};
 use crate::exit::{Code, Told};
@@ -34,16 +34,6 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 const IDLE_LOOKS: u32 = 3;
 const IDLE_LOOKS_UNSEEN: u32 = 20;
 
-/// Files that are read, for people.
-const READS: &str = "PDF, Word, Excel, PowerPoint, HTML, Markdown, CSV or text files";
-
-/// A document to add.
-pub(super) struct Source {
-    pub(super) name: String,
-    pub(super) kind: &'static str,
-    pub(super) content: Vec<u8>,
-}
-
 pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Result<Code> {
     match command {
         Doc::Add { paths, flow, collection, title, no_wait, store_only } => {
@@ -55,6 +45,8 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             if let (Some(title), [only]) = (title, &mut sources[..]) {
                 only.name = title;
             }
+            let bar = bar(sources.len() as u64, "{msg:24} {bar:30} {pos}/{len} files  {elapsed}");
+            bar.set_message("adding");
             let mut ids = Vec::new();
             for source in &sources {
                 let id =
@@ -63,12 +55,18 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
                 if !ids.contains(&id) {
                     ids.push(id);
                 }
+                bar.inc(1);
             }
             if !store_only {
+                bar.reset();
+                bar.set_length(ids.len() as u64);
+                bar.set_message(format!("handing to flow '{flow}'"));
                 for id in &ids {
                     process(api, id, &flow, &collection).await?;
+                    bar.inc(1);
                 }
             }
+            bar.finish_and_clear();
             let waits = !no_wait && !store_only;
             let progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
             let failed = progress.as_array().into_iter().flatten().any(is_failed);
@@ -85,6 +83,8 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             })?;
             Ok(Code::Ok)
         }
+        Doc::Show { id } => document::show(api, output, &id).await.map(|()| Code::Ok),
+        Doc::Retry { ids, flow } => document::retry(api, output, &ids, flow.as_deref()).await,
         Doc::Rm { ids } => {
             for id in &ids {
                 api.call("librarian", json!({"operation": "remove-document", "document-id": id})).await?;
@@ -92,89 +92,6 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             show(output, &json!({"removed": ids}), |_| format!("Removed {} document(s).", ids.len()))?;
             Ok(Code::Ok)
         }
-    }
-}
-
-/// The files that paths name, folders walked, in order.
-pub(super) fn files_in(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for path in paths {
-        let data = std::fs::metadata(path).map_err(|error| {
-            Told::new(Code::NotFound, format!("'{}' cannot be opened: {error}", path.display()))
-        })?;
-        if data.is_file() {
-            files.push(path.clone());
-            continue;
-        }
-        let entries =
-            std::fs::read_dir(path).with_context(|| format!("'{}' cannot be listed", path.display()))?;
-        let mut inside: Vec<PathBuf> =
-            entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
-        inside.sort();
-        // In a folder only what can be decoded is taken; a file that was named is always tried.
-        inside.retain(|entry| entry.is_dir() || kind_of(entry).is_ok());
-        files.extend(files_in(&inside)?);
-    }
-    Ok(files)
-}
-
-/// Reads files, all of them before anything is added: those that cannot be loaded are named together.
-pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
-    let mut sources = Vec::new();
-    let mut faults = Vec::new();
-    for file in files {
-        match read(file) {
-            Ok(source) => sources.push(source),
-            Err(fault) => faults.push((file, fault)),
-        }
-    }
-    match faults.len() {
-        0 if sources.is_empty() => Err(Told::usage("there is nothing to load in what was named")
-            .next(format!("name {READS}, or a folder that holds some"))
-            .into()),
-        0 => Ok(sources),
-        1 => Err(faults.remove(0).1),
-        count => {
-            let lines: Vec<String> = faults.iter().map(|(_, fault)| format!("  {fault}")).collect();
-            let message = format!("{count} files cannot be loaded; nothing was added:\n{}", lines.join("\n"));
-            Err(Told::new(Code::Failed, message).into())
-        }
-    }
-}
-
-fn read(file: &Path) -> anyhow::Result<Source> {
-    let kind = kind_of(file)?;
-    let content = std::fs::read(file).with_context(|| format!("'{}' could not be read", file.display()))?;
-    if content.is_empty() {
-        return Err(Told::new(Code::Failed, format!("'{}' is empty", name_of(file))).into());
-    }
-    // Plain text goes past the decoder, which is where encodings are found out.
-    let is_odd_text = kind == Kind::Text.mime() && std::str::from_utf8(&content).is_err();
-    let kind = if is_odd_text { "application/octet-stream" } else { kind };
-    Ok(Source { name: name_of(file), kind, content })
-}
-
-fn name_of(file: &Path) -> String {
-    file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-pub(super) fn kind_of(file: &Path) -> anyhow::Result<&'static str> {
-    let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
-    match ending.as_str() {
-        "md" | "markdown" => Ok(Kind::Markdown.mime()),
-        "txt" | "text" | "" => Ok(Kind::Text.mime()),
-        "csv" | "tsv" => Ok(Kind::Csv.mime()),
-        "html" | "htm" | "xhtml" => Ok(Kind::Html.mime()),
-        "pdf" => Ok(Kind::Pdf.mime()),
-        "docx" | "docm" => Ok(Kind::Docx.mime()),
-        "xlsx" | "xlsm" => Ok(Kind::Xlsx.mime()),
-        "pptx" | "pptm" => Ok(Kind::Pptx.mime()),
-        "doc" => Ok(Kind::Doc.mime()),
-        "xls" => Ok(Kind::Xls.mime()),
-        "ppt" => Ok(Kind::Ppt.mime()),
-        other => Err(Told::usage(format!("'{}': files of kind '{other}' cannot be decoded", file.display()))
-            .next(format!("load {READS}"))
-            .into()),
     }
 }
 
@@ -249,20 +166,19 @@ pub(super) async fn process(api: &Api, document: &str, flow: &str, collection: &
 /// Waits until every document is through, showing how far the stages say they are. Processors of others may report nothing:
 /// then the wait is over when nothing moves and the flow's queues are empty.
 pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow::Result<Value> {
-    let style = ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} chunks  {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(0).with_style(style).with_message("decoding");
+    let bar = bar(0, "{prefix:24} {bar:30} {pos}/{len} chunks  {elapsed}  {msg}").with_prefix("decoding");
+    let stall_timeout = STALL_TIMEOUT.min(api.timeout());
     let mut last = Vec::new();
     let mut moved = Instant::now();
     let (mut next_look, mut idle_looks) = (moved + IDLE_INTERVAL, 0);
     let mut states = BTreeMap::new();
-    let patience = STALL_TIMEOUT.min(api.timeout());
     loop {
         ask_for_open(api, documents, flow, &mut states).await?;
         let sum = |name: &str| states.values().map(|one| one[name].as_u64().unwrap_or_default()).sum::<u64>();
         bar.set_length(sum("announced"));
         bar.set_position(sum("stored") + sum("failed"));
-        bar.set_message(format!("{} of {} documents", done(&states), documents.len()));
+        bar.set_prefix(format!("{} of {} documents", done(&states), documents.len()));
+        bar.set_message(Pace::of(states.values()).to_string());
         if done(&states) == documents.len() {
             bar.finish();
             return Ok(json!(states.values().collect::<Vec<_>>()));
@@ -272,13 +188,13 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
             last = now;
             moved = Instant::now();
             (next_look, idle_looks) = (moved + IDLE_INTERVAL, 0);
-        } else if moved.elapsed() > patience {
-            return Err(Told::new(
-                Code::TimedOut,
-                format!("nothing has moved for {} s; the documents stay queued", patience.as_secs()),
-            )
-            .next("sluice flow describe FLOW, and sluice dead ls")
-            .into());
+        } else if moved.elapsed() > stall_timeout {
+            bar.abandon();
+            let seconds = stall_timeout.as_secs();
+            let told = format!("nothing has moved for {seconds} s; the documents stay queued");
+            return Err(Told::new(Code::TimedOut, told)
+                .next(format!("sluice flow watch {flow}, sluice doctor, and sluice dead ls"))
+                .into());
         } else if Instant::now() >= next_look {
             idle_looks = if is_idle(&super::flow::status(api, flow).await?) { idle_looks + 1 } else { 0 };
             let is_seen = |one: &Value| one["complete"] == true || one["stored"].as_u64() > Some(0);
@@ -293,6 +209,46 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
     }
 }
 
+fn bar(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style)
+}
+
+/// How fast documents go through, and how long it will take, as the library tells it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Pace {
+    pub(super) chunks_per_minute: f64,
+    /// Until the last of them is through; `None` while that cannot be told.
+    pub(super) remaining_seconds: Option<u64>,
+}
+
+impl Pace {
+    /// That of documents together. Those that are through take no part.
+    pub(super) fn of<'a>(progress: impl Iterator<Item = &'a Value>) -> Self {
+        let open: Vec<&Value> = progress.filter(|one| one["complete"] != true).collect();
+        let rates = open.iter().filter_map(|one| one["rate-per-minute"].as_f64());
+        let remaining: Option<Vec<u64>> = open.iter().map(|one| one["remaining-seconds"].as_u64()).collect();
+        Self {
+            chunks_per_minute: rates.sum(),
+            remaining_seconds: remaining.and_then(|all| all.into_iter().max()),
+        }
+    }
+}
+
+impl std::fmt::Display for Pace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.chunks_per_minute > 0.0 {
+            write!(f, "{:.0} chunks/min", self.chunks_per_minute)?;
+        }
+        match self.remaining_seconds {
+            Some(seconds) if seconds > 0 => {
+                write!(f, ", about {} left", indicatif::HumanDuration(Duration::from_secs(seconds)))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What grows while something is done for a document; its rate changes although nothing is.
 fn counts(progress: &Value) -> [Option<u64>; 7] {
     let names = ["texts-announced", "texts-done", "announced", "embedded", "indexed", "stored", "failed"];
@@ -300,7 +256,7 @@ fn counts(progress: &Value) -> [Option<u64>; 7] {
 }
 
 /// Whether nothing waits or is being worked on in a flow, as far as its broker can show.
-fn is_idle(status: &Value) -> bool {
+pub(super) fn is_idle(status: &Value) -> bool {
     let queues = status["queues"].as_array().into_iter().flatten();
     let mut durable = queues.filter(|queue| text(queue, "topic").starts_with("flow:")).peekable();
     durable.peek().is_some() && durable.all(|queue| queue["ready"] == 0 && queue["unsettled"] == 0)
@@ -317,7 +273,7 @@ fn done(states: &BTreeMap<String, Value>) -> usize {
 }
 
 /// Asks how far those documents are that were not through when last asked.
-async fn ask_for_open(
+pub(super) async fn ask_for_open(
     api: &Api,
     documents: &[String],
     flow: &str,
@@ -382,6 +338,21 @@ mod tests {
         check(json!([queue(flow, 0, Value::Null)]), false);
         check(json!([queue(request, 0, json!(0))]), false);
         check(json!([]), false);
+    }
+
+    #[test]
+    fn the_pace_is_that_of_all_open_documents_and_their_end_that_of_the_slowest() {
+        let one = |complete: bool, rate: f64, left: Value| json!({"complete": complete, "rate-per-minute": rate, "remaining-seconds": left});
+        let pace = |all: &[Value]| Pace::of(all.iter());
+        let both =
+            pace(&[one(false, 20.0, json!(30)), one(false, 10.0, json!(90)), one(true, 0.0, json!(0))]);
+        assert_eq!(both, Pace { chunks_per_minute: 30.0, remaining_seconds: Some(90) });
+        assert_eq!(both.to_string(), "30 chunks/min, about 90 seconds left");
+        assert_eq!(
+            pace(&[one(false, 5.0, json!(30)), one(false, 0.0, Value::Null)]).to_string(),
+            "5 chunks/min"
+        );
+        assert_eq!(pace(&[]), Pace { chunks_per_minute: 0.0, remaining_seconds: None });
     }
 
     #[test]

@@ -1,72 +1,317 @@
-//! `sluice doctor`: what is wrong, worst first, each with the next thing to try.
+//! `sluice doctor`: what is wrong, worst first, each with the next thing to try. It looks at what it can reach by itself
+//! (the gateway, the broker, the data folder), asks each service for a word, and each flow for its models.
 
+use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
+use sluice_processors::NOT_CONFIGURED;
 
-use crate::api::Api;
-use crate::cli::Output;
+use super::up;
+use crate::api::{Api, data_folder};
+use crate::bus::Bus;
+use crate::cli::{Broker, Target};
 use crate::exit::{Code, Told};
 use crate::output::{show, text};
 
 /// Severities, worst first, with the title of their group.
-const SEVERITIES: [(&str, &str); 3] =
-    [("error", "Does not work"), ("warning", "Will hurt"), ("info", "Worth knowing")];
+const SEVERITIES: [(&str, &str); 4] =
+    [("error", "Does not work"), ("warning", "Will hurt"), ("info", "Worth knowing"), ("ok", "Works")];
+/// How long one answer is waited for. A gateway says after 10 s that the identity service is silent.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Flows whose models are asked.
+const FLOWS_MAX: usize = 16;
+/// Room on the disk of the data folder below which it is told, in bytes.
+const FREE_BYTES_MIN: u64 = 2 << 30;
+const READ_LOGS: &str = "read the log of `sluice up`, or of the process that runs it";
 
-/// How long one service has to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Runs every check; what cannot be asked because an earlier one failed is left out.
+pub(super) async fn run(target: &Target, broker: Broker) -> anyhow::Result<Code> {
+    let api = Api::new(target)?;
+    let mut findings = Vec::new();
+    if let Ok(folder) = data_folder(target) {
+        findings.extend(folder_found(&folder));
+    }
+    findings.extend(broker_found(broker).await?);
+    match limited(&api, api.is_ready()).await {
+        Err(error) => findings.push(unanswered("the gateway", "gateway-silent", &error)),
+        Ok(is_ready) => {
+            if !is_ready {
+                let text =
+                    "the gateway has not read its configuration: the config service does not answer it";
+                findings.push(finding("error", "gateway-waits", text, start("config")));
+            }
+            findings.extend(services_found(&api).await);
+        }
+    }
+    if findings.iter().any(|one| one["code"] == "flow-answers") {
+        let (store, models) = tokio::join!(store_found(&api), models_found(&api));
+        findings.push(store);
+        findings.extend(models);
+    }
+    let code = if findings.iter().all(is_fine) { Code::Ok } else { Code::Differs };
+    show(target.output, &Value::Array(findings), told)?;
+    Ok(code)
+}
 
-/// Runs every check, side by side; each service that does not answer is named.
-pub(super) async fn run(api: &Api, output: Output) -> anyhow::Result<Code> {
-    let api = &api.within(ANSWER_TIMEOUT);
-    let config = json!({"operation": "list", "type": "flow"});
-    let (flow, config, library) = tokio::join!(
-        api.call("flow", json!({"operation": "doctor"})),
-        api.call("config", config),
-        api.call("librarian", json!({"operation": "list-processing"})),
+fn finding(severity: &str, code: &str, text: impl Into<String>, next: impl Into<String>) -> Value {
+    json!({"code": code, "severity": severity, "text": text.into(), "next": next.into()})
+}
+
+fn works(code: &str, text: impl Into<String>) -> Value {
+    finding("ok", code, text, "")
+}
+
+fn is_fine(finding: &Value) -> bool {
+    matches!(finding["severity"].as_str(), Some("ok" | "info"))
+}
+
+fn start(service: &str) -> String {
+    format!("start it with `sluice up`, or by itself with `sluice run {service}`; if it runs, read its log")
+}
+
+/// An answer, or that there was none in time.
+async fn limited<T>(api: &Api, call: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let within = LOOK_TIMEOUT.min(api.timeout());
+    tokio::time::timeout(within, call).await.unwrap_or_else(|_| {
+        let told = format!("no answer within {} s", within.as_secs());
+        Err(Told::new(Code::TimedOut, told).next(READ_LOGS).into())
+    })
+}
+
+/// A data folder on this machine: whether it can be written, and how much room it has.
+fn folder_found(folder: &Path) -> Vec<Value> {
+    if !folder.is_dir() {
+        return Vec::new();
+    }
+    let shown = folder.display();
+    let mut findings = Vec::new();
+    if let Err(error) = tempfile::Builder::new().prefix(".doctor-").tempfile_in(folder) {
+        let text = format!("the data folder '{shown}' cannot be written by this user: {error}");
+        let next = "run the command as the user that runs the system, or mend the folder's owner and rights";
+        findings.push(finding("warning", "folder-not-writable", text, next));
+    }
+    match rustix::fs::statvfs(folder) {
+        Ok(disk) => {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let text =
+                format!("the disk of the data folder '{shown}' has {} free", indicatif::BinaryBytes(free));
+            findings.push(if free < FREE_BYTES_MIN {
+                finding(
+                    "warning",
+                    "disk-low",
+                    text,
+                    "free some space, or move the folder: a full disk takes no documents",
+                )
+            } else {
+                works("disk-free", text)
+            });
+        }
+        Err(error) => findings.push(finding(
+            "warning",
+            "disk-not-seen",
+            format!("the disk of the data folder '{shown}' tells nothing: {error}"),
+            "check the mount",
+        )),
+    }
+    findings
+}
+
+/// The broker whose address was given, and its management API.
+async fn broker_found(broker: Broker) -> anyhow::Result<Vec<Value>> {
+    let Some(remote) = up::remote(broker)? else { return Ok(Vec::new()) };
+    let bus = match Bus::open(Some(&remote), None).await {
+        Ok(bus) => bus,
+        Err(error) => return Ok(vec![unanswered("the broker", "broker-silent", &error)]),
+    };
+    let text = "the broker lets this process in";
+    let findings = vec![works("broker-answers", text)];
+    bus.close().await;
+    Ok(findings)
+}
+
+/// A word from each service; of the flow service, what it finds.
+async fn services_found(api: &Api) -> Vec<Value> {
+    let ask = |kind: &'static str, body: Value| limited(api, async move { api.call(kind, body).await });
+    let (iam, config, library, flow) = tokio::join!(
+        limited(api, api.call_public("bootstrap-status")),
+        ask("config", json!({"operation": "list", "type": "flow"})),
+        ask("librarian", json!({"operation": "list-uploads"})),
+        ask("flow", json!({"operation": "doctor"})),
     );
     let mut findings = Vec::new();
-    let asked = [("flow", &flow), ("config", &config), ("library", &library)];
-    if asked.iter().all(|(_, answer)| answer.is_err()) {
-        // It is not the services then, or not they alone.
-        findings.extend(flow.as_ref().err().map(unanswered));
-    } else {
-        let silent = asked.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().err()?)));
-        findings.extend(silent.map(|(name, error)| unserved(name, error)));
-    }
-    if let Ok(answer) = &flow {
-        findings.extend(answer["findings"].as_array().into_iter().flatten().cloned());
-    }
-    let is_fine = findings.iter().all(|finding| finding["severity"] == "info");
-    show(output, &Value::Array(findings), told)?;
-    Ok(if is_fine { Code::Ok } else { Code::Differs })
+    let found = flow.as_ref().ok().and_then(|answer| answer["findings"].as_array().cloned());
+    let answers = [
+        ("iam", iam.map(drop)),
+        ("config", config.map(drop)),
+        ("library", library.map(drop)),
+        ("flow", flow.map(drop)),
+    ];
+    findings.extend(words(&answers));
+    findings.extend(found.into_iter().flatten());
+    findings
 }
 
-/// A call that got no answer, as a finding: nobody there, no key, no workspace.
-fn unanswered(error: &anyhow::Error) -> Value {
-    let told = error.downcast_ref::<Told>();
-    let code = match told.map(|told| told.code) {
-        Some(Code::Denied) => "key-refused",
-        Some(Code::NotFound) => "workspace-missing",
-        Some(Code::TimedOut) => "no-answer-in-time",
-        Some(Code::Ok | Code::Failed | Code::Differs | Code::Usage) | None => "no-answer",
+/// What the answers of the services say together: one cause is told once.
+fn words(answers: &[(&str, anyhow::Result<()>)]) -> Vec<Value> {
+    let told =
+        |error: &anyhow::Error| error.downcast_ref::<Told>().map(|told| (told.code, told.kind.clone()));
+    let failed = |wanted: &dyn Fn(Code, &str) -> bool| {
+        let errors = answers.iter().filter_map(|(_, answer)| answer.as_ref().err());
+        errors.into_iter().find(|error| told(error).is_some_and(|(code, kind)| wanted(code, &kind)))
     };
-    let next = match code {
-        "key-refused" => {
-            "name the folder that holds admin.key with --data DIR, or set TRUSTGRAPH_TOKEN; if the key is right, the identity service may be away: `sluice run iam` starts one, and its log says more"
+    if let Some(error) = failed(&|_, kind| kind == "bus-unavailable") {
+        let next = "check that the broker runs; `sluice doctor --broker URL` looks at it from here";
+        return vec![finding(
+            "error",
+            "broker-away",
+            format!("the gateway cannot use the broker: {error}"),
+            next,
+        )];
+    }
+    let iam_answers = answers.iter().any(|(name, answer)| *name == "iam" && answer.is_ok());
+    let mut findings = Vec::new();
+    if iam_answers && let Some(error) = failed(&|code, _| code == Code::Denied) {
+        return vec![unanswered("the gateway", "key-refused", error)];
+    }
+    if let Some(error) = failed(&|code, _| code == Code::NotFound) {
+        return vec![unanswered("the workspace", "workspace-missing", error)];
+    }
+    for (name, answer) in answers {
+        let code = |what: &str| format!("{name}-{what}");
+        match answer {
+            Ok(()) => findings.push(works(&code("answers"), format!("the {name} service answers"))),
+            // Nobody is let in while it is away, so nothing is known of this one.
+            Err(error) if *name != "iam" && told(error).is_some_and(|(code, _)| code == Code::Denied) => {}
+            Err(error) => {
+                let text = format!("the {name} service does not answer: {error}");
+                findings.push(finding("error", &code("silent"), text, start(name)));
+            }
         }
-        "no-answer-in-time" => {
-            "read the logs of `sluice up`, or of the processes that run iam and config: what they say of the broker comes first"
-        }
-        _ => told.and_then(|told| told.next.as_deref()).unwrap_or("read the log of `sluice up`"),
-    };
-    json!({"code": code, "severity": "error", "text": error.to_string(), "next": next})
+    }
+    if answers.iter().all(|(_, answer)| answer.is_err()) {
+        let text = "no service answers: the broker may be away, or none of them runs";
+        let next = "`sluice doctor --broker URL` looks at the broker from here";
+        findings.push(finding("error", "nothing-answers", text, next));
+    }
+    findings
 }
 
-/// One service that does not answer while others do.
-fn unserved(name: &str, error: &anyhow::Error) -> Value {
-    let next = format!("start it with `sluice run {name}` on the same broker, or read its log if it runs");
-    json!({"code": "service-silent", "severity": "error", "text": format!("the {name} service: {error}"), "next": next})
+/// Whether the library's store takes a write: an upload that is begun and given up.
+async fn store_found(api: &Api) -> Value {
+    let id = format!("urn:sluice:doctor:{}", uuid::Uuid::new_v4());
+    let document = json!({"id": id, "kind": "text/plain", "title": "doctor", "comments": "", "metadata": [], "tags": []});
+    let begun = json!({
+        "operation": "begin-upload", "document-metadata": document, "total-size": 1, "chunk-size": 1 << 20,
+    });
+    let wrote = limited(api, async {
+        let begun = api.call("librarian", begun).await?;
+        let abort = json!({"operation": "abort-upload", "upload-id": begun["upload-id"]});
+        api.call("librarian", abort).await
+    });
+    match wrote.await {
+        Ok(_) => works("store-writes", "the library's store takes what is written"),
+        Err(error) => {
+            let next = "free space on the disk of the library's data folder, or read its log";
+            finding("error", "store-refuses", format!("the library's store takes nothing: {error}"), next)
+        }
+    }
+}
+
+/// The models of each flow: whether they answer, and whether the provider offers the one that is asked.
+async fn models_found(api: &Api) -> Vec<Value> {
+    let flows = match limited(api, api.call("flow", json!({"operation": "list-flows"}))).await {
+        Ok(answer) => answer["flow-ids"].as_array().cloned().unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    let flows = flows.iter().filter_map(Value::as_str).take(FLOWS_MAX);
+    join_all(flows.map(|id| models_of(api, id))).await.into_iter().flatten().collect()
+}
+
+async fn models_of(api: &Api, flow: &str) -> Vec<Value> {
+    let record = limited(api, api.call("flow", json!({"operation": "get-flow", "flow-id": flow}))).await;
+    let record = record.map(|answer| serde_json::from_str(&text(&answer, "flow")).unwrap_or(Value::Null));
+    let Ok(record) = record else { return Vec::new() };
+    let has = |interface: &str| record["interfaces"].get(interface).is_some();
+    let mut findings = Vec::new();
+    if has("text-completion") {
+        let asked = api.call_flow(flow, "text-completion", json!({"operation": "list-models"}));
+        findings.push(model(flow, limited(api, asked).await));
+    }
+    if has("embeddings") {
+        let asked = api.call_flow(flow, "embeddings", json!({"texts": ["Is anybody there?"]}));
+        findings.push(embeddings(flow, limited(api, asked).await));
+    }
+    for finding in &mut findings {
+        finding["flow"] = json!(flow);
+    }
+    findings
+}
+
+fn model(flow: &str, answer: anyhow::Result<Value>) -> Value {
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) if error.to_string().ends_with(NOT_CONFIGURED) => {
+            let text = format!("flow '{flow}' has no language model: questions are answered with quotations");
+            return finding("info", "model-not-configured", text, "give one with --llm-url and --llm-model");
+        }
+        Err(error) => {
+            let text = format!("the language model of flow '{flow}' does not answer: {error}");
+            let next = "check --llm-url, --llm-dialect and the key, and that the provider runs";
+            return finding("error", "model-silent", text, next);
+        }
+    };
+    let offered = answer["models"].as_array().into_iter().flatten();
+    let offered: Vec<String> = offered.map(|one| text(one, "id")).collect();
+    let asked = text(&answer, "model");
+    if asked.is_empty() {
+        let text = format!("the provider of flow '{flow}' answers, and no model of it is named");
+        return finding("warning", "model-not-named", text, names(&offered));
+    }
+    // One dialect has tags, and takes a name without one as the latest.
+    if offered.iter().any(|one| *one == asked || *one == format!("{asked}:latest")) {
+        return works("model-answers", format!("the provider of flow '{flow}' answers and offers '{asked}'"));
+    }
+    let text = format!("the provider of flow '{flow}' answers, and does not list '{asked}'");
+    finding("warning", "model-not-offered", text, names(&offered))
+}
+
+/// What to name instead.
+fn names(offered: &[String]) -> String {
+    const SHOWN_MAX: usize = 8;
+    match offered.len() {
+        0 => "make the provider offer a model, and name it with --llm-model".to_owned(),
+        count => {
+            let more = if count > SHOWN_MAX { ", …" } else { "" };
+            let some: Vec<&str> = offered.iter().take(SHOWN_MAX).map(String::as_str).collect();
+            format!("--llm-model, or the flow's llm-model, with one of: {}{more}", some.join(", "))
+        }
+    }
+}
+
+fn embeddings(flow: &str, answer: anyhow::Result<Value>) -> Value {
+    match answer {
+        Ok(answer) => {
+            let vector = answer["vectors"].get(0).and_then(Value::as_array).map_or(0, Vec::len);
+            works(
+                "embeddings-answer",
+                format!("the embeddings of flow '{flow}' answer, {vector} numbers a text"),
+            )
+        }
+        Err(error) => {
+            let text = format!("the embeddings of flow '{flow}' do not answer: {error}");
+            let next = "check --embeddings-url, the model and the key, and that processor 'embeddings' runs";
+            finding("error", "embeddings-silent", text, next)
+        }
+    }
+}
+
+/// A call that got no answer, as a finding.
+fn unanswered(who: &str, code: &str, error: &anyhow::Error) -> Value {
+    let next = error.downcast_ref::<Told>().and_then(|told| told.next.clone());
+    let next = next.unwrap_or_else(|| READ_LOGS.to_owned());
+    finding("error", code, format!("{who}: {error}"), next)
 }
 
 /// The findings for people, one group per severity.
@@ -81,10 +326,13 @@ fn told(findings: &Value) -> String {
         lines.push(format!("{title}:"));
         for finding in group {
             lines.push(format!("  {} [{}]", text(finding, "text"), text(finding, "code")));
-            lines.push(format!("    try: {}", text(finding, "next")));
+            let next = text(finding, "next");
+            if !next.is_empty() {
+                lines.push(format!("    try: {next}"));
+            }
         }
     }
-    if !all().any(|finding| finding["severity"] != "info") {
+    if all().all(is_fine) {
         lines.push("Nothing is wrong.".to_owned());
     }
     lines.join("\n")
@@ -103,17 +351,67 @@ mod tests {
         assert!(told(&json!([finding("info", "a")])).ends_with("Nothing is wrong."));
     }
 
+    fn refused(code: Code, kind: &str) -> anyhow::Result<()> {
+        Err(Told { kind: kind.to_owned(), ..Told::new(code, "so it is").next("do this") }.into())
+    }
+
+    fn codes(findings: &[Value]) -> Vec<&str> {
+        findings.iter().filter_map(|one| one["code"].as_str()).collect()
+    }
+
     #[test]
-    fn a_call_without_an_answer_is_a_finding() {
-        let nobody = Told::new(Code::Failed, "no").next("start it").into();
-        let found = unanswered(&nobody);
-        assert_eq!((found["code"].as_str(), found["next"].as_str()), (Some("no-answer"), Some("start it")));
-        let refused = Told::new(Code::Denied, "no").next("set a key").into();
-        let found = unanswered(&refused);
-        assert_eq!(found["code"], "key-refused");
-        assert!(found["next"].as_str().unwrap().contains("sluice run iam"), "{found}");
-        let late = Told::new(Code::TimedOut, "late").into();
-        let found = unserved("library", &late);
-        assert!(found["text"].as_str().unwrap().contains("library service: late"), "{found}");
+    fn the_service_that_does_not_answer_is_named_with_how_to_start_it() {
+        let late = || refused(Code::TimedOut, "");
+        let found = words(&[("iam", Ok(())), ("config", late()), ("library", Ok(())), ("flow", Ok(()))]);
+        assert_eq!(codes(&found), ["iam-answers", "config-silent", "library-answers", "flow-answers"]);
+        assert!(text(&found[1], "next").contains("sluice run config"), "{found:?}");
+        // Without iam nobody is let in: the others are not called silent for that.
+        let denied = || refused(Code::Denied, "");
+        let found =
+            words(&[("iam", late()), ("config", denied()), ("library", denied()), ("flow", denied())]);
+        assert_eq!(codes(&found), ["iam-silent", "nothing-answers"]);
+        let all = words(&[("iam", late()), ("config", late()), ("library", late()), ("flow", late())]);
+        assert_eq!(all.len(), 5, "{all:?}");
+    }
+
+    #[test]
+    fn one_cause_is_told_once() {
+        let denied = || refused(Code::Denied, "");
+        let found =
+            words(&[("iam", Ok(())), ("config", denied()), ("library", denied()), ("flow", denied())]);
+        assert_eq!(codes(&found), ["key-refused"]);
+        assert_eq!(text(&found[0], "next"), "do this");
+        let away = || refused(Code::Failed, "bus-unavailable");
+        assert_eq!(codes(&words(&[("iam", away()), ("config", away())])), ["broker-away"]);
+        let nowhere = || refused(Code::NotFound, "");
+        assert_eq!(codes(&words(&[("iam", Ok(())), ("flow", nowhere())])), ["workspace-missing"]);
+    }
+
+    #[test]
+    fn a_model_is_fine_when_the_provider_offers_it() {
+        let answer =
+            |asked: &str| Ok(json!({"models": [{"id": "gemma3:latest"}, {"id": "q"}], "model": asked}));
+        let code = |found: Value| (text(&found, "severity"), text(&found, "code"));
+        let check = |answer, severity: &str, expected: &str| {
+            assert_eq!(code(model("f1", answer)), (severity.to_owned(), expected.to_owned()));
+        };
+        check(answer("gemma3"), "ok", "model-answers");
+        check(answer("q"), "ok", "model-answers");
+        check(answer("x"), "warning", "model-not-offered");
+        check(answer(""), "warning", "model-not-named");
+        check(
+            Err(Told::new(Code::Failed, format!("llm-error: {NOT_CONFIGURED}")).into()),
+            "info",
+            "model-not-configured",
+        );
+        check(Err(Told::new(Code::Failed, "llm-error: refused").into()), "error", "model-silent");
+        assert!(text(&model("f1", answer("x")), "next").contains("gemma3:latest, q"));
+    }
+
+    #[test]
+    fn a_folder_tells_how_much_room_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(codes(&folder_found(folder.path())).iter().any(|code| code.starts_with("disk-")));
+        assert!(folder_found(&folder.path().join("not there")).is_empty());
     }
 }

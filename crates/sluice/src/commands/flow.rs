@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::watch;
 use crate::api::Api;
 use crate::cli::{Flow, Output};
+use crate::exit::Code;
 use crate::output::{show, table, text};
 
-pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Result<()> {
+pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Result<Code> {
     match command {
+        Flow::Watch { id, until_idle } => return watch::run(api, output, &id, until_idle).await,
         Flow::Start { id, blueprint, params, description } => {
             let parameters: Map<String, Value> =
                 params.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
@@ -18,7 +21,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Res
                 let mut lines = vec![format!("Flow '{id}' is started: everything sent into it is kept.")];
                 lines.extend(warnings(answer));
                 lines.join("\n")
-            })
+            })?;
         }
         Flow::Stop { id, drain } => {
             let mut body = json!({"operation": "stop-flow", "flow-id": id});
@@ -30,17 +33,18 @@ pub(super) async fn run(api: &Api, output: Output, command: Flow) -> anyhow::Res
                 let mut lines = vec![format!("Flow '{id}' is stopped: nothing of it is left.")];
                 lines.extend(verdicts(answer));
                 lines.join("\n")
-            })
+            })?;
         }
-        Flow::Ls => ls(api, output).await,
+        Flow::Ls => ls(api, output).await?,
         Flow::Describe { id } => {
             let record = api.call("flow", json!({"operation": "get-flow", "flow-id": id})).await?;
             let status = status(api, &id).await?;
             let flow: Value = serde_json::from_str(&text(&record, "flow")).unwrap_or_default();
             let whole = json!({"id": id, "flow": flow, "status": status});
-            show(output, &whole, |whole| described(&id, &whole["flow"], &whole["status"]))
+            show(output, &whole, |whole| described(&id, &whole["flow"], &whole["status"]))?;
         }
     }
+    Ok(Code::Ok)
 }
 
 pub(super) async fn start(

@@ -8,13 +8,14 @@ mod decode;
 mod demo;
 mod doc;
 mod doctor;
+mod document;
+mod files;
 mod flow;
 mod up;
-
-use clap::CommandFactory;
+mod watch;
 
 use crate::api::Api;
-use crate::cli::{Args, Command};
+use crate::cli::{self, Args, Command};
 use crate::exit::Code;
 
 pub(crate) use decode::run as decode;
@@ -28,14 +29,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Demo(demo) => demo::run(&target, demo).await?,
         Command::Config(config) => config::run(&Api::new(&target)?, output, config).await?,
         Command::Blueprint(blueprint) => blueprint::run(&Api::new(&target)?, output, blueprint).await?,
-        Command::Flow(flow) => flow::run(&Api::new(&target)?, output, flow).await?,
+        Command::Flow(flow) => return flow::run(&Api::new(&target)?, output, flow).await,
         Command::Doc(doc) => return doc::run(&Api::new(&target)?, output, doc).await,
         Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
-        Command::Doctor => return doctor::run(&Api::new(&target)?, output).await,
+        Command::Doctor(broker) => return doctor::run(&target, broker).await,
         Command::Decode => decode::run()?,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "sluice", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut cli::command(), "sluice", &mut std::io::stdout());
         }
     }
     Ok(Code::Ok)

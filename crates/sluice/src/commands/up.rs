@@ -3,23 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use sluice_processors::{DecodingConfig, ModelConfig, Secret};
+use sluice_processors::{DecodingConfig, EmbedderConfig, LocalConfig, ModelConfig, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
 use crate::bus::Remote;
-use crate::cli::{Broker, Decoding, Model, Run, Serve, Target, Up};
+use crate::cli::{Broker, Decoding, Embeddings, Model, Run, Serve, Target, Up};
 use crate::exit::Told;
 use crate::services::{Selection, Service};
 use crate::system::{Settings, System};
 
 pub(super) async fn run(target: &Target, command: Up) -> anyhow::Result<()> {
-    let selection = Selection::without(&command.without)?;
     if !command.without.is_empty() && command.serve.broker.broker.is_none() {
-        return Err(Told::usage("what is left to other processes needs a broker that they share")
-            .next("sluice up --without chunker --broker amqp://USER@HOST/VHOST")
+        let without = command.without.join(",");
+        let told = "what is left to other processes needs a broker that they share, and there is none";
+        return Err(Told::usage(told)
+            .next(format!("sluice up --broker amqp://user@host/vhost --without {without}"))
             .into());
     }
+    let selection = Selection::without(&command.without)?;
     serve(selection, Some(data_folder(target)?), command.serve).await
 }
 
@@ -59,7 +61,8 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         listen: serve.listen,
         broker: remote(serve.broker)?,
         no_auth,
-        model: model(serve.model),
+        model: model(serve.model)?,
+        embedder: embedder(serve.embeddings, data.as_deref())?,
         decoding: decoding(&serve.decoding),
     };
     let system = System::start(settings).await?;
@@ -96,14 +99,44 @@ pub(super) async fn interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn model(model: Model) -> Option<ModelConfig> {
-    let mut config = ModelConfig::new(model.llm_url?);
-    config.model = model.llm_model;
-    config.api_key = model.llm_key.map(Secret::new);
-    Some(config)
+pub(super) fn model(args: Model) -> anyhow::Result<Option<ModelConfig>> {
+    let Some(url) = args.llm_url else { return Ok(None) };
+    let mut config = ModelConfig::new(url);
+    config.dialect = args.llm_dialect.unwrap_or(config.dialect);
+    config.model = args.llm_model;
+    config.api_key = key(args.llm_key, args.llm_key_file.as_deref())?;
+    Ok(Some(config))
 }
 
-fn remote(broker: Broker) -> anyhow::Result<Option<Remote>> {
+fn embedder(args: Embeddings, data: Option<&Path>) -> anyhow::Result<EmbedderConfig> {
+    if let Some(source) = args.embeddings_local {
+        let is_fetched = source.contains("://");
+        let Some(data) = data.or((!is_fetched).then_some(Path::new(""))) else {
+            return Err(Told::usage("a model that is fetched needs a folder to be kept in")
+                .next("give one with --data DIR, or name a folder that holds the model")
+                .into());
+        };
+        return Ok(EmbedderConfig::Local(LocalConfig::new(source, data.join("models"))));
+    }
+    let Some(url) = args.embeddings_url else { return Ok(EmbedderConfig::Hashing) };
+    let mut config = ModelConfig::new(url);
+    config.dialect = args.embeddings_dialect.unwrap_or(config.dialect);
+    config.model = args.embeddings_model;
+    config.api_key = key(args.embeddings_key, args.embeddings_key_file.as_deref())?;
+    Ok(EmbedderConfig::Remote(config))
+}
+
+fn key(typed: Option<String>, file: Option<&Path>) -> anyhow::Result<Option<Secret>> {
+    if let Some(typed) = typed {
+        return Ok(Some(Secret::new(typed)));
+    }
+    let read = |file: &Path| {
+        Secret::from_file(file).with_context(|| format!("the key file '{}' cannot be read", file.display()))
+    };
+    file.map(read).transpose()
+}
+
+pub(super) fn remote(broker: Broker) -> anyhow::Result<Option<Remote>> {
     let Some(url) = broker.broker else { return Ok(None) };
     let read = |file: &std::path::Path| {
         std::fs::read_to_string(file).with_context(|| format!("'{}' cannot be read", file.display()))

@@ -1,0 +1,196 @@
+//! Commands that look at a running system and at what it runs on, and the models that it is given, against a stub of their
+//! provider.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+#[path = "common/provider.rs"]
+mod provider;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use common::{PATIENCE, Up, ends, sluice, text};
+use provider::Provider;
+use serde_json::{Value, json};
+
+fn write(folder: &Path, name: &str, content: &str) -> PathBuf {
+    let file = folder.join(name);
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, content).unwrap();
+    file
+}
+
+/// Codes of what the doctor finds, with the exit code it should have.
+fn doctor(up: &Up, code: i32) -> Vec<String> {
+    let output = up.run(&["doctor", "-o", "json"]);
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    findings.iter().map(|one| one["code"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A flow whose documents nobody takes.
+fn start_sink(up: &Up, folder: &Path) {
+    let topics = json!({"input": "flow:tg:in:{workspace}:{id}"});
+    let blueprint = json!({
+        "interfaces": {"text-load": {"flow": "flow:tg:in:{workspace}:{id}"}},
+        "blueprint": {},
+        "flow": {"sink:{id}": {"topics": topics}},
+    });
+    let file = write(folder, "sink.json", &blueprint.to_string());
+    up.json(&["blueprint", "put", "sink", file.to_str().unwrap()]);
+    up.json(&["flow", "start", "sink", "sink"]);
+}
+
+#[test]
+fn documents_named_by_a_pattern_are_added_shown_and_watched_to_their_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    write(folder.path(), "notes/pump.md", "# Pump\n\nThe spare key hangs behind the blue door.\n");
+    write(folder.path(), "notes/deep/mill.md", "# Mill\n\nMeet at the old oak.\n");
+    write(folder.path(), "notes/deep/mill.png", "no document");
+    let pattern = folder.path().join("notes/**/*");
+    let added = up.json(&["doc", "add", pattern.to_str().unwrap(), "--flow", "f1", "--no-wait"]);
+    let ids: Vec<&str> = added["documents"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(ids.len(), 2, "{added}");
+
+    let watched = up.run(&["flow", "watch", "f1", "--until-idle", "-o", "json"]);
+    assert!(watched.status.success(), "{}", text(&watched));
+    let pictures: Vec<Value> = String::from_utf8_lossy(&watched.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let last = pictures.last().unwrap();
+    assert_eq!((&last["backlog"], &last["documents"]["complete"]), (&json!(0), &json!(2)), "{last}");
+    assert_eq!(last["chunks"]["stored"], last["chunks"]["announced"], "{last}");
+
+    let shown = up.json(&["doc", "show", ids[0]]);
+    assert_eq!(shown["document"]["title"], "mill.md", "{shown}");
+    assert_eq!(
+        (&shown["flows"][0]["flow"], &shown["progress"][0]["complete"]),
+        (&json!("f1"), &json!(true)),
+        "{shown}"
+    );
+    ends(&up.run(&["doc", "show", ids[0]]), 0, "complete");
+    ends(&up.run(&["doc", "show", "urn:nothing"]), 3, "sluice doc ls");
+    ends(&up.run(&["doc", "retry", ids[0]]), 0, "no failed message");
+    ends(&up.run(&["flow", "watch", "nowhere"]), 3, "sluice flow ls");
+    ends(&up.run(&["doc", "add", pattern.to_str().unwrap(), "--flow", "nowhere"]), 3, "start it first");
+
+    let found = doctor(&up, 0);
+    for code in [
+        "iam-answers",
+        "config-answers",
+        "library-answers",
+        "flow-answers",
+        "store-writes",
+        "embeddings-answer",
+        "model-not-configured",
+    ] {
+        assert!(found.iter().any(|one| one == code), "{code} in {found:?}");
+    }
+}
+
+#[test]
+fn waiting_for_documents_that_nobody_takes_ends_with_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    start_sink(&up, folder.path());
+    let file = write(folder.path(), "a.txt", "Nobody reads this.");
+    let add = up.run(&["doc", "add", file.to_str().unwrap(), "--flow", "sink", "--timeout", "1"]);
+    ends(&add, 5, "nothing has moved for 1 s");
+    let watch = up.run(&["flow", "watch", "sink", "--until-idle", "--timeout", "1"]);
+    ends(&watch, 5, "1 waiting");
+}
+
+#[test]
+fn what_failed_of_a_document_is_shown_and_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    start_sink(&up, folder.path());
+    let file = write(folder.path(), "a.txt", "Nobody reads this yet.");
+    let added = up.json(&["doc", "add", file.to_str().unwrap(), "--flow", "sink", "--no-wait"]);
+    let id = added["documents"][0].as_str().unwrap();
+    up.json(&["flow", "stop", "sink", "--drain", "1ms"]);
+    let shown = up.json(&["doc", "show", id]);
+    assert_eq!(shown["parked"].as_array().unwrap().len(), 1, "{shown}");
+    // Its flow is gone.
+    ends(&up.run(&["doc", "retry", id]), 1, "start the flow");
+    up.json(&["flow", "start", "sink", "sink"]);
+    assert_eq!(up.json(&["doc", "retry", id])[0]["sent"], 1);
+    assert_eq!(up.json(&["doc", "show", id])["parked"], json!([]));
+    assert_eq!(up.json(&["flow", "describe", "sink"])["status"]["queues"][0]["ready"], 1);
+}
+
+#[test]
+fn models_and_embeddings_are_those_that_the_options_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (llm, vectors) = (Provider::start(), Provider::start());
+    let key = write(folder.path(), "key", "k-from-file\n");
+    let up = Up::start_with(
+        &folder.path().join("data"),
+        &[
+            "--llm-url",
+            &llm.url,
+            "--llm-dialect",
+            "ollama",
+            "--llm-model",
+            "gemma3",
+            "--llm-key-file",
+            key.to_str().unwrap(),
+            "--embeddings-url",
+            &vectors.url,
+            "--embeddings-model",
+            "embedder",
+        ],
+    );
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let asked = json!({"system": "", "prompt": "Say hello."});
+    let answer = up.post("/api/v1/flow/f1/service/text-completion", &asked);
+    assert!(answer.contains("hello from the stub"), "{answer}");
+    let answer = up.post("/api/v1/flow/f1/service/embeddings", &json!({"texts": ["a"]}));
+    assert!(answer.contains("0.25"), "{answer}");
+
+    let question = llm.asked("/api/chat");
+    assert!(question.contains("Bearer k-from-file") && question.contains("gemma3"), "{question}");
+    assert!(vectors.asked("/embeddings").contains("\"embedder\""));
+    assert!(!up.log().contains("k-from-file"));
+    let found = doctor(&up, 0);
+    assert!(
+        found.contains(&"model-answers".to_owned()) && found.contains(&"embeddings-answer".to_owned()),
+        "{found:?}"
+    );
+
+    llm.break_down();
+    let found = doctor(&up, 2);
+    assert!(found.contains(&"model-silent".to_owned()), "{found:?}");
+}
+
+#[test]
+fn options_that_cannot_work_are_told_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let up = |more: &[&str]| {
+        sluice().args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&data).args(more).output().unwrap()
+    };
+    ends(&up(&["--without", "chunker"]), 64, "sluice up --broker amqp://user@host/vhost --without chunker");
+    ends(&up(&["--llm-url", "http://x", "--llm-dialect", "latin"]), 64, "openai, anthropic or ollama");
+    ends(&up(&["--embeddings-url", "http://x", "--embeddings-local", "y"]), 64, "cannot be used with");
+    ends(&up(&["--llm-url", "http://x", "--llm-key-file", "/not/there"]), 1, "/not/there");
+    assert!(!data.exists());
+    ends(&up(&["--embeddings-local", "/not/there"]), 1, "/not/there");
+    ends(&up(&["--embeddings-url", "https://x/anthropic"]), 1, "openai or ollama");
+}
+
+#[test]
+fn the_doctor_says_that_nobody_is_there() {
+    let began = Instant::now();
+    let output = sluice().args(["doctor", "--url", "http://127.0.0.1:1", "-o", "json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(
+        text(&output).contains("gateway-silent") && text(&output).contains("sluice up"),
+        "{}",
+        text(&output)
+    );
+    assert!(began.elapsed() < PATIENCE);
+}

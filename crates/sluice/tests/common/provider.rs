@@ -1,0 +1,126 @@
+//! A stub of a provider of models: it answers as Ollama and OpenAI do, remembers what it was asked, can break down, and can
+//! leave a question open until the asker hangs up.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// It serves until the test's process ends.
+pub(crate) struct Provider {
+    pub(crate) url: String,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    asked: Mutex<Vec<String>>,
+    is_broken: AtomicBool,
+    is_slow: AtomicBool,
+    open: AtomicUsize,
+    hung_up: AtomicUsize,
+}
+
+impl Provider {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let shared = Arc::new(Shared::default());
+        let served = shared.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let served = served.clone();
+                std::thread::spawn(move || served.serve(stream));
+            }
+        });
+        Self { url, shared }
+    }
+
+    /// The last question on a path: head and body.
+    pub(crate) fn asked(&self, path: &str) -> String {
+        let asked = self.shared.asked.lock().unwrap();
+        let found = asked.iter().rev().find(|one| one.lines().next().is_some_and(|line| line.contains(path)));
+        found.unwrap_or_else(|| panic!("{path} was not asked: {asked:?}")).clone()
+    }
+
+    /// From now on it refuses everything.
+    pub(crate) fn break_down(&self) {
+        self.shared.is_broken.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on questions to the model stay open.
+    #[allow(dead_code, reason = "not every test file uses every part")]
+    pub(crate) fn become_slow(&self) {
+        self.shared.is_slow.store(true, Ordering::SeqCst);
+    }
+
+    /// Questions that stay open, and those whose asker hung up.
+    #[allow(dead_code, reason = "not every test file uses every part")]
+    pub(crate) fn open_and_hung_up(&self) -> (usize, usize) {
+        (self.shared.open.load(Ordering::SeqCst), self.shared.hung_up.load(Ordering::SeqCst))
+    }
+}
+
+impl Shared {
+    fn serve(&self, mut stream: TcpStream) -> Option<()> {
+        let mut text = String::new();
+        loop {
+            let question = read(&mut stream, &mut text)?;
+            let path = question.split(' ').nth(1).unwrap_or_default().to_owned();
+            self.asked.lock().unwrap().push(question.clone());
+            if self.is_slow.load(Ordering::SeqCst) && path.contains("chat") {
+                self.open.fetch_add(1, Ordering::SeqCst);
+                // An asker that hangs up sends the end of its side, or an error.
+                let _ = stream.read(&mut [0; 1]);
+                self.hung_up.fetch_add(1, Ordering::SeqCst);
+                return None;
+            }
+            let (status, body) = if self.is_broken.load(Ordering::SeqCst) {
+                ("401 Unauthorized", r#"{"error": "no more of that"}"#)
+            } else {
+                ("200 OK", answer(&path, &question))
+            };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).ok()?;
+        }
+    }
+}
+
+fn answer(path: &str, question: &str) -> &'static str {
+    match path {
+        "/api/chat" if question.contains("\"stream\":true") => concat!(
+            r#"{"model":"gemma3","message":{"role":"assistant","content":"hello from the stub"},"done":false}"#,
+            "\n",
+            r#"{"model":"gemma3","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop"}"#,
+            "\n"
+        ),
+        "/api/chat" => {
+            r#"{"model":"gemma3","message":{"role":"assistant","content":"hello from the stub"},"done":true,"done_reason":"stop"}"#
+        }
+        "/api/tags" => r#"{"models":[{"name":"gemma3:latest","model":"gemma3:latest"}]}"#,
+        _ => r#"{"data":[{"index":0,"embedding":[0.25,0.5]}],"model":"embedder"}"#,
+    }
+}
+
+/// One request, with what was read too far left in `text`.
+fn read(stream: &mut TcpStream, text: &mut String) -> Option<String> {
+    let mut bytes = [0; 4096];
+    loop {
+        if let Some(head) = text.find("\r\n\r\n") {
+            let lower = text[..head].to_lowercase();
+            let length =
+                lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            let end = head + 4 + length.unwrap_or(0);
+            if text.len() >= end {
+                let rest = text.split_off(end);
+                return Some(std::mem::replace(text, rest));
+            }
+        }
+        let count = stream.read(&mut bytes).ok().filter(|count| *count > 0)?;
+        text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+}
