@@ -6,12 +6,14 @@
 //!
 //! # Guarantees
 //! A call ends with its answer, a typed error, or its deadline. An answer that nobody waits for is dropped. A body that
-//! cannot be read fails the one call it belongs to.
+//! cannot be read fails the one call it belongs to. Who works on a question can learn that its asker has left, also when
+//! that is another process ([`Foreign`]).
 //!
 //! # Assumes
 //! Somebody drives [`Replies::run`]; until then calls wait for their deadline.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::{Address, Broker, Inbox, InboxAddress, Subscription};
 use crate::message::{Message, property};
-use crate::{Error, Result, trace};
+use crate::{Error, ErrorKind, Result, trace};
 
 /// Parts of one streamed answer that may wait unread before the call fails.
 const UNREAD_PARTS_MAX: usize = 1_024;
@@ -33,6 +35,8 @@ const UNREAD_PARTS_MAX: usize = 1_024;
 const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a fresh client waits for the reply inbox to come up.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Askers that have left and whose workers are not told yet; more are not told.
+const LEAVING_MAX: usize = 1_024;
 const REATTACH_DELAY_MIN: Duration = Duration::from_millis(100);
 const REATTACH_DELAY_MAX: Duration = Duration::from_secs(10);
 
@@ -96,6 +100,22 @@ struct Shared {
     waiting: Mutex<HashMap<Box<str>, Waiter>>,
     followed: Mutex<HashMap<Topic, usize>>,
     inbox: watch::Sender<Option<Arc<dyn Inbox>>>,
+    /// Questions of other processes that are worked on here.
+    foreign: Mutex<HashMap<Box<str>, CancellationToken>>,
+    leaving: mpsc::Sender<Leaving>,
+    /// The other end, for whoever runs.
+    leaving_now: Mutex<Option<mpsc::Receiver<Leaving>>>,
+}
+
+/// An asker that has left: who works on its question, and the question's id.
+type Leaving = (InboxAddress, Box<str>);
+
+impl Shared {
+    /// Sees to it that a worker learns that nobody waits any more.
+    fn leave(&self, worker: InboxAddress, id: &str) {
+        // One that is not told works to its end, as it would have without this.
+        let _ = self.leaving.try_send((worker, id.into()));
+    }
 }
 
 /// The other end of a call: where parts go, how many bytes of them wait unread, and who is told when it is dropped.
@@ -103,6 +123,8 @@ struct Waiter {
     parts: mpsc::Sender<Message>,
     unread_bytes: Arc<AtomicUsize>,
     left: CancellationToken,
+    /// Who works on the question, if another process has said so.
+    taken_by: Option<InboxAddress>,
 }
 
 impl Drop for Waiter {
@@ -127,7 +149,11 @@ impl Waiter {
 impl Replies {
     /// Replies through `broker`; nothing is attached until [`Replies::run`].
     pub fn new(broker: Arc<dyn Broker>) -> Self {
+        let (leaving, leaving_now) = mpsc::channel(LEAVING_MAX);
         let shared = Shared {
+            foreign: Mutex::default(),
+            leaving,
+            leaving_now: Mutex::new(Some(leaving_now)),
             broker,
             waiting: Mutex::new(HashMap::new()),
             followed: Mutex::new(HashMap::new()),
@@ -145,11 +171,18 @@ impl Replies {
     /// Receives answers until `stop`; after a lost connection it attaches again and follows the same topics.
     pub async fn run(self, stop: CancellationToken) {
         let mut delay = REATTACH_DELAY_MIN;
+        let mut leaving = lock(&self.shared.leaving_now).take();
         while !stop.is_cancelled() {
             if let Ok(inbox) = self.attach().await {
                 delay = REATTACH_DELAY_MIN;
                 self.shared.inbox.send_replace(Some(inbox.clone()));
-                let ended = stop.run_until_cancelled(self.receive(&*inbox)).await;
+                let received = async {
+                    tokio::select! {
+                        error = self.receive(&*inbox) => error,
+                        never = self.tell_workers(leaving.as_mut()) => match never {},
+                    }
+                };
+                let ended = stop.run_until_cancelled(received).await;
                 self.shared.inbox.send_replace(None);
                 match ended {
                     // Its connection says so once for the whole process.
@@ -171,7 +204,7 @@ impl Replies {
         for topic in topics {
             // A topic that went with its flow is not followed again; its callers end by their deadline.
             if let Err(error) = inbox.follow(&topic).await
-                && error.kind() != crate::ErrorKind::Absent
+                && error.kind() != ErrorKind::Absent
             {
                 return Err(error);
             }
@@ -192,16 +225,44 @@ impl Replies {
         }
     }
 
+    /// Tells those who work for askers that have left.
+    async fn tell_workers(&self, leaving: Option<&mut mpsc::Receiver<Leaving>>) -> Infallible {
+        if let Some(leaving) = leaving {
+            while let Some((worker, id)) = leaving.recv().await {
+                let told = Message::new("{}").with(property::ID, &id).with(property::LEFT, "true");
+                if let Err(error) = self.shared.broker.publish(&Address::Inbox(worker), told).await {
+                    tracing::debug!(%error, "who works for an asker that has left could not be told");
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
     fn hand_over(&self, message: &Message) {
         let Some(id) = message.get(property::ID) else { return };
+        if message.get(property::LEFT).is_some() {
+            if let Some(left) = lock(&self.shared.foreign).get(id) {
+                left.cancel();
+            }
+            return;
+        }
         let mut waiting = lock(&self.shared.waiting);
+        if let Some(worker) = message.get(property::TAKEN_BY).map(|worker| InboxAddress(worker.into())) {
+            match waiting.get_mut(id) {
+                Some(waiter) => waiter.taken_by = Some(worker),
+                None => self.shared.leave(worker, id),
+            }
+            return;
+        }
         let Some((id, waiter)) = waiting.get_key_value(id) else { return };
         if waiter.take(message.clone()) {
             return;
         }
         // Dropping the waiter ends the call: it sees its channel closed.
         let id = id.clone();
-        waiting.remove(&id);
+        if let Some(worker) = waiting.remove(&id).and_then(|mut waiter| waiter.taken_by.take()) {
+            self.shared.leave(worker, &id);
+        }
     }
 
     async fn inbox(&self) -> Result<Arc<dyn Inbox>> {
@@ -241,6 +302,21 @@ impl Replies {
         })
     }
 
+    /// What ties work on a question of another process to its asker; `None` for a question of this process, or one whose
+    /// asker has no inbox.
+    #[must_use]
+    pub fn foreign(&self, question: &Message) -> Option<Foreign> {
+        let (id, asker) = (question.get(property::ID)?, question.get(property::REPLY_TO)?);
+        let own = self.shared.inbox.borrow().as_ref().and_then(|inbox| inbox.address())?;
+        if *asker == *own.0 {
+            return None;
+        }
+        let left = CancellationToken::new();
+        lock(&self.shared.foreign).insert(id.into(), left.clone());
+        let (id, asker) = (id.into(), InboxAddress(asker.into()));
+        Some(Foreign { shared: self.shared.clone(), id, asker, own, left })
+    }
+
     /// Publishes a question and returns the call that waits for its answer. Sets the id, the reply address and the time
     /// the answer is waited for.
     ///
@@ -260,7 +336,7 @@ impl Replies {
         let (sender, parts) = mpsc::channel(UNREAD_PARTS_MAX);
         let unread_bytes = Arc::default();
         let left = CancellationToken::new();
-        let waiter = Waiter { parts: sender, unread_bytes: Arc::clone(&unread_bytes), left };
+        let waiter = Waiter { parts: sender, unread_bytes: Arc::clone(&unread_bytes), left, taken_by: None };
         lock(&self.shared.waiting).insert(id.as_str().into(), waiter);
         let shared = self.shared.clone();
         let call = RawCall { shared, id, to: to.clone(), parts, unread_bytes, patience, started };
@@ -355,7 +431,49 @@ impl RawCall {
 
 impl Drop for RawCall {
     fn drop(&mut self) {
-        lock(&self.shared.waiting).remove(self.id.as_str());
+        let waiter = lock(&self.shared.waiting).remove(self.id.as_str());
+        // After the last part nobody works on it any more, and who is told so ignores it.
+        if let Some(worker) = waiter.and_then(|mut waiter| waiter.taken_by.take()) {
+            self.shared.leave(worker, &self.id);
+        }
+    }
+}
+
+/// A question of another process that is worked on here, for as long as this lives.
+///
+/// # Flow
+/// Work that takes time is announced to the asker's inbox. An asker that stops waiting tells whoever announced itself;
+/// one that has stopped before tells it at once; one whose inbox is gone is known by that. Askers that are not ours have no
+/// inbox and see nothing of this.
+pub struct Foreign {
+    shared: Arc<Shared>,
+    id: Box<str>,
+    asker: InboxAddress,
+    own: InboxAddress,
+    left: CancellationToken,
+}
+
+impl Foreign {
+    /// Cancelled when the asker is known to have stopped waiting.
+    #[must_use]
+    pub const fn left(&self) -> &CancellationToken {
+        &self.left
+    }
+
+    /// Tells the asker who works on its question. May be repeated.
+    pub async fn announce(&self) {
+        let taken = Message::new("{}").with(property::ID, &self.id).with(property::TAKEN_BY, &self.own.0);
+        match self.shared.broker.publish(&Address::Inbox(self.asker.clone()), taken).await {
+            Err(error) if error.kind() == ErrorKind::Absent => self.left.cancel(),
+            Err(error) => tracing::debug!(%error, "an asker could not be told who works for it"),
+            Ok(()) => {}
+        }
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        lock(&self.shared.foreign).remove(&self.id);
     }
 }
 

@@ -16,7 +16,7 @@ pub mod faulty;
 pub mod message;
 pub mod trace;
 
-pub use client::{Call, Client, Following, Patience, RawCall, Replies, Sender};
+pub use client::{Call, Client, Following, Foreign, Patience, RawCall, Replies, Sender};
 pub use contract::{
     Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
     SeenSubscription, Subscription, TopicSpec,

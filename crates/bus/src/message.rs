@@ -16,6 +16,10 @@ pub mod property {
     /// Ours: milliseconds from publishing after which nobody waits for the answer; a broker may drop the request then.
     /// Relative, so that no two machines' clocks are compared.
     pub const TTL: &str = "sluice-ttl-ms";
+    /// Ours, on a message to the inbox of an asker, which is no answer: the inbox of who works on the question with this id.
+    pub const TAKEN_BY: &str = "sluice-taken-by";
+    /// Ours, on a message to that inbox: the asker of the question with this id has stopped waiting.
+    pub const LEFT: &str = "sluice-left";
     /// Ours: the request id that a person sees, carried through every hop.
     pub const TRACE: &str = "sluice-trace";
     /// Ours: which pass of its document through a flow a pipeline message belongs to, carried through every hop: a number

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use sluice_bus::{
-    Address, Broker, Delivery, Error, ErrorKind, Inbox, InboxAddress, Message, Subscription, property, trace,
+    Address, Broker, Delivery, Error, ErrorKind, Foreign, Inbox, InboxAddress, Message, Subscription,
+    property, trace,
 };
 use sluice_schema::{Exchange, Topic, message, wire};
 use tokio::task::JoinSet;
@@ -20,6 +21,10 @@ use crate::tasks::{Backoff, panic_text};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses between tries to attach.
 const ATTACH: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+/// Work of less than this for another process is not announced to it.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(250);
+/// How often longer work is announced again, which also shows whether its asker is still there.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a request whose answer could not be sent is tried again.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -52,6 +57,7 @@ pub struct Responder<X: Exchange> {
     id: Box<str>,
     trace: Option<Box<str>>,
     left: Option<CancellationToken>,
+    foreign: Option<Foreign>,
     exchange: std::marker::PhantomData<fn(X)>,
 }
 
@@ -69,6 +75,7 @@ impl<X: Exchange> Responder<X> {
             id: id.into(),
             trace,
             left: process.replies.left(question),
+            foreign: process.replies.foreign(question),
             exchange: std::marker::PhantomData,
         })
     }
@@ -85,10 +92,9 @@ impl<X: Exchange> Responder<X> {
         &self.id
     }
 
-    /// Cancelled when the asker has stopped waiting; never for an asker in another process.
-    #[must_use]
-    pub fn left(&self) -> CancellationToken {
-        self.left.clone().unwrap_or_default()
+    /// The asker, to be taken before the answer is worked on.
+    pub(crate) fn asker(&mut self) -> Asker {
+        Asker { left: self.left.take().unwrap_or_default(), foreign: self.foreign.take() }
     }
 
     /// Sends a part that is not the last.
@@ -98,6 +104,34 @@ impl<X: Exchange> Responder<X> {
     pub async fn part(&self, part: &X::Response) -> Result<(), Error> {
         let answer = Message::new(wire::encode(part)).with(property::ID, &self.id);
         self.broker.publish(&self.to, answer).await
+    }
+}
+
+/// Who asked, in this process or in another.
+pub(crate) struct Asker {
+    left: CancellationToken,
+    foreign: Option<Foreign>,
+}
+
+impl Asker {
+    /// Runs work for as long as its asker waits for it; `None` when that has left, and the work was dropped where it stood.
+    /// Of an asker in another process it is known after a moment, once that was told who works for it.
+    pub(crate) async fn while_it_waits<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        let Some(foreign) = self.foreign else { return self.left.run_until_cancelled(work).await };
+        let announced = async {
+            let mut pause = ANNOUNCE_AFTER;
+            loop {
+                tokio::time::sleep(pause).await;
+                foreign.announce().await;
+                pause = ANNOUNCE_INTERVAL;
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = foreign.left().cancelled() => None,
+            never = announced => never,
+        }
     }
 }
 

@@ -386,7 +386,9 @@ fn a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_nam
     wait("the model is left by the call over HTTP", 2, 2);
 
     fleet.kill("library");
-    let found = client.run(&["doctor", "--timeout", "5", "-o", "json"]);
+    let mut doctor = sluice();
+    doctor.args(["doctor", "--timeout", "5", "-o", "json", "--url", &client.url, "--data"]).arg(&client.data);
+    let found = doctor.output().unwrap();
     ends(&found, 2, "library-silent");
     let said = text(&found);
     assert!(said.contains("sluice run library") && said.contains("config-answers"), "{said}");

@@ -283,3 +283,51 @@ async fn who_works_on_a_question_is_told_when_its_asker_leaves() {
     let stranger = Message::new("").with(property::ID, "1").with(property::REPLY_TO, "elsewhere");
     assert!(stage.replies.left(&stranger).is_none());
 }
+
+/// Another process on the same broker, which works on questions.
+#[expect(clippy::disallowed_methods, reason = "this crate cannot see the sdk's tasks; the stage stops it")]
+async fn worker(stage: &Stage) -> Replies {
+    let replies = Replies::new(Arc::new(stage.broker.clone()));
+    tokio::spawn(replies.clone().run(stage.stop.clone()));
+    replies.inbox().await.unwrap();
+    replies
+}
+
+#[tokio::test]
+async fn who_works_for_another_process_learns_that_its_asker_has_left() {
+    let stage = stage().await;
+    let worker = worker(&stage).await;
+    let question = TextCompletionRequest::default();
+    let mut asked = stage.client.stream(&question, Patience::total(LONG)).await.unwrap();
+    let taken = stage.asked().await;
+    assert!(stage.replies.foreign(&taken.message).is_none(), "it is of this process");
+    let foreign = worker.foreign(&taken.message).unwrap();
+    foreign.announce().await;
+    // What follows an announcement on the same way shows that it has arrived, and that it is no part of the answer.
+    stage.answer(&taken, r#"{"response": "so far"}"#).await;
+    assert_eq!(asked.next().await.unwrap().unwrap().response, "so far");
+    assert!(!foreign.left().is_cancelled());
+    drop(asked);
+    tokio::time::timeout(LONG, foreign.left().cancelled()).await.expect("the worker is told");
+    drop(foreign);
+
+    // One that has left before is known as soon as somebody asks.
+    drop(stage.client.stream(&question, Patience::total(LONG)).await.unwrap());
+    let taken = stage.asked().await;
+    let foreign = worker.foreign(&taken.message).unwrap();
+    foreign.announce().await;
+    tokio::time::timeout(LONG, foreign.left().cancelled()).await.expect("the worker is told");
+    drop(foreign);
+    assert!(lock(&worker.shared.foreign).is_empty());
+}
+
+#[tokio::test]
+async fn an_asker_whose_inbox_is_gone_has_left() {
+    let stage = stage().await;
+    let worker = worker(&stage).await;
+    let gone = Message::new("{}").with(property::ID, "1").with(property::REPLY_TO, "nobody's");
+    let foreign = worker.foreign(&gone).unwrap();
+    foreign.announce().await;
+    assert!(foreign.left().is_cancelled());
+    assert!(worker.foreign(&Message::new("{}").with(property::ID, "2")).is_none(), "it has no inbox");
+}

@@ -63,7 +63,7 @@ impl<P: Processor> Inputs<P> {
     }
 
     /// Requests of a slot, answered on its response slot (`request` → `response`, `x-request` → `x-response`). A handler is
-    /// dropped where it stands when its asker stops waiting, as far as that is known here: when both are in one process.
+    /// dropped where it stands when its asker stops waiting, in this process or in another of ours.
     pub fn request<X, F, Fut>(&mut self, slot: &'static str, handler: F)
     where
         X: Exchange,
@@ -74,11 +74,11 @@ impl<P: Processor> Inputs<P> {
             Box::pin(async move {
                 let started = tokio::time::Instant::now();
                 let Some(point) = lane.point.clone() else { return };
-                let answer = move |request, responder: Responder<X>| {
-                    let left = responder.left();
+                let answer = move |request, mut responder: Responder<X>| {
+                    let asker = responder.asker();
                     let work = handler(processor.clone(), request, responder);
                     let nobody = || Err(message::Error::new("abandoned", "the asker has stopped waiting"));
-                    async move { left.run_until_cancelled(work).await.unwrap_or_else(nobody) }
+                    async move { asker.while_it_waits(work).await.unwrap_or_else(nobody) }
                 };
                 service::answer::<X, _, _>(lane.process.clone(), point, delivery, answer).await;
                 lane.count(true, started.elapsed());
