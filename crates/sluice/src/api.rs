@@ -240,8 +240,12 @@ fn service_failure(error: &Map<String, Value>) -> Told {
 const NO_BLUEPRINT: &str = "Blueprint does not exist";
 const FLOW_EXISTS: &str = "Flow already exists";
 /// What the dialect gives no type of its own: the type, and how the text that is part of the dialect begins.
-const NOT_THERE: &[(&str, &str)] =
-    &[("flow-error", NO_BLUEPRINT), ("flow-error", "Flow ID invalid"), ("flow-error", "Invalid flow ")];
+const NOT_THERE: &[(&str, &str)] = &[
+    ("flow-error", NO_BLUEPRINT),
+    ("flow-error", "Flow ID invalid"),
+    ("flow-error", "Unknown flow: "),
+    ("flow-error", "Invalid flow "),
+];
 const LATE: &[(&str, &str)] = &[("gateway-error", "Timeout"), ("llm-error", "provider-timeout:")];
 
 fn is_known_to_be(known: &[(&str, &str)], kind: &str, message: &str) -> bool {
@@ -278,6 +282,7 @@ mod tests {
         check("flow-error", "Flow already exists", Code::Failed);
         check("flow-error", "Blueprint does not exist", Code::NotFound);
         check("flow-error", "Invalid flow default/f9", Code::NotFound);
+        check("flow-error", "Unknown flow: f9", Code::NotFound);
         check("flow-error", "the flow is not found of what it looks for", Code::Failed);
         check("not-found", "x", Code::NotFound);
         check("gateway-error", "Timeout", Code::TimedOut);

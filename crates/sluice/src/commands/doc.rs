@@ -345,9 +345,9 @@ mod tests {
         let one = |complete: bool, rate: f64, left: Value| json!({"complete": complete, "rate-per-minute": rate, "remaining-seconds": left});
         let pace = |all: &[Value]| Pace::of(all.iter());
         let both =
-            pace(&[one(false, 20.0, json!(30)), one(false, 10.0, json!(90)), one(true, 0.0, json!(0))]);
-        assert_eq!(both, Pace { chunks_per_minute: 30.0, remaining_seconds: Some(90) });
-        assert_eq!(both.to_string(), "30 chunks/min, about 90 seconds left");
+            pace(&[one(false, 20.0, json!(30)), one(false, 10.0, json!(45)), one(true, 0.0, json!(0))]);
+        assert_eq!(both, Pace { chunks_per_minute: 30.0, remaining_seconds: Some(45) });
+        assert_eq!(both.to_string(), "30 chunks/min, about 45 seconds left");
         assert_eq!(
             pace(&[one(false, 5.0, json!(30)), one(false, 0.0, Value::Null)]).to_string(),
             "5 chunks/min"

@@ -38,6 +38,7 @@ impl Provider {
     }
 
     /// The last question on a path: head and body.
+    #[allow(dead_code, reason = "not every test file uses every part")]
     pub(crate) fn asked(&self, path: &str) -> String {
         let asked = self.shared.asked.lock().unwrap();
         let found = asked.iter().rev().find(|one| one.lines().next().is_some_and(|line| line.contains(path)));
@@ -45,6 +46,7 @@ impl Provider {
     }
 
     /// From now on it refuses everything.
+    #[allow(dead_code, reason = "not every test file uses every part")]
     pub(crate) fn break_down(&self) {
         self.shared.is_broken.store(true, Ordering::SeqCst);
     }
