@@ -242,6 +242,10 @@ impl BrokerAdmin for RabbitMq {
         Box::pin(async move { Ok(Arc::new(Hold::take(&self.core, name).await?) as Arc<dyn BrokerAdmin>) })
     }
 
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
+        Box::pin(hold::holder(&self.core, name))
+    }
+
     fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {
         Box::pin(self.core.admin.bound_poison(to))
     }

@@ -261,6 +261,11 @@ pub trait BrokerAdmin: Send + Sync + 'static {
     /// A hold gives no further holds.
     fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>>;
 
+    /// Who holds a name, in words for people: its process and host. `None` when nobody does, or nobody says.
+    fn holder<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Ends the requeue loops of readers that are not ours, where the broker lets the owner do it: after some deliveries,
     /// more than our own readers make, a message of a `flow` topic goes to `to`, a `flow` topic with a subscription. The
     /// properties [`crate::property::DEAD_TOPIC`], [`crate::property::DEAD_SUBSCRIPTION`] and
@@ -295,6 +300,10 @@ impl<B: BrokerAdmin + ?Sized> BrokerAdmin for Arc<B> {
 
     fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>> {
         (**self).hold(name)
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
+        (**self).holder(name)
     }
 
     fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound>> {

@@ -114,7 +114,10 @@ impl Bus {
                 // A process that was killed a moment ago may still be known to the broker.
                 Err(Error::Held { .. }) if Instant::now() < until => tokio::time::sleep(CLAIM_RETRY).await,
                 Err(Error::Held { .. }) => {
-                    let told = format!("{name} runs on this broker already, with data of its own");
+                    // A holder that does not say who it is refuses all the same.
+                    let who = self.admin.holder(name).await.ok().flatten();
+                    let who = who.map(|who| format!(" in {who}")).unwrap_or_default();
+                    let told = format!("{name} runs on this broker already{who}, with data of its own");
                     let next = "stop that process first; one that vanished without a word is forgotten within two minutes";
                     return Err(Told::new(Code::Failed, told).next(next).into());
                 }

@@ -339,7 +339,8 @@ fn a_second_process_with_data_of_its_own_is_refused(shared: &mut Shared) {
         command
     };
     let (mut first, _) = Program::start(run("first"), " serving ");
-    ends(&run("second").output().unwrap(), 1, "runs on this broker already");
+    let told = format!("runs on this broker already in process {} on host", first.pid());
+    ends(&run("second").output().unwrap(), 1, &told);
     assert_eq!(first.terminate(), 0);
     Program::start(run("second"), " serving ");
 }

@@ -355,7 +355,10 @@ impl Admin {
         self.try_call(call).await?.map_err(|error| fault::of_call(&error, name, &format!("{what} '{name}'")))
     }
 
-    async fn try_call<F, T>(&self, call: impl FnOnce(Channel) -> F) -> Result<Result<T, lapin::Error>>
+    pub(super) async fn try_call<F, T>(
+        &self,
+        call: impl FnOnce(Channel) -> F,
+    ) -> Result<Result<T, lapin::Error>>
     where
         F: Future<Output = Result<T, lapin::Error>>,
     {

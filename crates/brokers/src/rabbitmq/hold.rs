@@ -2,10 +2,13 @@
 //! connection is not rebuilt, so what its holder sends late reaches nobody.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::message::Delivery;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
 use sluice_bus::{BoxFuture, BrokerAdmin, Error, Finding, PoisonBound, Result, Seen, TopicSpec};
 use sluice_schema::Topic;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -15,6 +18,11 @@ use super::fault::{self, code};
 use super::link::{Link, Up};
 use super::pool::Pool;
 use super::{Core, names};
+
+/// The broker's own inbox for the answer to one question.
+const REPLIES: &str = "amq.rabbitmq.reply-to";
+/// How long a holder has to say who it is; an older one does not.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Hold {
     admin: Admin,
@@ -60,7 +68,7 @@ impl Hold {
         let channel = up.channel().await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
         channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
-        // Read, so that we are told should somebody delete it.
+        // Read, so that we are told should somebody delete it, and so that whoever asks learns who holds it.
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let mut consumer =
             channel.basic_consume(queue, ShortString::default(), options, FieldTable::default()).await?;
@@ -69,7 +77,11 @@ impl Hold {
             reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
         )]
         tokio::spawn(async move {
-            let ends = async { while let Some(Ok(_)) = consumer.next().await {} };
+            let ends = async {
+                while let Some(Ok(asked)) = consumer.next().await {
+                    introduce(&channel, &asked).await;
+                }
+            };
             stop.run_until_cancelled(ends).await;
             stop.cancel();
             drop(channel);
@@ -102,6 +114,41 @@ impl Hold {
     fn lost(&self) -> Error {
         Error::HoldLost { name: self.name.clone() }
     }
+}
+
+/// Tells who asks on the queue of a hold whose it is.
+async fn introduce(channel: &Channel, asked: &Delivery) {
+    let Some(to) = asked.properties.reply_to().clone() else { return };
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let who = format!("process {} on host '{}'", std::process::id(), host.trim());
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    if let Err(error) =
+        channel.basic_publish(ShortString::default(), to, options, who.as_bytes(), properties).await
+    {
+        tracing::debug!(%error, "who asked for the holder could not be told");
+    }
+}
+
+/// Asks the holder of a name who it is.
+pub(super) async fn holder(core: &Core, name: &str) -> Result<Option<String>> {
+    let queue = names::short(&names::hold(name))?;
+    let asked = core.admin.try_call(async move |channel: Channel| {
+        let inbox = ShortString::from(REPLIES);
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let mut answers = channel
+            .basic_consume(inbox.clone(), ShortString::default(), options, FieldTable::default())
+            .await?;
+        let properties = BasicProperties::default().with_reply_to(inbox);
+        let options = BasicPublishOptions::default();
+        channel.basic_publish(ShortString::default(), queue, options, b"who?", properties).await?;
+        let answer = tokio::time::timeout(HOLDER_TIMEOUT, answers.next()).await;
+        channel.basic_cancel(answers.tag(), BasicCancelOptions::default()).await?;
+        Ok(match answer {
+            Ok(Some(Ok(answer))) => String::from_utf8(answer.data).ok(),
+            Ok(Some(Err(_)) | None) | Err(_) => None,
+        })
+    });
+    asked.await?.map_err(|error| fault::of_call(&error, name, "asking who holds a name"))
 }
 
 impl BrokerAdmin for Hold {
