@@ -453,7 +453,7 @@ pub(crate) fn new_object() -> String {
 }
 
 fn unknown(id: &str) -> Error {
-    Error::request(format!("document '{id}' is not in the library"))
+    Error::NotFound(format!("document '{id}' is not in the library"))
 }
 
 fn filtered(documents: Vec<DocumentMetadata>, criteria: &[Criteria]) -> Result<Vec<DocumentMetadata>, Error> {

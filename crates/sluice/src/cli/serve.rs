@@ -31,14 +31,14 @@ pub(crate) struct Serve {
     /// Address that the gateway serves on
     #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT", value_parser = address)]
     pub(crate) listen: SocketAddr,
-    #[command(flatten)]
-    pub(crate) broker: Broker,
     /// Let everybody in without a key; only on a loopback address unless forced
     #[arg(long, env = "SLUICE_NO_AUTH", value_parser = FalseyValueParser::new())]
     pub(crate) no_auth: bool,
     /// Serve without a key on an address that others can reach
     #[arg(long, env = "SLUICE_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) broker: Broker,
     #[command(flatten)]
     pub(crate) model: Model,
     #[command(flatten)]
