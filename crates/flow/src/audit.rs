@@ -117,14 +117,15 @@ impl Rounds {
                 &looked
             }
         };
+        // A listing may be older than the end of a run, and its counts of readers are.
+        let is_back = |topic: &&OwnedTopic, seen: &Sight| seen.get(&topic.topic).is_some_and(plan::is_there);
+        let listed = ended.iter().flat_map(|(_, _, _, topics)| topics).filter(|topic| is_back(topic, seen));
+        let seen = &self.look(listed).await?;
         for (key, recorded, row, topics) in &ended {
-            let is_back = |topic: &&OwnedTopic| seen.get(&topic.topic).is_some_and(plan::is_there);
-            let back: Vec<_> = topics.iter().filter(is_back).cloned().collect();
+            let back: Vec<_> = topics.iter().filter(|topic| is_back(topic, seen)).cloned().collect();
             if !back.is_empty() {
                 self.audit.clean.remove(*key);
-                // A listing's counts of readers may be old.
-                let seen = self.look(back.iter()).await?;
-                self.evict(key, &back, records, &seen).await;
+                self.evict(key, &back, records, seen).await;
                 continue;
             }
             self.audit.recalled.remove(*key);

@@ -34,7 +34,7 @@ const ACTS_MAX: usize = 64;
 /// its queue again within 5 s.
 const LOOK_AGAIN: Duration = Duration::from_secs(6);
 /// Topics looked at in one go; a single flow may have more.
-const LOOK_TOPICS_MAX: usize = 2_000;
+const LOOK_TOPICS_MAX: usize = 1_000;
 
 /// Everything the loop works with.
 pub(crate) struct Reconciler {

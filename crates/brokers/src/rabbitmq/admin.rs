@@ -32,6 +32,13 @@ pub(super) struct Admin {
     made: Mutex<HashMap<Topic, BTreeSet<String>>>,
 }
 
+/// What a look knows beside what it asks the broker itself.
+struct Known {
+    inventory: Option<Arc<Inventory>>,
+    /// It is as new as the look.
+    is_fresh: bool,
+}
+
 impl Admin {
     pub(super) fn new(pool: Pool, management: Option<Arc<Management>>, publisher: Arc<Publisher>) -> Self {
         Self { pool, management, publisher, made: Mutex::default() }
@@ -136,24 +143,19 @@ impl Admin {
     pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {
         self.publisher.forget(&spec.topic);
         let exchange = names::exchange(&spec.topic);
-        let inventory = self.inventory().await;
-        let mut subscriptions: BTreeSet<String> = spec.subscriptions.iter().cloned().collect();
-        subscriptions.extend(inventory.iter().flat_map(|inventory| inventory.subscriptions(&exchange)));
-        subscriptions.extend(lock(&self.made).get(&spec.topic).into_iter().flatten().cloned());
+        let known = self.known_subscriptions(spec);
         let mut remakers = Vec::new();
-        for subscription in &subscriptions {
-            let queue = names::queue(&spec.topic, subscription);
-            let consumers = self.look_at_queue(&queue).await?.map_or(0, |found| found.consumer_count());
-            let name = names::short(&queue)?;
-            self.call(&queue, "removing a queue", async move |channel: Channel| {
-                channel.queue_delete(name, QueueDeleteOptions::default()).await.map(drop)
-            })
-            .await?;
-            if consumers > 0 {
-                remakers.push((queue, consumers));
-            }
+        for subscription in &known {
+            remakers.extend(self.remove_queue(&spec.topic, subscription).await?);
         }
-        self.remove_exchange(&exchange).await?;
+        if !self.is_unbound_and_gone(spec, &exchange).await? {
+            let inventory = self.inventory().await;
+            let strangers = inventory.iter().flat_map(|inventory| inventory.subscriptions(&exchange));
+            for subscription in strangers.filter(|name| !known.contains(name)).collect::<BTreeSet<_>>() {
+                remakers.extend(self.remove_queue(&spec.topic, &subscription).await?);
+            }
+            self.remove_exchange(&exchange).await?;
+        }
         lock(&self.made).remove(&spec.topic);
         for (queue, consumers) in remakers {
             if self.look_at_queue(&queue).await?.is_some() {
@@ -165,24 +167,59 @@ impl Admin {
         Ok(())
     }
 
+    /// Subscriptions of a topic that are asked for, were made here, or were there when everything was last listed.
+    fn known_subscriptions(&self, spec: &TopicSpec) -> BTreeSet<String> {
+        let mut known: BTreeSet<String> = spec.subscriptions.iter().cloned().collect();
+        known.extend(lock(&self.made).get(&spec.topic).into_iter().flatten().cloned());
+        let listed = self.management.as_ref().and_then(|management| management.last());
+        known.extend(listed.iter().flat_map(|listed| listed.subscriptions(&names::exchange(&spec.topic))));
+        known
+    }
+
+    /// Removes a queue; answers it, and how many consumers it had, if it had any.
+    async fn remove_queue(&self, topic: &Topic, subscription: &str) -> Result<Option<(String, u32)>> {
+        let queue = names::queue(topic, subscription);
+        let consumers = self.look_at_queue(&queue).await?.map_or(0, |found| found.consumer_count());
+        let name = names::short(&queue)?;
+        self.call(&queue, "removing a queue", async move |channel: Channel| {
+            channel.queue_delete(name, QueueDeleteOptions::default()).await.map(drop)
+        })
+        .await?;
+        Ok((consumers > 0).then_some((queue, consumers)))
+    }
+
+    /// Removes an exchange by one call where nothing is bound to it any more. A queue that nobody told us of keeps it; only
+    /// then need everything be asked for.
+    async fn is_unbound_and_gone(&self, spec: &TopicSpec, exchange: &str) -> Result<bool> {
+        if !spec.topic.class().has_subscriptions() || self.management.is_none() {
+            return Ok(false);
+        }
+        let name = names::short(exchange)?;
+        let options = ExchangeDeleteOptions { if_unused: true, ..Default::default() };
+        let removed =
+            self.try_call(async move |channel: Channel| channel.exchange_delete(name, options).await);
+        match removed.await? {
+            Ok(()) => Ok(true),
+            Err(error) if fault::is(&error, code::PRECONDITION_FAILED) => Ok(false),
+            Err(error) => {
+                Err(fault::of_call(&error, exchange, &format!("removing an exchange '{exchange}'")))
+            }
+        }
+    }
+
     /// Removes a topic if nobody reads it and its queues are empty, each object by one call where that can be conditional.
     pub(super) async fn remove_idle(&self, spec: &TopicSpec) -> Result<()> {
         self.publisher.forget(&spec.topic);
         let exchange = names::exchange(&spec.topic);
-        let known = self.management.as_ref().and_then(|management| management.last());
-        let mut subscriptions: BTreeSet<String> = spec.subscriptions.iter().cloned().collect();
-        subscriptions.extend(lock(&self.made).get(&spec.topic).into_iter().flatten().cloned());
-        for subscription in &subscriptions {
-            self.remove_idle_queue(&spec.topic, subscription, known.as_deref()).await?;
+        let listed = self.management.as_ref().and_then(|management| management.last());
+        let known = self.known_subscriptions(spec);
+        for subscription in &known {
+            self.remove_idle_queue(&spec.topic, subscription, listed.as_deref()).await?;
         }
-        // A queue that nobody told us of keeps the exchange; only then is everything asked for.
-        let is_gone = spec.topic.class().has_subscriptions()
-            && self.management.is_some()
-            && self.remove_unbound_exchange(&exchange).await?;
-        if !is_gone {
+        if !self.is_unbound_and_gone(spec, &exchange).await? {
             let inventory = self.inventory().await;
             let strangers = inventory.iter().flat_map(|inventory| inventory.subscriptions(&exchange));
-            for subscription in strangers.collect::<BTreeSet<_>>() {
+            for subscription in strangers.filter(|name| !known.contains(name)).collect::<BTreeSet<_>>() {
                 self.remove_idle_queue(&spec.topic, &subscription, inventory.as_deref()).await?;
             }
             self.remove_exchange(&exchange).await?;
@@ -218,21 +255,6 @@ impl Admin {
         }
     }
 
-    /// Removes an exchange unless something is bound to it; whether it is gone.
-    async fn remove_unbound_exchange(&self, exchange: &str) -> Result<bool> {
-        let name = names::short(exchange)?;
-        let options = ExchangeDeleteOptions { if_unused: true, ..Default::default() };
-        let removed =
-            self.try_call(async move |channel: Channel| channel.exchange_delete(name, options).await);
-        match removed.await? {
-            Ok(()) => Ok(true),
-            Err(error) if fault::is(&error, code::PRECONDITION_FAILED) => Ok(false),
-            Err(error) => {
-                Err(fault::of_call(&error, exchange, &format!("removing an exchange '{exchange}'")))
-            }
-        }
-    }
-
     async fn remove_exchange(&self, exchange: &str) -> Result<()> {
         let name = names::short(exchange)?;
         self.call(exchange, "removing an exchange", async move |channel: Channel| {
@@ -245,21 +267,18 @@ impl Admin {
         if specs.is_empty() {
             return Ok(Vec::new());
         }
-        let queues = |spec: &TopicSpec| {
-            spec.subscriptions.iter().map(|name| names::queue(&spec.topic, name)).collect()
+        let (inventory, is_fresh) = match &self.management {
+            Some(management) => management.inventory_for(specs.len()).await,
+            None => (None, true),
         };
-        let expected: Vec<_> =
-            specs.iter().map(|spec| (names::exchange(&spec.topic), queues(spec))).collect();
-        let inventory = match &self.management {
-            Some(management) => management.inventory_of_if_it_answers(&expected).await,
-            None => None,
-        };
-        let looks: Vec<_> = specs.iter().map(|spec| self.look(spec, inventory.as_deref())).collect();
+        let known = Known { inventory, is_fresh };
+        let looks: Vec<_> = specs.iter().map(|spec| self.look(spec, &known)).collect();
         stream::iter(looks).buffered(LOOKS_MAX).try_collect().await
     }
 
-    async fn look(&self, spec: &TopicSpec, inventory: Option<&Inventory>) -> Result<Seen> {
+    async fn look(&self, spec: &TopicSpec, known: &Known) -> Result<Seen> {
         let exchange = names::exchange(&spec.topic);
+        let inventory = known.inventory.as_deref();
         let mut asked = spec.subscriptions.clone();
         let bound = inventory.map(|inventory| inventory.subscriptions(&exchange)).unwrap_or_default();
         asked.extend(bound.into_iter().filter(|name| !spec.subscriptions.contains(name)));
@@ -267,18 +286,21 @@ impl Admin {
         for name in asked {
             let queue = names::queue(&spec.topic, &name);
             let found = self.look_at_queue(&queue).await?;
-            subscriptions.push(SeenSubscription {
-                name,
-                exists: found.is_some(),
-                ready: found.as_ref().map_or(0, |found| found.message_count().into()),
-                unsettled: match found {
-                    Some(_) => inventory.and_then(|inventory| inventory.unacknowledged(&queue)),
-                    None => Some(0),
-                },
-                consumers: Some(found.as_ref().map_or(0, |found| found.consumer_count().into())),
-            });
+            let (ready, consumers) =
+                found.as_ref().map_or((0, 0), |found| (found.message_count(), found.consumer_count()));
+            let unsettled = match (&found, &self.management) {
+                (None, _) => Some(0),
+                // Something is going on there that an older count knows nothing of.
+                (Some(_), Some(management)) if !known.is_fresh && (ready > 0 || consumers > 0) => {
+                    management.unacknowledged(&queue).await
+                }
+                (Some(_), _) => inventory.and_then(|inventory| inventory.unacknowledged(&queue)),
+            };
+            let (exists, ready, consumers) = (found.is_some(), ready.into(), Some(consumers.into()));
+            subscriptions.push(SeenSubscription { name, exists, ready, unsettled, consumers });
         }
-        let is_listed = inventory.is_some_and(|inventory| inventory.has_exchange(&exchange));
+        let is_listed =
+            known.is_fresh && inventory.is_some_and(|inventory| inventory.has_exchange(&exchange));
         let exists = is_listed || self.look_at_exchange(&exchange).await?;
         let unroutable = self.publisher.unroutable(&spec.topic);
         Ok(Seen { topic: spec.topic.clone(), exists, subscriptions, unroutable })

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Error, Result};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use url::Url;
 
@@ -20,9 +20,11 @@ use crate::Secret;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for all that a broker has: some thousand queues take a second.
 const INVENTORY_TIMEOUT: Duration = Duration::from_secs(20);
-/// Objects of a whole inventory that cost as much as asking about one topic by itself.
+/// Objects of a whole inventory that cost as much as looking at one topic by itself.
 const WORTH_OF_ONE: usize = 25;
-/// Questions about single objects under way at once.
+/// How old what a look relies on may be.
+const INVENTORY_AGE_MAX: Duration = Duration::from_secs(60);
+/// Questions about single queues under way at once.
 const QUESTIONS_MAX: usize = 8;
 /// How long an API that did not answer is left alone.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -34,6 +36,7 @@ pub(super) struct Management {
     user: String,
     password: Secret,
     silent_until: Mutex<Option<Instant>>,
+    questions: Semaphore,
     shared: Shared,
 }
 
@@ -44,6 +47,8 @@ struct Shared {
     begun: AtomicU64,
     /// The last fetch: its number and what came of it.
     last: tokio::sync::Mutex<(u64, Option<Fetched>)>,
+    /// The last fetch that succeeded, and when.
+    good: Mutex<Option<(Instant, Arc<Inventory>)>>,
 }
 
 type Fetched = Result<Arc<Inventory>, String>;
@@ -60,6 +65,9 @@ impl Shared {
         }
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let outcome = fetch.await.map(Arc::new);
+        if let Ok(inventory) = &outcome {
+            *lock(&self.good) = Some((Instant::now(), inventory.clone()));
+        }
         *last = (number, Some(outcome.clone()));
         outcome
     }
@@ -145,6 +153,7 @@ impl Management {
             user,
             password: Secret::new(password),
             silent_until: Mutex::new(None),
+            questions: Semaphore::new(QUESTIONS_MAX),
             shared: Shared::default(),
         }))
     }
@@ -157,49 +166,33 @@ impl Management {
         self.shared.fetch(self.fetch()).await
     }
 
-    /// What was fetched last, however long ago; nothing while a fetch is under way.
+    /// What was fetched last, however long ago.
     pub(super) fn last(&self) -> Option<Arc<Inventory>> {
-        self.shared.last.try_lock().ok()?.1.as_ref()?.as_ref().ok().cloned()
+        self.last_since(Duration::MAX)
     }
 
-    /// Whether so few topics are better asked about one by one.
-    fn is_large_beside(&self, topics: usize) -> bool {
-        self.last().is_some_and(|last| last.exchanges.len() + last.queues.len() > topics * WORTH_OF_ONE)
+    fn last_since(&self, age_max: Duration) -> Option<Arc<Inventory>> {
+        let good = lock(&self.shared.good);
+        good.as_ref().filter(|(fetched, _)| fetched.elapsed() <= age_max).map(|(_, last)| last.clone())
     }
 
-    /// What is known of these exchanges, each with the queues that are expected under it. On a broker with much beside them
-    /// only they are asked about, and queues that are bound to nothing are not found then.
-    async fn inventory_of(&self, expected: &[(String, Vec<String>)]) -> Result<Arc<Inventory>, String> {
-        if !self.is_large_beside(expected.len()) {
-            return self.inventory().await;
+    /// What is known for a look at so many topics, and whether it is as new as the look. On a broker with much beside them
+    /// that is what was fetched last, if it is not old: everything takes seconds to fetch there.
+    pub(super) async fn inventory_for(&self, topics: usize) -> (Option<Arc<Inventory>>, bool) {
+        let last = self.last_since(INVENTORY_AGE_MAX);
+        let is_large = |last: &Inventory| last.exchanges.len() + last.queues.len() > topics * WORTH_OF_ONE;
+        match last.filter(|last| is_large(last) && !self.is_silent()) {
+            Some(last) => (Some(last), false),
+            None => (self.inventory_if_it_answers().await, true),
         }
-        let asked: Vec<_> = expected.iter().map(|(exchange, queues)| self.part(exchange, queues)).collect();
-        let parts: Vec<_> = stream::iter(asked).buffer_unordered(QUESTIONS_MAX).try_collect().await?;
-        Ok(Arc::new(parts.into_iter().fold(Inventory::default(), Inventory::and)))
     }
 
-    /// One exchange, and the queues that are bound to it or expected to be.
-    async fn part(&self, exchange: &str, expected: &[String]) -> Result<Inventory, String> {
-        let mut part = Inventory::default();
-        let at = format!("exchanges/{}/{}/bindings/source", self.vhost, encoded(exchange));
-        let mut queues: BTreeSet<String> = expected.iter().cloned().collect();
-        if let Some(bindings) = self.get_if_there::<Vec<Binding>>(&at).await? {
-            part.exchanges.insert(exchange.to_owned());
-            let bound: Vec<_> = bindings
-                .into_iter()
-                .filter(Binding::is_to_queue)
-                .map(|binding| binding.destination)
-                .collect();
-            queues.extend(bound.iter().cloned());
-            part.bound.insert(exchange.to_owned(), bound);
-        }
-        for queue in queues {
-            let at = format!("queues/{}/{}?columns={QUEUE_COLUMNS}", self.vhost, encoded(&queue));
-            if let Some(found) = self.get_if_there::<Named>(&at).await? {
-                part.queues.insert(found.name, found.queue);
-            }
-        }
-        Ok(part)
+    /// How many messages of one queue are not acknowledged, if that can be told.
+    pub(super) async fn unacknowledged(&self, queue: &str) -> Option<u64> {
+        let Ok(_permit) = self.questions.acquire().await else { return None };
+        let at = format!("queues/{}/{}?columns={QUEUE_COLUMNS}", self.vhost, encoded(queue));
+        let found = self.get_if_there::<Named>(&at).await.ok()?;
+        found.map_or(Some(0), |found| found.queue.messages_unacknowledged)
     }
 
     async fn fetch(&self) -> Result<Inventory, String> {
@@ -230,22 +223,10 @@ impl Management {
 
     /// As [`Management::inventory`]; an API that does not answer is told once and then left alone for a while.
     pub(super) async fn inventory_if_it_answers(&self) -> Option<Arc<Inventory>> {
-        self.if_it_answers(self.inventory()).await
-    }
-
-    /// As [`Management::inventory_of`], where it answers.
-    pub(super) async fn inventory_of_if_it_answers(
-        &self,
-        expected: &[(String, Vec<String>)],
-    ) -> Option<Arc<Inventory>> {
-        self.if_it_answers(self.inventory_of(expected)).await
-    }
-
-    async fn if_it_answers(&self, asked: impl Future<Output = Fetched>) -> Option<Arc<Inventory>> {
-        if lock(&self.silent_until).is_some_and(|until| Instant::now() < until) {
+        if self.is_silent() {
             return None;
         }
-        match asked.await {
+        match self.inventory().await {
             Ok(inventory) => {
                 if lock(&self.silent_until).take().is_some() {
                     tracing::info!("the management API answers again");
@@ -264,6 +245,10 @@ impl Management {
                 None
             }
         }
+    }
+
+    fn is_silent(&self) -> bool {
+        lock(&self.silent_until).is_some_and(|until| Instant::now() < until)
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
@@ -304,13 +289,6 @@ impl Queue {
 }
 
 impl Inventory {
-    fn and(mut self, part: Self) -> Self {
-        self.exchanges.extend(part.exchanges);
-        self.bound.extend(part.bound);
-        self.queues.extend(part.queues);
-        self
-    }
-
     pub(super) fn exchanges(&self) -> impl Iterator<Item = &str> {
         self.exchanges.iter().map(String::as_str)
     }
