@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::serve::{Broker, Decoding, Embeddings, Model, Run, Serve, Up};
+pub(crate) use self::serve::{Broker, Decoding, Embeddings, Model, Objects, Run, Serve, Up};
 
 /// The commands that serve. They talk to no gateway, so what only clients use is not in their help.
 const SERVERS: [&str; 2] = ["up", "run"];

@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) embedder: sluice_processors::EmbedderConfig,
     /// How documents are read.
     pub(crate) decoding: sluice_processors::DecodingConfig,
+    /// The object store that keeps the content of documents, and how it is reached; `None` is the data folder.
+    pub(crate) objects: Option<(String, sluice_databases::Settings)>,
 }
 
 /// Everything that was selected, serving.
@@ -80,7 +82,14 @@ impl System {
             }
         };
         let layers = Layers::new(&bus);
-        match serve(&settings, &layers, &bus, store.as_ref().map(Store::stores)).await {
+        let served = async {
+            let stores = match &store {
+                Some(store) => Some(stores(store, &settings).await?),
+                None => None,
+            };
+            serve(&settings, &layers, &bus, stores).await
+        };
+        match served.await {
             Ok(gateway) => {
                 let address = gateway.as_ref().map(|gateway| gateway.local_addr);
                 Ok(Self { address, gateway, layers, bus, store })
@@ -254,6 +263,33 @@ async fn serve(
         options: sluice_gateway::Options::new(settings.listen),
     });
     gateway.await.map(Some).context("the gateway did not start")
+}
+
+/// The stores, with content where it was told to be.
+async fn stores(store: &Store, settings: &Settings) -> anyhow::Result<Stores> {
+    let mut stores = store.stores();
+    if !settings.selection.runs(Service::Library) {
+        return Ok(stores);
+    }
+    let known = sluice_databases::used_by(&*store.tables()).await?;
+    let Some((url, how)) = &settings.objects else {
+        return match known {
+            None => Ok(stores),
+            Some(known) => {
+                Err(Told::usage(format!("the content of this folder's documents rests in {known}"))
+                    .next(format!("--objects {known}"))
+                    .into())
+            }
+        };
+    };
+    if known.is_none() && !stores.blobs.list("", None, 1).await?.is_empty() {
+        return Err(Told::usage("the content of this folder's documents rests in the data folder itself")
+            .next("leave --objects out, or start with another data folder")
+            .into());
+    }
+    let opened = sluice_databases::connect(url, how, store.tables()).await;
+    stores.blobs = opened.context("the object store cannot be used")?;
+    Ok(stores)
 }
 
 /// Opens the store. A process that was killed a moment ago may not have let go of its folder yet.

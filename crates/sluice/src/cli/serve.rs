@@ -45,6 +45,39 @@ pub(crate) struct Serve {
     pub(crate) embeddings: Embeddings,
     #[command(flatten)]
     pub(crate) decoding: Decoding,
+    #[command(flatten)]
+    pub(crate) objects: Objects,
+}
+
+/// Where the content of documents is kept.
+#[derive(Clone, ClapArgs)]
+#[command(next_help_heading = "Content of documents")]
+pub(crate) struct Objects {
+    /// Bucket and folder of an S3-compatible object store that keeps the content of documents, for example
+    /// s3://bucket/sluice; without it the data folder does
+    #[arg(long, env = "SLUICE_OBJECTS", value_name = "URL")]
+    pub(crate) objects: Option<String>,
+    /// Where that object store is, for example http://127.0.0.1:9000; without it the one of the region
+    #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL")]
+    pub(crate) objects_endpoint: Option<String>,
+    /// Its region; default us-east-1
+    #[arg(long, env = "AWS_REGION", value_name = "NAME")]
+    pub(crate) objects_region: Option<String>,
+    /// Id of the key to it; without a key, what the machine itself may do
+    #[arg(long, env = "AWS_ACCESS_KEY_ID", hide_env_values = true, value_name = "ID")]
+    pub(crate) objects_key: Option<String>,
+    /// File that holds the key's secret; or set AWS_SECRET_ACCESS_KEY
+    #[arg(long, env = "SLUICE_OBJECTS_SECRET_FILE", value_name = "FILE")]
+    pub(crate) objects_secret_file: Option<PathBuf>,
+    /// File of certificates (PEM) to trust beside those of the machine
+    #[arg(long, env = "SLUICE_OBJECTS_CA", value_name = "FILE")]
+    pub(crate) objects_ca: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Objects").field("objects", &self.objects).finish_non_exhaustive()
+    }
 }
 
 /// What reading one document may take; each is read in a process of its own.

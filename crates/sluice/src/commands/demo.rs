@@ -35,6 +35,7 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         model: up::model(command.model.clone())?,
         embedder: sluice_processors::EmbedderConfig::default(),
         decoding: sluice_processors::DecodingConfig::default(),
+        objects: None,
     };
     let began = Instant::now();
     let system = System::start(settings).await?;

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
 use crate::bus::Remote;
-use crate::cli::{Broker, Decoding, Embeddings, Model, Run, Serve, Target, Up};
+use crate::cli::{Broker, Decoding, Embeddings, Model, Objects, Run, Serve, Target, Up};
 use crate::exit::Told;
 use crate::services::{Selection, Service};
 use crate::system::{Settings, System};
@@ -64,6 +64,7 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         model: model(serve.model)?,
         embedder: embedder(serve.embeddings, data.as_deref())?,
         decoding: decoding(&serve.decoding),
+        objects: objects(serve.objects)?,
     };
     let system = System::start(settings).await?;
     let folder = data.as_deref().unwrap_or(Path::new("")).display();
@@ -78,6 +79,31 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
     tracing::info!("stopping");
     system.stop().await;
     Ok(())
+}
+
+fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_databases::Settings)>> {
+    let Some(url) = args.objects else { return Ok(None) };
+    let secret = match &args.objects_secret_file {
+        Some(file) => Some(
+            std::fs::read_to_string(file).with_context(|| format!("'{}' cannot be read", file.display()))?,
+        ),
+        None => std::env::var("AWS_SECRET_ACCESS_KEY").ok(),
+    };
+    let secret = secret.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+    if args.objects_key.is_some() != secret.is_some() {
+        return Err(Told::usage("a key to the object store has an id and a secret, and one of them is missing")
+            .next("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --objects-key and --objects-secret-file")
+            .into());
+    }
+    let settings = sluice_databases::Settings {
+        endpoint: args.objects_endpoint,
+        region: args.objects_region,
+        access_key: args.objects_key,
+        secret_key: secret.map(sluice_databases::Secret::new),
+        session_token: std::env::var("AWS_SESSION_TOKEN").ok().map(sluice_databases::Secret::new),
+        ca: args.objects_ca,
+    };
+    Ok(Some((url, settings)))
 }
 
 fn decoding(args: &Decoding) -> DecodingConfig {

@@ -20,9 +20,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A command without anything of the caller's environment that would change what it does.
 pub(crate) fn sluice() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-    for (name, _) in
-        std::env::vars().filter(|(name, _)| name.starts_with("SLUICE_") || name.starts_with("TRUSTGRAPH_"))
-    {
+    let matters =
+        |name: &str| ["SLUICE_", "TRUSTGRAPH_", "AWS_"].iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in std::env::vars().filter(|(name, _)| matters(name)) {
         command.env_remove(name);
     }
     command.stdin(Stdio::null());

@@ -31,6 +31,12 @@ pub fn cases() -> Vec<Case> {
     [tables::CASES, blobs::CASES, search::CASES, triples::CASES].concat()
 }
 
+/// The cases of blobs alone, for backends that keep only those.
+#[must_use]
+pub fn blob_cases() -> Vec<Case> {
+    blobs::CASES.to_vec()
+}
+
 /// A list of cases from async functions: their names are the promises.
 macro_rules! promises {
     ($($name:ident),* $(,)?) => {

@@ -1,0 +1,486 @@
+//! Content in an object store, with its places in tables.
+//!
+//! # Flow
+//! An object is written once, under a name of its own that no other content has had, and never changed. Its name is put
+//! down as loose before it is written; the commit that points an id to it takes it off that list and puts the object that
+//! the id pointed to on it. So whatever a crash leaves behind is on the list, and goes when the store is opened again.
+//!
+//! # Guarantees
+//! Those of [`Blobs`]. Nothing under the address is listed or removed but what was written from here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
+use object_store::{
+    Certificate, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+};
+use sha2::{Digest as _, Sha256};
+use sluice_store::contract::blobs::GET_BYTES_MAX;
+use sluice_store::{
+    Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, ErrorKind, Found, KeyRange, Read, Result, Tables,
+};
+use url::Url;
+
+use crate::Settings;
+
+/// Content larger than this goes in parts of this size. The service takes at most 10 000 parts.
+const PART_BYTES: usize = 8 * 1024 * 1024;
+/// The longest id, in bytes.
+const ID_BYTES_MAX: usize = 1024;
+/// How often a write or read begins again because somebody replaced the content meanwhile.
+const TRIES_MAX: usize = 16;
+/// How long one exchange with the service may take; a part is at most [`PART_BYTES`] long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a failing exchange is tried again, and how often.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRIES_MAX: usize = 5;
+
+/// Where content is: size, and the object's name.
+const PLACES: &str = "objects";
+/// Objects that no place names, or not yet.
+const LOOSE: &str = "objects.loose";
+/// The address that all of this is under, in one row.
+const AT: &str = "objects.at";
+const ONLY: &str = "url";
+
+pub(crate) async fn used_by(tables: &dyn Tables) -> Result<Option<String>> {
+    let found = tables.read(vec![Read::get(AT, ONLY)]).await?;
+    let row = found.into_iter().next().and_then(Found::into_value);
+    Ok(row.map(|row| String::from_utf8_lossy(&row).into_owned()))
+}
+
+pub(crate) struct ObjectBlobs {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: AmazonS3,
+    folder: Path,
+    /// The address, for people.
+    address: String,
+    tables: Arc<dyn Tables>,
+}
+
+struct Place {
+    bytes: u64,
+    object: String,
+}
+
+impl Place {
+    fn encode(&self) -> Vec<u8> {
+        let mut row = self.bytes.to_le_bytes().to_vec();
+        row.extend_from_slice(self.object.as_bytes());
+        row
+    }
+
+    fn decode(row: &[u8]) -> Result<Self> {
+        let damaged = || Error::Damaged {
+            what: "the place of an object".to_owned(),
+            reason: "it is no place".to_owned(),
+        };
+        let (bytes, object) = row.split_first_chunk().ok_or_else(damaged)?;
+        let object = std::str::from_utf8(object).map_err(|_| damaged())?.to_owned();
+        Ok(Self { bytes: u64::from_le_bytes(*bytes), object })
+    }
+}
+
+impl ObjectBlobs {
+    pub(crate) async fn open(url: &str, settings: &Settings, tables: Arc<dyn Tables>) -> Result<Self> {
+        let refused = |reason: String| Error::Refused { reason };
+        let parsed = Url::parse(url).map_err(|error| refused(format!("'{url}' cannot be read: {error}")))?;
+        let bucket = parsed.host_str().unwrap_or_default();
+        if bucket.is_empty() || !parsed.username().is_empty() || parsed.password().is_some() {
+            return Err(refused(
+                "an object store's address looks like s3://bucket/folder, with keys given beside it"
+                    .to_owned(),
+            ));
+        }
+        let folder = Path::from_url_path(parsed.path())
+            .map_err(|error| refused(format!("'{url}' names no folder: {error}")))?;
+        let at = settings.endpoint.as_ref().map(|endpoint| format!(" on {endpoint}")).unwrap_or_default();
+        let address = format!("s3://{bucket}/{folder}{at}");
+        let store = client(bucket, settings).map_err(|error| refused(format!("{address}: {error}")))?;
+        let blobs = Self { shared: Arc::new(Shared { store, folder, address, tables }) };
+        blobs.shared.greet().await?;
+        blobs.shared.settle(url.trim_end_matches('/')).await?;
+        blobs.shared.sweep().await?;
+        Ok(blobs)
+    }
+}
+
+fn client(bucket: &str, settings: &Settings) -> Result<AmazonS3, Box<dyn std::error::Error>> {
+    let mut options = ClientOptions::new()
+        .with_timeout(REQUEST_TIMEOUT)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_allow_http(settings.endpoint.as_ref().is_some_and(|url| url.starts_with("http://")));
+    if let Some(file) = &settings.ca {
+        for certificate in Certificate::from_pem_bundle(&std::fs::read(file)?)? {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    let retry =
+        RetryConfig { max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(bucket)
+        .with_region(settings.region.as_deref().unwrap_or("us-east-1"))
+        .with_client_options(options)
+        .with_retry(retry);
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(key) = &settings.access_key {
+        builder = builder.with_access_key_id(key);
+    }
+    if let Some(secret) = &settings.secret_key {
+        builder = builder.with_secret_access_key(secret.reveal());
+    }
+    if let Some(token) = &settings.session_token {
+        builder = builder.with_token(token.reveal());
+    }
+    Ok(builder.build()?)
+}
+
+impl Shared {
+    /// Whether the bucket answers, with these keys.
+    async fn greet(&self) -> Result<()> {
+        let mut listed = self.store.list(Some(&self.folder));
+        listed.next().await.transpose().map(drop).map_err(|error| self.failed("looking into", &error))
+    }
+
+    /// Insists that what the tables name is here, or puts down that it is from now on.
+    async fn settle(&self, url: &str) -> Result<()> {
+        match used_by(&*self.tables).await? {
+            Some(known) if known == url => Ok(()),
+            Some(known) => {
+                let reason =
+                    format!("the content of these documents rests in {known}, not in {url}; name that one");
+                Err(Error::Refused { reason })
+            }
+            None => {
+                let mut batch = Batch::new();
+                batch.put(AT, ONLY, url.to_owned().into_bytes());
+                self.tables.commit(batch).await
+            }
+        }
+    }
+
+    /// Removes what a crash left behind. What cannot be removed now is left to the next time.
+    async fn sweep(self: &Arc<Self>) -> Result<()> {
+        let mut range = KeyRange::all();
+        loop {
+            let rows = self.tables.read(vec![Read::range(LOOSE, range.clone(), 1_000)]).await?;
+            let rows = rows.into_iter().next().map(Found::into_rows).unwrap_or_default();
+            for (name, _) in &rows.rows {
+                self.drop_object(&String::from_utf8_lossy(name)).await;
+            }
+            match rows.rows.last() {
+                Some((last, _)) if rows.more => range = range.after(last),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn failed(&self, doing: &str, error: &object_store::Error) -> Error {
+        use object_store::Error as From;
+        let told = causes(error);
+        let address = &self.address;
+        let said = |words: &[&str]| words.iter().any(|word| told.contains(word));
+        if matches!(error, From::NotFound { .. }) || said(&["NoSuchBucket"]) {
+            let reason = format!(
+                "{doing} {address} failed: there is no such bucket; make it, or name another ({told})"
+            );
+            return Error::Refused { reason };
+        }
+        if matches!(error, From::PermissionDenied { .. } | From::Unauthenticated { .. })
+            || said(&["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+        {
+            let reason =
+                format!("{doing} {address} is not allowed: check the access key and what it may do ({told})");
+            return Error::Refused { reason };
+        }
+        Error::Unavailable { reason: format!("{doing} {address} failed: {told}") }
+    }
+
+    fn path(&self, object: &str) -> Path {
+        self.folder.clone().join(object)
+    }
+
+    async fn place(&self, id: &str) -> Result<(Option<Bytes>, Option<Place>)> {
+        check_id(id)?;
+        let found = self.tables.read(vec![Read::get(PLACES, id)]).await?;
+        let row = found.into_iter().next().and_then(Found::into_value);
+        let place = row.as_deref().map(Place::decode).transpose()?;
+        Ok((row, place))
+    }
+
+    /// A name that no other content has had, put down before anything is written under it.
+    async fn name(&self, id: &str) -> Result<String> {
+        let hash: String = Sha256::digest(id)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = format!("{hash}-{}", uuid::Uuid::now_v7().simple());
+        let mut batch = Batch::new();
+        batch.put(LOOSE, &name, Vec::new());
+        self.tables.commit(batch).await?;
+        Ok(name)
+    }
+
+    /// Points an id to an object that is whole, or to none; the one it pointed to goes.
+    async fn point(self: Arc<Self>, id: String, place: Option<Place>) -> Result<()> {
+        for _ in 0..TRIES_MAX {
+            let (row, old) = self.place(&id).await?;
+            let mut batch = Batch::new();
+            batch.expect(PLACES, &id, row.clone());
+            match &place {
+                Some(place) => batch.put(PLACES, &id, place.encode()).delete(LOOSE, &place.object),
+                None if row.is_none() => return Ok(()),
+                None => batch.delete(PLACES, &id),
+            };
+            if let Some(old) = &old {
+                batch.put(LOOSE, &old.object, Vec::new());
+            }
+            match self.tables.commit(batch).await {
+                Ok(()) => {}
+                Err(error) if error.is_conflict() => continue,
+                Err(error) => return Err(error),
+            }
+            if let Some(old) = old {
+                self.drop_object(&old.object).await;
+            }
+            return Ok(());
+        }
+        Err(Error::Unavailable {
+            reason: format!("'{id}' is being changed by others all the time; try again"),
+        })
+    }
+
+    /// Removes an object that no place names. It stays on the list while that fails.
+    async fn drop_object(&self, object: &str) {
+        match self.store.delete(&self.path(object)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => {
+                let error = self.failed("removing from", &error);
+                return tracing::warn!(%error, object, "old content could not be removed yet");
+            }
+        }
+        let mut batch = Batch::new();
+        batch.delete(LOOSE, object);
+        if let Err(error) = self.tables.commit(batch).await {
+            tracing::debug!(%error, object, "a removed object stays on the list");
+        }
+    }
+
+    /// Reads a part of the content. The row and the object are looked at one after the other, so a replacement between the
+    /// two makes it begin again.
+    async fn read_part(&self, id: &str, offset: u64, bytes_max: u64) -> Result<Option<Bytes>> {
+        for _ in 0..TRIES_MAX {
+            let (_, Some(place)) = self.place(id).await? else { return Ok(None) };
+            let from = offset.min(place.bytes);
+            let to = from + bytes_max.min(place.bytes - from);
+            if from == to {
+                return Ok(Some(Bytes::new()));
+            }
+            match self.store.get_range(&self.path(&place.object), from..to).await {
+                Ok(part) => return Ok(Some(part)),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.failed("reading from", &error)),
+            }
+        }
+        let reason = format!("its object is not in {}", self.address);
+        Err(Error::Damaged { what: format!("content '{id}'"), reason })
+    }
+}
+
+/// An error with all that caused it, each said once.
+fn causes(error: &object_store::Error) -> String {
+    let mut told = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        cause = error.source();
+    }
+    told
+}
+
+fn check_id(id: &str) -> Result<()> {
+    if id.is_empty() || id.len() > ID_BYTES_MAX {
+        let reason = format!("an id of content has 1 to {ID_BYTES_MAX} bytes, this one has {}", id.len());
+        return Err(Error::Refused { reason });
+    }
+    Ok(())
+}
+
+/// Runs to its end even if the caller goes away: half of it would leave what it says it did not.
+async fn to_the_end(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "a few calls with time limits of their own")]
+    let work = tokio::spawn(work);
+    work.await.unwrap_or_else(|error| {
+        Err(Error::OutcomeUnknown { what: "a change of content", reason: error.to_string() })
+    })
+}
+
+impl Blobs for ObjectBlobs {
+    fn put<'a>(&'a self, id: &'a str, content: Bytes) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let mut writer = self.writer(id).await?;
+            writer.write(content).await?;
+            writer.finish().await.map(drop)
+        })
+    }
+
+    fn writer<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Box<dyn BlobWriter>>> {
+        Box::pin(async move {
+            check_id(id)?;
+            let shared = Arc::clone(&self.shared);
+            let writer = Writer { shared, id: id.to_owned(), bytes: 0, waiting: Vec::new(), upload: None };
+            Ok(Box::new(writer) as Box<dyn BlobWriter>)
+        })
+    }
+
+    fn get<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Bytes>>> {
+        Box::pin(async move {
+            match self.size(id).await? {
+                Some(bytes) if bytes > GET_BYTES_MAX => {
+                    Err(Error::TooLarge { what: "content read at once", bytes, max: GET_BYTES_MAX })
+                }
+                _ => self.shared.read_part(id, 0, GET_BYTES_MAX).await,
+            }
+        })
+    }
+
+    fn get_range<'a>(
+        &'a self,
+        id: &'a str,
+        offset: u64,
+        bytes_max: u64,
+    ) -> BoxFuture<'a, Result<Option<Bytes>>> {
+        Box::pin(self.shared.read_part(id, offset, bytes_max.min(GET_BYTES_MAX)))
+    }
+
+    fn size<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<u64>>> {
+        Box::pin(async move { Ok(self.shared.place(id).await?.1.map(|place| place.bytes)) })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(to_the_end(Arc::clone(&self.shared).point(id.to_owned(), None)))
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        entries_max: usize,
+    ) -> BoxFuture<'a, Result<Vec<BlobInfo>>> {
+        Box::pin(async move {
+            let range = KeyRange::prefix(prefix);
+            let range = after.map_or_else(|| range.clone(), |after| range.clone().after(after));
+            let found = self.shared.tables.read(vec![Read::range(PLACES, range, entries_max)]).await?;
+            let rows = found.into_iter().next().map(Found::into_rows).unwrap_or_default();
+            let info = |(id, row): &(Bytes, Bytes)| {
+                let id = String::from_utf8_lossy(id).into_owned();
+                Ok(BlobInfo { id, bytes: Place::decode(row)?.bytes })
+            };
+            rows.rows.iter().map(info).collect()
+        })
+    }
+}
+
+/// Content on its way in: gathered, and sent in parts once it is more than one.
+struct Writer {
+    shared: Arc<Shared>,
+    id: String,
+    bytes: u64,
+    waiting: Vec<u8>,
+    upload: Option<Upload>,
+}
+
+struct Upload {
+    object: String,
+    parts: Box<dyn MultipartUpload>,
+}
+
+impl Writer {
+    /// Sends what is gathered as a part.
+    async fn send(&mut self) -> Result<()> {
+        let part = Bytes::from(std::mem::take(&mut self.waiting));
+        if self.upload.is_none() {
+            let object = self.shared.name(&self.id).await?;
+            let begun = self.shared.store.put_multipart(&self.shared.path(&object)).await;
+            let parts = begun.map_err(|error| self.shared.failed("storing in", &error))?;
+            self.upload = Some(Upload { object, parts });
+        }
+        let Some(upload) = &mut self.upload else { return Ok(()) };
+        let sent = upload.parts.put_part(PutPayload::from(part)).await;
+        sent.map_err(|error| self.shared.failed("storing in", &error))
+    }
+
+    /// Brings the rest to the object store; the object's name.
+    async fn complete(&mut self) -> Result<String> {
+        if self.upload.is_none() {
+            let object = self.shared.name(&self.id).await?;
+            let content = PutPayload::from(std::mem::take(&mut self.waiting));
+            let put = self.shared.store.put(&self.shared.path(&object), content).await;
+            return match put {
+                Ok(_) => Ok(object),
+                Err(error) => Err(self.shared.failed("storing in", &error)),
+            };
+        }
+        if !self.waiting.is_empty() {
+            self.send().await?;
+        }
+        let Some(upload) = &mut self.upload else { return Ok(String::new()) };
+        let completed = upload.parts.complete().await;
+        completed.map_err(|error| self.shared.failed("storing in", &error))?;
+        // It is whole: nothing to give up any more.
+        Ok(self.upload.take().map(|upload| upload.object).unwrap_or_default())
+    }
+}
+
+impl BlobWriter for Writer {
+    fn write(&mut self, part: Bytes) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.bytes += part.len() as u64;
+            self.waiting.extend_from_slice(&part);
+            if self.waiting.len() > PART_BYTES { self.send().await } else { Ok(()) }
+        })
+    }
+
+    fn finish(mut self: Box<Self>) -> BoxFuture<'static, Result<u64>> {
+        Box::pin(async move {
+            let bytes = self.bytes;
+            let object = self.complete().await?;
+            let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
+            let name = object.clone();
+            let pointed =
+                to_the_end(Arc::clone(&shared).point(id, Some(Place { bytes, object: name }))).await;
+            if let Err(error) = &pointed
+                && error.kind() != ErrorKind::OutcomeUnknown
+            {
+                shared.drop_object(&object).await;
+            }
+            pointed.map(|()| bytes)
+        })
+    }
+}
+
+impl Drop for Writer {
+    /// Gives up what was begun; if that fails, the parts stay until the bucket's own rules remove them.
+    fn drop(&mut self) {
+        let Some(Upload { object, mut parts }) = self.upload.take() else { return };
+        let shared = Arc::clone(&self.shared);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // Two calls with time limits of their own.
+        runtime.spawn(async move {
+            if let Err(error) = parts.abort().await {
+                tracing::warn!(%error, object, "an upload could not be given up");
+            }
+            shared.drop_object(&object).await;
+        });
+    }
+}

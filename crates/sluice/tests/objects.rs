@@ -1,0 +1,97 @@
+//! The main job with the content of documents in a real object store, through the binary. Where the server cannot be had, the
+//! case is listed as ignored.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails; the harness tells what it ran"
+)]
+
+mod common;
+#[path = "../../databases/tests/objects/server.rs"]
+mod server;
+
+use std::path::Path;
+use std::time::Instant;
+
+use common::{PATIENCE, Up, ends, sluice};
+use server::Server;
+
+const NAME: &str = "content_rests_in_the_bucket_until_its_document_is_removed";
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "--list") {
+        return println!("{NAME}: test");
+    }
+    if args.iter().any(|arg| !arg.starts_with('-') && !NAME.contains(arg.as_str())) {
+        return;
+    }
+    match Server::start() {
+        Ok(server) => {
+            case(&server);
+            println!("test {NAME} ... ok");
+        }
+        Err(why) => println!("test {NAME} ... ignored, {why}"),
+    }
+}
+
+fn case(server: &Server) {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, secret) = (folder.path().join("data"), folder.path().join("secret"));
+    std::fs::write(&secret, "hush\n").unwrap();
+    let endpoint = server.endpoint();
+    let key = ["--objects-key", "test", "--objects-secret-file", secret.to_str().unwrap()];
+    let store = [&["--objects", "s3://documents/sluice", "--objects-endpoint", &endpoint], &key[..]].concat();
+
+    let refused = up(&data, &store);
+    ends(&refused, 1, "no such bucket");
+    assert!(!common::text(&refused).contains("hush"));
+    ends(&up(&data, &store[..6]), 64, "AWS_SECRET_ACCESS_KEY");
+    server.make_bucket("documents");
+
+    let mut running = Up::start_with(&data, &store);
+    running.json(&["flow", "start", "f1", "document-rag"]);
+    let notes = folder.path().join("pump.md");
+    std::fs::write(&notes, "# Pump\n\nThe spare key of the pump house hangs behind the blue door.\n")
+        .unwrap();
+    let added = running.json(&["doc", "add", notes.to_str().unwrap(), "--flow", "f1"]);
+    assert_eq!(added["progress"][0]["complete"], true, "{added}");
+    let keys = server.keys("documents");
+    assert!(!keys.is_empty() && keys.iter().all(|key| key.starts_with("sluice/")), "{keys:?}");
+    assert_eq!(running.terminate(), 0);
+
+    // Its documents would be without content.
+    ends(&up(&data, &[]), 64, "s3://documents/sluice");
+    let running = Up::start_with(&data, &store);
+    // Its processors attach a moment after the start.
+    let until = Instant::now() + PATIENCE;
+    let answer = loop {
+        let output = running.run(&["ask", "where is the spare key?", "--flow", "f1"]);
+        if output.status.success() {
+            break common::text(&output);
+        }
+        assert!(Instant::now() < until, "{}", common::text(&output));
+    };
+    assert!(answer.contains("blue door"), "{answer}");
+    for document in running.json(&["doc", "ls"]).as_array().unwrap() {
+        running.json(&["doc", "rm", document["id"].as_str().unwrap()]);
+    }
+    // What was made of it goes a little later; the answer to the question is a document of its own and stays.
+    let until = Instant::now() + PATIENCE;
+    while server.keys("documents").len() > 1 {
+        assert!(Instant::now() < until, "{:?} stay", server.keys("documents"));
+        std::thread::yield_now();
+    }
+    drop(running);
+
+    // And the other way round: content that rests in the folder is not in the bucket.
+    let other = folder.path().join("other");
+    let running = Up::start(&other);
+    running.json(&["doc", "add", notes.to_str().unwrap(), "--store-only"]);
+    drop(running);
+    ends(&up(&other, &store), 64, "data folder");
+}
+
+fn up(data: &Path, more: &[&str]) -> std::process::Output {
+    sluice().args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more).output().unwrap()
+}
