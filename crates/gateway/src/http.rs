@@ -11,6 +11,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use serde_json::{Map, Value};
@@ -18,6 +20,7 @@ use sluice_schema::message::IamRequest;
 use sluice_schema::operation::{self, Kind};
 use tracing::Instrument as _;
 
+use crate::answer::Answer;
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{Credential, Identity, Origin};
 use crate::listener::Peer;
@@ -41,6 +44,7 @@ pub(crate) fn router(hall: Arc<Hall>) -> Router {
         .route("/api/metrics", get(metrics))
         .route("/api/v1/socket", get(open_socket))
         .route("/api/socket", get(open_socket))
+        .route("/api/v1/document-stream", get(document_stream))
         .route("/api/v1/auth/{operation}", post(auth))
         .route("/api/v1/{kind}", post(service))
         .route("/api/v1/flow/{flow}/service/{*kind}", post(flow_service))
@@ -258,6 +262,77 @@ async fn refuse(refusal: Refusal, body: Body) -> Response {
     // Whether the sender finished or not, it gets its answer now.
     let _ = tokio::time::timeout(LINGER_TIMEOUT, discarded).await;
     refusal.into_response()
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct StreamQuery {
+    document_id: Option<String>,
+    workspace: Option<String>,
+    chunk_size: Option<u64>,
+}
+
+/// `GET /api/v1/document-stream`: the bytes of a document, part by part as they are read. The status waits for the first
+/// part; what fails later breaks the connection off, so that nobody takes half a document for a whole one.
+async fn document_stream(
+    State(hall): State<Arc<Hall>>,
+    Query(query): Query<StreamQuery>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let origin = origin(&request);
+    let room = hall.room()?;
+    let caller = hall.gate.authenticate(&credential(request.headers()), &origin).await?;
+    let document = query.document_id.filter(|id| !id.is_empty());
+    let Some(document) = document else {
+        return Err(Refusal::Rejected("Missing required parameter: document-id".to_owned()));
+    };
+    let mut body = Map::new();
+    body.insert("operation".to_owned(), "stream-document".into());
+    body.insert("document-id".to_owned(), document.into());
+    if let Some(bytes) = query.chunk_size {
+        body.insert("chunk-size".to_owned(), bytes.into());
+    }
+    let workspace = query.workspace.as_deref();
+    let (flow, service) = (None, "librarian");
+    let call =
+        Call { door: Door::Socket, caller: Some(caller), workspace, flow, service, body, origin: &origin };
+    let mut answer = hall.enter(call).await?;
+    let first = content(&mut answer).await;
+    let first = match first {
+        Err(Refusal::Failed(error)) if error.r#type == "not-found" => {
+            return Ok(
+                (StatusCode::NOT_FOUND, json(&serde_json::json!({"error": error.message}))).into_response()
+            );
+        }
+        Err(Refusal::Failed(error)) => {
+            let told = json(&serde_json::json!({"error": error.message}));
+            return Ok((StatusCode::BAD_GATEWAY, told).into_response());
+        }
+        outcome => outcome?,
+    };
+    let rest = futures_util::stream::unfold(Some((first, answer, room)), async |state| {
+        let ((part, is_last), mut answer, room) = state?;
+        if is_last {
+            return Some((Ok(part), None));
+        }
+        // Dropped with the connection: nobody reads on for a reader who has left.
+        match content(&mut answer).await {
+            Ok(next) => Some((Ok(part), Some((next, answer, room)))),
+            Err(refusal) => Some((Err(std::io::Error::other(format!("{refusal:?}"))), None)),
+        }
+    });
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(rest)).into_response())
+}
+
+/// The next part of a document, and whether it is the last.
+async fn content(answer: &mut Answer) -> Result<(Bytes, bool), Refusal> {
+    let reply = answer.next().await?;
+    if let Some(error) = reply.error {
+        return Err(Refusal::Failed(error));
+    }
+    let text = reply.body.get("content").and_then(Value::as_str).unwrap_or_default();
+    let part = BASE64.decode(text).map_err(|_| Refusal::failed("gateway-error", "a part cannot be read"))?;
+    Ok((part.into(), reply.last))
 }
 
 /// `POST /api/v1/auth/{operation}`: log in, first start, own password.

@@ -81,9 +81,11 @@ fn main_job(_: &World) {
         .tool("tg-start-library-processing", &["-i", "f1", "-d", "urn:notes", "--id", "run-1"])
         .shows(&[])
         .lacks(&["Exception"]);
+    world.tool("tg-get-document-content", &["urn:notes"]).shows(&["drinks cocoa at two in the morning."]);
     let ask = ["-f", "f1", "-q", "What does the night watch drink?"];
     wait_for("the document", || world.tool("tg-invoke-document-rag", &ask).text().contains("cocoa"));
     world.tool("tg-remove-library-document", &["--id", "urn:notes"]).shows(&[]).lacks(&["Exception"]);
+    assert!(world.tool("tg-get-document-content", &["urn:notes"]).text().contains("404"));
     world.tool("tg-stop-flow", &["-i", "f1"]).shows(&[]).lacks(&["Exception"]);
     world.tool("tg-show-flows", &[]).shows(&["No flows."]);
     world.tool("tg-show-library-documents", &[]).shows(&["No documents."]);
