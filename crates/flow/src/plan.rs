@@ -114,9 +114,9 @@ pub(crate) fn needed<'a>(
         Want::Running if record.is_none() => |_| false,
         Want::Running => |_| true,
         Want::Gone if is_routable(record) => |_| false,
-        // Only what is drained decides when the entries go.
+        // What is read or drained decides when the entries go.
         Want::Gone if claims.entries_of(key, wish).next().is_some() => {
-            |topic| topic.topic.class() == Class::Flow
+            |topic| topic.topic.class().has_subscriptions()
         }
         Want::Gone => |_| true,
     };
@@ -168,6 +168,7 @@ fn down(key: &FlowKey, wish: &Wish, claims: &Claims<'_>, seen: &Sight, clock: Dr
     let topics = claims.unclaimed(&wish.topology);
     let queues =
         || topics.iter().filter(|t| t.topic.class() == Class::Flow).flat_map(|t| subscriptions(t, seen));
+    let all = || topics.iter().flat_map(|t| subscriptions(t, seen));
     if !parts.is_empty() {
         let left: Vec<_> =
             queues().filter(|(_, s)| is_worked_on(s, clock)).map(|(t, s)| left(t, s)).collect();
@@ -175,15 +176,16 @@ fn down(key: &FlowKey, wish: &Wish, claims: &Claims<'_>, seen: &Sight, clock: Dr
             return Next::Draining(left);
         }
         let mut steps = vec![Step::Withdraw(parts)];
-        // Where nobody reads what is drained, nobody is waited for. Removing looks for itself and fails if somebody came;
-        // then the rest goes a stage per look.
-        let is_idle = queues().all(|(_, s)| s.consumers == Some(0) && s.is_drained());
+        // Where nobody reads and nothing is left, nobody is waited for: no call is under way whose answer would miss its
+        // topic. Removing looks for itself and fails if somebody came; then the rest goes a stage per look.
+        let is_seen = |t: &OwnedTopic| !t.topic.class().has_subscriptions() || seen.contains_key(&t.topic);
+        let is_unread = topics.iter().all(is_seen) && all().all(|(_, s)| s.consumers == Some(0));
+        let is_idle = is_unread && queues().all(|(_, s)| s.is_drained());
         if clock.is_listed && is_idle && claims.unreadable(key).is_none() {
             steps.extend([Step::Remove(topics), Step::Forget]);
         }
         return Next::Do(steps);
     }
-    let all = || topics.iter().flat_map(|t| subscriptions(t, seen));
     let holders: Vec<_> =
         all().filter(|(_, s)| s.consumers.unwrap_or(0) > 0).map(|(t, s)| queue(t, &s.name)).collect();
     if !holders.is_empty() {
@@ -453,6 +455,11 @@ mod tests {
             assert_eq!(case.steps(), ["withdraw a b"], "{ready} {unsettled:?} {consumers:?}");
         }
         case.see(INPUT, "a", 0, Some(0), Some(0));
+        case.see(ASKED, "b", 0, Some(0), Some(1));
+        assert_eq!(case.steps(), ["withdraw a b"], "a call may be under way whose answer needs its topic");
+        case.seen.remove(&topic(ASKED));
+        assert_eq!(case.steps(), ["withdraw a b"], "who was not looked at may be there");
+        case.see(ASKED, "b", 0, Some(0), Some(0));
         let broken = Recorded { version: 1, value: Err("no JSON".to_owned()) };
         case.records.wishes.insert(key("f2"), broken);
         assert_eq!(case.steps(), ["withdraw a b"], "what cannot be read may claim it");
@@ -530,7 +537,7 @@ mod tests {
         case.records.flows.clear();
         assert!(needed(&case).is_empty(), "what was never opened is made anyway");
         let case = Case::new(Want::Gone);
-        assert_eq!(needed(&case), [INPUT], "requests are not drained");
+        assert_eq!(needed(&case), [INPUT, ASKED]);
         assert_eq!(needed(&case.without_entries()), [INPUT, ASKED]);
     }
 
