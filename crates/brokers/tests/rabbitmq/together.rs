@@ -6,9 +6,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use lapin::options::ExchangeDeleteOptions;
 use sluice_bus::{
-    Address, Broker, BrokerAdmin, Error, ErrorKind, Inbox, InboxAddress, Message, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Counting, Error, ErrorKind, Inbox, InboxAddress, Message, Patience,
+    Replies, Subscription, TopicSpec, property,
 };
 use sluice_schema::Class;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::Server;
 use crate::common::*;
@@ -18,7 +21,11 @@ cases! {
     publishes_side_by_side_are_each_told_their_own_outcome,
     a_publish_that_fails_takes_no_other_with_it,
     a_direct_answer_reaches_one_inbox_and_one_by_topic_all,
+    an_answer_between_our_own_ends_is_delivered_once_with_one_gateway_or_ten,
 }
+
+/// Questions asked through one of the gateways.
+const QUESTIONS: u64 = 20;
 
 async fn publishes_side_by_side_are_each_told_their_own_outcome(server: Server) -> Outcome {
     let (_, broker, flow) = world(&server).await?;
@@ -117,4 +124,59 @@ async fn a_direct_answer_reaches_one_inbox_and_one_by_topic_all(server: Server) 
     }
     let direct = deliveries.iter().filter(|how| **how == "direct").count();
     check((direct, deliveries.len() - direct) == (1, 10), deliveries)
+}
+
+/// A gateway asks with one inbox on a connection of its own, bound to the response topic as foreign services need it.
+async fn an_answer_between_our_own_ends_is_delivered_once_with_one_gateway_or_ten(server: Server) -> Outcome {
+    for (gateways, is_direct) in [(1, true), (10, true), (1, false), (10, false)] {
+        let (vhost, broker, _) = world(&server).await?;
+        let asked = TopicSpec::with(topic(Class::Request, "asked"), "reader");
+        let answers = TopicSpec::bare(topic(Class::Response, "answers"));
+        for spec in [&asked, &answers] {
+            broker.ensure(spec).await.map_err(text)?;
+        }
+        let stop = CancellationToken::new();
+        let (mut ends, mut running) = (Vec::new(), JoinSet::new());
+        for _ in 0..gateways {
+            let end = Counting::new(server.lock().await.connect(&vhost).await.map_err(text)?);
+            let replies = Replies::new(Arc::new(end.clone()));
+            running.spawn(replies.clone().run(stop.clone()));
+            let following = replies.follow(&answers.topic).await.map_err(text)?;
+            ends.push((end, replies, following));
+        }
+        let inbox = read(&broker, &asked.topic, 8).await.map_err(text)?;
+        let serve = async {
+            for _ in 0..QUESTIONS {
+                let question = next(&*inbox).await?;
+                let told =
+                    |name| question.message.get(name).ok_or("a question without it").map(str::to_owned);
+                let to = if is_direct {
+                    Address::Inbox(InboxAddress(told(property::REPLY_TO)?.into()))
+                } else {
+                    Address::Topic(answers.topic.clone())
+                };
+                let answer = Message::new("answer").with(property::ID, &told(property::ID)?);
+                broker.publish(&to, answer).await.map_err(text)?;
+                question.ack();
+            }
+            Ok::<(), String>(())
+        };
+        let ask = async {
+            for _ in 0..QUESTIONS {
+                let asks = ends[0].1.ask(&asked.topic, Message::new("?"), Patience::total(VALUE_TIMEOUT));
+                asks.await.map_err(text)?.next().await.map_err(text)?;
+            }
+            Ok::<(), String>(())
+        };
+        tokio::try_join!(serve, ask)?;
+        // Comes last to every inbox.
+        send(&broker, &answers.topic, "the end").await.map_err(text)?;
+        let expected = if is_direct { QUESTIONS } else { QUESTIONS * gateways } + gateways;
+        let delivered = || ends.iter().map(|(end, ..)| end.total().delivered).sum::<u64>();
+        until("every delivery", || async { (delivered() >= expected).then_some(()) }).await?;
+        check(delivered() == expected, format!("{gateways} gateways: {} for {expected}", delivered()))?;
+        stop.cancel();
+        running.join_all().await;
+    }
+    Ok(())
 }
