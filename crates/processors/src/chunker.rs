@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use sluice_schema::message::{
     Chunk, DocumentMetadata, Metadata, StageReport, TextDocument, TextOrList, Triples,
 };
@@ -20,6 +20,8 @@ use crate::tokens::token_pieces;
 pub const TOKEN_CHUNKER: &str = "chunker-token";
 /// Chunks of one text that are being saved at once.
 const SAVES_MAX: usize = 16;
+/// Chunks of a text on their way to the broker at once, in order.
+const SENDS_MAX: usize = 32;
 /// Chunks announced in one report.
 const ANNOUNCED_MAX: usize = 500;
 
@@ -153,15 +155,22 @@ impl Chunker {
                 .report(text.report("announced", "chunk", &format!("{}:{batch}", text.id), ids.to_vec()))
                 .await?;
         }
-        let made_at = provenance::now();
+        let made_at = &provenance::now();
         let (chunker, text, cut, ids) = (self, &text, &cut, &ids);
+        // First what may be done twice, then the sends, close together: a text that was cut short by a crash is cut again, and
+        // a chunk that was sent before would go to the model again.
         stream::iter(0..cut.len())
             .map(|at| async move {
                 chunker.save(text, &cut[at], &ids[at], at + 1).await?;
-                Ok(at)
+                chunker.describe(text, &cut[at], &ids[at], at + 1, made_at).await
             })
-            .buffered(SAVES_MAX)
-            .try_for_each(|at| self.send(text, &cut[at], &ids[at], at + 1, &made_at))
+            .buffer_unordered(SAVES_MAX)
+            .try_for_each(|()| future::ready(Ok(())))
+            .await?;
+        stream::iter(0..cut.len())
+            .map(|at| chunker.send(text, &cut[at], &ids[at]))
+            .buffered(SENDS_MAX)
+            .try_for_each(|()| future::ready(Ok(())))
             .await?;
         self.progress.report(text.report("done", "text", &text.id, vec![text.id.clone()])).await
     }
@@ -211,7 +220,8 @@ impl Chunker {
         self.librarian.save_in(&text.collection, chunk).await
     }
 
-    async fn send(
+    /// Says in triples where a chunk comes from.
+    async fn describe(
         &self,
         text: &Text,
         piece: &Piece<'_>,
@@ -219,8 +229,6 @@ impl Chunker {
         index: usize,
         made_at: &str,
     ) -> Result<(), Failure> {
-        let metadata =
-            Metadata { id: id.to_owned(), root: text.root.clone(), collection: text.collection.clone() };
         let kind = PartKind::Chunk {
             index,
             offset: piece.offset,
@@ -231,16 +239,18 @@ impl Chunker {
         let title = format!("Chunk {index}");
         let component = self.cut.component();
         let part = Part { id, parent: &text.id, component, title: &title, kind };
-        self.triples
-            .send(&Triples { metadata: Some(metadata.clone()), triples: part.triples(made_at) })
-            .await?;
+        let metadata = Some(text.metadata_of(id));
+        self.triples.send(&Triples { metadata, triples: part.triples(made_at) }).await
+    }
+
+    async fn send(&self, text: &Text, piece: &Piece<'_>, id: &str) -> Result<(), Failure> {
         let place = passage::Place {
             offset: Some(piece.offset),
             length: Some(piece.length),
             ..text.attributes.clone()
         };
         let chunk = Chunk {
-            metadata: Some(metadata),
+            metadata: Some(text.metadata_of(id)),
             chunk: piece.text.to_owned(),
             document_id: id.to_owned(),
             attributes: place.attributes().map(|(name, value)| (name, TextOrList::Text(value))).collect(),
@@ -250,6 +260,10 @@ impl Chunker {
 }
 
 impl Text {
+    fn metadata_of(&self, chunk: &str) -> Metadata {
+        Metadata { id: chunk.to_owned(), root: self.root.clone(), collection: self.collection.clone() }
+    }
+
     /// The same piece of the same text in the same collection is the same chunk, however often it is cut out.
     fn chunk_id(&self, piece: &Piece<'_>) -> String {
         let offset = piece.offset.to_string();

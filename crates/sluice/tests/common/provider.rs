@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 /// It serves until the test's process ends.
 pub(crate) struct Provider {
@@ -20,6 +20,9 @@ struct Shared {
     is_slow: AtomicBool,
     open: AtomicUsize,
     hung_up: AtomicUsize,
+    /// Questions for vectors that are answered still; the others wait.
+    vectors_left: Mutex<Option<usize>>,
+    given: Condvar,
 }
 
 impl Provider {
@@ -57,6 +60,22 @@ impl Provider {
         self.shared.is_slow.store(true, Ordering::SeqCst);
     }
 
+    /// So many questions for vectors are answered from now on; the others wait until more are allowed, `None` for all.
+    #[allow(dead_code, reason = "not every test file uses every part")]
+    pub(crate) fn allow_vectors(&self, count: Option<usize>) {
+        *self.shared.vectors_left.lock().unwrap() = count;
+        self.shared.given.notify_all();
+    }
+
+    /// The bodies of all questions for vectors.
+    #[allow(dead_code, reason = "not every test file uses every part")]
+    pub(crate) fn asked_for_vectors(&self) -> Vec<String> {
+        let asked = self.shared.asked.lock().unwrap();
+        let of_vectors =
+            asked.iter().filter(|one| one.lines().next().is_some_and(|line| line.contains("/embeddings")));
+        of_vectors.filter_map(|one| Some(one.split_once("\r\n\r\n")?.1.to_owned())).collect()
+    }
+
     /// Questions that stay open, and those whose asker hung up.
     #[allow(dead_code, reason = "not every test file uses every part")]
     pub(crate) fn open_and_hung_up(&self) -> (usize, usize) {
@@ -77,6 +96,11 @@ impl Shared {
                 let _ = stream.read(&mut [0; 1]);
                 self.hung_up.fetch_add(1, Ordering::SeqCst);
                 return None;
+            }
+            if path.contains("/embeddings") {
+                let left = self.vectors_left.lock().unwrap();
+                let mut left = self.given.wait_while(left, |left| *left == Some(0)).unwrap();
+                *left = left.map(|left| left - 1);
             }
             let (status, body) = if self.is_broken.load(Ordering::SeqCst) {
                 ("401 Unauthorized", r#"{"error": "no more of that"}"#)
