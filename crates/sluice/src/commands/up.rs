@@ -67,10 +67,10 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         objects: objects(serve.objects)?,
     };
     let system = System::start(settings).await?;
-    let folder = data.as_deref().unwrap_or(Path::new("")).display();
+    let folder = data.as_deref().map(|data| tracing::field::display(data.display()));
     match system.address {
-        Some(address) => tracing::info!(%address, data = %folder, "serving"),
-        None => tracing::info!(services = named, data = %folder, "serving"),
+        Some(address) => tracing::info!(%address, data = folder, "serving"),
+        None => tracing::info!(services = named, data = folder, "serving"),
     }
     if let Some(data) = data.filter(|_| iam_here && !no_auth) {
         tracing::info!(key = %data.join("admin.key").display(), "the admin key is here; sluice commands read it");
