@@ -9,6 +9,7 @@ use futures_util::{Stream, StreamExt};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use sluice_bus::{Error, Result};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
@@ -16,6 +17,8 @@ use super::{Pauses, fault, lock, stopped};
 
 /// How often a connection is looked at, should its end not have been told.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Channel numbers of a connection: what the broker allows.
+const NUMBERS: usize = 2047;
 /// Readers of one connection; the broker allows 2047 channels, and a follow takes one for a moment.
 const READERS_MAX: usize = 1_000;
 
@@ -51,8 +54,19 @@ pub(super) struct Up {
 }
 
 impl Up {
+    /// The library keeps a channel's error with its number and refuses every later channel of that number with it. So
+    /// the next number is tried; once all are spent, the connection is closed, to be rebuilt.
     pub(super) async fn channel(&self) -> Result<Channel, lapin::Error> {
-        self.connection.create_channel().await
+        for _ in 0..NUMBERS {
+            match self.connection.create_channel().await {
+                Err(error) if fault::reply(&error).is_some() && self.is_connected() => {}
+                Err(error) if matches!(error.kind(), lapin::ErrorKind::ChannelsLimitReached) => break,
+                opened => return opened,
+            }
+        }
+        tracing::debug!("every channel of a connection has failed once; it is rebuilt");
+        let _ = self.connection.close(200, "every channel number is spent".into()).await;
+        Err(lapin::ErrorKind::ChannelsLimitReached.into())
     }
 
     fn is_connected(&self) -> bool {
@@ -127,6 +141,38 @@ impl Link {
             Some(State::Stopped) => Err(stopped()),
             Some(State::Down(_)) | None => Err(self.0.unavailable()),
         }
+    }
+
+    /// A new channel, put up by `set_up`. An opening that ends with its connection is tried once more on the next one:
+    /// nothing has been asked of the channel yet, so nothing has happened.
+    pub(super) async fn channel<F>(
+        &self,
+        within: Duration,
+        set_up: fn(Channel) -> F,
+    ) -> Result<(u64, Channel)>
+    where
+        F: Future<Output = Result<Channel, lapin::Error>>,
+    {
+        let deadline = Instant::now() + within;
+        let opening = async {
+            let mut is_retried = false;
+            loop {
+                let up = self.up(deadline.saturating_duration_since(Instant::now())).await?;
+                let error = match async { set_up(up.channel().await?).await }.await {
+                    Ok(channel) => return Ok((up.generation, channel)),
+                    Err(error) => error,
+                };
+                if is_retried || up.is_connected() {
+                    return Err(match fault::of_call(&error, "a channel", "opening a channel") {
+                        Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
+                        other => other,
+                    });
+                }
+                is_retried = true;
+            }
+        };
+        let late = || Error::Unavailable { reason: "the broker opened no channel in time".to_owned() };
+        tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Whether it is connected now.

@@ -8,6 +8,8 @@
 //! A failed publish closes its channel. So one that is likely to fail goes alone: to an exchange that this channel has
 //! not published to before, or a large one. Should one fail among others all the same, those after it, of which the
 //! broker has taken none, are sent again, and those before it that were not yet confirmed have an unknown outcome.
+//! Publishes that the client library still held back when the channel closed go out on the closed channel, and the broker
+//! ends the connection for that: then what was under way on the others has an unknown outcome too.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -179,20 +181,11 @@ impl Lane {
         {
             return Ok(channel.clone());
         }
-        let opened = tokio::time::timeout(within, async {
-            let channel = up.channel().await?;
+        let opened = self.link.channel(within, |channel| async {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, lapin::Error>(channel)
+            Ok(channel)
         });
-        match opened.await {
-            Ok(Ok(channel)) => Ok(self.open.insert((up.generation, channel)).1.clone()),
-            // Nothing has been asked of the channel yet, so nothing has happened.
-            Ok(Err(error)) => Err(match fault::of_call(&error, "a channel", "opening a channel") {
-                Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
-                other => other,
-            }),
-            Err(_) => Err(Error::Unavailable { reason: "the broker opened no channel in time".to_owned() }),
-        }
+        Ok(self.open.insert(opened.await?).1.clone())
     }
 
     /// Sends these together; answers those of which nothing has happened.

@@ -8,7 +8,7 @@ use sluice_bus::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::link::Link;
-use super::{fault, lock};
+use super::lock;
 
 pub(super) struct Pool {
     pub(super) link: Link,
@@ -43,15 +43,8 @@ impl Pool {
                 return Ok(Lane { channel, generation, pool: self, _permit: permit });
             }
         }
-        match tokio::time::timeout(within, up.channel()).await {
-            Ok(Ok(channel)) => Ok(Lane { channel, generation: up.generation, pool: self, _permit: permit }),
-            // Nothing has been asked of the channel yet, so nothing has happened.
-            Ok(Err(error)) => Err(match fault::of_call(&error, "a channel", "opening a channel") {
-                Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
-                other => other,
-            }),
-            Err(_) => Err(Error::Unavailable { reason: "the broker opened no channel in time".to_owned() }),
-        }
+        let (generation, channel) = self.link.channel(within, |channel| async { Ok(channel) }).await?;
+        Ok(Lane { channel, generation, pool: self, _permit: permit })
     }
 }
 

@@ -213,7 +213,8 @@ impl Reader {
                 event = session.events.next() => match event {
                     Some(Event::Message(arrived)) => self.arrived(session, *arrived),
                     Some(Event::Lost(reason)) => return End::Lost(reason),
-                    Some(Event::Cancelled) | None => return End::Removed,
+                    Some(Event::Cancelled) | None if session.channel.status().connected() => return End::Removed,
+                    Some(Event::Cancelled) | None => return End::Lost("its connection was closed".to_owned()),
                 },
             }
         }
@@ -334,9 +335,8 @@ struct Session {
 impl Session {
     async fn open(link: &Link, queue: &Queue, number: u64) -> Result<Self> {
         let within = link.call_timeout();
-        let up = link.up(within).await?;
+        let (_, channel) = link.channel(within, |channel| async { Ok(channel) }).await?;
         let opened = tokio::time::timeout(within, async {
-            let channel = up.channel().await?;
             let look = QueueDeclareOptions { passive: true, ..Default::default() };
             channel.queue_declare(queue.name.clone(), look, FieldTable::default()).await?;
             let mut session = Self {
