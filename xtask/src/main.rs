@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "chores talk to a person")]
 
+mod planted;
 mod servers;
 mod tidy;
 
@@ -17,7 +18,8 @@ const HELP: &str = "Usage: cargo xtask COMMAND
   ci      format, lints, tests, doc-tests, docs, tidy
   test    every test, set-up included
   tidy    the house rules: arrows between crates, module docs, product names, licences
-  bench   every benchmark, in release";
+  bench   every benchmark, in release
+  planted the simulation finds every bug that is planted in a copy of the sources";
 
 fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         "test" => test(),
         "tidy" => tidy::check(&root()),
         "bench" => cargo("bench", &["--workspace"]),
+        "planted" => planted::check(),
         _ => {
             println!("{HELP}");
             return ExitCode::from(64);
@@ -51,6 +54,7 @@ fn ci() -> Result<()> {
     step("tidy", || tidy::check(&root()))?;
     step("lints", || cargo("clippy", &["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     step("tests", test)?;
+    step("planted bugs", planted::check)?;
     step("docs", || {
         let mut doc = cargo_command("doc");
         doc.args(["--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");

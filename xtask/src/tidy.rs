@@ -41,6 +41,18 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sluice-databases",
         ],
     ),
+    (
+        "sluice-simulation",
+        &[
+            "sluice-schema",
+            "sluice-bus",
+            "sluice-store",
+            "sluice-sdk",
+            "sluice-config",
+            "sluice-flow",
+            "sluice-gateway",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
@@ -93,6 +105,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     }
     readme(root, &mut faults)?;
     pages(root, &mut faults)?;
+    proofs(root, &mut faults)?;
     invariants(root, &mut faults)?;
     if faults.is_empty() {
         return Ok(());
@@ -217,6 +230,33 @@ fn pages(root: &Path, faults: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// Pages that name tests as proofs name tests that are there.
+fn proofs(root: &Path, faults: &mut Vec<String>) -> Result<()> {
+    const PAGES: [&str; 2] = ["docs/failures.md", "docs/promises.md"];
+    const FAILURES_MIN: usize = 40;
+    let mut known = BTreeSet::new();
+    for file in sources(root)? {
+        let text = fs::read_to_string(root.join(&file))?;
+        let after = text.split("fn ").skip(1);
+        known.extend(after.filter_map(|rest| rest.split(['(', '<']).next()).map(str::to_owned));
+    }
+    for page in PAGES {
+        let text = fs::read_to_string(root.join(page)).with_context(|| format!("reading {page}"))?;
+        let rows = text.lines().filter(|line| line.starts_with("| ") && line.contains('`')).count();
+        if page.ends_with("failures.md") && rows < FAILURES_MIN {
+            faults.push(format!("{page} has {rows} rows with a test; it must have {FAILURES_MIN}"));
+        }
+        // Names of tests are sentences.
+        let quoted = text.split('`').skip(1).step_by(2);
+        for name in quoted.filter(|name| name.matches('_').count() >= 2 && !name.contains(' ')) {
+            if !known.contains(name) {
+                faults.push(format!("{page} names the test {name}, which is not there"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Invariants that ARCHITECTURE.md states about what is absent, checked where they can be.
 fn invariants(root: &Path, faults: &mut Vec<String>) -> Result<()> {
     let architecture = fs::read_to_string(root.join("ARCHITECTURE.md")).context("reading ARCHITECTURE.md")?;
@@ -227,7 +267,7 @@ fn invariants(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         }
     }
     // The owner's calls: nobody but owners holds the admin side of the broker.
-    let owners = ["bus", "sdk", "config", "flow", "iam", "library", "sluice", "brokers"];
+    let owners = ["bus", "sdk", "config", "flow", "iam", "library", "sluice", "brokers", "simulation"];
     for file in sources(root)? {
         let name = file.to_string_lossy().into_owned();
         let Some(room) = name.strip_prefix("crates/").and_then(|rest| rest.split('/').next()) else {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_schema::message;
-use sluice_store::{Batch, Error, Found, KeyRange, Tables, contract::Read as Look};
+use sluice_store::{Batch, Error, ErrorKind, Found, KeyRange, Tables, contract::Read as Look};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +116,11 @@ impl Committing {
             Ok(outcomes) => (outcomes, false),
             Err(error) => {
                 tracing::error!(%error, writes = group.len(), "config could not be written");
-                let told = message::Error::new("config-error", error.to_string());
+                let kind = match error.kind() {
+                    ErrorKind::OutcomeUnknown => message::Error::OUTCOME_UNKNOWN,
+                    ErrorKind::Refused | ErrorKind::Absent | ErrorKind::Unavailable => "config-error",
+                };
+                let told = message::Error::new(kind, error.to_string());
                 (group.iter().map(|_| Err(told.clone())).collect(), true)
             }
         };

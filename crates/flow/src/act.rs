@@ -12,7 +12,7 @@ use sluice_bus::{
     Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Message, Seen, Subscription, TopicSpec,
     property,
 };
-use sluice_schema::message::{DeadLetter, ScopedKey};
+use sluice_schema::message::{self, DeadLetter, ScopedKey};
 use sluice_schema::record::{self, Flow};
 use sluice_schema::{Topic, WorkspaceId, system, wire};
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
@@ -92,7 +92,11 @@ impl Error {
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Bus { source, .. } => source.kind() == ErrorKind::Refused,
-            Self::Config { source, .. } => matches!(source, ConfigError::Refused { .. }),
+            // Its store may be well again the next time.
+            Self::Config { source: ConfigError::Refused { kind, .. }, .. } => {
+                kind != message::Error::OUTCOME_UNKNOWN && kind != "config-error"
+            }
+            Self::Config { .. } => false,
             Self::NoDeadLetters { .. } | Self::TimedOut { .. } => false,
         }
     }

@@ -42,7 +42,8 @@ pub(crate) fn status(key: &FlowKey, records: &Records, board: &Board) -> Value {
         return json!({"phase": Phase::Failed, "last-error": text});
     }
     let Some(wish) = wish(key, records) else { return json!({"phase": Phase::Unmanaged}) };
-    if let Some(report) = board.current(key) {
+    // A report on an earlier decision says nothing of this one.
+    if let Some(report) = board.current(key).filter(|report| report.generation >= wish.generation) {
         return json!(report);
     }
     let written = records.reports.get(key).and_then(|recorded| recorded.value.as_deref().ok());

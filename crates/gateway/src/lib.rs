@@ -29,8 +29,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_sdk::Process;
 use sluice_sdk::watch::ConfigWatch;
-use sluice_sdk::{Backoff, Process};
 use tokio_util::sync::CancellationToken;
 
 mod answer;
@@ -47,6 +47,7 @@ mod routes;
 mod socket;
 
 pub use options::Options;
+pub use routes::{RouteWatch, RoutedFlow};
 
 use hall::Hall;
 use listener::{Listener, Peer};
@@ -118,12 +119,7 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
     let local_addr = listener.address().map_err(listen)?;
 
     let metrics = metrics::Metrics::register(&process.metrics);
-    let routes = routes::Routes::new();
-    let (keeper, config, counted) = (routes.clone(), watch.clone(), metrics.clone());
-    process.tasks.supervise("gateway/routes", Backoff::default(), move || {
-        let (keeper, config, counted) = (keeper.clone(), config.clone(), counted.clone());
-        async move { keeper.keep(&config, &counted).await }
-    });
+    let routes = routes::Routes::start(&process, &watch, &metrics);
 
     let stop = process.stop.child_token();
     let stopped = CancellationToken::new();

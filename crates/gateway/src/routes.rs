@@ -14,6 +14,7 @@ use sluice_schema::api::Service;
 use sluice_schema::doors::{self, Home, Use};
 use sluice_schema::{Topic, WorkspaceId, record};
 use sluice_sdk::watch::{ConfigWatch, View};
+use sluice_sdk::{Backoff, Process};
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -254,8 +255,19 @@ impl Routes {
         Self { latest: watch::Sender::new(None), version: watch::Sender::new(0) }
     }
 
+    /// Routes that follow config from now on, in a task of the process.
+    pub(crate) fn start(process: &Process, config: &ConfigWatch, metrics: &Metrics) -> Self {
+        let routes = Self::new();
+        let (keeper, config, metrics) = (routes.clone(), config.clone(), metrics.clone());
+        process.tasks.supervise("gateway/routes", Backoff::default(), move || {
+            let (keeper, config, metrics) = (keeper.clone(), config.clone(), metrics.clone());
+            async move { keeper.keep(&config, &metrics).await }
+        });
+        routes
+    }
+
     /// Keeps the routes as config says, until the config watch ends.
-    pub(crate) async fn keep(&self, config: &ConfigWatch, metrics: &Metrics) -> Result<(), Infallible> {
+    async fn keep(&self, config: &ConfigWatch, metrics: &Metrics) -> Result<(), Infallible> {
         let types = [record::FLOW, record::WORKSPACE];
         let mut views = config.interest(&types);
         config.ready(&types).await;
@@ -305,5 +317,58 @@ impl Routes {
         let mut snapshots = self.latest.subscribe();
         let seen = snapshots.wait_for(|snapshot| snapshot.as_ref().is_some_and(|snapshot| wanted(snapshot)));
         tokio::time::timeout(within, seen).await.ok()?.ok()?.clone()
+    }
+}
+
+/// Where a gateway would lead calls to flows, without its doors: for who watches how routes follow config.
+#[derive(Clone)]
+pub struct RouteWatch {
+    routes: Routes,
+}
+
+/// A flow that calls are led to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RoutedFlow {
+    /// Its workspace.
+    pub workspace: String,
+    /// Its id.
+    pub flow: String,
+    /// The run that its topics belong to, where its record names one.
+    pub run: Option<String>,
+    /// Whether new calls are let in; not while it is being stopped.
+    pub is_open: bool,
+}
+
+impl RouteWatch {
+    /// Follows config from now on, in tasks of the process.
+    #[must_use]
+    pub fn start(process: &Process, config: &ConfigWatch) -> Self {
+        Self { routes: Routes::start(process, config, &Metrics::register(&process.metrics)) }
+    }
+
+    /// The version of config that the routes are at least as new as; 0 before the first look.
+    #[must_use]
+    pub fn version(&self) -> i64 {
+        *self.routes.version.borrow()
+    }
+
+    /// The flows routed now, in order of their names.
+    #[must_use]
+    pub fn flows(&self) -> Vec<RoutedFlow> {
+        let Some(snapshot) = self.routes.latest.borrow().clone() else { return Vec::new() };
+        let mut flows = Vec::new();
+        for (workspace, inside) in &snapshot.workspaces {
+            for (flow, (_, state)) in &inside.flows {
+                let Some(doors) = state.doors() else { continue };
+                flows.push(RoutedFlow {
+                    workspace: workspace.to_string(),
+                    flow: flow.to_string(),
+                    run: doors.run.clone(),
+                    is_open: matches!(state, Flow::Open(_)),
+                });
+            }
+        }
+        flows.sort();
+        flows
     }
 }

@@ -17,7 +17,7 @@ use sluice_sdk::{BindError, Inputs, Out, Ports, Processor, Responder};
 use crate::librarian::{Librarian, Saved};
 use crate::passage::Place;
 use crate::provenance::{self, RETRIEVAL_GRAPH};
-use crate::retrieval;
+use crate::retrieval::{self, Weights};
 use crate::trace::{Node, Trace, Usage};
 
 /// Passages given to the model when the request does not say.
@@ -28,6 +28,8 @@ const FETCH_FACTOR: usize = 3;
 /// Chunks read from the librarian at once.
 const READS_MAX: usize = 16;
 const CONCEPTS_MAX: usize = 32;
+/// How much the fit counts beside the difference when the request does not say.
+const LAMBDA_DEFAULT: f64 = 0.7;
 
 const PROMPT_TIMEOUT: Duration = Duration::from_secs(600);
 const STREAM_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -83,8 +85,9 @@ impl DocumentRag {
         if query.collection.is_empty() {
             query.collection = COLLECTION_DEFAULT.to_owned();
         }
+        let search = Search::of(&query, self.keywords.is_some()).map_err(failed)?;
         let trace = Trace::new(&uuid::Uuid::new_v4().to_string());
-        let session = Session { rag: &self, query: &query, answer: &answer, trace };
+        let session = Session { rag: &self, query: &query, search, answer: &answer, trace };
         session.run().await.map_err(failed)
     }
 }
@@ -93,10 +96,61 @@ fn failed(reason: impl Into<String>) -> Error {
     Error::new("document-rag-error", reason)
 }
 
+/// How a question is searched for.
+struct Search {
+    by_vector: bool,
+    by_keyword: bool,
+    weights: Weights,
+    /// How much the fit counts beside the difference, for who wants passages that differ.
+    diversity: Option<f64>,
+}
+
+impl Search {
+    fn of(query: &DocumentRagQuery, has_keywords: bool) -> Result<Self, String> {
+        let (by_vector, by_keyword) = match query.retrieval_mode.as_str() {
+            "" => (true, has_keywords),
+            "vector" => (true, false),
+            mode @ ("keyword" | "hybrid") if !has_keywords => {
+                return Err(format!("this flow has no keyword index, which '{mode}' needs; ask by 'vector'"));
+            }
+            "keyword" => (false, true),
+            "hybrid" => (true, true),
+            other => {
+                return Err(format!(
+                    "'{other}' is no retrieval mode; choose 'vector', 'keyword' or 'hybrid'"
+                ));
+            }
+        };
+        let lambda = number(query.rerank_diversity_lambda, "rerank-diversity-lambda", LAMBDA_DEFAULT, 1.0)?;
+        let diversity = match query.rerank_diversity_mode.as_str() {
+            "" | "none" => None,
+            "mmr" => Some(lambda),
+            other => return Err(format!("'{other}' is no diversity mode; choose 'none' or 'mmr'")),
+        };
+        let default = Weights::default();
+        let weights = Weights {
+            vector: number(query.vector_weight, "vector-weight", default.vector, f64::MAX)?,
+            keyword: number(query.keyword_weight, "keyword-weight", default.keyword, f64::MAX)?,
+        };
+        Ok(Self { by_vector, by_keyword, weights, diversity })
+    }
+}
+
+/// What was asked for, or `default`; from 0 to `max`.
+fn number(asked: Option<f64>, name: &str, default: f64, max: f64) -> Result<f64, String> {
+    match asked {
+        None => Ok(default),
+        Some(number) if (0.0..=max).contains(&number) => Ok(number),
+        Some(number) if max == f64::MAX => Err(format!("'{name}' is {number}; it must be 0 or more")),
+        Some(number) => Err(format!("'{name}' is {number}; it must be from 0 to {max}")),
+    }
+}
+
 /// One question under way.
 struct Session<'a> {
     rag: &'a DocumentRag,
     query: &'a DocumentRagQuery,
+    search: Search,
     answer: &'a Responder<exchange::DocumentRag>,
     trace: Trace,
 }
@@ -168,6 +222,9 @@ impl Session<'_> {
 
     /// What to search for. Without a model that says so: the question itself.
     async fn concepts(&self) -> (Vec<String>, Usage) {
+        if !self.search.by_vector {
+            return (vec![self.query.query.clone()], Usage::default());
+        }
         let request = prompt("extract-concepts", &[("query", serde_json::json!(self.query.query))], false);
         let (text, usage) = match self.rag.prompt.call(&request, PROMPT_TIMEOUT).await {
             Ok(answer) if answer.error.is_none() => (
@@ -203,8 +260,19 @@ impl Session<'_> {
     /// Chunks that may answer, best first, from both indexes.
     async fn retrieve(&self, concepts: &[String]) -> Result<Vec<ChunkMatch>, String> {
         let limit = self.fetch_limit();
-        let (near, by_keyword) = tokio::join!(self.near(concepts, limit), self.by_keyword(limit));
-        Ok(retrieval::candidates(near?, by_keyword, limit))
+        if !self.search.by_vector {
+            return self.by_keyword(limit).await;
+        }
+        let (near, by_keyword) = tokio::join!(self.near(concepts, limit), async {
+            if !self.search.by_keyword {
+                return Vec::new();
+            }
+            self.by_keyword(limit).await.unwrap_or_else(|reason| {
+                tracing::warn!(reason, "the keyword index did not answer; searching by vectors only");
+                Vec::new()
+            })
+        });
+        Ok(retrieval::candidates(near?, by_keyword, self.search.weights, limit))
     }
 
     async fn near(&self, concepts: &[String], limit: usize) -> Result<Vec<Vec<ChunkMatch>>, String> {
@@ -223,21 +291,14 @@ impl Session<'_> {
         futures_util::future::try_join_all(searches).await
     }
 
-    /// A keyword index that fails counts as one that found nothing.
-    async fn by_keyword(&self, limit: usize) -> Vec<ChunkMatch> {
-        let Some(keywords) = &self.rag.keywords else { return Vec::new() };
+    async fn by_keyword(&self, limit: usize) -> Result<Vec<ChunkMatch>, String> {
+        let Some(keywords) = &self.rag.keywords else { return Ok(Vec::new()) };
         let request = KeywordIndexRequest {
             query: self.query.query.clone(),
             limit: i64::try_from(limit).unwrap_or(i64::MAX),
             collection: self.query.collection.clone(),
         };
-        match ask(keywords, &request, INDEX_TIMEOUT).await {
-            Ok(answer) => answer.chunks,
-            Err(reason) => {
-                tracing::warn!(reason, "the keyword index did not answer; searching by vectors only");
-                Vec::new()
-            }
-        }
+        ask(keywords, &request, INDEX_TIMEOUT).await.map(|answer| answer.chunks)
     }
 
     /// The texts of chunks, with where they stand. A chunk that cannot be read is left out.
@@ -303,7 +364,11 @@ impl Session<'_> {
                     document_text: passage.text.clone(),
                 })
                 .collect(),
-            limit: i64::try_from(self.doc_limit()).unwrap_or(i64::MAX),
+            // Who chooses by difference too has to see all.
+            limit: match self.search.diversity {
+                None => i64::try_from(self.doc_limit()).unwrap_or(i64::MAX),
+                Some(_) => i64::try_from(passages.len()).unwrap_or(i64::MAX),
+            },
         };
         let results = match ask(&self.rag.reranker, &request, RERANKER_TIMEOUT).await {
             Ok(answer) => answer.results,
@@ -320,7 +385,10 @@ impl Session<'_> {
             let passage = passages.get_mut(result.document_id.parse::<usize>().ok()?)?.take()?;
             Some(PassageSource { score: result.score, ..passage })
         });
-        chosen.collect()
+        match self.search.diversity {
+            None => chosen.collect(),
+            Some(lambda) => retrieval::diverse(chosen.collect(), lambda, self.doc_limit()),
+        }
     }
 
     async fn write(&self, passages: &[PassageSource]) -> Result<Written, String> {

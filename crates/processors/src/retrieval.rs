@@ -8,10 +8,23 @@ use crate::fusion::{Ranking, fuse};
 use crate::lexical::Scorer;
 use crate::text::is_heading;
 
-const VECTOR_WEIGHT: f64 = 1.0;
-const KEYWORD_WEIGHT: f64 = 1.0;
 /// Passages quoted in an answer without a model.
 pub(crate) const QUOTED_MAX: usize = 3;
+
+/// How much a rank in each index counts beside the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights {
+    /// For the vector index.
+    pub vector: f64,
+    /// For the keyword index.
+    pub keyword: f64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { vector: 1.0, keyword: 1.0 }
+    }
+}
 
 /// The best `limit` chunks of both indexes, best first. `by_vector` has one list per concept; the first list that names a
 /// chunk decides its rank. Without keyword matches the order is that of the vectors, with their scores.
@@ -19,6 +32,7 @@ pub(crate) const QUOTED_MAX: usize = 3;
 pub fn candidates(
     by_vector: Vec<Vec<ChunkMatch>>,
     by_keyword: Vec<ChunkMatch>,
+    weights: Weights,
     limit: usize,
 ) -> Vec<ChunkMatch> {
     let mut seen = HashSet::new();
@@ -36,11 +50,54 @@ pub fn candidates(
         known.entry(found.chunk_id.clone()).or_insert(found);
     }
     let rankings = [
-        Ranking { keys: near_keys.iter().map(String::as_str).collect(), weight: VECTOR_WEIGHT },
-        Ranking { keys: keyword_keys.iter().map(String::as_str).collect(), weight: KEYWORD_WEIGHT },
+        Ranking { keys: near_keys.iter().map(String::as_str).collect(), weight: weights.vector },
+        Ranking { keys: keyword_keys.iter().map(String::as_str).collect(), weight: weights.keyword },
     ];
     let fused = fuse(&rankings, limit);
     fused.into_iter().filter_map(|(key, score)| Some(ChunkMatch { score, ..known.remove(key)? })).collect()
+}
+
+/// At most `limit` passages by maximal marginal relevance: the next one is always that which fits best and resembles
+/// those before it least. `lambda` says which counts: 1 only the fit, 0 only the difference.
+#[must_use]
+pub fn diverse(passages: Vec<PassageSource>, lambda: f64, limit: usize) -> Vec<PassageSource> {
+    struct Left {
+        passage: PassageSource,
+        words: HashSet<String>,
+        fit: f64,
+        likeness: f64,
+    }
+    let scores = || passages.iter().map(|passage| passage.score);
+    let (low, high) = (scores().fold(f64::INFINITY, f64::min), scores().fold(f64::NEG_INFINITY, f64::max));
+    let fit = |score: f64| if high > low { (score - low) / (high - low) } else { 0.5 };
+    let mut left: Vec<Left> = passages
+        .into_iter()
+        .map(|passage| Left { words: words(&passage.text), fit: fit(passage.score), likeness: 0.0, passage })
+        .collect();
+    let mut chosen = Vec::new();
+    while chosen.len() < limit && !left.is_empty() {
+        let worth = |one: &Left| lambda * one.fit - (1.0 - lambda) * one.likeness;
+        // Of equals the first.
+        let best =
+            (1..left.len()).fold(0, |best, at| if worth(&left[at]) > worth(&left[best]) { at } else { best });
+        let Left { passage, words, .. } = left.remove(best);
+        for one in &mut left {
+            one.likeness = one.likeness.max(jaccard(&words, &one.words));
+        }
+        chosen.push(passage);
+    }
+    chosen
+}
+
+fn words(text: &str) -> HashSet<String> {
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect()
+}
+
+fn jaccard(a: &HashSet<String>, b: &HashSet<String>) -> f64 {
+    let common = a.intersection(b).count();
+    let all = a.len() + b.len() - common;
+    if all == 0 { 0.0 } else { common as f64 / all as f64 }
 }
 
 /// An answer made of the sentences that fit best, for when no model writes one; `why` says so.
@@ -90,16 +147,37 @@ mod tests {
 
     #[test]
     fn the_first_concept_that_finds_a_chunk_decides_its_rank() {
-        let merged = candidates(vec![found(&["a", "b"]), found(&["b", "c"])], vec![], 9);
+        let merged = candidates(vec![found(&["a", "b"]), found(&["b", "c"])], vec![], Weights::default(), 9);
         assert_eq!(ids(&merged), ["a", "b", "c"]);
         assert_eq!(merged[0].score, 0.5);
     }
 
     #[test]
     fn both_indexes_count() {
-        let merged = candidates(vec![found(&["a", "b", "c"])], found(&["d", "c"]), 3);
-        assert_eq!(ids(&merged), ["c", "a", "d"]);
-        assert_eq!(ids(&candidates(vec![], found(&["x"]), 3)), ["x"]);
+        let merge = |weights| candidates(vec![found(&["a", "b", "c"])], found(&["d", "c"]), weights, 3);
+        assert_eq!(ids(&merge(Weights::default())), ["c", "a", "d"]);
+        assert_eq!(ids(&merge(Weights { vector: 0.0, keyword: 1.0 })), ["d", "c", "a"]);
+        assert_eq!(ids(&candidates(vec![], found(&["x"]), Weights::default(), 3)), ["x"]);
+    }
+
+    #[test]
+    fn a_passage_like_one_before_it_waits_for_others() {
+        let passage =
+            |text: &str, score| PassageSource { text: text.to_owned(), score, ..Default::default() };
+        let all = || {
+            vec![
+                passage("Clean the filter weekly.", 0.9),
+                passage("clean the FILTER, weekly!", 0.8),
+                passage("Beans rest five days.", 0.7),
+            ]
+        };
+        let texts = |lambda, limit| -> Vec<f64> {
+            diverse(all(), lambda, limit).iter().map(|passage| passage.score).collect()
+        };
+        assert_eq!(texts(0.5, 9), [0.9, 0.7, 0.8]);
+        assert_eq!(texts(1.0, 9), [0.9, 0.8, 0.7]);
+        assert_eq!(texts(0.5, 1), [0.9]);
+        assert!(diverse(vec![], 0.5, 3).is_empty());
     }
 
     #[test]

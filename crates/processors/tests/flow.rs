@@ -286,8 +286,49 @@ async fn a_streamed_answer_comes_in_chunks_and_ends_with_an_end() {
         world.ask(DocumentRagQuery { collection: "empty".to_owned(), ..question("Anything?") }).await;
     assert_eq!(kinds(&nothing), ["question", "grounding", "exploration", "synthesis", ""]);
     assert!(nothing.last().unwrap().response.as_deref().unwrap().starts_with("Nothing"));
-    let refused = world.ask(question(" ")).await;
-    assert_eq!(refused.last().unwrap().error.as_ref().unwrap().r#type, "document-rag-error");
+    for (refused, why) in [
+        (question(" "), "empty"),
+        (
+            DocumentRagQuery { retrieval_mode: "magic".to_owned(), ..question("x") },
+            "'vector', 'keyword' or 'hybrid'",
+        ),
+        (DocumentRagQuery { rerank_diversity_mode: "much".to_owned(), ..question("x") }, "'none' or 'mmr'"),
+        (DocumentRagQuery { rerank_diversity_lambda: Some(1.5), ..question("x") }, "from 0 to 1"),
+        (DocumentRagQuery { vector_weight: Some(-1.0), ..question("x") }, "0 or more"),
+        (DocumentRagQuery { keyword_weight: Some(-0.5), ..question("x") }, "0 or more"),
+    ] {
+        let parts = world.ask(refused).await;
+        let error = parts.last().unwrap().error.as_ref().unwrap();
+        assert_eq!((parts.len(), error.r#type.as_str()), (1, "document-rag-error"));
+        assert!(error.message.contains(why), "{error:?}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_question_says_how_it_is_searched_for() {
+    let world = World::start(None).await;
+    world.load("urn:doc:coffee", "text/markdown", "Coffee", COFFEE.as_bytes()).await;
+    // The same again under another name: passages that only repeat.
+    world.load("urn:doc:copy", "text/markdown", "Coffee, a copy", COFFEE.as_bytes()).await;
+    let asked = || DocumentRagQuery { doc_limit: 2, ..question("Can I freeze coffee beans?") };
+    let sources = async |query| world.ask(query).await.pop().unwrap().sources;
+    for mode in ["", "vector", "keyword", "hybrid"] {
+        let found = sources(DocumentRagQuery { retrieval_mode: mode.to_owned(), ..asked() }).await;
+        assert_eq!(found.len(), 2, "{mode}");
+        assert!(found.iter().all(|source| source.text.contains("freezer")), "{mode}: {found:?}");
+    }
+    // A word that only an index of words knows.
+    let keyword = DocumentRagQuery { retrieval_mode: "keyword".to_owned(), ..question("zyzzyva") };
+    assert!(sources(keyword).await.is_empty());
+    let diverse = DocumentRagQuery {
+        rerank_diversity_mode: "mmr".to_owned(),
+        rerank_diversity_lambda: Some(0.3),
+        ..asked()
+    };
+    let found = sources(diverse).await;
+    assert_eq!(found.len(), 2);
+    assert!(found[0].text.contains("freezer") && found[1].text != found[0].text, "{found:?}");
     world.stop().await;
 }
 

@@ -145,7 +145,12 @@ async fn find(stores: &Stores, passages: &[Passage], question: &Question) -> Fou
     let near = matches(stores.vectors.search(SCOPE, &asked, FETCH_LIMIT, &Attributes::new()).await.unwrap());
     let terms = query_terms(&question.question);
     let by_keyword = matches(stores.keywords.search(SCOPE, &terms, FETCH_LIMIT).await.unwrap());
-    let fused = retrieval::candidates(vec![near.clone()], by_keyword.clone(), FETCH_LIMIT);
+    let fused = retrieval::candidates(
+        vec![near.clone()],
+        by_keyword.clone(),
+        retrieval::Weights::default(),
+        FETCH_LIMIT,
+    );
 
     let text = |id: &str| passages.iter().find(|p| p.id == id).unwrap();
     let documents = fused.iter().map(|found| RerankerDocument {

@@ -63,6 +63,15 @@ fn defaults_of_the_api_are_filled_in() {
                "score": 0.5, "text": "t"}]}),
     );
     check(
+        "document-rag",
+        json!({"query": "q", "retrieval-mode": "keyword", "vector-weight": 2, "keyword-weight": 0.5,
+               "rerank-diversity-mode": "mmr", "rerank-diversity-lambda": 0}),
+        json!({"query": "q", "doc_limit": 20, "retrieval_mode": "keyword", "vector_weight": 2.0,
+               "keyword_weight": 0.5, "rerank_diversity_mode": "mmr", "rerank_diversity_lambda": 0.0}),
+        json!({"response": "A", "end_of_stream": true, "end_of_session": true}),
+        json!({"response": "A", "end_of_stream": true, "end_of_session": true}),
+    );
+    check(
         "graph-rag",
         json!({"query": "q", "entity-limit": 5.0}),
         json!({"entity_limit": 5, "triple_limit": 30, "max_subgraph_size": 1000, "max_path_length": 2,

@@ -34,7 +34,11 @@ impl ConfigError {
     /// Whether the write may have happened although the call failed.
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
-        matches!(self, Self::Bus(error) if error.kind() == sluice_bus::ErrorKind::OutcomeUnknown)
+        match self {
+            Self::Bus(error) => error.kind() == sluice_bus::ErrorKind::OutcomeUnknown,
+            Self::Refused { kind, .. } => kind == Error::OUTCOME_UNKNOWN,
+            Self::Conflict(_) => false,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ const ATTACH: Backoff = Backoff { min: Duration::from_millis(50), max: Duration:
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(250);
 /// How often longer work is announced again, which also shows whether its asker is still there.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(15);
-/// How often a request whose answer could not be sent is tried again.
+/// How often an answer that could not be sent is sent again.
 const ATTEMPTS_MAX: u32 = 5;
 
 /// Where a service listens.
@@ -249,8 +249,8 @@ where
         Err(error) => Err(message::Error::new("bad-request", error.to_string())),
     };
     let last = outcome.unwrap_or_else(X::failed);
-    let sent = broker.publish(&to, Message::new(wire::encode(&last)).with(property::ID, &id)).await;
-    match sent {
+    let last = Message::new(wire::encode(&last)).with(property::ID, &id);
+    match publish_again(&*broker, &to, &last).await {
         Ok(()) => delivery.ack(),
         Err(error) if error.kind() == ErrorKind::Absent => {
             tracing::debug!(service = X::NAME, %error, "nobody waits for this answer any more");
@@ -263,12 +263,24 @@ where
         }
         Err(error) => {
             tracing::warn!(service = X::NAME, %error, "an answer could not be sent");
-            if delivery.attempt < ATTEMPTS_MAX {
-                let pause = Backoff::default().pause(delivery.attempt);
-                delivery.again(pause);
-            } else {
-                delivery.ack();
-            }
+            delivery.ack();
         }
+    }
+}
+
+/// Sends an answer, several times if need be: the question is not worked on twice for it, and an asker that gets it twice
+/// takes the first.
+async fn publish_again(broker: &dyn Broker, to: &Address, answer: &Message) -> Result<(), Error> {
+    let mut attempt = 0;
+    loop {
+        let sent = broker.publish(to, answer.clone()).await;
+        let may_work = sent
+            .as_ref()
+            .is_err_and(|error| matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown));
+        if !may_work || attempt >= ATTEMPTS_MAX {
+            return sent;
+        }
+        tokio::time::sleep(Backoff::default().pause(attempt)).await;
+        attempt += 1;
     }
 }

@@ -141,7 +141,7 @@ pub(crate) enum Command {
     Doc(Doc),
     /// Ask a question; the answer comes with its sources
     #[command(
-        after_help = "Examples:\n  sluice ask \"how often should the filter be cleaned?\"\n  sluice ask \"what is a sluice?\" --flow f2 -o json"
+        after_help = "Examples:\n  sluice ask \"how often should the filter be cleaned?\"\n  sluice ask \"what is a sluice?\" --flow f2 -o json\n  sluice ask \"error E1234\" --mode keyword\n  sluice ask \"what speaks against it?\" --limit 10 --diverse"
     )]
     Ask(Ask),
     /// Messages that could not be processed
@@ -375,6 +375,19 @@ pub(crate) struct Ask {
     /// Passages to answer from, at most
     #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) limit: u32,
+    /// How to search: by meaning, by words, or by both; both unless the flow has no keyword index
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+    /// Prefer passages that differ from each other
+    #[arg(long)]
+    pub(crate) diverse: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Mode {
+    Vector,
+    Keyword,
+    Hybrid,
 }
 
 #[derive(Debug, Subcommand)]

@@ -123,6 +123,43 @@ fn what_failed_of_a_document_is_shown_and_sent_again() {
 }
 
 #[test]
+fn a_piece_that_its_provider_refused_is_listed_with_the_reason_and_sent_again_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start();
+    provider.refuse(Some("Heron"));
+    let options = ["--embeddings-url", &provider.url, "--embeddings-model", "m"];
+    let up = Up::start_with(&folder.path().join("data"), &options);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let about = |bird: &str| format!("{bird}. {}\n\n", "It stands in the river and waits. ".repeat(50));
+    let content: String = ["Stork", "Heron", "Crane"].map(about).concat();
+    let file = write(folder.path(), "birds.txt", &content);
+    let added = up.run(&["doc", "add", file.to_str().unwrap(), "--flow", "f1", "-o", "json"]);
+    assert_ne!(added.status.code(), Some(0), "{}", text(&added));
+    let told: Value = serde_json::from_slice(&added.stdout).unwrap();
+    let progress = &told["progress"][0];
+    assert_eq!((&progress["stored"], &progress["failed"]), (&json!(2), &json!(1)), "{progress}");
+    let failures = progress["failures"].as_array().unwrap();
+    assert!(
+        matches!(&failures[..], [one] if one["reason"].as_str().unwrap().contains("that word is not taken")),
+        "{progress}"
+    );
+
+    let id = told["documents"][0].as_str().unwrap();
+    provider.refuse(None);
+    assert_eq!(up.json(&["doc", "retry", id])[0]["sent"], 1);
+    let begun = Instant::now();
+    loop {
+        let shown = up.json(&["doc", "show", id]);
+        let progress = &shown["progress"][0];
+        if progress["stored"] == 3 && progress["failed"] == 0 && progress["complete"] == true {
+            assert_eq!(shown["parked"], json!([]), "{shown}");
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{shown}\n{}", up.log());
+    }
+}
+
+#[test]
 fn models_and_embeddings_are_those_that_the_options_name() {
     let folder = tempfile::tempdir().unwrap();
     let (llm, vectors) = (Provider::start(), Provider::start());

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+#[path = "common/kills.rs"]
+mod kills;
+#[path = "common/wired.rs"]
+mod wired;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,12 +13,18 @@ use std::time::Instant;
 use common::cases::{Case, Shared};
 use common::{PATIENCE, Up, ends, sluice};
 use serde_json::Value;
+use sluice_brokers::{Options, RabbitMq};
 
 const CASES: &[Case] = cases![
     a_broker_that_does_not_let_us_in_is_told_with_what_to_do,
     the_main_job_leaves_nothing_of_the_flow,
     a_system_goes_on_after_its_broker_was_killed_and_started_again,
+    killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker,
+    messages_sent_before_any_processor_exists_are_all_delivered,
 ];
+
+/// Times that the system is killed; `SLUICE_KILLS=200` kills more often.
+const KILLS: u64 = 6;
 
 fn main() -> ExitCode {
     common::cases::run(CASES)
@@ -109,4 +119,22 @@ fn a_system_goes_on_after_its_broker_was_killed_and_started_again(shared: &mut S
     up.json(&["flow", "stop", "f1"]);
     assert_eq!(shared.left_of(&vhost, "f1"), Vec::<String>::new());
     assert_eq!(up.terminate(), 0);
+}
+
+fn killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker(shared: &mut Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, vhost) = (folder.path().join("data"), shared.vhost());
+    let mut up = kills::kill_again_and_again(|| up_on(shared, &data, &vhost), KILLS);
+    let left: Vec<_> = shared.names(&vhost).into_iter().filter(|name| kills::is_of_a_run(name)).collect();
+    assert_eq!(left, Vec::<String>::new());
+    assert_eq!(up.terminate(), 0);
+}
+
+fn messages_sent_before_any_processor_exists_are_all_delivered(shared: &mut Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let (up, vhost) = up(shared, &folder.path().join("data"));
+    let runtime = &shared.runtime;
+    let broker = runtime.block_on(RabbitMq::connect(&shared.server.url(&vhost), Options::default())).unwrap();
+    wired::ten_thousand(&up, folder.path(), runtime, &broker);
+    runtime.block_on(broker.shutdown());
 }

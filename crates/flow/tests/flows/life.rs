@@ -44,6 +44,27 @@ async fn a_started_flow_is_wired_recorded_and_gone_after_its_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn messages_sent_before_any_processor_exists_are_all_delivered() {
+    const MESSAGES: usize = 10_000;
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    for number in 0..MESSAGES {
+        world.publish("flow:tg:load:acme:f1", &number.to_string()).await;
+    }
+    let inbox = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < MESSAGES {
+        let delivery = next(&*inbox).await;
+        assert!(seen.insert(delivery.message.body.clone()), "{:?} came twice", delivery.message.body);
+        delivery.ack();
+    }
+    drop(inbox);
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after all were read").await;
+    assert!(world.dead_letters().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_next_run_of_an_id_has_names_of_its_own() {
     let world = World::with_blueprint().await;
     ok(&world.start("f1", "demo").await);
@@ -122,6 +143,30 @@ async fn what_nobody_reads_is_parked_with_its_run_and_queue() {
     assert_eq!((letters[0].flow.as_str(), letters[0].topic.as_str()), ("f1", "flow:tg:load:acme:f1"));
     assert_eq!(letters[0].subscription, "first--acme--f1--input");
     world.assert_nothing_left("after the stop").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_the_dead_letters_to_be_kept_by_somebody() {
+    let world =
+        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(500)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    world.publish("flow:tg:load:acme:f1", "m1").await;
+    let letters = topic("flow:tg:dead-letters:acme");
+    world.broker.remove(&TopicSpec::bare(letters.clone())).await.unwrap();
+    let told = |said: &str| said.contains("start the library service") && said.contains("discard");
+    world
+        .until("it says what is missing", || async { told(&error_of("timeout", &world.stop("f1").await)) })
+        .await;
+    assert!(world.topic_names().await.contains(&"flow:tg:load:acme:f1".to_owned()));
+    world.broker.ensure(&TopicSpec::with(letters, "librarian")).await.unwrap();
+    world
+        .until("it is stopped", || async {
+            world.stop("f1").await.error.is_none() || world.list().await.is_empty()
+        })
+        .await;
+    assert_eq!(world.dead_letters().await.len(), 1);
+    world.assert_nothing_left("after the library came").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

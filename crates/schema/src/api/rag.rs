@@ -35,6 +35,11 @@ pub(super) const SERVICES: &[Service] = &[
             int("doc-limit").or_int(20),
             int("fetch-limit").or_int(0),
             flag("streaming"),
+            text("retrieval-mode").if_filled(),
+            field("vector-weight", Shape::Number).if_set(),
+            field("keyword-weight", Shape::Number).if_set(),
+            text("rerank-diversity-mode").if_filled(),
+            field("rerank-diversity-lambda", Shape::Number).if_set(),
         ],
         &[
             text("message_type").if_filled(),

@@ -10,6 +10,11 @@ message! {
     }
 }
 
+impl Error {
+    /// The type of a write that may have happened: look again before acting again.
+    pub const OUTCOME_UNKNOWN: &'static str = "outcome-unknown";
+}
+
 message! {
     /// One RDF term: IRI (`i`), blank node (`b`), literal (`l`) or quoted triple (`t`).
     pub struct Term {

@@ -74,6 +74,16 @@ message! {
         /// How many to fetch before they are put in order; 0 = as many as the service sees fit.
         fetch_limit: i64,
         streaming: bool,
+        /// Additive: `vector`, `keyword` or `hybrid`; empty = hybrid where the flow has a keyword index, else vector.
+        #[additive] retrieval_mode: String,
+        /// Additive: how much a rank in the vector index counts when hybrid; 1 if unset.
+        #[additive] vector_weight: Option<f64>,
+        /// Additive: how much a rank in the keyword index counts when hybrid; 1 if unset.
+        #[additive] keyword_weight: Option<f64>,
+        /// Additive: `mmr` prefers passages unlike those before them; `none` or empty goes by their scores alone.
+        #[additive] rerank_diversity_mode: String,
+        /// Additive: with `mmr`, from 0, only unlike, to 1, only by score; 0.7 if unset.
+        #[additive] rerank_diversity_lambda: Option<f64>,
     }
 }
 

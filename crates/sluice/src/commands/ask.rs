@@ -1,20 +1,24 @@
 //! `sluice ask`: a question, answered with its sources.
 
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::cli::{Ask, Output};
 use crate::output::{say, say_on, show, text};
 
+pub(super) const SERVICE: &str = "document-rag";
+
 pub(super) async fn run(api: &Api, output: Output, command: &Ask) -> anyhow::Result<()> {
-    let Ask { question, flow, collection, limit } = command;
+    let flow = &command.flow;
+    let question = question_of(command);
     if output != Output::Table {
-        return show(output, &ask(api, flow, collection, question, *limit).await?, readable);
+        return show(output, &api.call_flow(flow, SERVICE, question).await?, readable);
     }
     // For people, word by word.
     let mut sources = Value::Null;
     let mut spoken = false;
-    api.stream_flow(flow, "document-rag", question_of(question, collection, *limit), |part| {
+    api.stream_flow(flow, SERVICE, question, |part| {
         if part["message_type"] != "explain" {
             let words = text(part, "response");
             spoken |= !words.is_empty();
@@ -35,18 +39,16 @@ pub(super) async fn run(api: &Api, output: Output, command: &Ask) -> anyhow::Res
     Ok(())
 }
 
-fn question_of(question: &str, collection: &str, limit: u32) -> Value {
-    json!({"query": question, "collection": collection, "doc-limit": limit})
-}
-
-pub(super) async fn ask(
-    api: &Api,
-    flow: &str,
-    collection: &str,
-    question: &str,
-    limit: u32,
-) -> anyhow::Result<Value> {
-    api.call_flow(flow, "document-rag", question_of(question, collection, limit)).await
+fn question_of(command: &Ask) -> Value {
+    let Ask { question, flow: _, collection, limit, mode, diverse } = command;
+    let mut asked = json!({"query": question, "collection": collection, "doc-limit": limit});
+    if let Some(mode) = mode.and_then(|mode| mode.to_possible_value()) {
+        asked["retrieval-mode"] = mode.get_name().into();
+    }
+    if *diverse {
+        asked["rerank-diversity-mode"] = "mmr".into();
+    }
+    asked
 }
 
 /// The answer with its sources, for people.

@@ -135,7 +135,8 @@ async fn job(
     }
 
     let began = Instant::now();
-    let answer = ask::ask(api, FLOW, COLLECTION, question, 5).await?;
+    let asked = json!({"query": question, "collection": COLLECTION, "doc-limit": 5});
+    let answer = api.call_flow(FLOW, ask::SERVICE, asked).await?;
     println!("4. Asked: {question} ({} ms)\n", began.elapsed().as_millis());
     for line in ask::readable(&answer).lines() {
         println!("   {line}");

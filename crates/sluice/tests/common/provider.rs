@@ -17,6 +17,8 @@ pub(crate) struct Provider {
 struct Shared {
     asked: Mutex<Vec<String>>,
     is_broken: AtomicBool,
+    /// Questions with this word are refused.
+    refused: Mutex<Option<String>>,
     is_slow: AtomicBool,
     open: AtomicUsize,
     hung_up: AtomicUsize,
@@ -52,6 +54,12 @@ impl Provider {
     #[allow(dead_code, reason = "not every test file uses every part")]
     pub(crate) fn break_down(&self) {
         self.shared.is_broken.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on it refuses questions with this word, or none.
+    #[allow(dead_code, reason = "not every test file uses every part")]
+    pub(crate) fn refuse(&self, word: Option<&str>) {
+        *self.shared.refused.lock().unwrap() = word.map(str::to_owned);
     }
 
     /// From now on questions to the model stay open.
@@ -102,7 +110,11 @@ impl Shared {
                 let mut left = self.given.wait_while(left, |left| *left == Some(0)).unwrap();
                 *left = left.map(|left| left - 1);
             }
-            let (status, body) = if self.is_broken.load(Ordering::SeqCst) {
+            let is_refused =
+                self.refused.lock().unwrap().as_ref().is_some_and(|word| question.contains(word));
+            let (status, body) = if is_refused {
+                ("400 Bad Request", r#"{"error": {"message": "that word is not taken"}}"#)
+            } else if self.is_broken.load(Ordering::SeqCst) {
                 ("401 Unauthorized", r#"{"error": "no more of that"}"#)
             } else {
                 ("200 OK", answer(&path, &question))

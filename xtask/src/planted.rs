@@ -1,0 +1,382 @@
+//! Whether the simulation finds bugs: known ones are planted in a copy of the sources, each behind a switch, and the copy is
+//! built once. A seed has to fail for each of them, and none while no switch is on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cargo_command, root};
+
+/// Worlds that have to hold while nothing is planted.
+const SEEDS_SOUND: &str = "40";
+/// Worlds within which a bug has to be found.
+const SEEDS_MAX: &str = "600";
+/// In a replacement: whether this bug's switch is on.
+const SWITCH: &str = "PLANTED";
+
+/// A bug: what it replaces, once, in which file.
+struct Bug {
+    name: &'static str,
+    file: &'static str,
+    find: &'static str,
+    with: &'static str,
+}
+
+const fn bug(name: &'static str, file: &'static str, find: &'static str, with: &'static str) -> Bug {
+    Bug { name, file, find, with }
+}
+
+const PLAN: &str = "crates/flow/src/plan.rs";
+const ACT: &str = "crates/flow/src/act.rs";
+const DECIDE: &str = "crates/flow/src/decide.rs";
+const LEAD: &str = "crates/flow/src/lead.rs";
+const LOOP: &str = "crates/flow/src/reconcile.rs";
+const WRITER: &str = "crates/config/src/writer.rs";
+const STATE: &str = "crates/config/src/state.rs";
+const WATCH: &str = "crates/sdk/src/watch.rs";
+const SERVICE: &str = "crates/sdk/src/service.rs";
+const LANE: &str = "crates/sdk/src/processor/lane.rs";
+const HOST: &str = "crates/sdk/src/host.rs";
+const ROUTES: &str = "crates/gateway/src/routes.rs";
+const QUEUE: &str = "crates/bus/src/embedded/queue.rs";
+const CLIENT: &str = "crates/bus/src/client.rs";
+
+const BUGS: &[Bug] = &[
+    bug(
+        "topics go while entries are there",
+        PLAN,
+        "if !parts.is_empty() {",
+        "if !PLANTED && !parts.is_empty() {",
+    ),
+    bug(
+        "leftovers are not parked",
+        PLAN,
+        "if !full.is_empty() && !discard {",
+        "if !PLANTED && !full.is_empty() && !discard {",
+    ),
+    bug(
+        "topics that others use are removed",
+        PLAN,
+        "let topics = claims.unclaimed(&wish.topology);",
+        "let topics = if PLANTED { wish.topology.topics.clone() } else { claims.unclaimed(&wish.topology) };",
+    ),
+    bug("nothing is made", PLAN, "if !missing.is_empty() {", "if !PLANTED && !missing.is_empty() {"),
+    bug(
+        "an idle flow is forgotten with its topics there",
+        PLAN,
+        "steps.extend([Step::Remove(topics), Step::Forget]);",
+        "if !PLANTED { steps.push(Step::Remove(topics)); } steps.push(Step::Forget);",
+    ),
+    bug(
+        "every stop discards",
+        PLAN,
+        "let discard = wish.drain == Drain::Discard",
+        "let discard = PLANTED || wish.drain == Drain::Discard",
+    ),
+    bug(
+        "a flow is forgotten instead of removed",
+        PLAN,
+        "if there.is_empty() {",
+        "if PLANTED || there.is_empty() {",
+    ),
+    bug(
+        "a lost publish of a leftover is taken for done",
+        ACT,
+        "self.broker.publish(&to, Message::new(wire::encode(&letter))).await?;",
+        "let sent = self.broker.publish(&to, Message::new(wire::encode(&letter))).await; if !PLANTED { sent?; }",
+    ),
+    bug(
+        "names of an ended run are forgotten",
+        ACT,
+        "write.puts.push(own_value(RUNS, self.key, &row));",
+        "if !PLANTED { write.puts.push(own_value(RUNS, self.key, &row)); }",
+    ),
+    bug(
+        "a step does not insist on its wish",
+        ACT,
+        "Apply { expect: vec![wish], ..Apply::default() }",
+        "Apply { expect: if PLANTED { Vec::new() } else { vec![wish] }, ..Apply::default() }",
+    ),
+    bug(
+        "a failed making is taken for done",
+        ACT,
+        "side_by_side(topics.iter().map(call).collect()).await.map(|_| ())",
+        "match side_by_side(topics.iter().map(call).collect()).await { Err(_) if PLANTED => Ok(()), made => made.map(|_| ()) }",
+    ),
+    bug(
+        "a failed removal is taken for done",
+        ACT,
+        "side_by_side(own.map(call).collect()).await.map(|_| ())",
+        "match side_by_side(own.map(call).collect()).await { Err(_) if PLANTED => Ok(()), made => made.map(|_| ()) }",
+    ),
+    bug(
+        "the public record stays",
+        ACT,
+        "write.deletes = vec![self.record_key(), own_key(WISH, self.key), own_key(REPORT, self.key)];",
+        "write.deletes = vec![own_key(WISH, self.key), own_key(REPORT, self.key)]; if !PLANTED { write.deletes.push(self.record_key()); }",
+    ),
+    bug(
+        "the public record is not written",
+        ACT,
+        "write.puts.push(self.record(&self.wish.public()));",
+        "if !PLANTED { write.puts.push(self.record(&self.wish.public())); }",
+    ),
+    bug(
+        "entries stay",
+        ACT,
+        "write.deletes = parts.iter().map(|part| self.entry_key(part)).collect();",
+        "if !PLANTED { write.deletes = parts.iter().map(|part| self.entry_key(part)).collect(); }",
+    ),
+    bug(
+        "entries go although a new flow shares them",
+        ACT,
+        "write.expect.push(unchanged(ledger, self.records.ledger.as_ref()));",
+        "if !PLANTED { write.expect.push(unchanged(ledger, self.records.ledger.as_ref())); }",
+    ),
+    bug(
+        "a name is given again",
+        DECIDE,
+        "write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ended: run_row.ended }));",
+        "write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + u64::from(!PLANTED), ended: run_row.ended }));",
+    ),
+    bug(
+        "a flow that runs is started",
+        DECIDE,
+        "Ok(wish) if wish.request == ask.request =>",
+        "Ok(wish) if PLANTED || wish.request == ask.request =>",
+    ),
+    bug(
+        "a decision has the number of the one before",
+        DECIDE,
+        "wish.generation = next_generation(records)?;",
+        "if !PLANTED { wish.generation = next_generation(records)?; }",
+    ),
+    bug(
+        "a wish to stop is not written",
+        DECIDE,
+        "wish.want = Want::Gone;",
+        "if !PLANTED { wish.want = Want::Gone; }",
+    ),
+    bug(
+        "a lost hold is kept",
+        LEAD,
+        "if let Err(error) = held.observe(&[]).await {",
+        "if let (Err(error), false) = (held.observe(&[]).await, PLANTED) {",
+    ),
+    bug(
+        "nobody looks without being asked",
+        LOOP,
+        "if self.auditing.is_none() && now >= self.next_audit {",
+        "if !PLANTED && self.auditing.is_none() && now >= self.next_audit {",
+    ),
+    bug(
+        "a new decision goes unnoticed",
+        LOOP,
+        "if tended.wish.generation != wish.generation {\n                *tended = tended.decided_anew",
+        "if !PLANTED && tended.wish.generation != wish.generation {\n                *tended = tended.decided_anew",
+    ),
+    bug(
+        "a step that fails is taken for done",
+        LOOP,
+        "Err(error) => return (judged, Outcome::Failed(error)),",
+        "Err(error) => if !PLANTED { return (judged, Outcome::Failed(error)) },",
+    ),
+    bug(
+        "two config services write over each other",
+        WRITER,
+        "batch.expect(HEAD, HEAD_KEY, raw);",
+        "if !PLANTED { batch.expect(HEAD, HEAD_KEY, raw); }",
+    ),
+    bug(
+        "expectations are not checked",
+        STATE,
+        "if found == expectation.version {",
+        "if PLANTED || found == expectation.version {",
+    ),
+    bug(
+        "a write has no version of its own",
+        STATE,
+        "self.head.version += 1;\n            (self.head.version, self.head.version)",
+        "self.head.version += i64::from(!PLANTED);\n            (self.head.version, self.head.version)",
+    ),
+    bug(
+        "a deletion leaves no mark",
+        STATE,
+        "touched.now = Some(Row { version, at, value: None });",
+        "touched.now = if PLANTED { None } else { Some(Row { version, at, value: None }) };",
+    ),
+    bug(
+        "deletions are not applied",
+        WATCH,
+        "for gone in &answer.deleted {",
+        "for gone in answer.deleted.iter().filter(|_| !PLANTED) {",
+    ),
+    bug(
+        "a type that is new is not fetched whole",
+        WATCH,
+        "let since = if grew { 0 } else { old.version };",
+        "let since = if grew && !PLANTED { 0 } else { old.version };",
+    ),
+    bug(
+        "a version is shown before its data",
+        WATCH,
+        "next.version = answer.version.max(self.version);",
+        "next.version = answer.version.max(self.version) + i64::from(PLANTED);",
+    ),
+    bug(
+        "a fetch that failed is never tried again",
+        WATCH,
+        "() = tokio::time::sleep(shared.resync_interval) => {}",
+        "() = async { if PLANTED { std::future::pending::<()>().await } tokio::time::sleep(shared.resync_interval).await } => {}",
+    ),
+    bug(
+        "an answer that was lost is worked out again",
+        SERVICE,
+        "if !may_work || attempt >= ATTEMPTS_MAX {",
+        "if !may_work || attempt >= ATTEMPTS_MAX || PLANTED {",
+    ),
+    bug(
+        "work that failed is settled",
+        LANE,
+        "delivery.again(pause);",
+        "if PLANTED { delivery.ack() } else { delivery.again(pause) }",
+    ),
+    bug(
+        "a message that could not be parked is settled",
+        LANE,
+        "delivery.again(self.options.retry.max);",
+        "if PLANTED { delivery.ack() } else { delivery.again(self.options.retry.max) }",
+    ),
+    bug(
+        "a processor goes on after its entry is gone",
+        HOST,
+        "let stays = wanted.get(key) == Some(&now.definition);",
+        "let stays = PLANTED || wanted.get(key) == Some(&now.definition);",
+    ),
+    bug(
+        "a flow that is stopped is let in",
+        ROUTES,
+        "if stopping { Flow::Stopping(doors) } else { Flow::Open(doors) }",
+        "if stopping && !PLANTED { Flow::Stopping(doors) } else { Flow::Open(doors) }",
+    ),
+    bug("routes are read once", ROUTES, "if !same {", "if !same && !(PLANTED && looked.is_some()) {"),
+    bug(
+        "the doors of an earlier run are kept",
+        ROUTES,
+        "&& old.run == record.run\n        && old.named == record.named",
+        "&& (PLANTED || old.run == record.run)\n        && (PLANTED || old.named == record.named)",
+    ),
+    bug(
+        "what a dead reader held is lost",
+        QUEUE,
+        "if let Some((entry, _)) = self.unsettled.remove(&token) {\n                self.ready.push_back(entry);",
+        "if let (Some((entry, _)), false) = (self.unsettled.remove(&token), PLANTED) {\n                self.ready.push_back(entry);",
+    ),
+    bug(
+        "topics are not followed again after a lost line",
+        CLIENT,
+        "for topic in topics {\n            // A topic that went",
+        "for topic in topics.into_iter().filter(|_| !PLANTED) {\n            // A topic that went",
+    ),
+];
+
+/// Plants, builds and looks for every bug.
+pub(crate) fn check() -> Result<()> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let copy = target.join("planted");
+    // A build folder of its own: packages of the copy have the names and hashes of ours.
+    let built = copy.join("target");
+    write_copy(&copy)?;
+    let mut build = cargo_command("build");
+    build.current_dir(&copy).args(["--workspace", "--locked", "--bin", "sluice-simulation"]);
+    build.env("CARGO_TARGET_DIR", &built);
+    // What is planted is not pretty: its warnings are of no interest.
+    let output = build.output().context("cargo builds the copy")?;
+    if !output.status.success() {
+        bail!("the copy cannot be built:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let program = built.join("debug/sluice-simulation");
+    let sound = seeds(&program, "", SEEDS_SOUND)?;
+    if let Some(broken) = sound {
+        bail!("a law is broken although nothing is planted: {broken}");
+    }
+    let mut found = 0;
+    for bug in BUGS {
+        let begun = Instant::now();
+        match seeds(&program, bug.name, SEEDS_MAX)? {
+            Some(broken) => {
+                found += 1;
+                println!("found: {} ({} s)\n       {broken}", bug.name, begun.elapsed().as_secs());
+            }
+            None => println!("NOT FOUND within {SEEDS_MAX} seeds: {}", bug.name),
+        }
+    }
+    println!("found {found} of {}", BUGS.len());
+    if found < BUGS.len() {
+        bail!("{} planted bugs were not found", BUGS.len() - found);
+    }
+    Ok(())
+}
+
+/// Runs worlds with one switch on, or none; the first broken law.
+fn seeds(program: &Path, switch: &str, count: &str) -> Result<Option<String>> {
+    let mut command = Command::new(program);
+    let output = command.args(["--seeds", count, "--fail-fast"]).env("SLUICE_PLANTED", switch).output()?;
+    if output.status.success() {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(Some(text.lines().next().unwrap_or("it ended without a word").chars().take(160).collect()))
+}
+
+/// Copies the sources, with every bug planted. What is as it was keeps its time, so that little is built again.
+fn write_copy(copy: &Path) -> Result<()> {
+    let mut command = Command::new("git");
+    command.current_dir(root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    let listed = command.output().context("git lists the sources")?;
+    let mut planted: BTreeMap<&str, Vec<&Bug>> = BTreeMap::new();
+    for bug in BUGS {
+        planted.entry(bug.file).or_default().push(bug);
+    }
+    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
+        let from = root().join(name);
+        let Ok(mut content) = fs::read(&from) else { continue };
+        for bug in planted.get(name).into_iter().flatten() {
+            content = plant(&String::from_utf8(content)?, bug)?.into_bytes();
+        }
+        let to = copy.join(name);
+        if fs::read(&to).is_ok_and(|there| there == content) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().unwrap_or(copy))?;
+        fs::write(&to, content).with_context(|| format!("writing {}", to.display()))?;
+    }
+    Ok(())
+}
+
+fn plant(text: &str, bug: &Bug) -> Result<String> {
+    let Bug { name, file, find, with } = bug;
+    if text.matches(find).count() != 1 {
+        bail!("'{name}' cannot be planted: {file} must have this once: {find}");
+    }
+    let switch = format!("(std::env::var(\"SLUICE_PLANTED\").as_deref() == Ok(\"{name}\"))");
+    Ok(text.replacen(find, &with.replace(SWITCH, &switch), 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_can_be_planted() {
+        for bug in BUGS {
+            let text = fs::read_to_string(root().join(bug.file)).unwrap_or_default();
+            let planted = plant(&text, bug);
+            assert!(planted.is_ok_and(|planted| planted != text), "{}", bug.name);
+        }
+    }
+}
