@@ -140,14 +140,14 @@ const BUGS: &[Bug] = &[
     bug(
         "a name is given again",
         DECIDE,
-        "write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ended: run_row.ended }));",
-        "write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + u64::from(!PLANTED), ended: run_row.ended }));",
+        "write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ..run_row }));",
+        "write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + u64::from(!PLANTED), ..run_row }));",
     ),
     bug(
         "a flow that runs is started",
         DECIDE,
-        "Ok(wish) if wish.request == ask.request =>",
-        "Ok(wish) if PLANTED || wish.request == ask.request =>",
+        "Ok(wish) if wish.request == ask.asked.id =>",
+        "Ok(wish) if PLANTED || wish.request == ask.asked.id =>",
     ),
     bug(
         "a decision has the number of the one before",
@@ -196,6 +196,12 @@ const BUGS: &[Bug] = &[
         STATE,
         "if found == expectation.version {",
         "if PLANTED || found == expectation.version {",
+    ),
+    bug(
+        "a write that is handed out again is carried out again",
+        STATE,
+        "if let Some(written) = self.known.get(&asked.id) {",
+        "if let Some(written) = self.known.get(&asked.id).filter(|_| !PLANTED) {",
     ),
     bug(
         "a write has no version of its own",

@@ -1,4 +1,4 @@
-//! How config rests in the store: five tables, keys in byte order, and the two kinds of rows. Pure.
+//! How config rests in the store: seven tables, keys in byte order, and the two kinds of rows. Pure.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -8,6 +8,7 @@
 //! | `config.live` | `at`, type, workspace, key | nothing: finds what was written after a version |
 //! | `config.dead` | `at`, type, workspace, key | nothing: finds what was deleted after a version, and the oldest such mark |
 //! | `config.outbox` | version | the notice that belongs to it |
+//! | `config.asked` | number of the write, modulo [`ASKED_MAX`] | [`Answered`]: which request it was, and what it came to |
 //!
 //! Names are separated by NUL, which no name holds; numbers are big-endian, so that byte order is number order.
 //!
@@ -23,6 +24,11 @@ pub(crate) const PLACE: &str = "config.place";
 pub(crate) const LIVE: &str = "config.live";
 pub(crate) const DEAD: &str = "config.dead";
 pub(crate) const OUTBOX: &str = "config.outbox";
+
+pub(crate) const ASKED: &str = "config.asked";
+
+/// Requests whose writes are remembered, so that one that is handed out again is not carried out again.
+pub(crate) const ASKED_MAX: usize = 4_096;
 
 /// The one key of the head table.
 pub(crate) const HEAD_KEY: &[u8] = b"head";
@@ -42,6 +48,19 @@ pub(crate) struct Head {
     pub(crate) horizon: i64,
     /// Marks of deletion kept.
     pub(crate) tombstones: u64,
+}
+
+/// What a request's write came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answered {
+    pub(crate) id: String,
+    pub(crate) version: i64,
+    pub(crate) notice: Option<i64>,
+}
+
+/// Where the write of this number is remembered, until one some thousands later takes its place.
+pub(crate) fn asked_key(number: i64) -> [u8; 8] {
+    number.rem_euclid(ASKED_MAX as i64).to_be_bytes()
 }
 
 /// What is known of one key.

@@ -59,7 +59,7 @@ pub(crate) fn row_of(key: &[u8], raw: &[u8]) -> Result<Row, Error> {
     Row::decode(raw).ok_or_else(|| damaged(&format!("config value '{}'", key.escape_ascii()), "not a row"))
 }
 
-fn damaged(what: &str, reason: &str) -> Error {
+pub(crate) fn damaged(what: &str, reason: &str) -> Error {
     Error::Damaged { what: what.to_owned(), reason: reason.to_owned() }
 }
 

@@ -52,6 +52,16 @@ pub(crate) struct Write {
     pub(crate) announce: Vec<(String, String)>,
     /// Whether to leave the version alone when there is nothing to write: a pure check.
     pub(crate) idle_when_empty: bool,
+    /// The request that asks for it; `None` for the service's own.
+    pub(crate) asked: Option<Asked>,
+}
+
+/// A request, as the broker hands it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) id: String,
+    /// It was handed out before.
+    pub(crate) is_repeated: bool,
 }
 
 /// One value to write.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::hosting::{self, Hosting, SERVED_TIMEOUT};
 use crate::outbox::{Outbox, Wire};
 use crate::reader::Reader;
-use crate::request::{self, Door, Operation, Read, Write};
+use crate::request::{self, Asked, Door, Operation, Read, Write};
 use crate::state;
 use crate::writer::{Sent, Writer};
 use crate::{Error, NOTICE_TIMEOUT, Parts, SUBSCRIPTION};
@@ -98,16 +98,17 @@ impl Service {
     /// Answers what comes through a door; the token is cancelled once it does.
     pub(crate) fn serve(&self, door: Door, point: Point, stop: CancellationToken) -> CancellationToken {
         let service = self.clone();
-        serve::<RawConfig, _, _>(&self.process, point, stop, move |body, _| {
+        serve::<RawConfig, _, _>(&self.process, point, stop, move |body, responder| {
             let (service, door) = (service.clone(), door.clone());
-            async move { service.answer(&door, body.get()).await }
+            let asked = Asked { id: responder.id().to_owned(), is_repeated: responder.is_repeated() };
+            async move { service.answer(&door, body.get(), asked).await }
         })
     }
 
-    async fn answer(&self, door: &Door, body: &str) -> Result<ConfigResponse, message::Error> {
+    async fn answer(&self, door: &Door, body: &str, asked: Asked) -> Result<ConfigResponse, message::Error> {
         match request::parse(door, body)? {
             Operation::Read(read) => self.read(read).await,
-            Operation::Write(write) => self.write(write).await,
+            Operation::Write(write) => self.write(Write { asked: Some(asked), ..write }).await,
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use sluice_schema::message::{ConfigPush, Error, Expectation, ScopedKey, WorkspaceChanges};
 use sluice_schema::record;
 
-use crate::layout::{self, Head, QUIET_BASE, Row};
+use crate::layout::{self, Answered, Head, QUIET_BASE, Row};
 use crate::request::{Write, place};
 
 /// Marks of deletion kept at most, counted. With fewer, readers that were away longer fetch everything once.
@@ -30,12 +30,15 @@ pub(crate) fn provisioned_mark(workspace: &str) -> ScopedKey {
 }
 
 /// The head and the rows that a group of writes touches.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct State {
     before: Head,
     head: Head,
     rows: HashMap<Vec<u8>, Touched>,
     notices: Vec<ConfigPush>,
+    /// Requests that were carried out some time ago, where one of these writes was handed out before.
+    known: HashMap<String, Written>,
+    answered: Vec<(i64, Answered)>,
 }
 
 #[derive(Debug)]
@@ -45,7 +48,7 @@ struct Touched {
 }
 
 /// What a write came to.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Written {
     /// The version of what was written.
     pub(crate) version: i64,
@@ -84,7 +87,7 @@ pub(crate) fn touches_registry(write: &Write) -> bool {
 
 impl State {
     pub(crate) fn new(head: Head) -> Self {
-        Self { before: head, head, rows: HashMap::new(), notices: Vec::new() }
+        Self { before: head, head, rows: HashMap::new(), ..Self::default() }
     }
 
     /// Whether marks of deletion should be dropped before going on.
@@ -95,6 +98,12 @@ impl State {
     /// Takes in a row as it rests in the store. Every row a write touches must be taken in before the write.
     pub(crate) fn load(&mut self, value_key: Vec<u8>, row: Option<Row>) {
         self.rows.entry(value_key).or_insert_with(|| Touched { before: row.clone(), now: row });
+    }
+
+    /// Takes in a request that was carried out.
+    pub(crate) fn remember(&mut self, answered: Answered) {
+        let Answered { id, version, notice } = answered;
+        self.known.insert(id, Written { version, notice });
     }
 
     /// Forgets one mark of deletion, which must be loaded.
@@ -109,6 +118,25 @@ impl State {
 
     /// Carries out one write, or tells why not and leaves everything as it was.
     pub(crate) fn write(&mut self, write: &Write) -> Result<Written, Error> {
+        if let Some(asked) = write.asked.as_ref().filter(|asked| asked.is_repeated) {
+            if let Some(written) = self.known.get(&asked.id) {
+                return Ok(written.clone());
+            }
+            if !write.expect.is_empty() {
+                let told = "this write was handed out twice, and it is not known whether it was refused the first time; read again before writing";
+                return Err(Error::new(Error::OUTCOME_UNKNOWN, told));
+            }
+        }
+        let written = self.carry_out(write)?;
+        if let (Some(asked), true) = (&write.asked, self.head != self.before) {
+            let Written { version, notice } = written;
+            let answered = Answered { id: asked.id.clone(), version, notice };
+            self.answered.push((self.head.version + self.head.quiet, answered));
+        }
+        Ok(written)
+    }
+
+    fn carry_out(&mut self, write: &Write) -> Result<Written, Error> {
         for expectation in &write.expect {
             self.check(expectation)?;
         }
@@ -217,6 +245,10 @@ impl State {
             let body = sluice_schema::wire::encode(&push).to_vec();
             changes.insert((layout::OUTBOX, layout::outbox_key(push.version)), Some(body));
         }
+        for (number, answered) in self.answered {
+            let body = sluice_schema::wire::encode(&answered).to_vec();
+            changes.insert((layout::ASKED, layout::asked_key(number).to_vec()), Some(body));
+        }
         let head = sluice_schema::wire::encode(&self.head).to_vec();
         changes.insert((layout::HEAD, layout::HEAD_KEY.to_vec()), Some(head));
         changes
@@ -315,6 +347,30 @@ mod tests {
             Write { puts: vec![put("__workspaces__", "other", "acme")], ..Write::default() },
             r#"{"version":42,"changes":{},"workspace_changes":null}"#,
         );
+    }
+
+    #[test]
+    fn a_write_that_is_handed_out_again_is_answered_as_before_and_not_carried_out() {
+        let asked = |is_repeated| Some(crate::request::Asked { id: "r1".into(), is_repeated });
+        let write = |is_repeated| Write {
+            puts: vec![put("a", "t", "k")],
+            asked: asked(is_repeated),
+            ..Write::default()
+        };
+        let mut first = state();
+        let written = run(&mut first, &write(false)).unwrap();
+        let changes = first.into_changes();
+        let body = changes[&(layout::ASKED, layout::asked_key(42).to_vec())].as_ref().unwrap();
+        let mut later = State::new(Head { version: 99, ..Head::default() });
+        later.remember(sluice_schema::wire::decode(body).unwrap());
+        assert_eq!(run(&mut later, &write(true)).unwrap(), written);
+        assert!(later.is_unchanged());
+        // Another one of that id, or one that nobody remembers, is a write like any other.
+        assert_eq!(run(&mut state(), &write(true)).unwrap().version, 42);
+        // But whoever expected something may have been told that it was not so.
+        let absent = Expectation { workspace: "a".into(), r#type: "t".into(), key: "k".into(), version: 0 };
+        let doubtful = run(&mut state(), &Write { expect: vec![absent], ..write(true) }).unwrap_err();
+        assert_eq!(doubtful.r#type, Error::OUTCOME_UNKNOWN);
     }
 
     #[test]

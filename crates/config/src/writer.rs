@@ -9,8 +9,8 @@ use sluice_store::{Batch, Error, ErrorKind, Found, KeyRange, Tables, contract::R
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::layout::{self, DEAD, HEAD, HEAD_KEY, OUTBOX, Row, VALUE};
-use crate::reader::{head_of, row_of};
+use crate::layout::{self, ASKED, ASKED_MAX, DEAD, HEAD, HEAD_KEY, OUTBOX, Row, VALUE};
+use crate::reader::{damaged, head_of, row_of};
 use crate::request::Write;
 use crate::state::{self, State, TRIM_COUNT, Written};
 
@@ -173,12 +173,23 @@ impl Committing {
         if self.over_full {
             looks.push(Look::range(DEAD, KeyRange::all(), TRIM_COUNT));
         }
+        let is_repeated = |job: &Job| job.write.asked.as_ref().is_some_and(|asked| asked.is_repeated);
+        let asks_again = group.iter().any(is_repeated);
+        if asks_again {
+            looks.push(Look::range(ASKED, KeyRange::all(), ASKED_MAX));
+        }
         let mut found = self.tables.read(looks).await?.into_iter();
         let raw = found.next().and_then(Found::into_value);
         let mut state = State::new(head_of(raw.as_ref())?);
         for key in keys {
             let row = found.next().and_then(Found::into_value).map(|raw| row_of(&key, &raw)).transpose()?;
             state.load(key, row);
+        }
+        if asks_again && let Some(rows) = found.next_back().map(Found::into_rows) {
+            for (_, body) in rows.rows {
+                let answered = sluice_schema::wire::decode(&body);
+                state.remember(answered.map_err(|e| damaged("a request on record", &e.to_string()))?);
+            }
         }
         let oldest = found.next().map(Found::into_rows).unwrap_or_default();
         for (key, _) in &oldest.rows {

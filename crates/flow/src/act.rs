@@ -332,9 +332,10 @@ impl Job<'_> {
         write.deletes = vec![self.record_key(), own_key(WISH, self.key), own_key(REPORT, self.key)];
         let runs = self.records.runs.get(self.key).and_then(|r| r.value.as_deref().ok());
         let row = match runs {
-            Some(row) => row.after(&self.wish.topology.topics),
-            None => Named { last: 1, ..Named::default() }.after(&self.wish.topology.topics),
+            Some(row) => row.clone(),
+            None => Named { last: 1, ..Named::default() },
         };
+        let row = row.after(&self.wish.topology.topics, &self.wish.request);
         write.puts.push(own_value(RUNS, self.key, &row));
         write
     }

@@ -137,7 +137,7 @@ impl Rounds {
             if *clean < CLEAN_AUDITS {
                 continue;
             }
-            let forgotten = Named { last: row.last, ended: Topology::default() };
+            let forgotten = Named { ended: Topology::default(), ..(*row).clone() };
             let write = Apply {
                 expect: vec![unchanged(own_key(RUNS, key), Some(recorded))],
                 puts: vec![own_value(RUNS, key, &forgotten)],

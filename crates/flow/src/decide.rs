@@ -67,11 +67,24 @@ pub(crate) enum Refusal {
         /// Why.
         reason: String,
     },
+    /// Somebody may have obeyed it, or refused, and died before the broker knew; a flow may have come or gone since.
+    #[error(
+        "this request was handed out twice, and whether it was obeyed the first time is not known; look with get-flow and ask again"
+    )]
+    Repeated,
     /// The drain is not understood.
     #[error(
         "drain '{0}' is not understood; use \"20s\", \"500ms\", \"2m\", a number of seconds up to 86400, or \"discard\""
     )]
     Drain(String),
+}
+
+/// Which request it is, as the broker hands it out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) id: &'a str,
+    /// It was handed out before.
+    pub(crate) is_repeated: bool,
 }
 
 /// What a caller wants started.
@@ -82,7 +95,7 @@ pub(crate) struct Start<'a> {
     pub(crate) blueprint: &'a str,
     pub(crate) description: &'a str,
     pub(crate) given: &'a Map<String, Value>,
-    pub(crate) request: &'a str,
+    pub(crate) asked: Asked<'a>,
     pub(crate) drain: Drain,
 }
 
@@ -106,12 +119,15 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     let key = FlowKey::new(ask.workspace.as_str(), ask.id);
     if let Some(recorded) = records.wishes.get(&key) {
         return match &recorded.value {
-            Ok(wish) if wish.request == ask.request => Ok(Decision::Join(Box::new((**wish).clone()))),
+            Ok(wish) if wish.request == ask.asked.id => Ok(Decision::Join(Box::new((**wish).clone()))),
             _ => Err(Refusal::Exists),
         };
     }
     if records.flows.contains_key(&key) {
         return Err(Refusal::Exists);
+    }
+    if ask.asked.is_repeated {
+        return Err(Refusal::Repeated);
     }
     FlowId::parse(ask.id)?;
     let named = FlowKey::new(ask.workspace.as_str(), ask.blueprint);
@@ -139,7 +155,7 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     let generation = next_generation(records)?;
     let wish = Wish {
         generation,
-        request: ask.request.to_owned(),
+        request: ask.asked.id.to_owned(),
         want: Want::Running,
         drain: ask.drain,
         run,
@@ -155,7 +171,7 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     write.quiet = true;
     write.expect.push(expect(scoped_key(ask.workspace.as_str(), record::FLOW, ask.id), 0));
     write.expect.push(unchanged(own_key(RUNS, &key), records.runs.get(&key)));
-    write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ended: run_row.ended }));
+    write.puts.push(own_value(RUNS, &key, &Named { last: run_row.last + 1, ..run_row }));
     if is_new_name {
         let row = row(&records.shared, &named, SHARED)?;
         write.expect.push(unchanged(own_key(SHARED, &named), records.shared.get(&named)));
@@ -170,7 +186,7 @@ pub(crate) fn stop(
     ports: &Ports,
     key: &FlowKey,
     drain: Drain,
-    request: &str,
+    asked: Asked<'_>,
 ) -> Result<Decision, Refusal> {
     if key.id.is_empty() {
         return Err(Refusal::NoFlowId);
@@ -190,9 +206,12 @@ pub(crate) fn stop(
     if is_under_way && !asks_more {
         return Ok(Decision::Join(Box::new(wish)));
     }
+    if asked.is_repeated && !is_under_way {
+        return Err(Refusal::Repeated);
+    }
     wish.want = Want::Gone;
     wish.drain = drain;
-    request.clone_into(&mut wish.request);
+    asked.id.clone_into(&mut wish.request);
     wish.generation = next_generation(records)?;
     let mut write = decision(records, key, &wish);
     if let Some(recorded) = records.flows.get(key) {

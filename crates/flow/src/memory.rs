@@ -141,15 +141,22 @@ pub struct Named {
     /// Topics of the last ended run, and of those shortly before it: what reappears under these names is swept.
     #[serde(skip_serializing_if = "Topology::is_empty")]
     pub ended: Topology,
+    /// Id of the request that ended the last run.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ended_by: String,
 }
 
 impl Named {
-    /// The row once a run with these topics has ended. Of earlier runs the latest names are kept.
-    pub(crate) fn after(&self, topics: &[OwnedTopic]) -> Self {
+    /// The row once a run with these topics was ended by a request. Of earlier runs the latest names are kept.
+    pub(crate) fn after(&self, topics: &[OwnedTopic], request: &str) -> Self {
         let own: BTreeSet<&Topic> = topics.iter().map(|owned| &owned.topic).collect();
         let earlier = self.ended.topics.iter().filter(|owned| !own.contains(&owned.topic));
         let topics = topics.iter().chain(earlier.take(EARLIER_TOPICS_MAX)).cloned().collect();
-        Self { last: self.last, ended: Topology { topics, ..Topology::default() } }
+        Self {
+            last: self.last,
+            ended: Topology { topics, ..Topology::default() },
+            ended_by: request.to_owned(),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blueprint::{Blueprint, Ports};
 use crate::board::{Board, Phase, Report};
-use crate::decide::{self, Decision, Refusal, Start};
+use crate::decide::{self, Asked, Decision, Refusal, Start};
 use crate::doctor;
 use crate::lead::Leader;
 use crate::memory::{Drain, FlowKey, Records, Wish};
@@ -65,7 +65,10 @@ impl WorkspaceService for Doors {
         let desk = self.desk.clone();
         let handler = move |request: FlowRequest, responder: Responder<exchange::Flow>| {
             let (desk, workspace) = (desk.clone(), id.clone());
-            async move { desk.answer(&workspace, request, responder.id()).await.map_err(|error| error.told()) }
+            async move {
+                let asked = Asked { id: responder.id(), is_repeated: responder.is_repeated() };
+                desk.answer(&workspace, request, asked).await.map_err(|error| error.told())
+            }
         };
         let attached = service::serve::<exchange::Flow, _, _>(&self.process, point, stop.clone(), handler);
         stop.run_until_cancelled(attached.cancelled()).await;
@@ -123,7 +126,12 @@ impl From<crate::blueprint::Error> for Error {
 }
 
 impl Desk {
-    async fn answer(&self, ws: &WorkspaceId, ask: FlowRequest, id: &str) -> Result<FlowResponse, Error> {
+    async fn answer(
+        &self,
+        ws: &WorkspaceId,
+        ask: FlowRequest,
+        asked: Asked<'_>,
+    ) -> Result<FlowResponse, Error> {
         match ask.operation.as_str() {
             "list-blueprints" => self.list_blueprints(ws).await,
             "get-blueprint" => self.get_blueprint(ws, &ask).await,
@@ -132,8 +140,8 @@ impl Desk {
             "list-flows" => self.list_flows(ws).await,
             "get-flow" | "status" => self.get_flow(ws, &ask).await,
             "doctor" => self.doctor(ws).await,
-            "start-flow" => self.start_flow(ws, &ask, id).await,
-            "stop-flow" => self.stop_flow(ws, &ask, id).await,
+            "start-flow" => self.start_flow(ws, &ask, asked).await,
+            "stop-flow" => self.stop_flow(ws, &ask, asked).await,
             _ => Err(Error::Operation),
         }
     }
@@ -272,7 +280,12 @@ impl Desk {
         status
     }
 
-    async fn start_flow(&self, ws: &WorkspaceId, ask: &FlowRequest, id: &str) -> Result<FlowResponse, Error> {
+    async fn start_flow(
+        &self,
+        ws: &WorkspaceId,
+        ask: &FlowRequest,
+        asked: Asked<'_>,
+    ) -> Result<FlowResponse, Error> {
         let deadline = Instant::now() + self.answer_within;
         let start = Start {
             workspace: ws,
@@ -280,7 +293,7 @@ impl Desk {
             blueprint: &ask.blueprint_name,
             description: &ask.description,
             given: &ask.parameters,
-            request: id,
+            asked,
             drain: Drain::Discard,
         };
         let wish = self.decide(|records| decide::start(records, &self.ports, start)).await?;
@@ -289,16 +302,34 @@ impl Desk {
         Ok(answer(&report))
     }
 
-    async fn stop_flow(&self, ws: &WorkspaceId, ask: &FlowRequest, id: &str) -> Result<FlowResponse, Error> {
+    async fn stop_flow(
+        &self,
+        ws: &WorkspaceId,
+        ask: &FlowRequest,
+        asked: Asked<'_>,
+    ) -> Result<FlowResponse, Error> {
         let deadline = Instant::now() + self.answer_within;
         let key = FlowKey::new(ws.as_str(), &ask.flow_id);
-        if let Some(report) = self.board.ended_by(&key, id) {
+        if let Some(report) = self.board.ended_by(&key, asked.id) {
             return Ok(answer(&report));
         }
         let drain = decide::drain(ask.drain.as_deref(), self.drain_timeout)?;
-        let wish = self.decide(|records| decide::stop(records, &self.ports, &key, drain, id)).await?;
+        if asked.is_repeated && self.was_ended_by(&key, asked.id).await? {
+            return Ok(FlowResponse {
+                status: json!({"phase": Phase::Gone}).to_string(),
+                ..Default::default()
+            });
+        }
+        let wish = self.decide(|records| decide::stop(records, &self.ports, &key, drain, asked)).await?;
         let report = self.stopped(&key, &wish, deadline).await?;
         Ok(answer(&report))
+    }
+
+    /// Whether the last run of a flow was ended by this very request, whichever service it was handed to then.
+    async fn was_ended_by(&self, key: &FlowKey, request: &str) -> Result<bool, Error> {
+        let records = self.mirror.refresh().await?;
+        let row = records.runs.get(key).and_then(|recorded| recorded.value.as_deref().ok());
+        Ok(row.is_some_and(|row| row.ended_by == request))
     }
 
     /// Decides on fresh records and writes the decision; anew when somebody else was faster.

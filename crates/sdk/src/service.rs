@@ -58,11 +58,12 @@ pub struct Responder<X: Exchange> {
     trace: Option<Box<str>>,
     left: Option<CancellationToken>,
     foreign: Option<Foreign>,
+    is_repeated: bool,
     exchange: std::marker::PhantomData<fn(X)>,
 }
 
 impl<X: Exchange> Responder<X> {
-    fn new(process: &Process, point: &Point, question: &Message) -> Option<Self> {
+    fn new(process: &Process, point: &Point, question: &Message, attempt: u32) -> Option<Self> {
         let id = question.get(property::ID)?;
         let to = match question.get(property::REPLY_TO) {
             Some(inbox) if point.direct => Address::Inbox(InboxAddress(inbox.into())),
@@ -76,6 +77,7 @@ impl<X: Exchange> Responder<X> {
             trace,
             left: process.replies.left(question),
             foreign: process.replies.foreign(question),
+            is_repeated: attempt > 1,
             exchange: std::marker::PhantomData,
         })
     }
@@ -90,6 +92,13 @@ impl<X: Exchange> Responder<X> {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Whether the question was handed out before: somebody may have worked on it, and even answered it, and died before
+    /// the broker knew.
+    #[must_use]
+    pub const fn is_repeated(&self) -> bool {
+        self.is_repeated
     }
 
     /// The asker, to be taken before the answer is worked on.
@@ -230,7 +239,7 @@ where
     Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
 {
     let question = std::mem::take(&mut delivery.message);
-    let Some(responder) = Responder::<X>::new(&process, &point, &question) else {
+    let Some(responder) = Responder::<X>::new(&process, &point, &question, delivery.attempt) else {
         tracing::warn!(topic = %point.request, "a request without an id was dropped: nobody could read its answer");
         delivery.ack();
         return;

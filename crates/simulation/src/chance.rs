@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How long a step between two parts takes at most, mostly.
@@ -14,8 +15,44 @@ const PAUSE_MAX_MS: u64 = 4;
 /// How long it takes where a part is slow.
 const SLOW_MAX_MS: u64 = 3_000;
 
+/// What befalls one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Fault {
+    /// It fails, and nothing is done.
+    FailBefore,
+    /// It is done, and nobody learns of it.
+    FailAfter,
+    /// Its process dies, and nothing is done.
+    CrashBefore,
+    /// It is done, and its process dies.
+    CrashAfter,
+    /// No word comes within its time, and nothing is done.
+    TimeOut,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::FailBefore, Self::FailAfter, Self::CrashBefore, Self::CrashAfter, Self::TimeOut];
+}
+
+/// Steps that are numbered, and which of them something befalls.
+#[derive(Default)]
+struct Steps {
+    is_counting: bool,
+    /// How often a step of the same name is numbered.
+    alike_max: usize,
+    alike: BTreeMap<String, usize>,
+    seen: Vec<String>,
+    armed: Option<(usize, Fault)>,
+    fired: bool,
+}
+
 /// Steps of one world at most: what goes on longer goes round in a circle.
 const PAUSES_MAX: u64 = 100_000;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(crate) struct Chance {
     random: Mutex<StdRng>,
@@ -23,6 +60,8 @@ pub(crate) struct Chance {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     begun: Instant,
     steps: AtomicU64,
+    numbered: Mutex<Steps>,
+    crashes: Mutex<BTreeMap<&'static str, Arc<Notify>>>,
     is_told: bool,
 }
 
@@ -34,12 +73,14 @@ impl Chance {
             counts: Mutex::default(),
             begun: Instant::now(),
             steps: AtomicU64::new(0),
+            numbered: Mutex::default(),
+            crashes: Mutex::default(),
             is_told,
         }
     }
 
     fn random(&self) -> MutexGuard<'_, StdRng> {
-        self.random.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.random)
     }
 
     /// From now on nothing fails.
@@ -74,11 +115,11 @@ impl Chance {
     }
 
     pub(crate) fn count(&self, what: &'static str) {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
+        *lock(&self.counts).entry(what).or_default() += 1;
     }
 
     pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.counts).clone()
     }
 
     pub(crate) fn duration(&self, max: Duration) -> Duration {
@@ -89,9 +130,70 @@ impl Chance {
     /// The time that a step from one part to another takes.
     pub(crate) async fn pause(&self) {
         let steps = self.steps.fetch_add(1, Ordering::Relaxed);
-        assert!(steps < PAUSES_MAX, "parts of this world go round in a circle");
+        if steps >= PAUSES_MAX {
+            println!("parts of this world go round in a circle");
+            std::process::exit(2);
+        }
         let max = if self.strikes("slow step", 1) { SLOW_MAX_MS } else { PAUSE_MAX_MS };
         tokio::time::sleep(self.duration(Duration::from_millis(max))).await;
+    }
+
+    /// From now on the steps of services are numbered; something befalls the one of this number.
+    pub(crate) fn number_steps(&self, armed: Option<(usize, Fault)>, alike_max: usize) {
+        let mut numbered = lock(&self.numbered);
+        numbered.is_counting = true;
+        numbered.alike_max = alike_max;
+        numbered.armed = armed;
+    }
+
+    /// What comes from now on has no number.
+    pub(crate) fn stop_numbering(&self) {
+        lock(&self.numbered).is_counting = false;
+    }
+
+    /// The steps that were numbered, and whether something befell the one that it was meant for.
+    pub(crate) fn numbered(&self) -> (Vec<String>, bool) {
+        let numbered = lock(&self.numbered);
+        (numbered.seen.clone(), numbered.fired)
+    }
+
+    /// What befalls this step of a process.
+    pub(crate) fn befalls(&self, process: &str, what: &str) -> Option<Fault> {
+        let mut numbered = lock(&self.numbered);
+        let is_service = process.starts_with("config") || process.starts_with("flow");
+        // What only looks may fail like anything else, which the seeds try; its moments are too many to try each.
+        let has_effect = ["ensure", "remove", "publish", "commit", "a hold", "an answer"]
+            .iter()
+            .any(|kind| what.starts_with(kind));
+        if !numbered.is_counting || !is_service || !has_effect {
+            return None;
+        }
+        let alike_max = numbered.alike_max;
+        let alike = numbered.alike.entry(what.to_owned()).or_default();
+        *alike += 1;
+        if *alike > alike_max {
+            return None;
+        }
+        let number = numbered.seen.len();
+        numbered.seen.push(format!("{process}: {what}"));
+        let (_, fault) = numbered.armed.take_if(|(at, _)| *at == number)?;
+        numbered.fired = true;
+        drop(numbered);
+        self.tell(|| format!("{fault:?} befalls {process}: {what}"));
+        Some(fault)
+    }
+
+    /// How a process is made to die.
+    pub(crate) fn may_crash(&self, process: &'static str, crash: Arc<Notify>) {
+        lock(&self.crashes).insert(process, crash);
+    }
+
+    /// A process dies, and its step never ends.
+    pub(crate) async fn dies(&self, process: &str) -> ! {
+        if let Some(crash) = lock(&self.crashes).get(process) {
+            crash.notify_one();
+        }
+        std::future::pending().await
     }
 
     pub(crate) fn steps(&self) -> u64 {

@@ -31,6 +31,11 @@ pub(crate) async fn judge(world: &mut World) -> Result<(), Broken> {
     for node in &world.nodes {
         node.line.cut(false);
     }
+    if let Some(history) = &world.history {
+        // Those who still write end by their deadlines.
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        history.judge().await?;
+    }
     let mut running = BTreeSet::new();
     for id in FLOWS {
         if let Known::Running { run } = world.resolve(id).await? {

@@ -2,6 +2,7 @@
 //! overtaken, answers get lost, and the whole line can be cut.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_bus::{
     Address, BoxFuture, Broker, BrokerAdmin, Delivery, Embedded, Error, Finding, Inbox, InboxAddress, Limits,
@@ -10,7 +11,7 @@ use sluice_bus::{
 use sluice_schema::{Class, Topic};
 use tokio::sync::watch;
 
-use crate::chance::Chance;
+use crate::chance::{Chance, Fault};
 
 /// Notices that never arrive, in a hundred.
 const LOST_NOTICES: u32 = 15;
@@ -25,6 +26,9 @@ const DOUBLED_ANSWERS: u32 = 3;
 /// Calls that fail with nothing done, and calls that are done without an answer.
 const FAILING: u32 = 2;
 
+/// How long a broker's end waits for the broker's word.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
 #[derive(Clone)]
 pub(crate) struct Line {
     broker: Embedded,
@@ -32,6 +36,13 @@ pub(crate) struct Line {
     /// The name of the process.
     pub(crate) name: &'static str,
     is_cut: watch::Sender<bool>,
+}
+
+fn place(to: &Address) -> &str {
+    match to {
+        Address::Topic(topic) => topic.as_str(),
+        Address::Inbox(_) => "an inbox",
+    }
 }
 
 fn cut() -> Error {
@@ -60,6 +71,19 @@ impl Line {
             return Err(cut());
         }
         self.chance.pause().await;
+        let befalls = self.chance.befalls(self.name, what);
+        match befalls {
+            Some(Fault::FailBefore) => {
+                return Err(Error::Unavailable { reason: format!("a fault before {what}") });
+            }
+            Some(Fault::CrashBefore) => self.chance.dies(self.name).await,
+            Some(Fault::TimeOut) => {
+                tokio::time::sleep(CALL_TIMEOUT).await;
+                let (what, reason) = (what.to_owned(), "no word within its time".to_owned());
+                return Err(Error::OutcomeUnknown { what, reason });
+            }
+            Some(Fault::FailAfter | Fault::CrashAfter) | None => {}
+        }
         if self.chance.strikes("call fails", FAILING) {
             return Err(Error::Unavailable { reason: format!("a fault before {what}") });
         }
@@ -71,8 +95,14 @@ impl Line {
             }
             result = call => result?,
         };
+        if befalls == Some(Fault::CrashAfter) {
+            self.chance.dies(self.name).await;
+        }
         self.chance.pause().await;
-        if self.chance.strikes("call unheard", FAILING) || *self.is_cut.borrow() {
+        if befalls == Some(Fault::FailAfter)
+            || self.chance.strikes("call unheard", FAILING)
+            || *self.is_cut.borrow()
+        {
             let (what, reason) = (what.to_owned(), "a fault after it".to_owned());
             return Err(Error::OutcomeUnknown { what, reason });
         }
@@ -90,7 +120,7 @@ impl Line {
         if self.chance.strikes("notice overtaken", OVERTAKEN_NOTICES) {
             let (broker, to, chance) = (self.broker.clone(), to.clone(), self.chance.clone());
             tokio::spawn(async move {
-                tokio::time::sleep(chance.duration(std::time::Duration::from_secs(2))).await;
+                tokio::time::sleep(chance.duration(Duration::from_secs(2))).await;
                 let _ = broker.publish(&to, message).await;
             });
             return Ok(());
@@ -118,7 +148,8 @@ impl Broker for Line {
                     self.call("an answer", self.broker.publish(to, message)).await
                 }
                 Class::Flow | Class::Request => {
-                    self.call("a publish", self.broker.publish(to, message)).await
+                    let what = format!("publish to {}", place(to));
+                    self.call(&what, self.broker.publish(to, message)).await
                 }
             }
         })
@@ -192,12 +223,14 @@ impl<A: BrokerAdmin> BrokerAdmin for Calls<A> {
 
     fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
         self.line.chance.tell(|| format!("{} ensures {}", self.line.name, topic.topic));
-        Box::pin(self.call("an ensure", self.admin.ensure(topic)))
+        let what = format!("ensure {}", topic.topic);
+        Box::pin(async move { self.call(&what, self.admin.ensure(topic)).await })
     }
 
     fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let removed = self.call("a removal", self.admin.remove(topic)).await;
+            let what = format!("remove {}", topic.topic);
+            let removed = self.call(&what, self.admin.remove(topic)).await;
             self.line.chance.tell(|| format!("{} removes {}: {removed:?}", self.line.name, topic.topic));
             removed
         })
@@ -205,7 +238,8 @@ impl<A: BrokerAdmin> BrokerAdmin for Calls<A> {
 
     fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let removed = self.call("a removal", self.admin.remove_idle(topic)).await;
+            let what = format!("remove {} if idle", topic.topic);
+            let removed = self.call(&what, self.admin.remove_idle(topic)).await;
             self.line
                 .chance
                 .tell(|| format!("{} removes {} if idle: {removed:?}", self.line.name, topic.topic));

@@ -10,6 +10,7 @@
 
 mod chance;
 mod entropy;
+mod history;
 mod laws;
 mod line;
 mod node;
@@ -17,11 +18,12 @@ mod tables;
 mod world;
 
 use std::collections::BTreeMap;
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+
+use crate::chance::{Chance, Fault};
 
 /// What happens in a world before it is left in peace.
 const STEPS: usize = 30;
@@ -33,8 +35,20 @@ struct Args {
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
     /// Print what happens
-    #[arg(long, requires = "seed")]
+    #[arg(long, conflicts_with = "seeds")]
     trace: bool,
+    /// Instead of chance: one fault at every step of services in lives by the book, each in a world of its own
+    #[arg(long, conflicts_with_all = ["seed", "seeds"])]
+    steps: bool,
+    /// Of steps of the same name only so many
+    #[arg(long, default_value_t = 2)]
+    alike: usize,
+    /// Of those the one at this step
+    #[arg(long, requires = "fault")]
+    step: Option<usize>,
+    /// And what befalls it
+    #[arg(long, value_enum)]
+    fault: Option<Fault>,
     /// Run so many worlds, each in a process of its own
     #[arg(long, default_value_t = 100)]
     seeds: u64,
@@ -48,18 +62,77 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match args.seed {
-        Some(seed) => one(seed, args.trace),
-        None => many(&args),
+    match (args.seed, args.steps) {
+        (Some(seed), _) => one(seed, args.trace),
+        (None, true) => match (args.step, args.fault) {
+            (Some(step), Some(fault)) => by_the_book(Some((step, fault)), args.alike, args.trace).0,
+            _ => every_step(args.alike),
+        },
+        (None, false) => many(&args),
     }
+}
+
+/// One world without chance, in which one thing befalls one step; the steps that there were.
+fn by_the_book(armed: Option<(usize, Fault)>, alike_max: usize, is_told: bool) -> (ExitCode, Vec<String>) {
+    entropy::seed(1);
+    let Some(runtime) = runtime() else { return (ExitCode::from(3), Vec::new()) };
+    let (outcome, (steps, has_fired)) = runtime.block_on(async {
+        let chance = Arc::new(Chance::new(1, is_told));
+        chance.make_peace();
+        let outcome = async {
+            let mut world = world::World::new(chance.clone()).await;
+            chance.number_steps(armed, alike_max);
+            world.live_by_the_book().await?;
+            chance.stop_numbering();
+            laws::judge(&mut world).await
+        };
+        (outcome.await, chance.numbered())
+    });
+    let broken = match outcome {
+        Ok(()) if armed.is_some() && !has_fired => "was never reached".to_owned(),
+        Ok(()) => return (ExitCode::SUCCESS, steps),
+        Err(broken) => broken,
+    };
+    if let Some((step, fault)) = armed {
+        println!("{fault:?} at step {step}, {}: {broken}", steps.get(step).map_or("", String::as_str));
+    } else {
+        println!("without any fault: {broken}");
+    }
+    (ExitCode::from(2), steps)
+}
+
+/// Every fault at every step, each in a world and process of its own.
+fn every_step(alike_max: usize) -> ExitCode {
+    let (code, steps) = by_the_book(None, alike_max, false);
+    if steps.is_empty() || code != ExitCode::SUCCESS {
+        return ExitCode::from(2);
+    }
+    let faults = Fault::ALL.iter().filter_map(ValueEnum::to_possible_value);
+    let names: Vec<String> = faults.map(|fault| fault.get_name().to_owned()).collect();
+    let alike = alike_max.to_string();
+    let cases: Vec<Vec<String>> = (0..steps.len())
+        .flat_map(|step| names.iter().map(move |fault| (step, fault)))
+        .map(|(step, fault)| {
+            ["--steps", "--alike", &alike, "--step", &step.to_string(), "--fault", fault]
+                .map(str::to_owned)
+                .to_vec()
+        })
+        .collect();
+    let all = cases.len();
+    let sum = in_processes(cases, false);
+    println!("covered {} of {all} faults at {} steps", sum.held, steps.len());
+    if sum.broken.is_empty() && sum.held == all as u64 { ExitCode::SUCCESS } else { ExitCode::from(2) }
+}
+
+fn runtime() -> Option<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().ok()
 }
 
 fn one(seed: u64, is_told: bool) -> ExitCode {
     entropy::seed(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let Ok(runtime) = runtime else { return ExitCode::from(3) };
+    let Some(runtime) = runtime() else { return ExitCode::from(3) };
     let (outcome, counts, seconds) = runtime.block_on(async {
-        let chance = Arc::new(chance::Chance::new(seed, is_told));
+        let chance = Arc::new(Chance::new(seed, is_told));
         let outcome = live(chance.clone()).await;
         let mut counts = chance.counts();
         counts.insert("step", chance.steps());
@@ -76,8 +149,9 @@ fn one(seed: u64, is_told: bool) -> ExitCode {
     }
 }
 
-async fn live(chance: Arc<chance::Chance>) -> Result<(), world::Broken> {
-    let mut world = world::World::new(chance).await;
+async fn live(chance: Arc<Chance>) -> Result<(), world::Broken> {
+    let mut world = world::World::new(chance.clone()).await;
+    world.history = Some(history::History::start(&world.config, &chance));
     for _ in 0..STEPS {
         world.step().await?;
     }
@@ -94,58 +168,61 @@ struct Sum {
 }
 
 fn many(args: &Args) -> ExitCode {
-    let Ok(program) = std::env::current_exe() else { return ExitCode::from(3) };
-    let next = AtomicU64::new(args.from);
-    let sum = std::sync::Mutex::new(Sum::default());
+    let seeds = args.from..args.from + args.seeds;
+    let cases = seeds.map(|seed| vec!["--seed".to_owned(), seed.to_string()]).collect();
+    let sum = in_processes(cases, args.fail_fast);
+    let counts: Vec<String> = sum.counts.iter().map(|(what, count)| format!("{count} × {what}")).collect();
+    println!("{}", counts.join(", "));
+    let all = sum.held + sum.broken.len() as u64;
+    println!("{} of {all} seeds held, {} hours of virtual time", sum.held, sum.seconds / 3_600);
+    if sum.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) }
+}
+
+/// Runs this program once with each of these arguments, as many at once as there are processors.
+fn in_processes(cases: Vec<Vec<String>>, fail_fast: bool) -> Sum {
+    let sum = Mutex::new(Sum::default());
+    let Ok(program) = std::env::current_exe() else { return Sum::default() };
+    let waiting = Mutex::new(cases.into_iter());
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let lock = || sum.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::SeqCst);
-                    if seed >= args.from + args.seeds {
-                        return;
-                    }
-                    let ran = Command::new(&program)
-                        .args(["--seed", &seed.to_string()])
-                        .stdin(Stdio::null())
-                        .output();
-                    let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    match ran {
-                        Ok(output) if output.status.success() => {
-                            sum.held += 1;
-                            count(&mut sum, &String::from_utf8_lossy(&output.stdout));
-                        }
-                        Ok(output) => {
-                            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                            let panic = String::from_utf8_lossy(&output.stderr).into_owned();
-                            let last = text.lines().last().unwrap_or_default();
-                            let broken =
-                                format!("{last}{}", panic.lines().take(3).collect::<Vec<_>>().join(" "));
-                            println!(
-                                "{broken}\n  again: cargo run -p sluice-simulation -- --seed {seed} --trace"
-                            );
-                            sum.broken.push(broken);
-                        }
-                        Err(error) => sum.broken.push(format!("seed {seed}: {error}")),
-                    }
-                    if args.fail_fast && !sum.broken.is_empty() {
+                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(case) = next else { return };
+                    let ran = Command::new(&program).args(&case).stdin(Stdio::null()).output();
+                    lock().take(&case, ran);
+                    if fail_fast && !lock().broken.is_empty() {
                         return;
                     }
                 }
             });
         }
     });
-    let sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let counts: Vec<String> = sum.counts.iter().map(|(what, count)| format!("{count} × {what}")).collect();
-    println!("{}", counts.join(", "));
-    println!(
-        "{} of {} seeds held, {} hours of virtual time",
-        sum.held,
-        sum.held + sum.broken.len() as u64,
-        sum.seconds / 3_600
-    );
-    if sum.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) }
+    sum.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sum {
+    /// Takes in how a world ended.
+    fn take(&mut self, case: &[String], ran: std::io::Result<Output>) {
+        let broken = match ran {
+            Ok(output) if output.status.success() => {
+                self.held += 1;
+                count(self, &String::from_utf8_lossy(&output.stdout));
+                return;
+            }
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                let panic = String::from_utf8_lossy(&output.stderr).into_owned();
+                let last = text.lines().last().unwrap_or_default();
+                format!("{last}{}", panic.lines().take(3).collect::<Vec<_>>().join(" "))
+            }
+            Err(error) => error.to_string(),
+        };
+        println!("{broken}\n  again: cargo run -p sluice-simulation -- {} --trace", case.join(" "));
+        self.broken.push(broken);
+    }
 }
 
 /// Adds the counts that a world printed.

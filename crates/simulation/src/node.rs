@@ -85,6 +85,7 @@ impl Node {
     pub(crate) fn start(kind: Kind, name: &'static str, shared: &Shared) -> Self {
         let line = Line::new(shared.broker.clone(), shared.chance.clone(), name);
         let crash = Arc::new(Notify::new());
+        shared.chance.may_crash(name, crash.clone());
         tokio::spawn(watch_over(kind, line.clone(), shared.clone(), crash.clone()));
         Self { kind, line, crash }
     }
@@ -121,7 +122,7 @@ async fn serve(kind: Kind, process: &Process, line: &Line, shared: &Shared) -> R
     let watch = || ConfigWatch::start(process, sluice_sdk::watch::RESYNC_INTERVAL);
     match kind {
         Kind::Config => {
-            let tables = Arc::new(shared.tables.clone());
+            let tables = Arc::new(shared.tables.of(line.name));
             let parts = sluice_config::Parts { process: process.clone(), admin: line.admin(), tables };
             sluice_config::start(parts).await.map_err(|error| error.to_string())
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use sluice_store::{Batch, BoxFuture, Error, Expected, Found, KeyRange, Op, Read, Result, Rows, Tables};
 
-use crate::chance::Chance;
+use crate::chance::{Chance, Fault};
 
 type Content = BTreeMap<(String, Bytes), Bytes>;
 
@@ -14,11 +14,18 @@ type Content = BTreeMap<(String, Bytes), Bytes>;
 pub(crate) struct Memory {
     content: Arc<Mutex<Content>>,
     chance: Arc<Chance>,
+    /// Whose handle it is.
+    process: &'static str,
 }
 
 impl Memory {
     pub(crate) fn new(chance: Arc<Chance>) -> Self {
-        Self { content: Arc::default(), chance }
+        Self { content: Arc::default(), chance, process: "" }
+    }
+
+    /// A process's handle on the same tables.
+    pub(crate) fn of(&self, process: &'static str) -> Self {
+        Self { process, ..self.clone() }
     }
 
     fn content(&self) -> std::sync::MutexGuard<'_, Content> {
@@ -90,12 +97,27 @@ impl Tables for Memory {
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.chance.pause().await;
+            let befalls = self.chance.befalls(self.process, "commit");
+            match befalls {
+                Some(Fault::FailBefore) => {
+                    return Err(Error::Unavailable { reason: "a fault before the commit".to_owned() });
+                }
+                Some(Fault::CrashBefore) => self.chance.dies(self.process).await,
+                Some(Fault::TimeOut) => {
+                    let reason = "no word within its time".to_owned();
+                    return Err(Error::OutcomeUnknown { what: "a write", reason });
+                }
+                Some(Fault::FailAfter | Fault::CrashAfter) | None => {}
+            }
             if self.chance.strikes("commit fails", 2) {
                 return Err(Error::Unavailable { reason: "a fault before the commit".to_owned() });
             }
             apply(&mut self.content(), &batch)?;
+            if befalls == Some(Fault::CrashAfter) {
+                self.chance.dies(self.process).await;
+            }
             self.chance.pause().await;
-            if self.chance.strikes("commit unheard", 2) {
+            if befalls == Some(Fault::FailAfter) || self.chance.strikes("commit unheard", 2) {
                 let reason = "a fault after the commit".to_owned();
                 return Err(Error::OutcomeUnknown { what: "a write", reason });
             }

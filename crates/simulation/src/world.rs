@@ -16,6 +16,7 @@ use sluice_sdk::{ConfigClient, Process};
 use tokio_util::sync::CancellationToken;
 
 use crate::chance::Chance;
+use crate::history::History;
 use crate::node::{Done, Kind, Node, Routes, Shared, run_number};
 use crate::tables::Memory;
 
@@ -59,8 +60,10 @@ pub(crate) struct World {
     /// Topic and subscription of every queue that a run was told to have.
     pub(crate) queues: BTreeMap<String, BTreeSet<(String, String)>>,
     pub(crate) letters: Done,
+    /// What people write and read of config meanwhile; not in lives by the book.
+    pub(crate) history: Option<History>,
     outside: Process,
-    config: ConfigClient,
+    pub(crate) config: Arc<ConfigClient>,
     flow: Client<exchange::Flow>,
     messages: u64,
     /// Routed flows at a version, as the config service told them, and as the gateway showed them.
@@ -121,7 +124,7 @@ impl World {
         let spec = TopicSpec::with(topic(LETTERS), "librarian");
         broker.ensure(&spec).await.unwrap_or_else(|error| panic!("{error}"));
         tokio::spawn(collect(broker.clone(), letters.clone(), chance.clone()));
-        let config = insist(|| ConfigClient::new(&outside.replies)).await;
+        let config = Arc::new(insist(|| ConfigClient::new(&outside.replies)).await);
         let workspace =
             || sluice_sdk::config::value("__workspaces__", "workspace", WORKSPACE, "{\"enabled\": true}");
         insist(|| config.put("__workspaces__", vec![workspace()])).await;
@@ -137,6 +140,7 @@ impl World {
             runs: BTreeMap::new(),
             queues: BTreeMap::new(),
             letters,
+            history: None,
             outside,
             config,
             flow,
@@ -181,6 +185,45 @@ impl World {
             _ => tokio::time::sleep(self.chance.duration(Duration::from_secs(60))).await,
         }
         self.look_at_routes().await
+    }
+
+    /// One life after the other, asked for by somebody stubborn: started, given work, stopped with some of it left; started
+    /// with nobody to do the work, stopped; beside another flow that shares a part with it.
+    pub(crate) async fn live_by_the_book(&mut self) -> Result<(), Broken> {
+        for (id, drain) in [("f1", Some("1ms")), ("f2", None)] {
+            self.insist_on_start(id).await?;
+            self.insist_on_start("f3").await?;
+            let Known::Running { run } = self.known[id].clone() else { continue };
+            if drain.is_some() {
+                for node in self.nodes.iter().filter(|node| node.kind == Kind::Worker) {
+                    node.crash();
+                }
+            }
+            for _ in 0..3 {
+                self.publish_into(&run).await?;
+            }
+            self.insist_on_stop(id, drain).await?;
+            self.insist_on_stop("f3", None).await?;
+        }
+        Ok(())
+    }
+
+    async fn insist_on_start(&mut self, id: &'static str) -> Result<(), Broken> {
+        while !self.start(id, BLUEPRINTS[0]).await? {
+            if matches!(self.resolve(id).await?, Known::Running { .. }) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn insist_on_stop(&mut self, id: &'static str, drain: Option<&str>) -> Result<(), Broken> {
+        while !self.stop(id, drain).await? {
+            if self.resolve(id).await? == Known::Stopped {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     async fn flow(&self, request: FlowRequest) -> Result<FlowResponse, String> {

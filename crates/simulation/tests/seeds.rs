@@ -21,6 +21,16 @@ fn every_seed_holds() {
 }
 
 #[test]
+fn every_fault_at_every_step_of_start_and_stop_converges() {
+    let program = env!("CARGO_BIN_EXE_sluice-simulation");
+    let output = Command::new(program).arg("--steps").output().expect("the simulation runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("covered"), "{text}");
+}
+
+#[test]
 fn a_seed_decides_everything() {
     let run = || {
         let program = env!("CARGO_BIN_EXE_sluice-simulation");
