@@ -198,12 +198,6 @@ const BUGS: &[Bug] = &[
         "if PLANTED || found == expectation.version {",
     ),
     bug(
-        "a write that is handed out again is carried out again",
-        STATE,
-        "if let Some(written) = self.known.get(&asked.id) {",
-        "if let Some(written) = self.known.get(&asked.id).filter(|_| !PLANTED) {",
-    ),
-    bug(
         "a write has no version of its own",
         STATE,
         "self.head.version += 1;\n            (self.head.version, self.head.version)",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::world::{BLUEPRINTS, Broken, FLOWS, Known, World, is_of, routed};
+use crate::world::{BLUEPRINTS, Broken, FLOWS, Known, World, entry_of, is_of, routed};
 
 /// In peace everything is as it should be within this virtual time.
 pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(6 * 60);
@@ -119,10 +119,8 @@ async fn owned(world: &World, running: &BTreeSet<String>) -> Result<(), Broken> 
             return Err(format!("{run} runs without {topic} / {subscription}"));
         }
         // Whose entry is gone, nobody reads for.
-        if let [part, _, variant, _] = subscription.split("--").collect::<Vec<_>>()[..]
-            && !records.contains(&format!("processor:{part}/{variant}"))
-        {
-            return Err(format!("{run} runs without processor:{part}/{variant}"));
+        if let Some(entry) = entry_of(subscription).filter(|entry| !records.contains(entry)) {
+            return Err(format!("{run} runs without {entry}"));
         }
     }
     if running.is_empty() && !records.is_empty() {

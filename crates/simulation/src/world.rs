@@ -181,7 +181,8 @@ impl World {
             78..84 => self.cut(),
             84..86 => self.remove_behind_its_back().await,
             86..89 => self.make_again().await,
-            89..93 => self.two_at_once().await?,
+            89..92 => self.two_at_once().await?,
+            92..95 => self.hand_over().await?,
             _ => tokio::time::sleep(self.chance.duration(Duration::from_secs(60))).await,
         }
         self.look_at_routes().await
@@ -276,11 +277,7 @@ impl World {
         if let Known::Running { run: old } = before {
             return Err(format!("{id} was started as {run} while it ran as {old}"));
         }
-        if self.runs.insert(run.clone(), Run::default()).is_some() {
-            return Err(format!("the run {run} was given out twice"));
-        }
-        self.assert_wired(&run).await?;
-        self.known.insert(id, Known::Running { run });
+        self.begun(id, run).await?;
         Ok(true)
     }
 
@@ -521,6 +518,49 @@ impl World {
         Ok(())
     }
 
+    /// A flow is stopped while another one starts, maybe of the same blueprint: what they share goes to the other.
+    async fn hand_over(&mut self) -> Result<(), Broken> {
+        let find =
+            |wanted: fn(&Known) -> bool| FLOWS.into_iter().find(|id| self.known.get(id).is_some_and(wanted));
+        let (Some(old), Some(new)) =
+            (find(|known| matches!(known, Known::Running { .. })), find(|known| *known == Known::Stopped))
+        else {
+            return Ok(());
+        };
+        self.chance.count("hand over");
+        let pause = self.chance.duration(Duration::from_millis(300));
+        let blueprint = *self.chance.pick(&BLUEPRINTS);
+        let (_, started) = tokio::join!(self.flow(Self::stop_request(old, Some("1ms"))), async {
+            tokio::time::sleep(pause).await;
+            self.flow(Self::start_request(new, blueprint)).await
+        });
+        self.known.insert(old, Known::Nothing);
+        self.known.insert(new, Known::Nothing);
+        let Ok(answer) = &started else { return Ok(()) };
+        if let (None, Some(run)) = (&answer.error, run_of(answer)) {
+            self.begun(new, run).await?;
+        }
+        Ok(())
+    }
+
+    /// A flow was started: from now on it is known to run, with all that it was told to have.
+    async fn begun(&mut self, id: &'static str, run: String) -> Result<(), Broken> {
+        if self.runs.insert(run.clone(), Run::default()).is_some() {
+            return Err(format!("the run {run} was given out twice"));
+        }
+        self.assert_wired(&run).await?;
+        let request =
+            FlowRequest { operation: "get-flow".to_owned(), flow_id: id.to_owned(), ..Default::default() };
+        if let Ok(answer) = self.flow(request).await
+            && answer.error.is_none()
+            && run_of(&answer).as_ref() == Some(&run)
+        {
+            self.queues.insert(run.clone(), queues_of(&answer));
+        }
+        self.known.insert(id, Known::Running { run });
+        Ok(())
+    }
+
     /// What a flow is now: asked until somebody knows, in peace.
     pub(crate) async fn resolve(&mut self, id: &'static str) -> Result<Known, Broken> {
         let request =
@@ -553,16 +593,26 @@ impl World {
         }
     }
 
-    /// No version is shown with other data than config had at it, and none after a later one.
+    /// A flow that runs has all its entries. No version is shown with other data than config had at it, and none after a later one.
     pub(crate) async fn look_at_routes(&mut self) -> Result<(), Broken> {
-        let types = ["flow".to_owned()];
+        let types = ["flow", "processor:*"].map(str::to_owned);
         let asked = tokio::time::timeout(Duration::from_secs(2), self.config.getvalues_many(&types, 0)).await;
         if let Ok(Ok(answer)) = asked {
             let record = |value: &sluice_schema::message::ConfigValue| -> Option<String> {
                 let record: Value = serde_json::from_str(value.value.as_deref()?).ok()?;
                 Some(routed(&value.key, record["run"].as_str(), record["status"].is_null()))
             };
-            self.told.insert(answer.version, answer.values.iter().filter_map(record).collect());
+            let flows = answer.values.iter().filter(|value| value.r#type == "flow");
+            self.told.insert(answer.version, flows.filter_map(record).collect());
+            let entries: BTreeSet<String> =
+                answer.values.iter().map(|value| format!("{}/{}", value.r#type, value.key)).collect();
+            for run in self.running() {
+                for (_, subscription) in self.queues.get(&run).into_iter().flatten() {
+                    if let Some(entry) = entry_of(subscription).filter(|entry| !entries.contains(entry)) {
+                        return Err(format!("{run} runs without {entry}"));
+                    }
+                }
+            }
         }
         let Some((of, routes)) = self.shared.routes.now() else { return Ok(()) };
         let (version, shown) = (routes.version(), self.routed(&routes));
@@ -604,6 +654,12 @@ impl World {
         let answer = self.config.getvalues_many(&types, 0).await.ok()?;
         Some(answer.values.iter().map(|value| format!("{}/{}", value.r#type, value.key)).collect())
     }
+}
+
+/// The processor entry that a subscription is read for.
+pub(crate) fn entry_of(subscription: &str) -> Option<String> {
+    let parts: Vec<_> = subscription.split("--").collect();
+    if let [part, _, variant, _] = parts[..] { Some(format!("processor:{part}/{variant}")) } else { None }
 }
 
 pub(crate) fn routed(flow: &str, run: Option<&str>, is_open: bool) -> String {
