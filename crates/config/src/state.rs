@@ -127,11 +127,13 @@ impl State {
                 return Err(Error::new(Error::OUTCOME_UNKNOWN, told));
             }
         }
+        let before = self.head;
         let written = self.carry_out(write)?;
-        if let (Some(asked), true) = (&write.asked, self.head != self.before) {
+        if let (Some(asked), true) = (&write.asked, self.head != before) {
             let Written { version, notice } = written;
             let answered = Answered { id: asked.id.clone(), version, notice };
             self.answered.push((self.head.version + self.head.quiet, answered));
+            self.known.insert(asked.id.clone(), written.clone());
         }
         Ok(written)
     }
@@ -367,6 +369,23 @@ mod tests {
         assert!(later.is_unchanged());
         // Another one of that id, or one that nobody remembers, is a write like any other.
         assert_eq!(run(&mut state(), &write(true)).unwrap().version, 42);
+        // In one group too, and a check that writes nothing takes no other's place.
+        let mut group = state();
+        let once = run(&mut group, &write(false)).unwrap();
+        let check = Write {
+            asked: Some(crate::request::Asked { id: "r2".into(), is_repeated: false }),
+            idle_when_empty: true,
+            ..Write::default()
+        };
+        run(&mut group, &check).unwrap();
+        let other = Write { puts: vec![put("a", "t", "k")], ..Write::default() };
+        assert_eq!(run(&mut group, &other).unwrap().version, 43);
+        assert_eq!(run(&mut group, &write(true)).unwrap(), once);
+        let changes = group.into_changes();
+        let kept = |number| changes.get(&(layout::ASKED, layout::asked_key(number).to_vec()));
+        let body = kept(42).unwrap().as_ref().unwrap();
+        assert_eq!(sluice_schema::wire::decode::<Answered>(body).unwrap().id, "r1");
+        assert!(kept(43).is_none());
         // But whoever expected something may have been told that it was not so.
         let absent = Expectation { workspace: "a".into(), r#type: "t".into(), key: "k".into(), version: 0 };
         let doubtful = run(&mut state(), &Write { expect: vec![absent], ..write(true) }).unwrap_err();

@@ -118,7 +118,9 @@ impl Committing {
                 tracing::error!(%error, writes = group.len(), "config could not be written");
                 let kind = match error.kind() {
                     ErrorKind::OutcomeUnknown => message::Error::OUTCOME_UNKNOWN,
-                    ErrorKind::Refused | ErrorKind::Absent | ErrorKind::Unavailable => "config-error",
+                    ErrorKind::Refused | ErrorKind::Absent | ErrorKind::Unavailable => {
+                        message::Error::CONFIG_UNAVAILABLE
+                    }
                 };
                 let told = message::Error::new(kind, error.to_string());
                 (group.iter().map(|_| Err(told.clone())).collect(), true)

@@ -94,7 +94,7 @@ impl Error {
             Self::Bus { source, .. } => source.kind() == ErrorKind::Refused,
             // Its store may be well again the next time.
             Self::Config { source: ConfigError::Refused { kind, .. }, .. } => {
-                kind != message::Error::OUTCOME_UNKNOWN && kind != "config-error"
+                kind != message::Error::OUTCOME_UNKNOWN && kind != message::Error::CONFIG_UNAVAILABLE
             }
             Self::Config { .. } => false,
             Self::NoDeadLetters { .. } | Self::TimedOut { .. } => false,

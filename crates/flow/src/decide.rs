@@ -396,6 +396,47 @@ fn adopted(records: &Records, ports: &Ports, key: &FlowKey, flow: &Flow) -> Wish
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Recorded;
+
+    #[test]
+    fn a_request_that_is_handed_out_again_changes_nothing_that_came_since() {
+        let ports = Ports::new(false);
+        let workspace = WorkspaceId::existing("acme");
+        let asked = |is_repeated| Asked { id: "r1", is_repeated };
+        let start = |records: &Records, is_repeated| {
+            let given = Map::new();
+            let ask = Start {
+                workspace: &workspace,
+                id: "f1",
+                blueprint: "demo",
+                description: "",
+                given: &given,
+                asked: asked(is_repeated),
+                drain: Drain::Discard,
+            };
+            super::start(records, &ports, ask)
+        };
+        let key = FlowKey::new("acme", "f1");
+        let stop = |records: &Records, is_repeated| {
+            super::stop(records, &ports, &key, Drain::Discard, asked(is_repeated))
+        };
+        // It may have been started and stopped since.
+        let mut records = Records::default();
+        assert!(matches!(start(&records, true), Err(Refusal::Repeated)));
+        assert!(matches!(start(&records, false), Err(Refusal::NoBlueprint)));
+        assert!(matches!(stop(&records, true), Err(Refusal::NoFlow)));
+        // It may have been stopped and started since.
+        let flow = Flow { blueprint_name: "demo".to_owned(), ..Flow::default() };
+        records.flows.insert(key.clone(), Recorded { version: 1, value: Ok(flow.into()) });
+        assert!(matches!(stop(&records, true), Err(Refusal::Repeated)));
+        let Ok(Decision::Write(mut wish, _)) = stop(&records, false) else { panic!("a stop") };
+        // A stop under way is joined, and so is what the request itself began.
+        records.wishes.insert(key.clone(), Recorded { version: 2, value: Ok(wish.clone().into()) });
+        assert!(matches!(stop(&records, true), Ok(Decision::Join(_))));
+        wish.want = Want::Running;
+        records.wishes.insert(key.clone(), Recorded { version: 3, value: Ok(wish.into()) });
+        assert!(matches!(start(&records, true), Ok(Decision::Join(_))));
+    }
 
     #[test]
     fn a_drain_is_a_time_or_discard() {

@@ -99,6 +99,8 @@ impl Error {
         let kind = match &self {
             Self::Operation => "bad-operation",
             Self::NotYet(_) => "timeout",
+            Self::Refused(Refusal::Repeated) => message::Error::OUTCOME_UNKNOWN,
+            Self::Config(error) if error.outcome_is_unknown() => message::Error::OUTCOME_UNKNOWN,
             _ => "flow-error",
         };
         let text = match &self {
@@ -338,6 +340,7 @@ impl Desk {
         decide: impl Fn(&Records) -> Result<Decision, Refusal>,
     ) -> Result<Box<Wish>, Error> {
         let _one_at_a_time = self.deciding.lock().await;
+        let mut doubt = None;
         for _ in 0..TRIES_MAX {
             let records = self.mirror.refresh().await?;
             let (wish, mut write) = match decide(&records)? {
@@ -355,15 +358,16 @@ impl Desk {
                     self.poke.notify_one();
                     return Ok(wish);
                 }
-                Err(ConfigError::Conflict(_)) => {}
+                Err(ConfigError::Conflict(_)) => doubt = None,
                 // Looking again tells: the wish carries the request that made it.
                 Err(error) if error.outcome_is_unknown() => {
                     tracing::debug!(%error, "a decision may or may not be written; deciding again");
+                    doubt = Some(error);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(Error::Contended)
+        Err(doubt.map_or(Error::Contended, Error::Config))
     }
 
     async fn started(&self, key: &FlowKey, wish: &Wish, deadline: Instant) -> Result<Report, Error> {

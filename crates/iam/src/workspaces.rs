@@ -222,6 +222,7 @@ impl Keeper {
         for _ in 0..RACES_MAX {
             match self.compare_once().await {
                 Err(Failed::Config(ConfigError::Conflict(_))) => {}
+                Err(Failed::Config(error)) if error.outcome_is_unknown() => {}
                 Err(Failed::Store(error)) if error.is_conflict() => {}
                 compared => return compared,
             }

@@ -121,6 +121,13 @@ impl Collections {
         match self.config.apply(write).await {
             // Somebody else made it meanwhile, which is as good.
             Ok(_) | Err(ConfigError::Conflict(_)) => Ok(()),
+            // Looking tells, whoever made it.
+            Err(error)
+                if error.outcome_is_unknown()
+                    && self.config.get(workspace, COLLECTION, id).await?.is_some() =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -159,8 +159,8 @@ struct Session<'a> {
 struct Written {
     text: String,
     usage: Usage,
-    /// The passages it rests on.
-    used: usize,
+    /// The places of the passages it rests on, in order.
+    used: Vec<usize>,
 }
 
 impl Session<'_> {
@@ -182,7 +182,8 @@ impl Session<'_> {
 
         let written = self.write(&passages).await?;
         usage.add(&written.usage);
-        passages.truncate(written.used);
+        let mut place = 0..;
+        passages.retain(|_| place.next().is_some_and(|place| written.used.contains(&place)));
         let saved = self.save(&written.text).await;
         self.explain(self.trace.synthesis(focused, saved.as_deref(), &written.usage)).await?;
         let streamed = self.query.streaming;
@@ -393,17 +394,17 @@ impl Session<'_> {
 
     async fn write(&self, passages: &[PassageSource]) -> Result<Written, String> {
         let why = match self.ask_model(passages).await {
-            Ok((text, usage)) => return Ok(Written { text, usage, used: passages.len() }),
+            Ok((text, usage)) => return Ok(Written { text, usage, used: (0..passages.len()).collect() }),
             Err(Unwritten::Broken(reason)) => return Err(reason),
             Err(Unwritten::NoModel(why)) => why,
         };
         tracing::debug!(why, "answering extractively");
-        let text = retrieval::quotations(&self.query.query, passages, &why);
+        let (text, used) = retrieval::quotations(&self.query.query, passages, &why);
         if self.query.streaming {
             self.fragment(text.clone(), true).await?;
         }
         let usage = Usage { model: Some(EXTRACTIVE.to_owned()), ..Default::default() };
-        Ok(Written { text, usage, used: retrieval::QUOTED_MAX })
+        Ok(Written { text, usage, used })
     }
 
     /// The model's answer; when streaming, its fragments have been passed on.

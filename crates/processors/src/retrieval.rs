@@ -9,7 +9,7 @@ use crate::lexical::Scorer;
 use crate::text::is_heading;
 
 /// Passages quoted in an answer without a model.
-pub(crate) const QUOTED_MAX: usize = 3;
+const QUOTED_MAX: usize = 3;
 
 /// How much a rank in each index counts beside the other.
 #[derive(Debug, Clone, Copy)]
@@ -100,16 +100,17 @@ fn jaccard(a: &HashSet<String>, b: &HashSet<String>) -> f64 {
     if all == 0 { 0.0 } else { common as f64 / all as f64 }
 }
 
-/// An answer made of the sentences that fit best, for when no model writes one; `why` says so.
+/// An answer made of the sentences that fit best, for when no model writes one, and the places of the passages that it
+/// quotes; `why` says so.
 #[must_use]
-pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> String {
+pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> (String, Vec<usize>) {
     // A passage that shares nothing with the question is no answer to it.
+    let fits = |(_, passage): &(usize, &PassageSource)| passage.score > 0.0;
     let quoted: Vec<(usize, &PassageSource)> =
-        passages.iter().take(QUOTED_MAX).enumerate().filter(|(_, passage)| passage.score > 0.0).collect();
+        passages.iter().enumerate().filter(fits).take(QUOTED_MAX).collect();
     let scorer = Scorer::new(question, passages.iter().map(|passage| passage.text.as_str()));
     let mut text = String::new();
-    for (place, passage) in &quoted {
-        let number = place + 1;
+    for (number, (place, passage)) in (1..).zip(&quoted) {
         let sentences = one_line(scorer.best_stretch(*place));
         let page = passage.page.map(|page| format!(", page {page}")).unwrap_or_default();
         text.push_str(&format!("[{number}] {sentences}\n    ({}{page})\n\n", passage.title));
@@ -122,7 +123,7 @@ pub fn quotations(question: &str, passages: &[PassageSource], why: &str) -> Stri
     text.push_str(&format!(
         "This answer is extractive: it quotes what was found, no model wrote it ({why})."
     ));
-    text
+    (text, quoted.into_iter().map(|(place, _)| place).collect())
 }
 
 /// Sentences as one line, headings and line breaks left out.
@@ -190,13 +191,16 @@ mod tests {
             ..Default::default()
         };
         let stranger = PassageSource { score: 0.0, ..passage.clone() };
-        assert!(quotations("x", &[stranger], "no model").starts_with("Nothing"));
-        let text = quotations("How long should beans rest after roasting?", &[passage], "no model");
+        let (text, quoted) = quotations("x", std::slice::from_ref(&stranger), "no model");
+        assert!(text.starts_with("Nothing") && quoted.is_empty());
+        let question = "How long should beans rest after roasting?";
+        let (text, quoted) = quotations(question, &[stranger, passage], "no model");
+        assert_eq!(quoted, [1]);
         assert!(
             text.contains("[1]") && text.contains("five days") && text.contains("(Coffee, page 2)"),
             "{text}"
         );
         assert!(text.contains("(no model)"));
-        assert!(quotations("x", &[], "no model").starts_with("Nothing"));
+        assert!(quotations("x", &[], "no model").0.starts_with("Nothing"));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sluice_schema::message::{ConfigKey, ConfigValue, Expectation, ScopedKey};
+use sluice_schema::message::{ConfigKey, ConfigValue, Error, Expectation, ScopedKey};
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
 
 use crate::chance::Chance;
@@ -90,7 +90,7 @@ impl History {
         let wrote = |keys: Vec<&'static str>, value, expected, told: Result<i64, ConfigError>| match told {
             Ok(version) => What::Wrote { keys, value, expected, version: Some(version) },
             Err(ConfigError::Conflict(_)) => What::Nothing,
-            Err(ConfigError::Refused { kind, .. }) if kind == "config-error" => What::Nothing,
+            Err(ConfigError::Refused { kind, .. }) if kind == Error::CONFIG_UNAVAILABLE => What::Nothing,
             Err(ConfigError::Refused { .. } | ConfigError::Bus(_)) => {
                 What::Wrote { keys, value, expected, version: None }
             }

@@ -35,6 +35,13 @@ pub(crate) async fn judge(world: &mut World) -> Result<(), Broken> {
         // Those who still write end by their deadlines.
         tokio::time::sleep(Duration::from_secs(120)).await;
         history.judge().await?;
+        let calls = world.calls.lock();
+        if let Some(wrong) = calls.wrong.first() {
+            return Err(wrong.clone());
+        }
+        if calls.ended < calls.begun {
+            return Err(format!("{} of {} calls hang", calls.begun - calls.ended, calls.begun));
+        }
     }
     let mut running = BTreeSet::new();
     for id in FLOWS {

@@ -35,7 +35,7 @@ struct Args {
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
     /// Print what happens
-    #[arg(long, conflicts_with = "seeds")]
+    #[arg(long)]
     trace: bool,
     /// Instead of chance: one fault at every step of services in lives by the book, each in a world of its own
     #[arg(long, conflicts_with_all = ["seed", "seeds"])]
@@ -44,13 +44,13 @@ struct Args {
     #[arg(long, default_value_t = 2)]
     alike: usize,
     /// Of those the one at this step
-    #[arg(long, requires = "fault")]
+    #[arg(long, requires_all = ["steps", "fault"])]
     step: Option<usize>,
     /// And what befalls it
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "step")]
     fault: Option<Fault>,
     /// Run so many worlds, each in a process of its own
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them
     #[arg(long, default_value_t = 1)]
@@ -62,6 +62,10 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.trace && args.seed.is_none() && args.step.is_none() {
+        eprintln!("error: --trace shows one world; name it with --seed or --step");
+        return ExitCode::from(64);
+    }
     match (args.seed, args.steps) {
         (Some(seed), _) => one(seed, args.trace),
         (None, true) => match (args.step, args.fault) {

@@ -1,13 +1,15 @@
 //! One world: its processes, what people ask of it, what befalls it, and what is remembered to judge it by.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
-use sluice_bus::{Address, Broker, BrokerAdmin, Client, Embedded, Message, Seen, Subscription, TopicSpec};
+use sluice_bus::{
+    Address, Broker, BrokerAdmin, Client, Embedded, Message, Replies, Seen, Subscription, TopicSpec,
+};
 use sluice_schema::message::{
     Chunk, ConfigKey, DeadLetter, EmbeddingsRequest, FlowRequest, FlowResponse, Metadata,
 };
@@ -41,6 +43,47 @@ pub(crate) enum Known {
     },
 }
 
+/// Calls of services of flows.
+#[derive(Clone, Default)]
+pub(crate) struct Calls(Arc<Mutex<Counted>>);
+
+#[derive(Default)]
+pub(crate) struct Counted {
+    pub(crate) begun: u64,
+    pub(crate) ended: u64,
+    /// What some of them were told, and should not have been.
+    pub(crate) wrong: Vec<Broken>,
+}
+
+impl Calls {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Counted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks a service of a run: an answer of that run or an error, no answer of another.
+async fn asked(replies: &Replies, run: &str, chance: &Chance) -> Result<(), Broken> {
+    let [ask, answers] =
+        ["request", "response"].map(|class| topic(&format!("{class}:tg:embeddings:acme:{run}")));
+    let Ok(client) = Client::<exchange::Embeddings>::new(replies, ask, &answers).await else { return Ok(()) };
+    let request = EmbeddingsRequest { texts: vec!["x".to_owned()] };
+    match client.call(&request, PATIENCE).await {
+        Ok(answer) if answer.error.is_none() => {
+            chance.count("answer");
+            let right = vec![vec![run_number(run).unwrap_or_default()]];
+            if answer.vectors == right {
+                Ok(())
+            } else {
+                Err(format!("{run} was asked, and {:?} answered", answer.vectors))
+            }
+        }
+        Ok(_) | Err(_) => {
+            chance.count("typed error");
+            Ok(())
+        }
+    }
+}
+
 /// What is remembered of a run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Run {
@@ -66,6 +109,7 @@ pub(crate) struct World {
     pub(crate) config: Arc<ConfigClient>,
     flow: Client<exchange::Flow>,
     messages: u64,
+    pub(crate) calls: Calls,
     /// Routed flows at a version, as the config service told them, and as the gateway showed them.
     told: BTreeMap<i64, BTreeSet<String>>,
     shown: (usize, i64),
@@ -145,6 +189,7 @@ impl World {
             config,
             flow,
             messages: 0,
+            calls: Calls::default(),
             told: BTreeMap::new(),
             shown: (0, 0),
         };
@@ -167,7 +212,7 @@ impl World {
                 self.stop(id, drain).await?;
             }
             35..52 => self.publish().await?,
-            52..58 => self.ask().await?,
+            52..58 => self.ask(),
             58..62 => self.stop_at_work().await?,
             62..65 => {
                 let (name, size) = (*self.chance.pick(&BLUEPRINTS), self.chance.below(3));
@@ -386,31 +431,25 @@ impl World {
         self.stop(id, Some("1ms")).await.map(drop)
     }
 
-    /// Somebody asks a service of a flow: no answer of another run.
-    async fn ask(&mut self) -> Result<(), Broken> {
+    /// Some people ask a service of a flow, while whatever comes next goes on: what they are told is looked at in the end.
+    fn ask(&self) {
         let running = self.running();
         if running.is_empty() {
-            return Ok(());
+            return;
         }
         let run = self.chance.pick(&running).clone();
-        let [ask, answers] =
-            ["request", "response"].map(|class| topic(&format!("{class}:tg:embeddings:acme:{run}")));
-        let Ok(client) = Client::<exchange::Embeddings>::new(&self.outside.replies, ask, &answers).await
-        else {
-            return Ok(());
-        };
-        let request = EmbeddingsRequest { texts: vec!["x".to_owned()] };
-        match client.call(&request, PATIENCE).await {
-            Ok(answer) if answer.error.is_none() => {
-                self.chance.count("answer");
-                let right = vec![vec![run_number(&run).unwrap_or_default()]];
-                if answer.vectors == right {
-                    Ok(())
-                } else {
-                    Err(format!("{run} was asked, and {:?} answered", answer.vectors))
-                }
-            }
-            Ok(_) | Err(_) => Ok(()),
+        for _ in 0..=self.chance.below(4) {
+            let (replies, calls, chance) =
+                (self.outside.replies.clone(), self.calls.clone(), self.chance.clone());
+            let (run, pause) = (run.clone(), chance.duration(Duration::from_secs(3)));
+            calls.lock().begun += 1;
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                let wrong = asked(&replies, &run, &chance).await.err();
+                let mut calls = calls.lock();
+                calls.ended += 1;
+                calls.wrong.extend(wrong);
+            });
         }
     }
 

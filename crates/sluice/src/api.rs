@@ -230,6 +230,9 @@ fn service_failure(error: &Map<String, Value>) -> Told {
     match (kind, code) {
         ("flow-error", Code::NotFound) if message == NO_BLUEPRINT => told.next("sluice blueprint ls"),
         ("flow-error", Code::NotFound) => told.next("sluice flow ls"),
+        ("outcome-unknown", _) => {
+            told.next("look whether it happened, as with `sluice flow ls`, then ask again")
+        }
         ("flow-error", _) if message == FLOW_EXISTS => {
             told.next("choose another id, or stop it first with `sluice flow stop ID`")
         }

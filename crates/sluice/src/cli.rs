@@ -378,7 +378,7 @@ pub(crate) struct Ask {
     /// How to search: by meaning, by words, or by both; both unless the flow has no keyword index
     #[arg(long, value_enum)]
     pub(crate) mode: Option<Mode>,
-    /// Prefer passages that differ from each other
+    /// Pass over passages that repeat others
     #[arg(long)]
     pub(crate) diverse: bool,
 }

@@ -13,6 +13,8 @@ message! {
 impl Error {
     /// The type of a write that may have happened: look again before acting again.
     pub const OUTCOME_UNKNOWN: &'static str = "outcome-unknown";
+    /// The type of a write that config's store did not take: nothing happened, the same write may succeed later.
+    pub const CONFIG_UNAVAILABLE: &'static str = "config-unavailable";
 }
 
 message! {
