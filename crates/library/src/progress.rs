@@ -92,6 +92,8 @@ struct Tally {
     failed: i64,
     /// The decoder said that there is no text in it.
     empty: bool,
+    /// Parts were left out, and why is told with the document itself, which is parked a moment later.
+    unexplained: bool,
     failures: BTreeSet<(String, String, String)>,
     /// When so many chunks were stored or had failed, some seconds apart, oldest first: what the rate is told from.
     lately: Vec<(i64, i64)>,
@@ -170,6 +172,7 @@ impl Tally {
         (self.empty || self.texts_announced > 0)
             && self.texts_done == self.texts_announced
             && self.stored + self.failed == self.announced
+            && !(self.unexplained && self.failures.is_empty())
     }
 
     fn shown(&self, document_id: &str, flow: &str, now_ms: i64) -> DocumentProgress {
@@ -208,6 +211,7 @@ struct News<'a> {
     pieces: BTreeMap<(Unit, String), (Marks, i64)>,
     failures: Vec<(String, &'a StageReport)>,
     empty: bool,
+    unexplained: bool,
     collection: &'a str,
 }
 
@@ -235,6 +239,8 @@ impl<'a> News<'a> {
             // One reason for all of them: the first stands for the others.
             self.failures.extend(report.pieces.first().map(|piece| (piece.clone(), report)));
         }
+        self.unexplained |= (report.stage.as_str(), report.event.as_str(), report.reason.as_str())
+            == ("decoder", "skipped", "");
         self.empty |= report.pieces.is_empty()
             && report.count == 0
             && (report.stage.as_str(), report.event.as_str(), report.unit.as_str())
@@ -310,6 +316,7 @@ impl Progress {
                 tally.note(piece, report);
             }
             tally.empty |= news.empty;
+            tally.unexplained |= news.unexplained;
             if tally == before && raw.is_some() {
                 return Ok(());
             }
@@ -613,6 +620,12 @@ mod tests {
         assert_eq!(counted(&reports, 1).failures.len(), 2, "what went wrong on the way stays told");
 
         check(&[report("decoder", "failed", "text", ids(&["doc"]))], (1, 1, 0, 0, 0, true));
+        // Nothing more comes of its parts, but why is still to be told.
+        let mut broken = vec![report("decoder", "announced", "text", ids(&["p1"]))];
+        broken.push(report("decoder", "skipped", "text", ids(&["p1"])));
+        check(&broken, (1, 1, 0, 0, 0, false));
+        broken.push(report("decoder", "failed", "text", ids(&["doc"])));
+        check(&broken, (2, 2, 0, 0, 0, true));
         check(&[report("decoder", "announced", "text", Vec::new())], (0, 0, 0, 0, 0, true));
     }
 
