@@ -19,7 +19,7 @@ const HELP: &str = "Usage: cargo xtask COMMAND
   test    every test, set-up included
   tidy    the house rules: arrows between crates, module docs, product names, licences
   bench   every benchmark, in release
-  planted the simulation finds every bug that is planted in a copy of the sources";
+  planted whether the simulation finds the bugs that are planted in a copy of the sources";
 
 fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How config rests in the store: seven tables, keys in byte order, and the two kinds of rows. Pure.
+//! How config rests in the store: seven tables, keys in byte order, and what rests in them. Pure.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -24,7 +24,6 @@ pub(crate) const PLACE: &str = "config.place";
 pub(crate) const LIVE: &str = "config.live";
 pub(crate) const DEAD: &str = "config.dead";
 pub(crate) const OUTBOX: &str = "config.outbox";
-
 pub(crate) const ASKED: &str = "config.asked";
 
 /// Requests whose writes are remembered, so that one that is handed out again is not carried out again.
