@@ -1,5 +1,6 @@
-//! Whether the simulation finds bugs: known ones are planted in a copy of the sources, each behind a switch, and the copy is
-//! built once. A seed has to fail for each of them, and none while no switch is on.
+//! Whether the tests find bugs: known ones are planted in a copy of the sources, each behind a switch, and the copy is built
+//! once. A seed of the simulation has to fail for each of them, or the one test that is there for such a moment; and none
+//! while no switch is on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,10 +25,26 @@ struct Bug {
     file: &'static str,
     find: &'static str,
     with: &'static str,
+    finder: Finder,
+}
+
+/// What has to find a bug.
+#[derive(Clone, Copy)]
+enum Finder {
+    /// Some world of the simulation.
+    Simulation,
+    /// One test in a file of that name under some package's `tests`: for moments that are too rare for chance.
+    Test { file: &'static str, test: &'static str },
 }
 
 const fn bug(name: &'static str, file: &'static str, find: &'static str, with: &'static str) -> Bug {
-    Bug { name, file, find, with }
+    Bug { name, file, find, with, finder: Finder::Simulation }
+}
+
+impl Bug {
+    const fn found_by(self, file: &'static str, test: &'static str) -> Self {
+        Self { finder: Finder::Test { file, test }, ..self }
+    }
 }
 
 const PLAN: &str = "crates/flow/src/plan.rs";
@@ -220,7 +237,8 @@ const BUGS: &[Bug] = &[
         WATCH,
         "let since = if grew { 0 } else { old.version };",
         "let since = if grew && !PLANTED { 0 } else { old.version };",
-    ),
+    )
+    .found_by("losses", "what_was_there_before_anybody_was_interested_in_its_type_is_fetched"),
     bug(
         "a version is shown before its data",
         WATCH,
@@ -234,11 +252,12 @@ const BUGS: &[Bug] = &[
         "() = async { if PLANTED { std::future::pending::<()>().await } tokio::time::sleep(shared.resync_interval).await } => {}",
     ),
     bug(
-        "an answer that was lost is worked out again",
+        "an answer that could not be sent is given up",
         SERVICE,
         "if !may_work || attempt >= ATTEMPTS_MAX {",
         "if !may_work || attempt >= ATTEMPTS_MAX || PLANTED {",
-    ),
+    )
+    .found_by("losses", "an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once"),
     bug(
         "work that failed is settled",
         LANE,
@@ -250,7 +269,8 @@ const BUGS: &[Bug] = &[
         LANE,
         "delivery.again(self.options.retry.max);",
         "if PLANTED { delivery.ack() } else { delivery.again(self.options.retry.max) }",
-    ),
+    )
+    .found_by("losses", "a_message_that_the_dead_letters_cannot_take_stays_until_they_can"),
     bug(
         "a processor goes on after its entry is gone",
         HOST,
@@ -281,7 +301,8 @@ const BUGS: &[Bug] = &[
         CLIENT,
         "for topic in topics {\n            // A topic that went",
         "for topic in topics.into_iter().filter(|_| !PLANTED) {\n            // A topic that went",
-    ),
+    )
+    .found_by("losses", "answers_on_a_topic_are_heard_after_the_inbox_was_lost"),
 ];
 
 /// Plants, builds and looks for every bug.
@@ -291,28 +312,39 @@ pub(crate) fn check() -> Result<()> {
     // A build folder of its own: packages of the copy have the names and hashes of ours.
     let built = copy.join("target");
     write_copy(&copy)?;
-    let mut build = cargo_command("build");
-    build.current_dir(&copy).args(["--workspace", "--locked", "--bin", "sluice-simulation"]);
-    build.env("CARGO_TARGET_DIR", &built);
+    let cargo = |command: &str| {
+        let mut cargo = cargo_command(command);
+        cargo.current_dir(&copy).arg("--locked").env("CARGO_TARGET_DIR", &built);
+        cargo
+    };
+    let mut build = cargo("build");
+    build.args(["--workspace", "--bin", "sluice-simulation"]);
     // What is planted is not pretty: its warnings are of no interest.
     let output = build.output().context("cargo builds the copy")?;
     if !output.status.success() {
         bail!("the copy cannot be built:\n{}", String::from_utf8_lossy(&output.stderr));
     }
     let program = built.join("debug/sluice-simulation");
-    let sound = seeds(&program, "", SEEDS_SOUND)?;
-    if let Some(broken) = sound {
-        bail!("a law is broken although nothing is planted: {broken}");
+    let look = |finder: Finder, switch: &str, seeds_max: &str| match finder {
+        Finder::Simulation => seeds(&program, switch, seeds_max),
+        Finder::Test { file, test } => one_test(cargo("test"), file, test, switch),
+    };
+    let mut finders = vec![Finder::Simulation];
+    finders.extend(BUGS.iter().map(|bug| bug.finder).filter(|finder| matches!(finder, Finder::Test { .. })));
+    for finder in finders {
+        if let Some(broken) = look(finder, "", SEEDS_SOUND)? {
+            bail!("something is broken although nothing is planted: {broken}");
+        }
     }
     let mut found = 0;
     for bug in BUGS {
         let begun = Instant::now();
-        match seeds(&program, bug.name, SEEDS_MAX)? {
+        match look(bug.finder, bug.name, SEEDS_MAX)? {
             Some(broken) => {
                 found += 1;
                 println!("found: {} ({} s)\n       {broken}", bug.name, begun.elapsed().as_secs());
             }
-            None => println!("NOT FOUND within {SEEDS_MAX} seeds: {}", bug.name),
+            None => println!("NOT FOUND: {}", bug.name),
         }
     }
     println!("found {found} of {}", BUGS.len());
@@ -331,6 +363,22 @@ fn seeds(program: &Path, switch: &str, count: &str) -> Result<Option<String>> {
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(Some(text.lines().next().unwrap_or("it ended without a word").chars().take(160).collect()))
+}
+
+/// Runs one test with one switch on, or none; that it failed.
+fn one_test(mut cargo: Command, file: &str, test: &str, switch: &str) -> Result<Option<String>> {
+    // In the whole workspace, so that dependencies are not built once more with fewer features.
+    cargo.args(["--workspace", "--test", file, "--", test]).env("SLUICE_PLANTED", switch);
+    let output = cargo.output().context("cargo runs a test of the copy")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ended = |how: &str| {
+        text.lines().any(|line| line.starts_with("test ") && line.contains(test) && line.ends_with(how))
+    };
+    match (ended("... ok"), ended("... FAILED")) {
+        (true, false) => Ok(None),
+        (false, true) => Ok(Some(format!("{file}: {test}"))),
+        _ => bail!("'{test}' in {file} did not run:\n{text}{}", String::from_utf8_lossy(&output.stderr)),
+    }
 }
 
 /// Copies the sources, with every bug planted. What is as it was keeps its time, so that little is built again.
@@ -359,7 +407,7 @@ fn write_copy(copy: &Path) -> Result<()> {
 }
 
 fn plant(text: &str, bug: &Bug) -> Result<String> {
-    let Bug { name, file, find, with } = bug;
+    let Bug { name, file, find, with, .. } = bug;
     if text.matches(find).count() != 1 {
         bail!("'{name}' cannot be planted: {file} must have this once: {find}");
     }

@@ -25,6 +25,9 @@ pub mod property {
     /// Ours: which pass of its document through a flow a pipeline message belongs to, carried through every hop: a number
     /// that grows with each pass.
     pub const PASS: &str = "sluice-pass";
+    /// Ours, on a pipeline message: whoever sent it was working on something that may have been worked on before, so this
+    /// may have been sent before. Carried through every hop.
+    pub const AGAIN: &str = "sluice-again";
     /// Ours: identity of a pipeline message, stable across redeliveries and restarts.
     pub const MESSAGE_ID: &str = "sluice-message-id";
     /// On a message that the broker itself took from its readers, see [`crate::BrokerAdmin::bound_poison`]: the topic

@@ -133,7 +133,8 @@ impl Librarian {
             "get-progress" => {
                 let mut documents = request.document_ids;
                 documents.extend((!id.is_empty()).then(|| id.to_owned()));
-                Response { progress: self.progress.shown(workspace, &documents, &request.flow).await?, ..ok }
+                let shown = self.progress.shown(workspace, &documents, &request.flow, &request.chunk_ids);
+                Response { progress: shown.await?, ..ok }
             }
             "" => return Err(Error::request("Null operation")),
             other => return Err(Error::request(format!("Invalid operation: {other}"))),

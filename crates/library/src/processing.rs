@@ -110,7 +110,7 @@ impl Processings {
         batch.expect(PROCESSING, &row_key, known.map(|row| row.raw)).put(PROCESSING, &row_key, raw);
         if !is_counted {
             self.progress
-                .begin(workspace, &row.metadata, &entrance.run, entrance.is_text, &mut batch)
+                .begin(workspace, &row.metadata, &entrance.run, pass, entrance.is_text, &mut batch)
                 .await?;
         }
         match self.documents.rows.commit(batch).await {

@@ -28,6 +28,8 @@ const FAILURES_MAX: usize = 50;
 const REASON_CHARS_MAX: usize = 500;
 /// Documents in one answer.
 const DOCUMENTS_MAX: usize = 1_000;
+/// Chunks asked for at once.
+const CHUNKS_MAX: usize = 1_000;
 /// Marks that a rate is told from, and the milliseconds between them: about a minute.
 const MARKS_MAX: usize = 6;
 const MARK_INTERVAL_MS: i64 = 10_000;
@@ -81,8 +83,8 @@ struct Tally {
     collection: String,
     /// When it was put through the flow; 0 if only reports tell of it.
     started_ms: i64,
-    /// How many times it was put through this run.
-    generation: u64,
+    /// The pass that is counted, see [`sluice_bus::property::PASS`]; 0 if only reports tell of it.
+    pass: i64,
     texts_announced: i64,
     texts_done: i64,
     announced: i64,
@@ -201,9 +203,13 @@ impl Tally {
                     reason: reason.clone(),
                 })
                 .collect(),
+            embedded_chunks: Vec::new(),
         }
     }
 }
+
+/// A document in a run of a flow, and the pass of it that a report tells of, if it says.
+type Told<'a> = (&'a str, &'a str, Option<i64>);
 
 /// What reports say of one document, put together before anything is read: marks per piece with the piece's weight.
 #[derive(Default)]
@@ -260,11 +266,15 @@ impl Progress {
     }
 
     /// Counts reports. On return they count for good; counting them again changes nothing.
-    pub(crate) async fn count(&self, workspace: &str, reports: &[StageReport]) -> Result<(), Error> {
-        let mut by_document: BTreeMap<(&str, &str), News<'_>> = BTreeMap::new();
-        for report in reports {
+    pub(crate) async fn count(
+        &self,
+        workspace: &str,
+        reports: &[(Option<i64>, StageReport)],
+    ) -> Result<(), Error> {
+        let mut by_document: BTreeMap<Told<'_>, News<'_>> = BTreeMap::new();
+        for (pass, report) in reports {
             if rows::is_id(&report.document_id) && rows::is_id(&report.flow) {
-                by_document.entry((&report.document_id, &report.flow)).or_default().add(report);
+                by_document.entry((&report.document_id, &report.flow, *pass)).or_default().add(report);
             } else {
                 tracing::warn!(
                     workspace,
@@ -273,8 +283,8 @@ impl Progress {
                 );
             }
         }
-        for ((document, run), news) in by_document {
-            self.count_one(workspace, document, run, &news).await?;
+        for (told, news) in by_document {
+            self.count_one(workspace, told, &news).await?;
         }
         Ok(())
     }
@@ -282,8 +292,7 @@ impl Progress {
     async fn count_one(
         &self,
         workspace: &str,
-        document: &str,
-        run: &str,
+        (document, run, pass): Told<'_>,
         news: &News<'_>,
     ) -> Result<(), Error> {
         let tally_key = key(&[workspace, document, run]);
@@ -301,6 +310,10 @@ impl Progress {
                 Some(raw) => rows::decode::<Tally>(PROGRESS, &tally_key, raw)?,
                 None => Tally { collection: news.collection.to_owned(), ..Default::default() },
             };
+            if pass.is_some_and(|pass| pass < tally.pass) {
+                tracing::debug!(workspace, document, run, pass, "a report of an earlier pass came too late");
+                return Ok(());
+            }
             let before = tally.clone();
             let mut batch = Batch::new();
             for ((((unit, _), (marks, weight)), piece_key), old) in news.pieces.iter().zip(&keys).zip(found) {
@@ -332,31 +345,30 @@ impl Progress {
     }
 
     /// Adds to `batch`: counting starts afresh for a document that is put through a flow. What is known of its earlier
-    /// runs in this flow goes. A plain text is its own first text; of other kinds the decoder tells.
+    /// runs and passes in this flow goes, and what reports still tell of them does not count. A plain text is its own first text; of other kinds the decoder tells.
     pub(crate) async fn begin(
         &self,
         workspace: &str,
         processing: &ProcessingMetadata,
         run: &str,
+        pass: i64,
         is_text: bool,
         batch: &mut Batch,
     ) -> Result<(), Error> {
         let document = &processing.document_id;
-        let mut generation = 0;
-        for (known_run, tally) in self.runs(workspace, document).await? {
-            if known_run == run {
-                generation = tally.generation;
-            } else if flow_of(&known_run) == flow_of(run) {
-                batch.delete(PROGRESS, key(&[workspace, document, &known_run]));
-            } else {
+        for known_run in self.runs(workspace, document).await? {
+            if flow_of(&known_run) != flow_of(run) {
                 continue;
+            }
+            if known_run != run {
+                batch.delete(PROGRESS, key(&[workspace, document, &known_run]));
             }
             batch.delete_prefix(PIECES, prefix(&[workspace, document, &known_run]));
         }
         let mut tally = Tally {
             collection: processing.collection.clone(),
             started_ms: clock::milliseconds(),
-            generation: generation + 1,
+            pass,
             ..Default::default()
         };
         if is_text {
@@ -409,13 +421,26 @@ impl Progress {
 
     /// Progress of the documents named, or else of all up to the bound, in one flow or in all; of several runs of a flow
     /// the latest. A flow may be named by its id or by the name of its run. A document that nothing is known of is left
-    /// out.
+    /// out. Of one document it is told which of `chunks` have their vectors.
     pub(crate) async fn shown(
         &self,
         workspace: &str,
         documents: &[String],
         flow: &str,
+        chunks: &[String],
     ) -> Result<Vec<DocumentProgress>, Error> {
+        if !chunks.is_empty() && documents.len() != 1 {
+            return Err(Error::request("chunks were asked for; name the one document that they belong to"));
+        }
+        if chunks.len() > CHUNKS_MAX {
+            return Err(Error::request(format!(
+                "{} chunks were asked for; ask for at most {CHUNKS_MAX} at once",
+                chunks.len()
+            )));
+        }
+        for chunk in chunks {
+            rows::check_id("chunk", chunk)?;
+        }
         if documents.len() > DOCUMENTS_MAX {
             return Err(Error::request(format!(
                 "the progress of {} documents was asked for; ask for at most {DOCUMENTS_MAX} at once",
@@ -434,9 +459,31 @@ impl Progress {
         let mut shown = Vec::new();
         for document in documents.iter().collect::<BTreeSet<_>>() {
             self.latest(workspace, prefix(&[workspace, document]), flow, &mut latest).await?;
-            shown.extend(std::mem::take(&mut latest).into_iter().map(show));
+            for known in std::mem::take(&mut latest) {
+                let embedded_chunks = self.embedded(workspace, document, &known.1.1, chunks).await?;
+                shown.push(DocumentProgress { embedded_chunks, ..show(known) });
+            }
         }
         Ok(shown)
+    }
+
+    /// Which of these chunks of a document have their vectors in a run.
+    async fn embedded(
+        &self,
+        workspace: &str,
+        document: &str,
+        run: &str,
+        chunks: &[String],
+    ) -> Result<Vec<String>, Error> {
+        let read =
+            |chunk: &String| Read::get(PIECES, piece_key(workspace, document, run, Unit::Chunk, chunk));
+        let found = self.rows.read(chunks.iter().map(read).collect()).await?;
+        let is_embedded = |found: Found| {
+            let row = found.into_value();
+            row.and_then(|row| row.first().copied()).is_some_and(|row| Marks(row).has(Marks::EMBEDDED))
+        };
+        let asked = chunks.iter().zip(found);
+        Ok(asked.filter_map(|(chunk, found)| is_embedded(found).then(|| chunk.clone())).collect())
     }
 
     /// The latest runs of whole documents: none is begun once there are as many as the bound.
@@ -472,11 +519,11 @@ impl Progress {
             .await
     }
 
-    async fn runs(&self, workspace: &str, document: &str) -> Result<Vec<(String, Tally)>, Error> {
+    async fn runs(&self, workspace: &str, document: &str) -> Result<Vec<String>, Error> {
         let mut runs = Vec::new();
         self.rows
-            .scan(PROGRESS, &prefix(&[workspace, document]), |key, raw| {
-                runs.push((rows::last_part(key), rows::decode(PROGRESS, key, raw)?));
+            .scan(PROGRESS, &prefix(&[workspace, document]), |key, _| {
+                runs.push(rows::last_part(key));
                 Ok(true)
             })
             .await?;
@@ -562,9 +609,10 @@ mod tests {
             let store = Embedded::open(folder.path()).unwrap();
             let progress = Progress::new(Rows::new(store.tables()));
             for batch in reports.chunks(reports.len().div_ceil(batches).max(1)) {
-                progress.count("w", batch).await.unwrap();
+                let batch: Vec<_> = batch.iter().map(|report| (None, report.clone())).collect();
+                progress.count("w", &batch).await.unwrap();
             }
-            let shown = progress.shown("w", &[DOCUMENT.to_owned()], "").await.unwrap().remove(0);
+            let shown = progress.shown("w", &[DOCUMENT.to_owned()], "", &[]).await.unwrap().remove(0);
             store.close().await;
             // These depend on when the reports came, and are tested alone.
             DocumentProgress { rate_per_minute: 0.0, remaining_seconds: None, ..shown }
@@ -647,6 +695,40 @@ mod tests {
         check(&reports, (1, 1, 4, 0, 1, false));
     }
 
+    #[tokio::test]
+    async fn chunks_with_vectors_are_told_of_the_pass_that_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(folder.path()).unwrap();
+        let progress = Progress::new(Rows::new(store.tables()));
+        let chunks = ["a", "b"].map(str::to_owned);
+        let embedded = |chunk: &str| report("embeddings", "done", "chunk", vec![chunk.to_owned()]);
+        let told = async || {
+            let shown = progress.shown("w", &[DOCUMENT.to_owned()], "f1", &chunks).await.unwrap();
+            shown.into_iter().flat_map(|one| one.embedded_chunks).collect::<Vec<_>>()
+        };
+        let begin = async |pass| {
+            let processing = ProcessingMetadata { document_id: DOCUMENT.to_owned(), ..Default::default() };
+            let mut batch = Batch::new();
+            progress.begin("w", &processing, RUN, pass, true, &mut batch).await.unwrap();
+            progress.rows.commit(batch).await.unwrap();
+        };
+        assert!(told().await.is_empty());
+        begin(1).await;
+        progress.count("w", &[(Some(1), embedded("a"))]).await.unwrap();
+        assert_eq!(told().await, ["a"]);
+        begin(2).await;
+        assert!(told().await.is_empty(), "each pass makes its vectors");
+        progress.count("w", &[(Some(1), embedded("a")), (Some(2), embedded("b"))]).await.unwrap();
+        assert_eq!(told().await, ["b"], "a report of the pass before comes too late");
+        progress.count("w", &[(None, embedded("a"))]).await.unwrap();
+        assert_eq!(told().await, ["a", "b"], "one that tells no pass counts");
+        for (documents, chunks) in [(vec![], &chunks[..]), (vec![DOCUMENT.to_owned()], &[String::new()])] {
+            let refused = progress.shown("w", &documents, "f1", chunks).await;
+            assert!(matches!(refused, Err(Error::Request(_))), "{refused:?}");
+        }
+        store.close().await;
+    }
+
     #[test]
     fn failures_kept_are_bounded_and_their_reasons_too() {
         let failed = |n: usize| StageReport {
@@ -673,18 +755,18 @@ mod tests {
             }
         }
         progress.rows.commit(batch).await.unwrap();
-        let all = progress.shown("w", &[], "f1").await.unwrap();
+        let all = progress.shown("w", &[], "f1", &[]).await.unwrap();
         assert_eq!((all.len(), all.last().unwrap().stored), (DOCUMENTS_MAX, 2));
         assert!(all.iter().all(|one| one.stored == 2));
         let beyond = [name(DOCUMENTS_MAX), name(7), "urn:doc:none".to_owned(), name(7)];
-        let named = progress.shown("w", &beyond, "f1").await.unwrap();
+        let named = progress.shown("w", &beyond, "f1", &[]).await.unwrap();
         let seen: Vec<_> = named.iter().map(|one| (one.document_id.as_str(), one.stored)).collect();
         assert_eq!(seen, [("urn:doc:0007", 2), ("urn:doc:1000", 2)]);
         let many: Vec<String> = (0..=DOCUMENTS_MAX).map(name).collect();
-        assert_eq!(progress.shown("w", &many[1..], "f1").await.unwrap().len(), DOCUMENTS_MAX);
-        let refused = progress.shown("w", &many, "f1").await.unwrap_err();
+        assert_eq!(progress.shown("w", &many[1..], "f1", &[]).await.unwrap().len(), DOCUMENTS_MAX);
+        let refused = progress.shown("w", &many, "f1", &[]).await.unwrap_err();
         assert!(matches!(&refused, Error::Request(said) if said.contains("at most 1000")), "{refused}");
-        assert!(matches!(progress.shown("w", &[String::new()], "f1").await, Err(Error::Request(_))));
+        assert!(matches!(progress.shown("w", &[String::new()], "f1", &[]).await, Err(Error::Request(_))));
         store.close().await;
     }
 

@@ -228,7 +228,7 @@ impl Removals {
         &self,
         workspace: &str,
         reports: Vec<(Option<i64>, StageReport)>,
-    ) -> Result<Vec<StageReport>, Error> {
+    ) -> Result<Vec<(Option<i64>, StageReport)>, Error> {
         let mut live = Vec::with_capacity(reports.len());
         let mut reads = Vec::with_capacity(3 * reports.len());
         for (_, report) in &reports {
@@ -247,7 +247,7 @@ impl Removals {
                 is_gone |= pass.unwrap_or(gone.restored) <= gone.until;
             }
             if !is_gone {
-                live.push(report);
+                live.push((pass, report));
             }
         }
         Ok(live)

@@ -4,20 +4,22 @@
 mod embedder;
 mod local;
 mod ollama;
+mod once;
 mod openai;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bus::Client;
+use sluice_bus::{Client, trace};
 use sluice_schema::exchange;
 use sluice_schema::message::{
     Chunk, ChunkEmbeddings, DocumentEmbeddings, EmbeddingsRequest, EmbeddingsResponse, Error, StageReport,
 };
-use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress, Responder};
+use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress, Recorded, Responder};
 
 pub use self::embedder::{Embedder, EmbedderConfig};
 pub use self::local::LocalConfig;
+use self::once::Once;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -69,6 +71,8 @@ pub struct DocumentEmbedder {
     embeddings: Client<exchange::Embeddings>,
     vectors: Out<DocumentEmbeddings>,
     progress: Progress,
+    recorded: Recorded,
+    once: Once,
 }
 
 impl Processor for DocumentEmbedder {
@@ -81,6 +85,8 @@ impl Processor for DocumentEmbedder {
             embeddings: ports.client("embeddings")?,
             vectors: ports.output("output")?,
             progress: ports.progress()?,
+            recorded: ports.recorded()?,
+            once: Once::default(),
         })
     }
 
@@ -90,7 +96,20 @@ impl Processor for DocumentEmbedder {
 }
 
 impl DocumentEmbedder {
+    /// A chunk whose vector may have been made in this pass already is asked for only if it was not. Without a pass
+    /// nobody can tell this time from the times before.
     async fn embed(self: Arc<Self>, chunk: Chunk) -> Result<(), Failure> {
+        let Some(pass) = trace::pass() else { return self.ask(chunk).await };
+        let (id, root) = (&chunk.document_id, chunk.metadata.as_ref().map_or("", |metadata| &metadata.root));
+        let Some(turn) = self.once.begin(id, pass).await else { return Ok(()) };
+        if !trace::is_again() || !self.recorded.is_embedded(root, id).await {
+            self.ask(chunk).await?;
+        }
+        turn.done();
+        Ok(())
+    }
+
+    async fn ask(&self, chunk: Chunk) -> Result<(), Failure> {
         let question = EmbeddingsRequest { texts: vec![chunk.chunk] };
         let answer = self.embeddings.call(&question, ANSWER_TIMEOUT).await?;
         if let Some(error) = answer.error {

@@ -5,12 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 use sluice_schema::message::{Term, Triple};
+pub(crate) use sluice_schema::vocabulary::{LABEL, PROV, RDF_TYPE, TG};
 use uuid::Uuid;
 
-pub(crate) const PROV: &str = "http://www.w3.org/ns/prov#";
-pub(crate) const TG: &str = "https://trustgraph.ai/ns/";
-pub(crate) const RDF_TYPE: &str = "http://www.w3.org/1999/02/22-rdf-syntax-ns#type";
-pub(crate) const LABEL: &str = "http://www.w3.org/2000/01/rdf-schema#label";
 /// Graph of extraction provenance.
 pub(crate) const SOURCE_GRAPH: &str = "urn:graph:source";
 /// Graph of question traces.

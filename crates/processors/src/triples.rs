@@ -1,6 +1,8 @@
 //! The triple store of a workspace: writing statements and answering patterns.
 //!
 //! Documents share statements, so each statement is held by every message that brought it, and goes with the last of them.
+//! The labels of the vocabulary come with every document and say nothing about it: nobody holds them, and they stay as long
+//! as their collection.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
 use sluice_schema::exchange;
 use sluice_schema::message::{Error, Triple, Triples, TriplesQueryRequest, TriplesQueryResponse};
+use sluice_schema::vocabulary::is_label;
 use sluice_sdk::{BindError, Failure, Inputs, Ports, Processor, Responder};
 use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores};
 
@@ -80,8 +83,9 @@ pub(crate) fn holding_batch(
     message_id: &str,
     statements: &[Triple],
 ) -> sluice_store::Result<(Entry, Batch)> {
-    let detail =
-        serde_json::to_vec(statements).map_err(|e| damaged("the statements of a message", &e.to_string()))?;
+    let statements: Vec<&Triple> = statements.iter().filter(|statement| !is_label(statement)).collect();
+    let detail = serde_json::to_vec(&statements)
+        .map_err(|e| damaged("the statements of a message", &e.to_string()))?;
     // A message that comes twice is noted once.
     let id = hex(&[message_id.as_bytes(), &detail]);
     let mut holdings = Batch::new();
@@ -94,11 +98,13 @@ pub(crate) fn holding_batch(
     Ok((Entry { id, detail }, holdings))
 }
 
-/// The key that says that a message holds a statement; without names, what all keys for the statement begin with.
+/// The key that says that a message holds a statement; without names, what all keys for the statement begin with. What is
+/// said of one subject stands together, since it mostly comes with one message.
 fn holding(scope: Scope<'_>, triple: &Triple, names: &[&str]) -> sluice_store::Result<Vec<u8>> {
-    let statement = serde_json::to_vec(triple).map_err(|e| damaged("a statement", &e.to_string()))?;
-    let digest = hex(&[&statement]);
-    let mut key = [scope.workspace, scope.collection, &digest].join("\0").into_bytes();
+    let json = |error: serde_json::Error| damaged("a statement", &error.to_string());
+    let subject = hex(&[&serde_json::to_vec(&triple.s).map_err(json)?]);
+    let statement = hex(&[&serde_json::to_vec(triple).map_err(json)?]);
+    let mut key = [scope.workspace, scope.collection, &subject, &statement].join("\0").into_bytes();
     for name in names {
         key.push(0);
         key.extend_from_slice(name.as_bytes());

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use sluice_bus::embedded::Embedded as Broker;
-use sluice_bus::{BrokerAdmin, Client, Patience};
+use sluice_bus::faulty::{Made, Operation};
+use sluice_bus::{BrokerAdmin, Client, Fault, Faulty, Patience, Plan};
 use sluice_processors::{Decoding, DecodingConfig, Model, ModelConfig};
 use sluice_schema::message::{
     Chunk, Document, DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest,
@@ -31,19 +32,53 @@ struct World {
     /// The reply inbox, config, and everything that asks config: they end in reverse order.
     layers: [Process; 3],
     process: Process,
-    store: Store,
+    rest: Rest,
     librarian: Client<exchange::Librarian>,
+}
+
+/// What outlives a process.
+struct Rest {
+    broker: Faulty<Broker>,
+    store: Store,
     _folder: tempfile::TempDir,
+}
+
+impl Rest {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        Self { broker: Faulty::new(Broker::in_memory()), store, _folder: folder }
+    }
+
+    /// Messages sent to a topic of the flow since the last plan of faults.
+    fn sent(&self, topic: &str) -> usize {
+        let topic = format!("{topic}:{WS}:f1");
+        let is_sent = |made: &&Made| made.operation == Operation::Publish && made.about == topic;
+        self.broker.log().iter().filter(is_sent).count()
+    }
 }
 
 impl World {
     /// One workspace with one running `document-rag` flow, `f1`.
     async fn start(model: Option<ModelConfig>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        let broker = Broker::in_memory();
+        let world = Self::begin(Rest::new(), model, two_pages_of_three()).await;
+        let flows: Client<exchange::Flow> = client(&world.process, &format!("flow:{WS}")).await;
+        let start = FlowRequest {
+            operation: "start-flow".to_owned(),
+            flow_id: "f1".to_owned(),
+            blueprint_name: "document-rag".to_owned(),
+            description: "test".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(flows.call(&start, DEADLINE).await.unwrap().error, None);
+        world
+    }
+
+    /// A process on what others left.
+    async fn begin(rest: Rest, model: Option<ModelConfig>, decoding: Decoding) -> Self {
+        let (store, broker) = (&rest.store, &rest.broker);
         let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
-        let base = Process::new(Arc::new(broker), CancellationToken::new());
+        let base = Process::new(Arc::new(broker.clone()), CancellationToken::new());
         let (platform, process) = (base.part(), base.part());
         let parts =
             sluice_config::Parts { process: platform.clone(), admin: admin.clone(), tables: store.tables() };
@@ -62,7 +97,7 @@ impl World {
         let roster = sluice_processors::roster();
         let resources =
             sluice_processors::resources(Some(store.stores()), Model::new(model).unwrap(), &process.metrics)
-                .with(two_pages_of_three());
+                .with(decoding);
         let parts = sluice_flow::Parts {
             process: process.clone(),
             admin,
@@ -74,17 +109,17 @@ impl World {
         sluice_flow::start(parts).await;
         Host::new(process.clone(), roster, watch, resources, HostOptions::default()).start();
 
-        let flows: Client<exchange::Flow> = client(&process, &format!("flow:{WS}")).await;
-        let start = FlowRequest {
-            operation: "start-flow".to_owned(),
-            flow_id: "f1".to_owned(),
-            blueprint_name: "document-rag".to_owned(),
-            description: "test".to_owned(),
-            ..Default::default()
-        };
-        assert_eq!(flows.call(&start, DEADLINE).await.unwrap().error, None);
         let librarian = client(&process, &format!("librarian:{WS}")).await;
-        Self { layers: [base, platform, process.clone()], process, store, librarian, _folder: folder }
+        Self { layers: [base, platform, process.clone()], process, rest, librarian }
+    }
+
+    /// The process dies on the spot.
+    async fn die(self) -> Rest {
+        for layer in self.layers.iter().rev() {
+            // Without the stop signal: nothing gets to tidy up.
+            layer.tasks.finish(Duration::ZERO).await;
+        }
+        self.rest
     }
 
     async fn stop(self) {
@@ -92,7 +127,7 @@ impl World {
             let cut = layer.shutdown(DEADLINE).await;
             assert!(cut.is_empty(), "did not end: {cut:?}");
         }
-        self.store.close().await;
+        self.rest.store.close().await;
     }
 
     async fn service<X: Exchange>(&self, name: &str) -> Client<X> {
@@ -108,6 +143,11 @@ impl World {
 
     /// Adds a document, puts it through the flow, and waits until all of it is stored or lost.
     async fn load(&self, id: &str, kind: &str, title: &str, content: &[u8]) -> DocumentProgress {
+        self.add(id, kind, title, content).await;
+        self.process(id, "p1").await
+    }
+
+    async fn add(&self, id: &str, kind: &str, title: &str, content: &[u8]) {
         self.librarian(LibrarianRequest {
             operation: "add-document".to_owned(),
             document_metadata: Some(DocumentMetadata {
@@ -120,10 +160,15 @@ impl World {
             ..Default::default()
         })
         .await;
-        self.process(id, "p1").await
     }
 
     async fn process(&self, id: &str, processing: &str) -> DocumentProgress {
+        self.put_through(id, processing).await;
+        // The index is no part of "complete", but a question wants it.
+        self.until(id, |progress| progress.complete && progress.indexed == progress.stored).await
+    }
+
+    async fn put_through(&self, id: &str, processing: &str) {
         self.librarian(LibrarianRequest {
             operation: "add-processing".to_owned(),
             processing_metadata: Some(ProcessingMetadata {
@@ -136,6 +181,9 @@ impl World {
             ..Default::default()
         })
         .await;
+    }
+
+    async fn until(&self, id: &str, is_so: impl Fn(&DocumentProgress) -> bool) -> DocumentProgress {
         let ends = tokio::time::Instant::now() + DEADLINE;
         loop {
             let request = LibrarianRequest {
@@ -144,13 +192,10 @@ impl World {
                 ..Default::default()
             };
             let progress = self.librarian(request).await.progress;
-            if let Some(done) = progress.iter().find(|progress| {
-                // The index is no part of "complete", but a question wants it.
-                progress.complete && progress.indexed == progress.stored
-            }) {
+            if let Some(done) = progress.iter().find(|progress| is_so(progress)) {
                 return done.clone();
             }
-            assert!(tokio::time::Instant::now() < ends, "never complete: {progress:?}");
+            assert!(tokio::time::Instant::now() < ends, "never came so far: {progress:?}");
             tokio::task::yield_now().await;
         }
     }
@@ -505,6 +550,68 @@ async fn what_cannot_be_read_is_told_with_its_reason() {
     assert!(empty.failures[0].reason.contains("no text"), "{empty:?}");
     let odd = world.load("urn:doc:odd", "text/markdown", "Odd", b"abc \0\xff").await;
     assert!(odd.failures[0].reason.contains("binary data"), "{odd:?}");
+    world.stop().await;
+}
+
+/// Reads every PDF as six pages; after three it goes on only if there is such a file.
+fn three_pages_then(go_on: &std::path::Path) -> Decoding {
+    let script = format!(
+        r#"cat > /dev/null
+        echo '{{"begin":{{"kind":"pdf","unit":"page","count":6}}}}'
+        for n in 1 2 3; do echo '{{"part":{{"number":'$n',"text":"Gate '$n' is open."}}}}'; done
+        test -e '{}' || sleep 1000
+        for n in 4 5 6; do echo '{{"part":{{"number":'$n',"text":"Gate '$n' is open."}}}}'; done
+        echo '"end"'"#,
+        go_on.display()
+    );
+    Decoding::new(DecodingConfig {
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".to_owned(), script],
+        ..DecodingConfig::default()
+    })
+}
+
+#[tokio::test]
+async fn a_document_that_is_read_again_after_a_crash_asks_only_for_chunks_without_vectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let go_on = folder.path().join("go-on");
+    let rest = World::start(None).await.die().await;
+    let world = World::begin(rest, None, three_pages_then(&go_on)).await;
+    world.rest.broker.plan(Plan::none());
+    world.add("urn:doc:gates", "application/pdf", "Gates", b"%PDF-1.4").await;
+    world.put_through("urn:doc:gates", "p1").await;
+    world.until("urn:doc:gates", |progress| (progress.embedded, progress.stored) == (3, 3)).await;
+    assert_eq!(world.rest.sent("request:tg:embeddings"), 3);
+    let rest = world.die().await;
+    std::fs::write(&go_on, "").unwrap();
+    let world = World::begin(rest, None, three_pages_then(&go_on)).await;
+    let done = world.until("urn:doc:gates", |progress| progress.complete).await;
+    assert_eq!((done.stored, done.announced), (6, 6), "{done:?}");
+    assert_eq!(world.rest.sent("flow:tg:text-document-load"), 3 + 6, "all pages are read again");
+    assert_eq!(world.rest.sent("flow:tg:chunk-load"), 3 + 6, "and cut again");
+    assert_eq!(world.rest.sent("request:tg:embeddings"), 6, "each chunk was asked for once");
+    // Put through once more, everything is made once more.
+    world.process("urn:doc:gates", "p2").await;
+    assert_eq!(world.rest.sent("request:tg:embeddings"), 6 + 6);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_text_whose_chunks_could_not_all_be_sent_is_cut_again_and_each_chunk_is_asked_for_once() {
+    let world = World::start(None).await;
+    let paragraph = |n: usize| format!("Mark {n}. {}", "The gate lets water through. ".repeat(60));
+    let text = (0..60).map(paragraph).collect::<Vec<_>>().join("\n\n");
+    for (n, fault) in [Fault::Before, Fault::After].into_iter().enumerate() {
+        let is_chunk = |made: &Made| {
+            made.operation == Operation::Publish && made.about.starts_with("flow:tg:chunk-load:")
+        };
+        world.rest.broker.plan(Plan::nth(30, fault, is_chunk));
+        let done = world.load(&format!("urn:doc:{n}"), "text/plain", "Long", text.as_bytes()).await;
+        assert_eq!(done.stored, 60, "{done:?}");
+        assert_eq!(world.rest.broker.faults().len(), 1);
+        assert!(world.rest.sent("flow:tg:chunk-load") >= 30 + 60, "it is cut again");
+        assert_eq!(world.rest.sent("request:tg:embeddings"), 60, "{fault:?}");
+    }
     world.stop().await;
 }
 

@@ -28,6 +28,7 @@ pub mod slots;
 pub mod standard;
 pub mod system;
 pub mod topic;
+pub mod vocabulary;
 pub mod wire;
 
 pub use exchange::Exchange;

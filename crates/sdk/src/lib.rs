@@ -34,7 +34,7 @@ pub use host::{Host, HostOptions};
 pub use metrics::Metrics;
 pub use process::Process;
 pub use processor::{BindError, Catalogue, Failure, Inputs, Out, Ports, Processor, Resources, Roster};
-pub use progress::Progress;
+pub use progress::{Progress, Recorded};
 pub use service::{Point, Responder};
 pub use tasks::{Backoff, Tasks};
 pub use watch::{ConfigWatch, View};

@@ -248,7 +248,7 @@ where
     let outcome = match wire::decode::<X::Request>(&question.body) {
         Ok(request) => {
             let handled = AssertUnwindSafe(handler(request, responder)).catch_unwind();
-            trace::carry(&question, handled).await.unwrap_or_else(|panic| {
+            trace::carry(&question, delivery.attempt, handled).await.unwrap_or_else(|panic| {
                 let text = panic_text(&*panic);
                 tracing::error!(service = X::NAME, panic = text, "a handler panicked");
                 let told = format!("the {} service failed: {text}", X::NAME);

@@ -49,6 +49,17 @@ const ORDERS: [Order; 3] = [
 struct Quad([Hash; 4]);
 
 impl Quad {
+    fn new(triple: &Triple) -> Result<Self> {
+        let [s, p, o] = terms_of(triple)?;
+        let graph = triple.g.as_deref().unwrap_or_default();
+        Ok(Self([
+            digest(&encode_term(s)?),
+            digest(&encode_term(p)?),
+            digest(&encode_term(o)?),
+            digest(graph.as_bytes()),
+        ]))
+    }
+
     fn key(&self, scope: &ScopeKey, order: Order) -> Vec<u8> {
         let [a, b, c] = order.places.map(|place| self.0[place]);
         join(&[scope, &a, &b, &c, &self.0[3]])
@@ -293,32 +304,49 @@ impl TableTriples {
             from = next;
         }
     }
+
+    /// Many statements come with every document. What is there already is not written: its three rows lie far apart, and
+    /// each would have its page written anew.
+    async fn add_missing(&self, scope: Scope<'_>, triples: &[Triple]) -> Result<()> {
+        let scope = scope_key(scope);
+        let mut statements = Vec::with_capacity(triples.len());
+        for triple in triples {
+            let mut row = Vec::new();
+            put_statement(triple, &mut row, 0)?;
+            statements.push((Quad::new(triple)?, Bytes::from(row)));
+        }
+        let key = |quad: &Quad| quad.key(&scope, ORDERS[0]);
+        let reads = statements.iter().map(|(quad, _)| Read::get(BY_SUBJECT, key(quad))).collect();
+        let found = self.tables.read(reads).await?.into_iter().map(Found::into_value);
+        let (there, missing): (Vec<_>, Vec<_>) =
+            statements.iter().zip(found).partition(|((_, row), found)| found.as_ref() == Some(row));
+        let mut batch = Batch::new();
+        let put = |batch: &mut Batch, (quad, row): &(Quad, Bytes)| {
+            batch.put(BY_SUBJECT, key(quad), row.clone());
+            for order in &ORDERS[1..] {
+                batch.put(order.table, quad.key(&scope, *order), Bytes::new());
+            }
+        };
+        missing.iter().for_each(|(statement, _)| put(&mut batch, statement));
+        for ((quad, row), _) in &there {
+            batch.expect_value(BY_SUBJECT, key(quad), row.clone());
+        }
+        match self.tables.commit(batch).await {
+            // Something was removed since; then all of it is written.
+            Err(error) if error.is_conflict() => {}
+            done => return done,
+        }
+        let mut batch = Batch::new();
+        statements.iter().for_each(|statement| put(&mut batch, statement));
+        self.tables.commit(batch).await
+    }
 }
 
 impl Triples for TableTriples {
     fn add<'a>(&'a self, scope: Scope<'a>, triples: Vec<Triple>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            let scope = scope_key(scope);
-            let mut batch = Batch::new();
-            for triple in &triples {
-                let mut row = Vec::new();
-                put_statement(triple, &mut row, 0)?;
-                let [s, p, o] = terms_of(triple)?;
-                let graph = triple.g.as_deref().unwrap_or_default();
-                let digests = [
-                    digest(&encode_term(s)?),
-                    digest(&encode_term(p)?),
-                    digest(&encode_term(o)?),
-                    digest(graph.as_bytes()),
-                ];
-                let quad = Quad(digests);
-                batch.put(BY_SUBJECT, quad.key(&scope, ORDERS[0]), row);
-                for order in &ORDERS[1..] {
-                    batch.put(order.table, quad.key(&scope, *order), Bytes::new());
-                }
-            }
-            if batch.is_empty() { Ok(()) } else { self.tables.commit(batch).await }
-        })
+        Box::pin(
+            async move { if triples.is_empty() { Ok(()) } else { self.add_missing(scope, &triples).await } },
+        )
     }
 
     fn query<'a>(
@@ -333,5 +361,62 @@ impl Triples for TableTriples {
 
     fn remove<'a>(&'a self, scope: Scope<'a>, pattern: &'a Pattern) -> BoxFuture<'a, Result<()>> {
         Box::pin(self.remove_matching(scope, pattern))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{BoxFuture, Embedded};
+
+    /// Tables that write down what is committed, and before the next commit commit something else.
+    struct Watched {
+        inner: Arc<dyn Tables>,
+        first: Mutex<Option<Batch>>,
+        puts: Mutex<Vec<usize>>,
+    }
+
+    impl Tables for Watched {
+        fn read(&self, reads: Vec<Read>) -> BoxFuture<'_, Result<Vec<Found>>> {
+            self.inner.read(reads)
+        }
+
+        fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<()>> {
+            Box::pin(async move {
+                let first = self.first.lock().unwrap().take();
+                if let Some(first) = first {
+                    self.inner.commit(first).await?;
+                }
+                self.puts.lock().unwrap().push(batch.ops.len());
+                self.inner.commit(batch).await
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_not_written_again_unless_it_goes_meanwhile() {
+        let iri = |iri: &str| Some(Term { r#type: "i".to_owned(), iri: iri.to_owned(), ..Term::default() });
+        let said = |s: &str| Triple { s: iri(s), p: iri("urn:p"), o: iri("urn:o"), g: None };
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(folder.path()).unwrap();
+        let tables =
+            Arc::new(Watched { inner: store.tables(), first: Mutex::default(), puts: Mutex::default() });
+        let triples = TableTriples::new(Arc::clone(&tables) as Arc<dyn Tables>);
+        let scope = Scope::new("w", "c");
+        triples.add(scope, vec![said("urn:a")]).await.unwrap();
+        triples.add(scope, vec![said("urn:a"), said("urn:b")]).await.unwrap();
+        triples.add(scope, vec![said("urn:a"), said("urn:b")]).await.unwrap();
+        assert_eq!(*tables.puts.lock().unwrap(), [3, 3, 0], "three orders for each that was missing");
+
+        let mut removal = Batch::new();
+        let gone = Quad::new(&said("urn:a")).unwrap();
+        ORDERS.iter().for_each(|order| _ = removal.delete(order.table, gone.key(&scope_key(scope), *order)));
+        *tables.first.lock().unwrap() = Some(removal);
+        triples.add(scope, vec![said("urn:a"), said("urn:c")]).await.unwrap();
+        let found = triples.query(scope, &Pattern::all(), None, 10).await.unwrap().triples;
+        assert_eq!(found.len(), 3, "{found:?}");
+        store.close().await;
     }
 }

@@ -33,7 +33,7 @@ impl World {
         let stores = &self.derived.stores;
         let vector = VectorEntry { id: id.to_owned(), vector: vec![1.0, 0.0], attributes: Attributes::new() };
         let text = KeywordEntry { id: id.to_owned(), text: "word".to_owned(), attributes: Attributes::new() };
-        trace::carry(&message, async {
+        trace::carry(&message, 1, async {
             let vectors = self.derived.write("vectors", origin, entries(), Batch::new(), || {
                 stores.vectors.upsert(scope, vec![vector])
             });
@@ -52,7 +52,7 @@ impl World {
         let origin = Origin { workspace: WS, collection, root: document };
         let (entry, holdings) = holding_batch(origin, document, &statements).unwrap();
         let add = || self.derived.stores.triples.add(Scope::new(WS, collection), statements);
-        trace::carry(&message, self.derived.write("triples", origin, vec![entry], holdings, add))
+        trace::carry(&message, 1, self.derived.write("triples", origin, vec![entry], holdings, add))
             .await
             .unwrap();
     }
@@ -150,6 +150,36 @@ async fn a_statement_stays_as_long_as_one_document_states_it() {
     assert_eq!(world.statements("c").await, 2);
     world.remove(3, "two", "c", false).await;
     assert_eq!((world.statements("c").await, world.statements("d").await), (0, 1));
+    world.store.close().await;
+}
+
+#[tokio::test]
+async fn labels_of_the_vocabulary_belong_to_no_document() {
+    let world = World::open();
+    let text = |r#type: &str, iri: &str, value: &str| {
+        Some(Term {
+            r#type: r#type.to_owned(),
+            iri: iri.to_owned(),
+            value: value.to_owned(),
+            ..Default::default()
+        })
+    };
+    let label = |subject: &str, label: &str| Triple {
+        s: text("i", subject, ""),
+        p: text("i", "http://www.w3.org/2000/01/rdf-schema#label", ""),
+        o: text("l", "", label),
+        g: None,
+    };
+    let standard = label("http://www.w3.org/ns/prov#Entity", "Entity");
+    let own = label("http://www.w3.org/ns/prov#Entity", "Thing");
+    world.state(1, "doc", "c", vec![standard, own, statement("urn:one")]).await;
+    let noted = Read::range("derived.held", KeyRange::all(), 100);
+    let noted = world.store.tables().read(vec![noted]).await.unwrap().pop().unwrap();
+    assert_eq!(noted.into_rows().rows.len(), 2);
+    world.remove(2, "doc", "", false).await;
+    assert_eq!(world.statements("c").await, 1, "the label stays");
+    world.remove(3, "", "c", false).await;
+    assert_eq!(world.statements("c").await, 0, "and goes with its collection");
     world.store.close().await;
 }
 

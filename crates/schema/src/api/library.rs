@@ -55,6 +55,7 @@ const PROGRESS: &[Field] = &[
     field("rate-per-minute", Shape::Number),
     int("remaining-seconds").if_set(),
     field("failures", Shape::Records(PIECE_FAILURE)),
+    field("embedded-chunks", Shape::Texts).if_filled(),
 ];
 
 /// Which item a message carries and where it belongs.
@@ -121,6 +122,7 @@ pub(super) const SERVICES: &[Service] = &[
             flag("include-children"),
             text("flow"),
             field("document-ids", Shape::Texts),
+            field("chunk-ids", Shape::Texts),
             flag("remove-derived"),
         ],
         &[

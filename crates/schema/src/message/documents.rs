@@ -224,6 +224,8 @@ message! {
         #[additive] flow: String,
         /// Additive: `get-progress` answers for these documents only, at most 1 000.
         #[additive] document_ids: Vec<String>,
+        /// Additive: `get-progress` of one document tells which of these chunks have their vectors; at most 1 000.
+        #[additive] chunk_ids: Vec<String>,
         /// Additive: `remove-processing` also removes what was made of the document in that collection, once no other
         /// record wants it there; without it the record alone goes.
         #[additive] remove_derived: bool,
@@ -288,6 +290,8 @@ message! {
         /// The first of them, with reasons; `failed` counts them all. What was parked is retried by replaying the dead letters
         /// of the document.
         failures: Vec<PieceFailure>,
+        /// Of the chunks that were asked for, those that have their vectors.
+        embedded_chunks: Vec<String>,
     }
 }
 message! {

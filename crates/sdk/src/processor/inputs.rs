@@ -49,7 +49,7 @@ impl<P: Processor> Inputs<P> {
                 let outcome = match wire::decode::<T>(&delivery.message.body) {
                     Ok(item) => {
                         let handled = AssertUnwindSafe(handler(processor, item)).catch_unwind();
-                        let outcome = trace::carry(&delivery.message, handled).await;
+                        let outcome = trace::carry(&delivery.message, delivery.attempt, handled).await;
                         outcome.unwrap_or_else(|panic| {
                             Err(Failure::Again(format!("panic: {}", panic_text(&*panic))))
                         })

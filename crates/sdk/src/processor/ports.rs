@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::roster::{CatalogueSlot, SlotUse};
 use super::{BindError, Failure};
 use crate::metrics::ProducerLabels;
-use crate::{ConfigWatch, Process, Progress, View};
+use crate::{ConfigWatch, Process, Progress, Recorded, View};
 
 /// What a program lends its processors, one value per type: stores, model settings, …
 #[derive(Clone, Default)]
@@ -161,6 +161,15 @@ impl Ports {
     pub fn progress(&self) -> Result<Progress, BindError> {
         Progress::new(self.process.broker.clone(), &self.workspace, &self.flow)
             .map_err(|error| BindError::BadTopic { slot: "progress".to_owned(), reason: error.to_string() })
+    }
+
+    /// What is on record of the pieces of documents.
+    ///
+    /// # Errors
+    /// When the workspace's name fits no topic.
+    pub fn recorded(&self) -> Result<Recorded, BindError> {
+        Recorded::new(&self.process.replies, &self.workspace, &self.flow)
+            .map_err(|error| BindError::BadTopic { slot: "librarian".to_owned(), reason: error.to_string() })
     }
 
     /// Config of these types, now and as it changes.

@@ -1,0 +1,178 @@
+//! What the broker or the config service does not take or tell at once is not lost.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sluice_bus::embedded::Embedded;
+use sluice_bus::faulty::Operation;
+use sluice_bus::{
+    Address, Broker, BrokerAdmin, Client, Fault, Faulty, Message, Plan, Subscription, TopicSpec, property,
+};
+use sluice_schema::message::{Chunk, DeadLetter, EmbeddingsRequest, EmbeddingsResponse};
+use sluice_schema::{Topic, exchange, wire};
+use sluice_sdk::config::value;
+use sluice_sdk::{
+    Backoff, BindError, ConfigClient, ConfigWatch, Failure, Host, HostOptions, Inputs, Point, Ports, Process,
+    Processor, Resources, Roster, service,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Nothing here takes this long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing is fetched without a notice.
+const NO_RESYNC: Duration = Duration::from_secs(3_600);
+
+fn topic(text: &str) -> Topic {
+    text.parse().unwrap()
+}
+
+fn process() -> (Process, Faulty<Embedded>) {
+    let broker = Faulty::new(Embedded::in_memory());
+    (Process::new(Arc::new(broker.clone()), CancellationToken::new()), broker)
+}
+
+/// A config service with its store and its folder.
+async fn config(process: &Process, broker: &Faulty<Embedded>) -> (ConfigClient, impl Sized) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sluice_store::Embedded::open(folder.path()).unwrap();
+    let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
+    let parts = sluice_config::Parts { process: process.clone(), admin, tables: store.tables() };
+    sluice_config::start(parts).await.unwrap();
+    (ConfigClient::new(&process.replies).await.unwrap(), (store, folder))
+}
+
+#[tokio::test]
+async fn an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once() {
+    let (process, broker) = process();
+    let point =
+        Point::new(topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"), "embedder");
+    broker.ensure(&TopicSpec::with(point.request.clone(), "embedder")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    let worked = Arc::new(AtomicUsize::new(0));
+    let counted = worked.clone();
+    service::serve::<exchange::Embeddings, _, _>(
+        &process,
+        point.clone(),
+        process.stop.clone(),
+        move |_, _| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async { Ok(EmbeddingsResponse { vectors: vec![vec![1.0]], ..Default::default() }) }
+        },
+    );
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, point.request.clone(), &point.response).await.unwrap();
+    for (n, fault) in [Fault::Before, Fault::After].into_iter().enumerate() {
+        let question = point.request.to_string();
+        broker.plan(Plan::nth(0, fault, move |made| {
+            made.operation == Operation::Publish && made.about != question
+        }));
+        let answer = client.call(&EmbeddingsRequest { texts: vec!["a".to_owned()] }, PATIENCE).await.unwrap();
+        assert_eq!(answer.vectors, [[1.0]]);
+        assert_eq!(broker.faults().len(), 1);
+        assert_eq!(worked.load(Ordering::SeqCst), n + 1);
+    }
+}
+
+#[tokio::test]
+async fn answers_on_a_topic_are_heard_after_the_inbox_was_lost() {
+    let (process, broker) = process();
+    let (ask, answers) = (topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"));
+    broker.ensure(&TopicSpec::with(ask.clone(), "embedder")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(answers.clone())).await.unwrap();
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, ask.clone(), &answers).await.unwrap();
+    broker.plan(Plan::nth(0, Fault::Before, |made| {
+        made.operation == Operation::Next && made.about.starts_with("response:")
+    }));
+    broker.publish(&Address::Topic(answers.clone()), Message::new("lost")).await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while broker.faults().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    // A service of somebody else's knows nothing of inboxes.
+    let read = Subscription::Shared { topic: ask, name: "embedder".to_owned(), prefetch: 1 };
+    let read = broker.subscribe(&read).await.unwrap();
+    let stranger = async {
+        let asked = read.next().await.unwrap();
+        let id = asked.message.get(property::ID).unwrap();
+        let answer = EmbeddingsResponse { vectors: vec![vec![2.0]], ..Default::default() };
+        let answer = Message::new(wire::encode(&answer)).with(property::ID, id);
+        broker.publish(&Address::Topic(answers.clone()), answer).await.unwrap();
+        asked.ack();
+    };
+    let question = EmbeddingsRequest { texts: vec!["a".to_owned()] };
+    let (answer, ()) = tokio::join!(client.call(&question, PATIENCE), stranger);
+    assert_eq!(answer.unwrap().vectors, [[2.0]]);
+}
+
+/// Refuses everything.
+struct Refuser;
+
+impl Processor for Refuser {
+    const NAME: &'static str = "refuser";
+
+    fn bind(_: &mut Ports) -> Result<Self, BindError> {
+        Ok(Self)
+    }
+
+    fn inputs(on: &mut Inputs<Self>) {
+        on.message("input", |_, _: Chunk| async { Err(Failure::never("it is poison")) });
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_the_dead_letters_cannot_take_stays_until_they_can() {
+    let (process, broker) = process();
+    let (config, _kept) = config(&process, &broker).await;
+    let (input, letters) = (topic("flow:tg:in:w:f1"), topic("flow:tg:dead-letters:w"));
+    broker.ensure(&TopicSpec::with(input.clone(), "refuser--w--f1--input")).await.unwrap();
+    let entry = format!(r#"{{"topics": {{"input": "{input}"}}, "parameters": {{}}}}"#);
+    config.put("w", vec![value("w", "processor:refuser", "f1", entry)]).await.unwrap();
+    let watch = ConfigWatch::start(&process, NO_RESYNC);
+    let retry = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(5) };
+    let options = HostOptions { retry, ..HostOptions::default() };
+    Host::new(process.clone(), Roster::new().add::<Refuser>(), watch, Resources::new(), options).start();
+
+    broker.plan(Plan::none());
+    let chunk = Message::new(wire::encode(&Chunk { chunk: "c".to_owned(), ..Default::default() }));
+    broker.publish(&Address::Topic(input), chunk).await.unwrap();
+    let tries = || broker.log().iter().filter(|made| made.about == letters.as_str()).count();
+    tokio::time::timeout(PATIENCE, async {
+        while tries() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    broker.ensure(&TopicSpec::with(letters.clone(), "librarian")).await.unwrap();
+    let read = Subscription::Shared { topic: letters, name: "librarian".to_owned(), prefetch: 1 };
+    let read = broker.subscribe(&read).await.unwrap();
+    let letter = tokio::time::timeout(PATIENCE, read.next()).await.unwrap().unwrap();
+    assert_eq!(wire::decode::<DeadLetter>(&letter.message.body).unwrap().reason, "it is poison");
+    letter.ack();
+}
+
+#[tokio::test]
+async fn what_was_there_before_anybody_was_interested_in_its_type_is_fetched() {
+    let (process, broker) = process();
+    let (config, _kept) = config(&process, &broker).await;
+    config.put("w", vec![value("w", "late", "key", "old")]).await.unwrap();
+    config.put("w", vec![value("w", "early", "key", "new")]).await.unwrap();
+    let watch = ConfigWatch::start(&process, NO_RESYNC);
+    for kind in ["early", "late"] {
+        let mut views = watch.interest(&[kind]);
+        let is_there =
+            tokio::time::timeout(PATIENCE, views.wait_for(|view| view.get(kind, "w", "key").is_some()));
+        assert!(is_there.await.is_ok(), "'{kind}' never came");
+    }
+    let view = watch.view();
+    assert_eq!(
+        ["early", "late"].map(|kind| view.get(kind, "w", "key").map(|text| &**text)),
+        [Some("new"), Some("old")]
+    );
+}
