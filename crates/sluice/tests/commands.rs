@@ -204,6 +204,31 @@ fn models_and_embeddings_are_those_that_the_options_name() {
 }
 
 #[test]
+fn a_provider_of_the_anthropic_dialect_answers_whole_and_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let llm = Provider::start();
+    let key = write(folder.path(), "key", "k-from-file\n");
+    let options = ["--llm-url", &llm.url, "--llm-dialect", "anthropic", "--llm-model", "claude"];
+    let options = [&options[..], &["--llm-key-file", key.to_str().unwrap()]].concat();
+    let up = Up::start_with(&folder.path().join("data"), &options);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let asked = json!({"system": "Be kind.", "prompt": "Say hello."});
+    let answer = up.post("/api/v1/flow/f1/service/text-completion", &asked);
+    assert!(answer.contains("hello from the stub"), "{answer}");
+    let question = llm.asked("/messages").to_lowercase();
+    assert!(
+        question.contains("x-api-key: k-from-file") && question.contains("anthropic-version:"),
+        "{question}"
+    );
+    let note = write(folder.path(), "note.md", "# Pump\n\nThe spare key hangs behind the blue door.\n");
+    up.json(&["doc", "add", note.to_str().unwrap(), "--flow", "f1"]);
+    let answer = up.run(&["ask", "where is the spare key?", "--flow", "f1"]);
+    ends(&answer, 0, "hello from the stub");
+    assert!(llm.asked("/messages").contains("\"stream\":true"));
+    assert!(doctor(&up, 0).contains(&"model-answers".to_owned()));
+}
+
+#[test]
 fn options_that_cannot_work_are_told_before_anything_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

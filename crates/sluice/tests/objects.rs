@@ -28,14 +28,14 @@ fn main() {
     }
     match Server::start() {
         Ok(server) => {
-            case(&server);
+            case(server);
             println!("test {NAME} ... ok");
         }
         Err(why) => println!("test {NAME} ... ignored, {why}"),
     }
 }
 
-fn case(server: &Server) {
+fn case(server: Server) {
     let folder = tempfile::tempdir().unwrap();
     let (data, secret) = (folder.path().join("data"), folder.path().join("secret"));
     std::fs::write(&secret, "hush\n").unwrap();
@@ -50,6 +50,8 @@ fn case(server: &Server) {
     server.make_bucket("documents");
 
     let mut running = Up::start_with(&data, &store);
+    let found = running.json(&["doctor"]);
+    assert!(found.as_array().unwrap().iter().any(|one| one["code"] == "store-writes"), "{found}");
     running.json(&["flow", "start", "f1", "document-rag"]);
     let notes = folder.path().join("pump.md");
     std::fs::write(&notes, "# Pump\n\nThe spare key of the pump house hangs behind the blue door.\n")
@@ -90,6 +92,13 @@ fn case(server: &Server) {
     running.json(&["doc", "add", notes.to_str().unwrap(), "--store-only"]);
     drop(running);
     ends(&up(&other, &store), 64, "data folder");
+
+    // A bucket that is out of reach is told by the doctor, with the reason.
+    let running = Up::start_with(&data, &store);
+    drop(server);
+    let found = running.run(&["doctor"]);
+    ends(&found, 2, "[store-refuses]");
+    assert!(common::text(&found).contains("--objects"), "{}", common::text(&found));
 }
 
 fn up(data: &Path, more: &[&str]) -> std::process::Output {

@@ -198,7 +198,7 @@ fn words(answers: &[(&str, anyhow::Result<()>)]) -> Vec<Value> {
     findings
 }
 
-/// Whether the library's store takes a write: an upload that is begun and given up.
+/// Whether the library's store takes a record and a content: an upload that is begun, gets its first part and is given up.
 async fn store_found(api: &Api) -> Value {
     let id = format!("urn:sluice:doctor:{}", uuid::Uuid::new_v4());
     let document = json!({"id": id, "kind": "text/plain", "title": "doctor", "comments": "", "metadata": [], "tags": []});
@@ -207,13 +207,16 @@ async fn store_found(api: &Api) -> Value {
     });
     let wrote = limited(api, async {
         let begun = api.call("librarian", begun).await?;
+        let part = json!({"operation": "upload-chunk", "upload-id": begun["upload-id"], "chunk-index": 0, "content": "Lg=="});
+        let taken = api.call("librarian", part).await;
         let abort = json!({"operation": "abort-upload", "upload-id": begun["upload-id"]});
-        api.call("librarian", abort).await
+        api.call("librarian", abort).await?;
+        taken
     });
     match wrote.await {
         Ok(_) => works("store-writes", "the library's store takes what is written"),
         Err(error) => {
-            let next = "free space on the disk of the library's data folder, or read its log";
+            let next = "free space on the disk of the library's data folder, look after the object store if --objects names one, or read the library's log";
             finding("error", "store-refuses", format!("the library's store takes nothing: {error}"), next)
         }
     }

@@ -1,4 +1,4 @@
-//! A stub of a provider of models: it answers as Ollama and OpenAI do, remembers what it was asked, can break down, and can
+//! A stub of a provider of models: it answers as Ollama, Anthropic and OpenAI do, remembers what it was asked, can break down, and can
 //! leave a question open until the asker hangs up.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -139,6 +139,22 @@ fn answer(path: &str, question: &str) -> &'static str {
         "/api/chat" => {
             r#"{"model":"gemma3","message":{"role":"assistant","content":"hello from the stub"},"done":true,"done_reason":"stop"}"#
         }
+        _ if path.ends_with("/messages") && question.contains("\"stream\":true") => concat!(
+            r#"data: {"type":"message_start","message":{"model":"claude","usage":{"input_tokens":5,"output_tokens":1}}}"#,
+            "\n\n",
+            r#"data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"hello from "}}"#,
+            "\n\n",
+            r#"data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"the stub"}}"#,
+            "\n\n",
+            r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":4}}"#,
+            "\n\n",
+            r#"data: {"type":"message_stop"}"#,
+            "\n\n"
+        ),
+        _ if path.ends_with("/messages") => {
+            r#"{"model":"claude","content":[{"type":"text","text":"hello from the stub"}],"stop_reason":"end_turn","usage":{"input_tokens":5,"output_tokens":4}}"#
+        }
+        _ if path.contains("/models") => r#"{"data":[{"id":"claude"}]}"#,
         "/api/tags" => r#"{"models":[{"name":"gemma3:latest","model":"gemma3:latest"}]}"#,
         _ => r#"{"data":[{"index":0,"embedding":[0.25,0.5]}],"model":"embedder"}"#,
     }
