@@ -15,6 +15,8 @@ use world::World;
 
 #[path = "beside/attached.rs"]
 mod attached;
+#[path = "beside/blueprint.rs"]
+mod blueprint;
 #[path = "drop_in/clients.rs"]
 mod clients;
 mod common;

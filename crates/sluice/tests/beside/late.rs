@@ -1,7 +1,8 @@
 //! Theirs miss that a flow was stopped: they hang, or are cut off and come back with queues of a run that is over.
 
 use crate::Row;
-use crate::world::{BLUEPRINT, CHUNKER, NOTES, World};
+use crate::blueprint::CHUNKER;
+use crate::world::{BLUEPRINT, NOTES, World};
 
 pub(crate) const CASES: &[Row] = &[
     ("a_stop_names_one_of_theirs_that_hangs_and_is_done_when_it_lets_go", hangs),

@@ -1,7 +1,8 @@
 //! Theirs come late, share the work with ours, or are killed at work: nothing is lost and nothing is done twice without need.
 
 use crate::Row;
-use crate::world::{BLUEPRINT, CHUNKER, World, is_theirs};
+use crate::blueprint::CHUNKER;
+use crate::world::{BLUEPRINT, World, is_theirs};
 
 pub(crate) const CASES: &[Row] = &[
     ("what_was_sent_before_theirs_attached_is_all_processed", before),

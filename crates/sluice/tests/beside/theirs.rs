@@ -1,11 +1,12 @@
 //! Processes of TrustGraph 2.11, each with a log that can be read while it runs.
+#![allow(dead_code, reason = "not every test uses every part")]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::clients;
-use crate::world::until;
+use crate::common::until;
 
 /// Ends the program as soon as its own input ends: when the guard is dropped, or the test process is killed. Tells first
 /// which process it is.
@@ -26,7 +27,7 @@ pub(crate) struct Theirs {
 
 impl Theirs {
     /// Starts a program of the package under an id, on a vhost of a broker on this machine.
-    pub(crate) fn start(program: &str, id: &str, broker: &str) -> Self {
+    pub(crate) fn start(program: &str, id: &str, broker: &str, more: &[&str]) -> Self {
         let (port, vhost) = broker.rsplit_once(':').unwrap().1.split_once('/').unwrap();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", SUPERVISOR, "sh"]).arg(clients::python_processors().join(program));
@@ -39,6 +40,7 @@ impl Theirs {
             "--no-metrics",
             "--no-loki-enabled",
         ]);
+        command.args(more);
         for name in ["RABBITMQ_USERNAME", "RABBITMQ_PASSWORD", "PYTHONPATH"] {
             command.env_remove(name);
         }

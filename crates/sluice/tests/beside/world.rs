@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_schema::standard;
 use tempfile::TempDir;
 
+use crate::blueprint::{self, CHUNKER};
 use crate::clients;
-use crate::common::{PATIENCE, Up};
+use crate::common::{Up, until};
 use crate::model::Model;
 use crate::program::{self, Said};
 use crate::server::{self, Server};
@@ -18,7 +18,6 @@ use crate::theirs::Theirs;
 
 /// The standard blueprint, but with a chunker and a prompt service that only theirs are.
 pub(crate) const BLUEPRINT: &str = "beside";
-pub(crate) const CHUNKER: &str = "chunker-py";
 pub(crate) const PROMPT: &str = "prompt-py";
 
 pub(crate) const QUESTION: &str = "Where does the spare key of the pump house hang?";
@@ -28,8 +27,6 @@ pub(crate) const NOTES: &str =
 
 /// How long one run of a published tool may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(60);
-/// Pause between looks at what others do.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) struct World {
     /// Processors that are attached for all cases. Before the system, so that they go first.
@@ -58,12 +55,7 @@ impl World {
             .concat(),
         );
         let world = Self { attached: Vec::new(), up, server, vhost, folder, _model: model };
-        let (_, text) = standard::BLUEPRINTS.iter().find(|(name, _)| *name == "document-rag").unwrap();
-        let own = [("chunker:", CHUNKER), ("prompt:", PROMPT)]
-            .into_iter()
-            .fold((*text).to_owned(), |text, (ours, theirs)| {
-                text.replace(&format!("\"{ours}"), &format!("\"{theirs}:"))
-            });
+        let own = blueprint::left_to(&[("chunker", CHUNKER), ("prompt", PROMPT)]);
         let file = world.file("blueprint.json", &own);
         world.up.json(&["blueprint", "put", BLUEPRINT, &file]);
         world
@@ -82,7 +74,7 @@ impl World {
     }
 
     fn theirs(&self, program: &str, id: &str) -> Theirs {
-        Theirs::start(program, id, &self.server.url(&self.vhost))
+        Theirs::start(program, id, &self.server.url(&self.vhost), &[])
     }
 
     /// What the attached ones said.
@@ -207,16 +199,6 @@ impl World {
     /// Cuts what connects theirs with the broker.
     pub(crate) fn cut_theirs(&self) -> usize {
         self.server.cut_theirs(&self.vhost)
-    }
-}
-
-/// Asks until the answer holds.
-#[track_caller]
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool, log: impl Fn() -> String) {
-    let until = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < until, "waited in vain for {what}\n{}", log());
-        std::thread::park_timeout(LOOK_EVERY);
     }
 }
 

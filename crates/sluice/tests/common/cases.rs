@@ -14,11 +14,25 @@ pub(crate) struct Shared {
     pub(crate) runtime: Runtime,
 }
 
-pub(crate) type Case = (&'static str, fn(&mut Shared));
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&mut Shared),
+    /// Says which program is missing that only this case needs, if one is.
+    pub(crate) missing: fn() -> Option<&'static str>,
+}
 
+/// Functions as cases; after `needs` stands what tells that something else than the server is missing.
 #[macro_export]
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name as fn(&mut $crate::common::cases::Shared))),*] };
+    (missing) => { || None };
+    (missing $needs:path) => { $needs };
+    ($($name:ident $(needs $needs:path)?),* $(,)?) => {
+        &[$($crate::common::cases::Case {
+            name: stringify!($name),
+            run: $name,
+            missing: $crate::cases!(missing $($needs)?),
+        }),*]
+    };
 }
 
 impl Shared {
@@ -43,31 +57,35 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| name.contains(*arg));
-    let cases: Vec<&Case> = cases.iter().filter(|(name, _)| is_wanted(name)).collect();
+    let cases: Vec<&Case> = cases.iter().filter(|case| is_wanted(case.name)).collect();
     if args.iter().any(|arg| arg == "--list") {
-        cases.iter().for_each(|(name, _)| println!("{name}: test"));
+        cases.iter().for_each(|case| println!("{}: test", case.name));
         return ExitCode::SUCCESS;
     }
     println!("\nrunning {} tests", cases.len());
-    if let Some(why) = RabbitServer::missing() {
-        cases.iter().for_each(|(name, _)| println!("test {name} ... ignored, {why}"));
-        println!("\ntest result: ok. 0 passed; 0 failed; {} ignored\n", cases.len());
-        return ExitCode::SUCCESS;
+    let missing = |case: &Case| RabbitServer::missing().or_else(case.missing);
+    let (ignored, cases): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| missing(case).is_some());
+    for case in &ignored {
+        println!("test {} ... ignored, {}", case.name, missing(case).unwrap_or_default());
     }
-    if cases.is_empty() {
-        return ExitCode::SUCCESS;
-    }
+    let failed = if cases.is_empty() { 0 } else { run_all(&cases) };
+    let result = if failed == 0 { "ok" } else { "FAILED" };
+    let (passed, ignored) = (cases.len() - failed, ignored.len());
+    println!("\ntest result: {result}. {passed} passed; {failed} failed; {ignored} ignored\n");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs cases one after the other on one server; how many failed.
+fn run_all(cases: &[&Case]) -> usize {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(RabbitServer::start()).unwrap();
     let mut shared = Shared { server, runtime };
     let mut failed = 0;
-    for (name, case) in &cases {
+    for case in cases {
         // The panic itself has been printed by its hook.
-        let passed = catch_unwind(AssertUnwindSafe(|| case(&mut shared))).is_ok();
+        let passed = catch_unwind(AssertUnwindSafe(|| (case.run)(&mut shared))).is_ok();
         failed += usize::from(!passed);
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        println!("test {} ... {}", case.name, if passed { "ok" } else { "FAILED" });
     }
-    let result = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {result}. {} passed; {failed} failed; 0 ignored\n", cases.len() - failed);
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    failed
 }

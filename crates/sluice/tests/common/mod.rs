@@ -16,6 +16,8 @@ use serde_json::Value;
 
 /// Generous: machines that run tests are slow and shared.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between looks at what others do.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A command without anything of the caller's environment that would change what it does.
 pub(crate) fn sluice() -> Command {
@@ -187,4 +189,14 @@ pub(crate) fn read_all(mut from: impl Read) -> String {
     let mut text = String::new();
     from.read_to_string(&mut text).unwrap();
     text
+}
+
+/// Asks until the answer holds.
+#[track_caller]
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool, log: impl Fn() -> String) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "waited in vain for {what}\n{}", log());
+        std::thread::park_timeout(LOOK_EVERY);
+    }
 }

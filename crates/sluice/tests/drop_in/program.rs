@@ -1,4 +1,5 @@
 //! Runs programs to their end, or to the end of patience.
+#![allow(dead_code, reason = "not every test uses every part")]
 
 use std::io::Read;
 use std::process::{Command, Stdio};
