@@ -256,3 +256,11 @@ fn the_doctor_says_that_nobody_is_there() {
     );
     assert!(began.elapsed() < PATIENCE);
 }
+
+#[test]
+fn told_to_stop_as_soon_as_it_serves_it_stops_in_good_order() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        assert_eq!(Up::start(&folder.path().join("data")).terminate(), 0);
+    }
+}

@@ -57,7 +57,7 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         println!("\nServing until interrupted. In another terminal:");
         println!("   export SLUICE_DATA={} TRUSTGRAPH_URL={url}", folder.path().display());
         println!("   sluice ask \"…\" --flow {FLOW}");
-        up::interrupted().await?;
+        up::interrupted()?.await;
     }
     system.stop().await;
     outcome?;

@@ -67,6 +67,8 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         objects: objects(serve.objects)?,
     };
     let system = System::start(settings).await?;
+    // Before the word that it serves: whoever waits for that may tell it to stop at once.
+    let interrupted = interrupted()?;
     let folder = data.as_deref().map(|data| tracing::field::display(data.display()));
     match system.address {
         Some(address) => tracing::info!(%address, data = folder, "serving"),
@@ -75,7 +77,7 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
     if let Some(data) = data.filter(|_| iam_here && !no_auth) {
         tracing::info!(key = %data.join("admin.key").display(), "the admin key is here; sluice commands read it");
     }
-    interrupted().await?;
+    interrupted.await;
     tracing::info!("stopping");
     system.stop().await;
     Ok(())
@@ -114,15 +116,16 @@ fn decoding(args: &Decoding) -> DecodingConfig {
     config
 }
 
-/// Waits for SIGINT or SIGTERM.
-pub(super) async fn interrupted() -> anyhow::Result<()> {
+/// Waits for SIGINT or SIGTERM, from the call on: what comes before the wait is not missed.
+pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be awaited")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be awaited")?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 pub(super) fn model(args: Model) -> anyhow::Result<Option<ModelConfig>> {

@@ -25,9 +25,10 @@ const IDLE_LOOKS_OPEN: u32 = 40;
 
 /// Watches until interrupted, or until nothing is left to do.
 pub(super) async fn run(api: &Api, output: Output, id: &str, until_idle: bool) -> anyhow::Result<Code> {
+    let interrupted = up::interrupted()?;
     tokio::select! {
         ended = watch(api, output, id, until_idle) => ended,
-        interrupted = up::interrupted() => interrupted.map(|()| Code::Ok),
+        () = interrupted => Ok(Code::Ok),
     }
 }
 
