@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+#[path = "common/door.rs"]
+mod door;
 #[path = "common/kills.rs"]
 mod kills;
 #[path = "common/wired.rs"]
@@ -124,10 +126,13 @@ fn a_system_goes_on_after_its_broker_was_killed_and_started_again(shared: &mut S
 fn killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker(shared: &mut Shared) {
     let folder = tempfile::tempdir().unwrap();
     let (data, vhost) = (folder.path().join("data"), shared.vhost());
+    assert_eq!(up_on(shared, &data, &vhost).terminate(), 0);
+    let of_the_system = shared.lasting(&vhost);
     let mut up = kills::kill_again_and_again(|| up_on(shared, &data, &vhost), KILLS);
-    let left: Vec<_> = shared.names(&vhost).into_iter().filter(|name| kills::is_of_a_run(name)).collect();
-    assert_eq!(left, Vec::<String>::new());
     assert_eq!(up.terminate(), 0);
+    let left: Vec<String> = shared.lasting(&vhost).difference(&of_the_system).cloned().collect();
+    assert_eq!(left, Vec::<String>::new());
+    assert_eq!(shared.of_processes(&vhost), Vec::<String>::new(), "what belongs to a process outlives it");
 }
 
 fn messages_sent_before_any_processor_exists_are_all_delivered(shared: &mut Shared) {

@@ -2,6 +2,7 @@
 //! fails does not keep the others from running.
 #![allow(clippy::print_stdout, reason = "the harness tells what it ran")]
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ macro_rules! cases {
     };
 }
 
+#[allow(dead_code, reason = "not every test uses every part")]
 impl Shared {
     /// Names of all exchanges and queues of a vhost that belong to a flow's run.
     pub(crate) fn left_of(&self, vhost: &str, run: &str) -> Vec<String> {
@@ -45,6 +47,17 @@ impl Shared {
 
     pub(crate) fn names(&self, vhost: &str) -> Vec<String> {
         self.runtime.block_on(self.server.names(vhost)).unwrap()
+    }
+
+    /// The same apart from inboxes, which come and go with their readers.
+    pub(crate) fn lasting(&self, vhost: &str) -> BTreeSet<String> {
+        let is_inbox = |name: &String| name.starts_with("amq") || name.starts_with("sluice.inbox.");
+        self.names(vhost).into_iter().filter(|name| !is_inbox(name)).collect()
+    }
+
+    /// What belongs to processes, and has to go with them.
+    pub(crate) fn of_processes(&self, vhost: &str) -> Vec<String> {
+        self.names(vhost).into_iter().filter(|name| name.starts_with("sluice.")).collect()
     }
 
     pub(crate) fn vhost(&self) -> String {

@@ -2,11 +2,10 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test that cannot go on fails, and it says its seed"
+    dead_code,
+    reason = "a test that cannot go on fails, and it says its seed; not every test uses every part"
 )]
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,22 +14,51 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::common::{PATIENCE, Up};
+use crate::common::{PATIENCE, Up, until};
+use crate::door::{Answer, Door, Loader, PARAMETERS};
 
 const FLOWS: [&str; 3] = ["k1", "k2", "k3"];
-/// The latest moment of a kill after people began to ask.
-const MOMENT_MAX: Duration = Duration::from_millis(250);
+/// The flow that documents go through all the time.
+const STEADY: &str = "k0";
+/// A kill comes at a random moment after a random number of requests were done, of which these are the largest.
+const DONE_MAX: u64 = 3;
+const MOMENT_MAX: Duration = Duration::from_millis(150);
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+/// How often to kill, and the random that decides when; the seed is told.
+pub(crate) fn schedule(kills_default: u64) -> (u64, StdRng) {
+    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (kills, seed) = (number("SLUICE_KILLS", kills_default), number("SLUICE_SEED", 1));
+    println!("{kills} kills, SLUICE_SEED={seed}");
+    (kills, StdRng::seed_from_u64(seed))
+}
+
+/// Tells how far a long run is.
+pub(crate) fn tell(kill: u64, begun: Instant) {
+    const TELL_EVERY: u64 = 50;
+    if (kill + 1).is_multiple_of(TELL_EVERY) {
+        println!("  {} kills in {} s", kill + 1, begun.elapsed().as_secs());
+    }
 }
 
 /// What people ask for while the system is killed.
 struct People {
-    url: String,
-    key: String,
+    door: Door,
     random: StdRng,
-    answered: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What they got.
+#[derive(Default)]
+struct Counts {
+    answered: AtomicU64,
+    decided: AtomicU64,
+    loaded: AtomicU64,
+}
+
+impl Counts {
+    fn done(&self) -> u64 {
+        self.decided.load(Ordering::SeqCst) + self.loaded.load(Ordering::SeqCst)
+    }
 }
 
 impl People {
@@ -39,42 +67,39 @@ impl People {
         while !leave.load(Ordering::SeqCst) {
             let id = FLOWS[self.random.random_range(0..FLOWS.len())];
             let (path, body) = match self.random.random_range(0..5) {
-                0 | 1 => ("/api/v1/flow".to_owned(), start(id)),
-                2 => {
-                    let drain = ["1ms", "20s", "discard"][self.random.random_range(0..3)];
-                    let stop = json!({"operation": "stop-flow", "flow-id": id, "drain": drain});
-                    ("/api/v1/flow".to_owned(), stop)
-                }
-                _ => {
-                    let text = "The spare key hangs behind the blue door. ".repeat(20);
-                    (format!("/api/v1/flow/{id}/service/text-load"), json!({"id": "d", "text": text}))
-                }
+                0 | 1 => ("/api/v1/flow".to_owned(), start(id, "document-rag")),
+                2 => ("/api/v1/flow".to_owned(), stop(id, &mut self.random)),
+                _ => load(id),
             };
-            if post(&self.url, &self.key, &path, &body).is_some_and(|answer| answer.contains("200 OK")) {
-                self.answered.fetch_add(1, Ordering::SeqCst);
+            match self.door.post(&path, &body) {
+                Answer::None => continue,
+                Answer::Refused(_) => {}
+                Answer::Done(_) if path == "/api/v1/flow" => tick(&self.counts.decided),
+                Answer::Done(_) => tick(&self.counts.loaded),
             }
+            tick(&self.counts.answered);
         }
     }
 }
 
-fn start(id: &str) -> Value {
-    json!({"operation": "start-flow", "flow-id": id, "blueprint-name": "document-rag", "description": "", "parameters": {}})
+fn tick(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::SeqCst);
 }
 
-/// An answer; `None` when the system died before it.
-fn post(url: &str, key: &str, path: &str, body: &Value) -> Option<String> {
-    let address = url.strip_prefix("http://")?;
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let body = body.to_string();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    (!answer.is_empty()).then_some(answer)
+pub(crate) fn start(id: &str, blueprint: &str) -> Value {
+    json!({"operation": "start-flow", "flow-id": id, "blueprint-name": blueprint, "description": "", "parameters": {}})
+}
+
+/// A stop that lets work end for a while, for a long while, or throws it away.
+pub(crate) fn stop(id: &str, random: &mut StdRng) -> Value {
+    let drain = ["1ms", "20s", "discard"][random.random_range(0..3)];
+    json!({"operation": "stop-flow", "flow-id": id, "drain": drain})
+}
+
+/// A text sent straight into a flow.
+pub(crate) fn load(id: &str) -> (String, Value) {
+    let text = "The spare key hangs behind the blue door. ".repeat(20);
+    (format!("/api/v1/flow/{id}/service/text-load"), json!({"id": "d", "text": text}))
 }
 
 /// Waits until every flow is as somebody wished.
@@ -84,38 +109,62 @@ fn converge(up: &Up) -> Vec<String> {
         let flows = up.json(&["flow", "ls"]);
         let rows = flows.as_array().unwrap();
         if rows.iter().all(|row| row["phase"] == "Running") {
-            return rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+            return ids(&flows);
         }
         assert!(begun.elapsed() < PATIENCE, "{flows}\n{}", up.log());
     }
 }
 
-/// Kills a system at random moments while people ask, and begins it again. In the end every flow can be stopped, every id
-/// used, and config has nothing left. Returns the system that runs then. `SLUICE_KILLS` says how often, `SLUICE_SEED` when.
+/// The ids in a list of flows.
+pub(crate) fn ids(flows: &Value) -> Vec<String> {
+    flows.as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Kills a system at random moments while people ask and documents go through, and begins it again. In the end every
+/// document that was accepted is through, every flow can be stopped, every id used, and config has nothing left. Returns
+/// the system that runs then. `SLUICE_KILLS` says how often, `SLUICE_SEED` when.
 pub(crate) fn kill_again_and_again(begin: impl Fn() -> Up, kills_default: u64) -> Up {
-    let (kills, seed) = (number("SLUICE_KILLS", kills_default), number("SLUICE_SEED", 1));
-    println!("{kills} kills, SLUICE_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
-    let answered = Arc::new(AtomicU64::new(0));
+    let (kills, mut random) = schedule(kills_default);
+    let begun = Instant::now();
+    let counts = Arc::new(Counts::default());
+    let mut loader = Loader::new(STEADY, |progress| progress["complete"] == true);
+    let mut busy = 0;
+    let door = |up: &Up| Door { url: up.url.clone(), key: up.key() };
     let mut up = begin();
-    for _ in 0..kills {
-        let leave = AtomicBool::new(false);
+    up.json(&[&["flow", "start", STEADY, "document-rag"], PARAMETERS].concat());
+    loader.send(&door(&up));
+    for kill in 0..kills {
+        let (leave, under_way) = (AtomicBool::new(false), loader.under_way.clone());
+        let door = door(&up);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 let random = StdRng::seed_from_u64(random.random());
-                let (url, key, answered) = (up.url.clone(), up.key(), answered.clone());
-                let people = People { url, key, random, answered };
+                let people = People { door: door.clone(), random, counts: counts.clone() };
                 scope.spawn(|| people.ask_on(&leave));
             }
+            scope.spawn(|| loader.load_on(&door, &leave));
+            let some = counts.done() + random.random_range(0..=DONE_MAX);
+            until("requests to be done", || counts.done() >= some, || up.log());
             // The moment is the point here, not something to wait for.
             std::thread::park_timeout(random.random_range(Duration::ZERO..MOMENT_MAX));
+            busy += u64::from(under_way.load(Ordering::SeqCst) > 0);
             up.kill();
             leave.store(true, Ordering::SeqCst);
         });
         up = begin();
-        converge(&up);
+        assert!(converge(&up).iter().any(|id| id == STEADY), "nobody stopped it\n{}", up.log());
+        tell(kill, begun);
     }
-    assert!(answered.load(Ordering::SeqCst) > kills, "people were hardly ever answered");
+    let through = loader.finish(&door(&up), || up.log());
+    let [answered, decided, loaded] =
+        [&counts.answered, &counts.decided, &counts.loaded].map(|count| count.load(Ordering::SeqCst));
+    println!(
+        "{kills} kills in {} s, {busy} with documents under way: {decided} starts and stops done, {loaded} texts taken, \
+         {through} documents through",
+        begun.elapsed().as_secs()
+    );
+    assert!(answered > kills, "people were hardly ever answered");
+    assert!(decided > 0 && loaded > 0 && through > 0, "nothing came of it");
     for id in converge(&up) {
         up.json(&["flow", "stop", &id]);
     }
@@ -124,20 +173,14 @@ pub(crate) fn kill_again_and_again(begin: impl Fn() -> Up, kills_default: u64) -
         up.json(&["flow", "stop", id]);
     }
     assert_eq!(up.json(&["flow", "ls"]), json!([]));
-    let shown = up.json(&["config", "show"]);
-    let types = shown["config"].as_object().unwrap();
-    let is_of_flows = |kind: &str| kind == "flow" || kind.starts_with("processor:");
-    let left: Vec<_> = types
-        .iter()
-        .filter(|(kind, values)| {
-            is_of_flows(kind) && values.as_object().is_some_and(|values| !values.is_empty())
-        })
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(entries_of_flows(&up.json(&["config", "show"])), Vec::<String>::new());
     up
 }
 
-/// The runs that the flows may have had.
-pub(crate) fn is_of_a_run(name: &str) -> bool {
-    FLOWS.iter().any(|id| name.contains(&format!(":{id}")))
+/// Config types with entries of flows that still hold something.
+pub(crate) fn entries_of_flows(shown: &Value) -> Vec<String> {
+    let is_of_flows = |kind: &str| kind == "flow" || kind.starts_with("processor:");
+    let holds = |values: &Value| values.as_object().is_some_and(|values| !values.is_empty());
+    let types = shown["config"].as_object().unwrap().iter();
+    types.filter(|(kind, values)| is_of_flows(kind) && holds(values)).map(|(kind, _)| kind.clone()).collect()
 }
