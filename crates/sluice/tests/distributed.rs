@@ -2,25 +2,43 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "a long case tells how far it is")]
 
+#[path = "beside/blueprint.rs"]
+mod blueprint;
+#[path = "drop_in/clients.rs"]
+mod clients;
 mod common;
+#[path = "common/door.rs"]
+mod door;
+#[path = "distributed/fleet.rs"]
+mod fleet;
+#[path = "distributed/killed.rs"]
+mod killed;
+#[path = "common/kills.rs"]
+mod kills;
+#[path = "drop_in/program.rs"]
+mod program;
 #[path = "common/provider.rs"]
 mod provider;
+#[path = "beside/theirs.rs"]
+mod theirs;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use common::cases::{Case, Shared};
-use common::{PATIENCE, Program, ends, sluice, text, url_in};
+use common::{PATIENCE, Program, ends, sluice, text};
+use fleet::{Client, Fleet, PROCESSES};
+use killed::flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use serde_json::Value;
 
 const CASES: &[Case] = cases![
     processes_started_in_any_order_do_the_main_job_and_leave_nothing,
     any_process_killed_while_requests_run_loses_no_accepted_document_and_hangs_no_request,
+    flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing
+        needs killed::missing,
     what_cannot_run_alone_is_told_before_anything_is_made,
     a_second_process_with_data_of_its_own_is_refused,
     a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_names_who_is_away,
@@ -28,152 +46,6 @@ const CASES: &[Case] = cases![
 
 fn main() -> ExitCode {
     common::cases::run(CASES)
-}
-
-/// Which process runs what. Those that keep data have a folder of their own.
-const PROCESSES: &[(&str, &[&str])] = &[
-    ("gateway", &["gateway"]),
-    ("flow", &["flow"]),
-    ("library", &["library"]),
-    ("stores", &["stores"]),
-    ("intake", &["document-decoder", "chunker", "embeddings", "document-embeddings"]),
-    (
-        "answers",
-        &[
-            "document-rag",
-            "reranker",
-            "prompt",
-            "prompt-rag",
-            "text-completion",
-            "text-completion-rag",
-            "metering",
-            "metering-rag",
-        ],
-    ),
-    ("iam", &["iam"]),
-    ("config", &["config"]),
-];
-
-/// The processes of one system.
-struct Fleet {
-    folder: tempfile::TempDir,
-    broker: Vec<String>,
-    running: BTreeMap<&'static str, Program>,
-    listen: String,
-    client: Client,
-}
-
-/// What a command needs to reach the system.
-#[derive(Clone)]
-struct Client {
-    url: String,
-    data: PathBuf,
-}
-
-impl Client {
-    fn run(&self, args: &[&str]) -> std::process::Output {
-        sluice()
-            .args(args)
-            .args(["--timeout", "120", "--url", &self.url, "--data"])
-            .arg(&self.data)
-            .output()
-            .unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let mut all = args.to_vec();
-        all.extend(["-o", "json"]);
-        let output = self.run(&all);
-        assert!(output.status.success(), "{args:?}: {}", text(&output));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// Runs a command again until it succeeds.
-    fn in_the_end(&self, args: &[&str], fleet: &Fleet) -> Value {
-        let until = Instant::now() + PATIENCE;
-        let mut all = args.to_vec();
-        all.extend(["-o", "json"]);
-        loop {
-            let output = self.run(&all);
-            if output.status.success() {
-                return serde_json::from_slice(&output.stdout).unwrap();
-            }
-            assert!(Instant::now() < until, "{args:?}: {}\n{}", text(&output), fleet.logs());
-        }
-    }
-}
-
-impl Fleet {
-    /// All of them, each begun without waiting for the one before.
-    fn start(shared: &Shared, vhost: &str, order: &[(&'static str, &'static [&'static str])]) -> Self {
-        Self::start_with(shared, vhost, order, &[])
-    }
-
-    fn start_with(
-        shared: &Shared,
-        vhost: &str,
-        order: &[(&'static str, &'static [&'static str])],
-        more: &[&str],
-    ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let management = shared.server.options().management.unwrap();
-        let url = shared.server.url(vhost);
-        let broker = ["--broker", &url, "--broker-management", management.reveal()]
-            .into_iter()
-            .chain(more.iter().copied());
-        let broker: Vec<String> = broker.map(str::to_owned).collect();
-        let client = Client { url: String::new(), data: folder.path().join("iam") };
-        let listen = "127.0.0.1:0".to_owned();
-        let mut fleet = Self { folder, broker, running: BTreeMap::new(), listen, client };
-        let commands: Vec<_> =
-            order.iter().map(|(name, services)| (*name, fleet.command(name, services))).collect();
-        let started: Vec<_> = commands
-            .into_iter()
-            .map(|(name, command)| (name, std::thread::spawn(move || Program::start(command, " serving "))))
-            .collect();
-        for (name, started) in started {
-            let (program, line) = started.join().unwrap();
-            if name == "gateway" {
-                fleet.client.url = url_in(&line);
-                fleet.listen = fleet.client.url.trim_start_matches("http://").to_owned();
-            }
-            fleet.running.insert(name, program);
-        }
-        fleet
-    }
-
-    fn command(&self, name: &str, services: &[&str]) -> std::process::Command {
-        let mut command = sluice();
-        command.arg("run").args(services).args(&self.broker).args(["--listen", &self.listen]);
-        command.arg("--data").arg(self.folder.path().join(name));
-        command
-    }
-
-    fn kill(&mut self, name: &str) {
-        self.running.remove(name).unwrap().kill();
-    }
-
-    fn start_again(&mut self, (name, services): (&'static str, &'static [&'static str])) {
-        let (program, _) = Program::start(self.command(name, services), " serving ");
-        self.running.insert(name, program);
-    }
-
-    fn logs(&self) -> String {
-        let mut logs = String::new();
-        for (name, program) in &self.running {
-            let log = program.log();
-            let lines: Vec<&str> = log.lines().collect();
-            logs.push_str(&format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(12)..].join("\n")));
-        }
-        logs
-    }
-
-    /// Ends all of them in good order.
-    fn stop(mut self) {
-        for (name, program) in &mut self.running {
-            assert_eq!(program.terminate(), 0, "{name}: {}", program.log());
-        }
-    }
 }
 
 /// A document with a fact that no other has.
@@ -205,9 +77,7 @@ fn processes_started_in_any_order_do_the_main_job_and_leave_nothing(shared: &mut
         assert_eq!(shared.left_of(&vhost, run), Vec::<String>::new());
     }
     fleet.stop();
-    let left: Vec<String> =
-        shared.names(&vhost).into_iter().filter(|name| name.starts_with("sluice.")).collect();
-    assert!(left.is_empty(), "what belongs to a process outlives it: {left:?}");
+    assert_eq!(shared.of_processes(&vhost), Vec::<String>::new(), "what belongs to a process outlives it");
 }
 
 fn any_process_killed_while_requests_run_loses_no_accepted_document_and_hangs_no_request(
