@@ -119,8 +119,9 @@ impl Shared {
             } else {
                 ("200 OK", answer(&path, &question))
             };
+            let kind = if body.starts_with("data: ") { "text/event-stream" } else { "application/json" };
             let answer = format!(
-                "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
                 body.len()
             );
             stream.write_all(answer.as_bytes()).ok()?;
