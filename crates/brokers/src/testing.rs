@@ -179,6 +179,16 @@ impl RabbitServer {
         Ok(name)
     }
 
+    /// Removes a vhost with everything in it, and closes its connections.
+    ///
+    /// # Errors
+    /// What the management API said.
+    pub async fn remove_vhost(&self, name: &str) -> Result<(), String> {
+        let url = format!("{}/api/vhosts/{name}", self.management);
+        let sent = self.client.delete(url).send().await.and_then(reqwest::Response::error_for_status);
+        sent.map(drop).map_err(|error| error.to_string())
+    }
+
     async fn put(&self, path: &str, body: &'static str) -> Result<(), String> {
         let url = format!("{}/api/{path}", self.management);
         let sent = self.client.put(url).header("content-type", "application/json").body(body).send().await;
