@@ -1,12 +1,11 @@
-//! A world for flows: broker, store, config service, one registered workspace, and the flow service under test.
+//! A world for flows: broker, store, config service, registered workspaces, and the flow service under test.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_bus::{
-    Address, Broker, BrokerAdmin, Client, Delivery, Embedded, Inbox, Message, Seen, Subscription, TopicSpec,
-    property,
+    Address, Broker, BrokerAdmin, Client, Delivery, Inbox, Message, Seen, Subscription, TopicSpec, property,
 };
 use sluice_flow::{Options, Parts};
 use sluice_schema::message::{ConfigValue, DeadLetter, FlowRequest, FlowResponse};
@@ -16,20 +15,35 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::faulty::{Faults, Faulty};
+use crate::ground::{End, Ground, Site};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// Pauses between looks for something: looks at a real broker are not free.
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(5);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Config types under which nothing may be left of a flow.
 const OF_FLOWS: [&str; 4] = ["flow", "processor:*", "flow-wish", "flow-report"];
 
 pub(crate) struct World {
-    pub(crate) broker: Embedded,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) admin: Arc<dyn BrokerAdmin>,
     pub(crate) faults: Arc<Faults>,
     pub(crate) config: ConfigClient,
     pub(crate) outside: Process,
     options: Options,
-    service: Mutex<Process>,
-    _store: sluice_store::Embedded,
+    service: Mutex<Service>,
+    pub(crate) site: Site,
+    outside_end: End,
+    store: sluice_store::Embedded,
     _folder: tempfile::TempDir,
+}
+
+/// A flow service with its own end of the broker.
+pub(crate) struct Service {
+    process: Process,
+    /// What is stopped first, so that it can say what it still has to.
+    part: Process,
+    end: End,
 }
 
 pub(crate) fn topic(text: &str) -> Topic {
@@ -48,52 +62,81 @@ impl World {
     }
 
     async fn with(options: Options) -> Self {
-        let broker = Embedded::in_memory();
+        Self::on(&Ground::Embedded, &["acme", "other"], options).await
+    }
+
+    /// A world with a broker, or a part of one, that nobody else has.
+    pub(crate) async fn on(ground: &Ground, workspaces: &[&str], options: Options) -> Self {
+        let site = ground.site().await;
+        let outside_end = site.connect().await;
+        let End { broker, admin, .. } = &outside_end;
+        let (broker, admin) = (broker.clone(), admin.clone());
         let folder = tempfile::tempdir().unwrap();
         let store = sluice_store::Embedded::open(folder.path()).unwrap();
-        let outside = Process::new(Arc::new(broker.clone()), CancellationToken::new());
-        let admin = Arc::new(broker.clone());
-        let parts = sluice_config::Parts { process: outside.clone(), admin, tables: store.tables() };
+        let outside = Process::new(broker.clone(), CancellationToken::new());
+        let parts =
+            sluice_config::Parts { process: outside.clone(), admin: admin.clone(), tables: store.tables() };
         sluice_config::start(parts).await.unwrap();
         let config = ConfigClient::new(&outside.replies).await.unwrap();
-        for workspace in ["acme", "other"] {
+        for workspace in workspaces {
             let entry =
                 sluice_sdk::config::value("__workspaces__", "workspace", workspace, "{\"enabled\": true}");
             config.put("__workspaces__", vec![entry]).await.unwrap();
             let letters = topic(&format!("flow:tg:dead-letters:{workspace}"));
-            broker.ensure(&TopicSpec::with(letters, "librarian")).await.unwrap();
+            admin.ensure(&TopicSpec::with(letters, "librarian")).await.unwrap();
         }
         let faults = Arc::new(Faults::default());
-        let service = Mutex::new(start_service(&broker, &faults, options).await);
-        Self { broker, faults, config, outside, options, service, _store: store, _folder: folder }
+        let service = Mutex::new(Service::start(&site, &faults, options).await);
+        let _folder = folder;
+        Self { broker, admin, faults, config, outside, options, service, site, outside_end, store, _folder }
     }
 
     /// The service dies on the spot, and another begins; should that one die while it begins, yet another.
     pub(crate) async fn crash(&self) {
         let mut service = self.service.lock().await;
         loop {
-            // Without the stop signal: nothing gets to tidy up.
-            service.tasks.finish(Duration::ZERO).await;
-            *service = new_process(&self.broker, &self.faults);
+            service.die().await;
+            *service = Service::new(&self.site, &self.faults).await;
             tokio::select! {
-                () = serve(&service, &self.broker, &self.faults, self.options) => return,
+                () = service.serve(&self.faults, self.options) => return,
                 () = self.faults.dying.notified() => {}
             }
         }
     }
 
-    /// Another instance beside the one that runs.
-    pub(crate) async fn another(&self) -> Process {
-        start_service(&self.broker, &self.faults, self.options).await
+    /// The service ends in good order, unless it dies of it, and another begins.
+    async fn hand_over(&self) {
+        let service = self.service.lock().await;
+        tokio::select! {
+            left = service.part.shutdown(DEADLINE) => assert_eq!(left, Vec::<String>::new()),
+            () = self.faults.dying.notified() => {}
+        }
+        drop(service);
+        self.crash().await;
     }
 
-    /// Runs something while dying services are replaced.
+    /// Another instance beside the one that runs.
+    pub(crate) async fn another(&self) -> Service {
+        Service::start(&self.site, &self.faults, self.options).await
+    }
+
+    /// Ends everything, and takes away what was made for this world.
+    pub(crate) async fn end(self) {
+        self.service.into_inner().die().await;
+        self.outside.tasks.finish(Duration::ZERO).await;
+        self.outside_end.close().await;
+        self.store.close().await;
+        self.site.clear().await;
+    }
+
+    /// Runs something while services that end are replaced.
     pub(crate) async fn surviving<T>(&self, doing: impl Future<Output = T>) -> T {
         tokio::pin!(doing);
         loop {
             tokio::select! {
                 done = &mut doing => return done,
                 () = self.faults.dying.notified() => self.crash().await,
+                () = self.faults.retiring.notified() => self.hand_over().await,
             }
         }
     }
@@ -170,7 +213,7 @@ impl World {
 
     /// Topics that are there, with what is in them, the system's left out.
     pub(crate) async fn topics(&self) -> Vec<Seen> {
-        let all = self.broker.list("").await.unwrap();
+        let all = self.admin.list("").await.unwrap();
         all.into_iter().filter(|seen| seen.exists && !sluice_schema::system::is_system(&seen.topic)).collect()
     }
 
@@ -200,7 +243,7 @@ impl World {
     /// Takes what was parked, oldest first.
     pub(crate) async fn dead_letters(&self) -> Vec<DeadLetter> {
         let letters = [TopicSpec::with(topic("flow:tg:dead-letters:acme"), "librarian")];
-        let count = self.broker.observe(&letters).await.unwrap()[0].subscriptions[0].ready;
+        let count = self.admin.observe(&letters).await.unwrap()[0].subscriptions[0].ready;
         let inbox = self.read("flow:tg:dead-letters:acme", "librarian").await;
         let mut letters = Vec::new();
         for _ in 0..count {
@@ -214,6 +257,7 @@ impl World {
     /// Nothing of any flow is left: no topic, no subscription, no record.
     pub(crate) async fn assert_nothing_left(&self, context: &str) {
         assert_eq!(self.topic_names().await, Vec::<String>::new(), "{context}");
+        assert_eq!(self.site.shown().await.unwrap_or_default(), Vec::<String>::new(), "{context}");
         assert_eq!(self.records().await, Vec::new(), "{context}");
         assert_eq!(self.list().await, Vec::<String>::new(), "{context}");
     }
@@ -221,8 +265,10 @@ impl World {
     /// Looks until something is so.
     pub(crate) async fn until<F: Future<Output = bool>>(&self, what: &str, look: impl Fn() -> F) {
         let looking = async {
+            let mut pause = LOOK_PAUSE_MIN;
             while !look().await {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_PAUSE_MAX);
             }
         };
         tokio::time::timeout(DEADLINE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
@@ -233,23 +279,39 @@ pub(crate) async fn next(inbox: &dyn Inbox) -> Delivery {
     tokio::time::timeout(DEADLINE, inbox.next()).await.expect("a message").unwrap()
 }
 
-fn new_process(broker: &Embedded, faults: &Arc<Faults>) -> Process {
-    let faulty = Faulty { inner: broker.clone(), faults: faults.clone() };
-    Process::new(Arc::new(faulty), CancellationToken::new())
+impl Service {
+    async fn new(site: &Site, faults: &Arc<Faults>) -> Self {
+        let end = site.connect().await;
+        let process = Process::new(Arc::new(faulty(&end, faults)), CancellationToken::new());
+        let part = process.part();
+        Self { process, part, end }
+    }
+
+    async fn start(site: &Site, faults: &Arc<Faults>, options: Options) -> Self {
+        let service = Self::new(site, faults).await;
+        service.serve(faults, options).await;
+        service
+    }
+
+    async fn serve(&self, faults: &Arc<Faults>, options: Options) {
+        let process = self.part.clone();
+        let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+        let config = ConfigClient::new(&process.replies).await.unwrap();
+        let admin = Arc::new(faulty(&self.end, faults));
+        let catalogue = Catalogue::default();
+        sluice_flow::start(Parts { process, admin, watch, config, catalogue, options }).await;
+    }
+
+    /// Without the stop signal: nothing gets to tidy up, and its broker sees no more than that it is gone.
+    async fn die(&mut self) {
+        self.end.cut().await;
+        tokio::join!(self.part.tasks.finish(Duration::ZERO), self.process.tasks.finish(Duration::ZERO));
+        self.end.close().await;
+    }
 }
 
-async fn serve(process: &Process, broker: &Embedded, faults: &Arc<Faults>, options: Options) {
-    let watch = ConfigWatch::start(process, Duration::from_secs(30));
-    let config = ConfigClient::new(&process.replies).await.unwrap();
-    let admin = Arc::new(Faulty { inner: broker.clone(), faults: faults.clone() });
-    let catalogue = Catalogue::default();
-    sluice_flow::start(Parts { process: process.clone(), admin, watch, config, catalogue, options }).await;
-}
-
-async fn start_service(broker: &Embedded, faults: &Arc<Faults>, options: Options) -> Process {
-    let process = new_process(broker, faults);
-    serve(&process, broker, faults, options).await;
-    process
+fn faulty(end: &End, faults: &Arc<Faults>) -> Faulty {
+    Faulty { broker: end.broker.clone(), admin: end.admin.clone(), faults: faults.clone() }
 }
 
 pub(crate) fn ok(response: &FlowResponse) -> &FlowResponse {

@@ -1,7 +1,7 @@
 //! What the doctor finds, and what it tells to whom.
 
 use serde_json::json;
-use sluice_bus::{BrokerAdmin, TopicSpec};
+use sluice_bus::TopicSpec;
 use sluice_schema::message::{Finding, FlowRequest};
 
 use crate::common::{World, ok, topic};
@@ -46,11 +46,11 @@ async fn a_healthy_flow_has_nothing_wrong_and_unread_queues_are_told() {
 async fn what_is_lost_or_unknown_is_told_and_nothing_is_touched() {
     let world = World::with_blueprint().await;
     ok(&world.start("f1", "demo").await);
-    world.broker.remove(&TopicSpec::bare(topic("flow:tg:chunks:acme:f1"))).await.unwrap();
+    world.admin.remove(&TopicSpec::bare(topic("flow:tg:chunks:acme:f1"))).await.unwrap();
     for stranger in
         ["flow:tg:odd:acme:x", "flow:tg:odd:other:x", "flow:tg:odd:gone:x", "request:elsewhere:odd:acme:x"]
     {
-        world.broker.ensure(&TopicSpec::bare(topic(stranger))).await.unwrap();
+        world.admin.ensure(&TopicSpec::bare(topic(stranger))).await.unwrap();
     }
     let before = world.topic_names().await;
     let found = told(&world.doctor().await);

@@ -3,14 +3,18 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use sluice_bus::{
-    Address, BoxFuture, Broker, BrokerAdmin, Embedded, Error, Finding, Inbox, Limits, Message, PoisonBound,
-    Seen, Subscription, TopicSpec,
+    Address, BoxFuture, Broker, BrokerAdmin, Error, Finding, Inbox, Limits, Message, PoisonBound, Seen,
+    Subscription, TopicSpec,
 };
 use sluice_schema::message::ConfigRequest;
 use sluice_schema::{Topic, wire};
 use tokio::sync::{Notify, watch};
+
+/// How long a broker's end waits for its broker's word: longer than any caller waits for the end.
+const WORD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What happens at an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +27,10 @@ pub(crate) enum Fault {
     CrashBefore,
     /// It is done, and the service dies.
     CrashAfter,
+    /// No word comes within the caller's time, and nothing is done.
+    SilentBefore,
+    /// It is done, and no word comes within the caller's time.
+    SilentAfter,
     /// The hold is lost before; where it is taken, it is refused.
     LostBefore,
     /// It is done, and the hold is lost.
@@ -32,12 +40,16 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::FailBefore, Self::FailAfter, Self::CrashBefore, Self::CrashAfter];
-
     /// Those that can befall an effect.
     pub(crate) fn of(effect: &str) -> Vec<Self> {
-        let mut faults = Self::ALL.to_vec();
+        let mut faults = Self::quick_of(effect);
+        faults.extend([Self::SilentBefore, Self::SilentAfter]);
+        faults
+    }
+
+    /// Those of them that nobody has to wait for.
+    fn quick_of(effect: &str) -> Vec<Self> {
+        let mut faults = vec![Self::FailBefore, Self::FailAfter, Self::CrashBefore, Self::CrashAfter];
         if ["hold ", "ensure ", "remove "].iter().any(|over| effect.starts_with(over)) {
             faults.extend([Self::LostBefore, Self::LostAfter]);
         }
@@ -51,10 +63,16 @@ pub(crate) struct Faults {
     state: Mutex<State>,
     /// Told when the service has to die.
     pub(crate) dying: Notify,
+    /// Told when the service is to end in good order.
+    pub(crate) retiring: Notify,
     /// Whether publishes of dead letters have to wait.
     pub(crate) are_letters_held: watch::Sender<bool>,
     /// Publishes of dead letters that wait.
     pub(crate) letters_held: AtomicUsize,
+    /// Whether listings of everything have to wait, and with them all that is done unasked.
+    pub(crate) are_listings_held: watch::Sender<bool>,
+    /// Listings that wait.
+    pub(crate) listings_held: AtomicUsize,
     /// Told when a service has fallen asleep.
     pub(crate) asleep: Notify,
     /// Calls that came too late, after the hold was lost.
@@ -82,7 +100,7 @@ impl State {
         *x ^= *x >> 27;
         let drawn = x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
         (*x != 0 && drawn.is_multiple_of(8)).then(|| {
-            let faults = Fault::of(what);
+            let faults = Fault::quick_of(what);
             faults[usize::try_from(drawn / 8).unwrap() % faults.len()]
         })
     }
@@ -112,12 +130,12 @@ impl Faults {
         self.state.lock().unwrap().random = 0;
     }
 
-    /// Waits while dead letters are held; how many do can be seen.
     async fn letter_passes(&self) {
-        self.letters_held.fetch_add(1, Ordering::SeqCst);
-        let mut held = self.are_letters_held.subscribe();
-        held.wait_for(|held| !held).await.unwrap();
-        self.letters_held.fetch_sub(1, Ordering::SeqCst);
+        passes(&self.are_letters_held, &self.letters_held).await;
+    }
+
+    async fn listing_passes(&self) {
+        passes(&self.are_listings_held, &self.listings_held).await;
     }
 
     pub(crate) fn fired(&self) -> usize {
@@ -190,14 +208,35 @@ impl Faults {
                 self.dying.notify_one();
                 std::future::pending().await
             }
+            Some(Fault::SilentBefore) => Err(no_word(&what).await),
+            Some(Fault::SilentAfter) => {
+                effect.await?;
+                Err(no_word(&what).await)
+            }
         }
     }
+}
+
+/// Waits while things of a kind are held; how many wait can be seen.
+async fn passes(are_held: &watch::Sender<bool>, waiting: &AtomicUsize) {
+    waiting.fetch_add(1, Ordering::SeqCst);
+    let mut held = are_held.subscribe();
+    held.wait_for(|held| !held).await.unwrap();
+    waiting.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// What a caller gets in the end that waits longer than its broker's end does.
+async fn no_word(what: &str) -> Error {
+    tokio::time::sleep(WORD_TIMEOUT).await;
+    let (what, after_ms) = (what.to_owned(), u64::try_from(WORD_TIMEOUT.as_millis()).unwrap());
+    Error::TimedOut { what, after_ms }
 }
 
 /// Both paths of the service under test.
 #[derive(Clone)]
 pub(crate) struct Faulty {
-    pub(crate) inner: Embedded,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) admin: Arc<dyn BrokerAdmin>,
     pub(crate) faults: Arc<Faults>,
 }
 
@@ -226,43 +265,48 @@ fn effect(to: &Address, message: &Message) -> Option<String> {
 impl Broker for Faulty {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<(), Error>> {
         match effect(to, &message) {
-            None => self.inner.publish(to, message),
+            None => self.broker.publish(to, message),
             Some(what) => Box::pin(async move {
                 if what.starts_with("publish ") {
                     self.faults.letter_passes().await;
                 }
-                self.faults.around(what, self.inner.publish(to, message)).await
+                self.faults.around(what, self.broker.publish(to, message)).await
             }),
         }
     }
 
     fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>, Error>> {
-        self.inner.subscribe(to)
+        self.broker.subscribe(to)
     }
 
     fn limits(&self) -> Limits {
-        self.inner.limits()
+        self.broker.limits()
     }
 }
 
 /// What the service does without a hold: looking, and its own request topics.
 impl BrokerAdmin for Faulty {
     fn observe<'a>(&'a self, topics: &'a [TopicSpec]) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
-        self.inner.observe(topics)
+        self.admin.observe(topics)
     }
 
     fn ensure<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
         let what = format!("ensure {}", topic.topic);
-        Box::pin(self.faults.around(what, self.inner.ensure(topic)))
+        Box::pin(self.faults.around(what, self.admin.ensure(topic)))
     }
 
     fn remove<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
         let what = format!("remove {}", topic.topic);
-        Box::pin(self.faults.around(what, self.inner.remove(topic)))
+        Box::pin(self.faults.around(what, self.admin.remove(topic)))
+    }
+
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
+        let what = format!("remove {}", topic.topic);
+        Box::pin(self.faults.around(what, self.admin.remove_idle(topic)))
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
-        self.inner.list(prefix)
+        self.admin.list(prefix)
     }
 
     fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>, Error>> {
@@ -276,9 +320,10 @@ impl BrokerAdmin for Faulty {
                     self.faults.dying.notify_one();
                     return std::future::pending().await;
                 }
-                Some(Fault::FailAfter | Fault::CrashAfter | Fault::LostAfter | Fault::Sleep) | None => {}
+                Some(Fault::SilentBefore) => return Err(no_word(name).await),
+                Some(_) | None => {}
             }
-            let inner = self.inner.hold(name).await?;
+            let inner = self.admin.hold(name).await?;
             let held = Arc::new(Held {
                 inner: Mutex::new(Some(inner)),
                 is_asleep: watch::Sender::new(false),
@@ -291,6 +336,7 @@ impl BrokerAdmin for Faulty {
                     self.faults.dying.notify_one();
                     return std::future::pending().await;
                 }
+                Some(Fault::SilentAfter) => return Err(no_word(name).await),
                 Some(Fault::LostAfter) => held.lose(),
                 _ => {}
             }
@@ -299,12 +345,16 @@ impl BrokerAdmin for Faulty {
         })
     }
 
+    fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<String>, Error>> {
+        self.admin.holder(name)
+    }
+
     fn bound_poison<'a>(&'a self, to: &'a Topic) -> BoxFuture<'a, Result<PoisonBound, Error>> {
-        self.inner.bound_poison(to)
+        self.admin.bound_poison(to)
     }
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>, Error>> {
-        self.inner.examine()
+        self.admin.examine()
     }
 }
 
@@ -348,8 +398,17 @@ impl BrokerAdmin for Held {
         Box::pin(self.faults.around(what, effect))
     }
 
+    fn remove_idle<'a>(&'a self, topic: &'a TopicSpec) -> BoxFuture<'a, Result<(), Error>> {
+        let what = format!("remove {}", topic.topic);
+        let effect = async move { self.under().await?.remove_idle(topic).await };
+        Box::pin(self.faults.around(what, effect))
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>, Error>> {
-        Box::pin(async move { self.under().await?.list(prefix).await })
+        Box::pin(async move {
+            self.faults.listing_passes().await;
+            self.under().await?.list(prefix).await
+        })
     }
 
     fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>, Error>> {

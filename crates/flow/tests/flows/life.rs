@@ -1,7 +1,7 @@
 //! Flows begin, share, drain and end; what cannot be is refused with its reason.
 
 use serde_json::{Value, json};
-use sluice_bus::{Broker, BrokerAdmin, Subscription, TopicSpec};
+use sluice_bus::{Subscription, TopicSpec};
 use sluice_schema::message::{ConfigPush, FlowRequest};
 use sluice_schema::wire;
 
@@ -153,13 +153,13 @@ async fn a_stop_waits_for_the_dead_letters_to_be_kept_by_somebody() {
     ok(&world.start("f1", "demo").await);
     world.publish("flow:tg:load:acme:f1", "m1").await;
     let letters = topic("flow:tg:dead-letters:acme");
-    world.broker.remove(&TopicSpec::bare(letters.clone())).await.unwrap();
+    world.admin.remove(&TopicSpec::bare(letters.clone())).await.unwrap();
     let told = |said: &str| said.contains("start the library service") && said.contains("discard");
     world
         .until("it says what is missing", || async { told(&error_of("timeout", &world.stop("f1").await)) })
         .await;
     assert!(world.topic_names().await.contains(&"flow:tg:load:acme:f1".to_owned()));
-    world.broker.ensure(&TopicSpec::with(letters, "librarian")).await.unwrap();
+    world.admin.ensure(&TopicSpec::with(letters, "librarian")).await.unwrap();
     world
         .until("it is stopped", || async {
             world.stop("f1").await.error.is_none() || world.list().await.is_empty()
@@ -400,7 +400,7 @@ async fn a_flow_of_another_flow_service_is_shown_and_its_stop_adopts_it() {
         "librarian-response": "response:tg:librarian:acme"}, "parameters": {}});
     world.put_value("acme", "processor:first", "old", &entry.to_string()).await;
     let spec = TopicSpec::with(topic("flow:tg:load:acme:old"), "first--acme--old--input");
-    world.broker.ensure(&spec).await.unwrap();
+    world.admin.ensure(&spec).await.unwrap();
     assert_eq!(status(ok(&world.get("old").await))["phase"], "Unmanaged");
     assert_eq!(error(&world.start("old", "demo").await), "Flow already exists");
     ok(&world.stop("old").await);
@@ -414,22 +414,22 @@ async fn what_reappears_under_an_ended_name_is_swept() {
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     ok(&world.stop("f1").await);
-    world.broker.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
+    world.admin.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
     let unknown = topic("flow:tg:unknown:acme:f1");
-    world.broker.ensure(&TopicSpec::bare(unknown)).await.unwrap();
+    world.admin.ensure(&TopicSpec::bare(unknown)).await.unwrap();
     let is_swept = || async { world.topic_names().await == ["flow:tg:unknown:acme:f1"] };
     world.until("the topic is swept", is_swept).await;
     // Another run in between does not make the names of the first forgotten.
     ok(&world.start("f1", "demo").await);
     ok(&world.stop("f1").await);
     for late in ["flow:tg:load:acme:f1", "flow:tg:load:acme:f1-r2"] {
-        world.broker.ensure(&TopicSpec::with(topic(late), "late")).await.unwrap();
+        world.admin.ensure(&TopicSpec::with(topic(late), "late")).await.unwrap();
     }
     world.until("both are swept", is_swept).await;
     // Also while the next run is up, which shares a section with the ended one.
     ok(&world.start("f1", "demo").await);
     let own = world.topic_names().await;
-    world.broker.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
+    world.admin.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
     world.until("it is swept again", || async { world.topic_names().await == own }).await;
 }
 
@@ -454,7 +454,7 @@ async fn readers_that_missed_the_end_of_their_run_are_told_again() {
     world.put_value("acme", "marker", "after", "{}").await;
     told_of("marker").await;
     let late = TopicSpec::with(topic("flow:tg:load:acme:f1"), "first--acme--f1--input");
-    world.broker.ensure(&late).await.unwrap();
+    world.admin.ensure(&late).await.unwrap();
     let (topic, name) = (late.topic.clone(), late.subscriptions[0].clone());
     let _reader = world.broker.subscribe(&Subscription::Shared { topic, name, prefetch: 1 }).await.unwrap();
     told_of("processor:first").await;
@@ -472,7 +472,7 @@ async fn a_lost_topic_is_made_again_and_flows_survive_a_restart() {
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     let lost = TopicSpec::bare(topic("flow:tg:chunks:acme:f1"));
-    world.broker.remove(&lost).await.unwrap();
+    world.admin.remove(&lost).await.unwrap();
     world
         .until("the topic is back", || async {
             world.subscriptions().await.contains(&"second--acme--f1--input".to_owned())

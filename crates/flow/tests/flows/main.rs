@@ -7,4 +7,8 @@ mod common;
 mod crash;
 mod doctor;
 mod faulty;
+#[allow(dead_code, reason = "the same steps are taken at a real broker too")]
+mod ground;
 mod life;
+#[allow(dead_code, reason = "the same steps are taken at a real broker too")]
+mod steps;
