@@ -19,13 +19,19 @@ const SEEDS_MAX: &str = "600";
 /// In a replacement: whether this bug's switch is on.
 const SWITCH: &str = "PLANTED";
 
-/// A bug: what it replaces, once, in which file.
+/// A bug: what it replaces, and who finds it. Where two parts of the sources guard the same, it takes both.
 struct Bug {
     name: &'static str,
+    edits: [Option<Edit>; 2],
+    finder: Finder,
+}
+
+/// What is replaced, once, in which file.
+#[derive(Clone, Copy)]
+struct Edit {
     file: &'static str,
     find: &'static str,
     with: &'static str,
-    finder: Finder,
 }
 
 /// What has to find a bug.
@@ -38,10 +44,14 @@ enum Finder {
 }
 
 const fn bug(name: &'static str, file: &'static str, find: &'static str, with: &'static str) -> Bug {
-    Bug { name, file, find, with, finder: Finder::Simulation }
+    Bug { name, edits: [Some(Edit { file, find, with }), None], finder: Finder::Simulation }
 }
 
 impl Bug {
+    const fn and(self, file: &'static str, find: &'static str, with: &'static str) -> Self {
+        Self { edits: [self.edits[0], Some(Edit { file, find, with })], ..self }
+    }
+
     const fn found_by(self, file: &'static str, test: &'static str) -> Self {
         Self { finder: Finder::Test { file, test }, ..self }
     }
@@ -149,11 +159,17 @@ const BUGS: &[Bug] = &[
         "if !PLANTED { write.deletes = parts.iter().map(|part| self.entry_key(part)).collect(); }",
     ),
     bug(
-        "entries go although a new flow shares them",
+        "a new flow shares entries that are about to go",
         ACT,
         "write.expect.push(unchanged(ledger, self.records.ledger.as_ref()));",
         "if !PLANTED { write.expect.push(unchanged(ledger, self.records.ledger.as_ref())); }",
-    ),
+    )
+    .and(
+        DECIDE,
+        "plan::wanted(key, wish, records) == Want::Running\n        })\n        .filter_map(|(_, wish)| wish.shared.as_ref())",
+        "(PLANTED || plan::wanted(key, wish, records) == Want::Running)\n        })\n        .filter_map(|(_, wish)| wish.shared.as_ref())",
+    )
+    .found_by("flows", "a_flow_that_begins_while_shared_parts_go_has_all_it_needs"),
     bug(
         "a name is given again",
         DECIDE,
@@ -386,15 +402,17 @@ fn write_copy(copy: &Path) -> Result<()> {
     let mut command = Command::new("git");
     command.current_dir(root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let listed = command.output().context("git lists the sources")?;
-    let mut planted: BTreeMap<&str, Vec<&Bug>> = BTreeMap::new();
+    let mut planted: BTreeMap<&str, Vec<(&str, Edit)>> = BTreeMap::new();
     for bug in BUGS {
-        planted.entry(bug.file).or_default().push(bug);
+        for edit in bug.edits.into_iter().flatten() {
+            planted.entry(edit.file).or_default().push((bug.name, edit));
+        }
     }
     for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
         let from = root().join(name);
         let Ok(mut content) = fs::read(&from) else { continue };
-        for bug in planted.get(name).into_iter().flatten() {
-            content = plant(&String::from_utf8(content)?, bug)?.into_bytes();
+        for (bug, edit) in planted.get(name).into_iter().flatten() {
+            content = plant(&String::from_utf8(content)?, bug, *edit)?.into_bytes();
         }
         let to = copy.join(name);
         if fs::read(&to).is_ok_and(|there| there == content) {
@@ -406,8 +424,7 @@ fn write_copy(copy: &Path) -> Result<()> {
     Ok(())
 }
 
-fn plant(text: &str, bug: &Bug) -> Result<String> {
-    let Bug { name, file, find, with, .. } = bug;
+fn plant(text: &str, name: &str, Edit { file, find, with }: Edit) -> Result<String> {
     if text.matches(find).count() != 1 {
         bail!("'{name}' cannot be planted: {file} must have this once: {find}");
     }
@@ -422,9 +439,11 @@ mod tests {
     #[test]
     fn every_bug_can_be_planted() {
         for bug in BUGS {
-            let text = fs::read_to_string(root().join(bug.file)).unwrap_or_default();
-            let planted = plant(&text, bug);
-            assert!(planted.is_ok_and(|planted| planted != text), "{}", bug.name);
+            for edit in bug.edits.into_iter().flatten() {
+                let text = fs::read_to_string(root().join(edit.file)).unwrap_or_default();
+                let planted = plant(&text, bug.name, edit);
+                assert!(planted.is_ok_and(|planted| planted != text), "{}", bug.name);
+            }
         }
     }
 }

@@ -73,6 +73,10 @@ pub(crate) struct Faults {
     pub(crate) are_listings_held: watch::Sender<bool>,
     /// Listings that wait.
     pub(crate) listings_held: AtomicUsize,
+    /// Whether writes that take processors' entries away have to wait.
+    pub(crate) are_withdrawals_held: watch::Sender<bool>,
+    /// Such writes that wait.
+    pub(crate) withdrawals_held: AtomicUsize,
     /// Told when a service has fallen asleep.
     pub(crate) asleep: Notify,
     /// Calls that came too late, after the hold was lost.
@@ -132,6 +136,10 @@ impl Faults {
 
     async fn letter_passes(&self) {
         passes(&self.are_letters_held, &self.letters_held).await;
+    }
+
+    async fn withdrawal_passes(&self) {
+        passes(&self.are_withdrawals_held, &self.withdrawals_held).await;
     }
 
     async fn listing_passes(&self) {
@@ -269,6 +277,9 @@ impl Broker for Faulty {
             Some(what) => Box::pin(async move {
                 if what.starts_with("publish ") {
                     self.faults.letter_passes().await;
+                }
+                if what.contains("delete(processor:") {
+                    self.faults.withdrawal_passes().await;
                 }
                 self.faults.around(what, self.broker.publish(to, message)).await
             }),

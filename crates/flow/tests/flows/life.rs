@@ -1,5 +1,8 @@
 //! Flows begin, share, drain and end; what cannot be is refused with its reason.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sluice_bus::{Subscription, TopicSpec};
 use sluice_schema::message::{ConfigPush, FlowRequest};
@@ -90,6 +93,29 @@ async fn shared_parts_go_with_the_last_flow_that_uses_them() {
     assert!(left.contains(&"request:tg:embeddings:acme:demo".to_owned()), "{left:?}");
     assert!(!left.iter().any(|t| t.ends_with(":f1")), "{left:?}");
     assert!(world.config.get("acme", "processor:vectors", "demo").await.unwrap().is_some());
+    ok(&world.stop("f2").await);
+    world.assert_nothing_left("after the last").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flow_that_begins_while_shared_parts_go_has_all_it_needs() {
+    let world = World::with_options(|options| options.audit_interval = Duration::from_secs(3_600)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    world.faults.are_withdrawals_held.send_replace(true);
+    let starting = async {
+        let is_held = || async { world.faults.withdrawals_held.load(Ordering::SeqCst) > 0 };
+        world.until("the stop is about to take the entries away", is_held).await;
+        ok(&world.start("f2", "demo").await);
+        world.faults.are_withdrawals_held.send_replace(false);
+    };
+    let (stopped, ()) = tokio::join!(world.stop("f1"), starting);
+    ok(&stopped);
+    // Nobody looks unasked in this world: what went would stay away.
+    let records = world.records().await;
+    let parts: Vec<_> = records.iter().filter(|one| one.r#type.starts_with("processor:")).collect();
+    assert_eq!(parts.len(), 3, "{parts:?}");
+    assert_eq!(world.topic_names().await.iter().filter(|t| t.contains("embeddings")).count(), 2);
     ok(&world.stop("f2").await);
     world.assert_nothing_left("after the last").await;
 }
