@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sluice_schema::message::{ConfigKey, ConfigValue, Error, Expectation, ScopedKey};
+use sluice_schema::message::{ConfigKey, ConfigRequest, ConfigValue, Error, Expectation, ScopedKey};
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
 
 use crate::chance::Chance;
@@ -35,8 +35,8 @@ enum What {
     Wrote { keys: Vec<&'static str>, value: Option<String>, expected: Option<i64>, version: Option<i64> },
     /// A conflict, or a refusal: nothing happened.
     Nothing,
-    /// All keys at one moment, with their values and versions.
-    Read(BTreeMap<String, (String, i64)>),
+    /// Some keys at one moment, with the values that were there, and their versions where the answer tells them.
+    Read { keys: Vec<&'static str>, rows: BTreeMap<String, (String, Option<i64>)> },
 }
 
 #[derive(Clone)]
@@ -122,14 +122,33 @@ impl History {
                 let told = self.config.apply(write).await;
                 Some(wrote(vec![key], Some(mark.clone()), Some(version), told))
             }
+            7 => {
+                let found = self.config.get(WORKSPACE, KIND, key).await.ok()?;
+                Some(What::Read { keys: vec![key], rows: found.into_iter().filter_map(row).collect() })
+            }
+            8 => self.dump().await,
             _ => self.read().await,
         }
     }
 
     async fn read(&self) -> Option<What> {
         let answer = self.config.getvalues_many(&[KIND.to_owned()], 0).await.ok()?;
-        let row = |value: ConfigValue| Some((value.key, (value.value?, value.version)));
-        Some(What::Read(answer.values.into_iter().filter_map(row).collect()))
+        Some(What::Read { keys: KEYS.to_vec(), rows: answer.values.into_iter().filter_map(row).collect() })
+    }
+
+    /// Everything in the workspace, which tells no versions of single values.
+    async fn dump(&self) -> Option<What> {
+        let request = ConfigRequest {
+            operation: "config".to_owned(),
+            workspace: WORKSPACE.to_owned(),
+            ..Default::default()
+        };
+        let mut config = self.config.call(&request).await.ok()?.config;
+        let rows = config.remove(KIND).unwrap_or_default().into_iter();
+        Some(What::Read {
+            keys: KEYS.to_vec(),
+            rows: rows.map(|(key, value)| (key, (value, None))).collect(),
+        })
     }
 
     /// Whether one order of everything agrees with all that was told; reads once more first.
@@ -147,6 +166,10 @@ impl History {
     }
 }
 
+fn row(value: ConfigValue) -> Option<(String, (String, Option<i64>))> {
+    Some((value.key, (value.value?, Some(value.version))))
+}
+
 /// A write with its place in the order.
 #[derive(Debug)]
 struct Placed<'a> {
@@ -160,10 +183,13 @@ fn agrees(all: &[Did]) -> Result<(), Broken> {
     // Where nobody was told the version of a write, whoever read what it wrote knows.
     let mut seen: BTreeMap<&str, BTreeSet<i64>> = BTreeMap::new();
     for did in all {
-        let What::Read(rows) = &did.what else { continue };
-        rows.values().for_each(|(value, version)| _ = seen.entry(value).or_default().insert(*version));
+        let What::Read { rows, .. } = &did.what else { continue };
+        for (value, version) in rows.values() {
+            seen.entry(value).or_default().extend(version);
+        }
     }
     let mut order: BTreeMap<i64, Placed<'_>> = BTreeMap::new();
+    let mut version_of: BTreeMap<&str, i64> = BTreeMap::new();
     let mut lost_deletions: Vec<(&Did, &str)> = Vec::new();
     for did in all {
         let What::Wrote { keys, value, expected, version } = &did.what else { continue };
@@ -176,6 +202,7 @@ fn agrees(all: &[Did]) -> Result<(), Broken> {
             lost_deletions.extend(keys.iter().filter(|_| value.is_none()).map(|key| (did, *key)));
             continue;
         };
+        version_of.extend(value.as_deref().map(|value| (value, *version)));
         let placed = Placed { did, keys, is_deletion: value.is_none(), expected: *expected };
         if let Some(other) = order.insert(*version, placed) {
             return Err(format!("two writes have the version {version}: {:?} and {did:?}", other.did));
@@ -183,10 +210,18 @@ fn agrees(all: &[Did]) -> Result<(), Broken> {
     }
     in_time(&order)?;
     for did in all {
-        if let What::Read(rows) = &did.what {
-            for key in KEYS {
-                read_agrees(did, key, rows.get(key).map(|(_, version)| *version), &order, &lost_deletions)?;
-            }
+        let What::Read { keys, rows } = &did.what else { continue };
+        for key in keys {
+            let found = match rows.get(*key) {
+                None => None,
+                Some((_, Some(version))) => Some(*version),
+                Some((value, None)) => match version_of.get(value.as_str()) {
+                    Some(version) => Some(*version),
+                    // Nobody was ever told when it was written.
+                    None => continue,
+                },
+            };
+            read_agrees(did, key, found, &order, &lost_deletions)?;
         }
     }
     for (version, placed) in &order {
