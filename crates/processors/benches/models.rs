@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench tells what it measured, or ends")]
 #![allow(dead_code, reason = "the tests use more of what they share with this")]
 
+#[path = "../tests/minilm/fetch.rs"]
+mod fetch;
 #[path = "../tests/minilm/model.rs"]
 mod model;
 #[path = "../tests/models/world.rs"]
@@ -105,7 +107,7 @@ async fn many_calls() {
 }
 
 fn local_model() {
-    let folder = match model::model() {
+    let folder = match fetch::model() {
         Ok(folder) => folder,
         Err(why) => return println!("MiniLM: not measured, {why}"),
     };

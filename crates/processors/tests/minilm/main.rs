@@ -6,6 +6,7 @@
     reason = "a test that cannot go on says where; the harness tells what it ran"
 )]
 
+mod fetch;
 mod model;
 
 use std::path::Path;
@@ -14,7 +15,8 @@ use std::process::ExitCode;
 use serde::Deserialize;
 use sluice_processors::hashing;
 
-use self::model::{Passage, embed, found, model, passages, questions};
+use self::fetch::model;
+use self::model::{Passage, embed, found, passages, questions};
 
 type Case = (&'static str, fn(&Path));
 
