@@ -28,14 +28,14 @@ fn main() {
     }
     match Server::start() {
         Ok(server) => {
-            case(server);
+            content_rests_in_the_bucket_until_its_document_is_removed(server);
             println!("test {NAME} ... ok");
         }
         Err(why) => println!("test {NAME} ... ignored, {why}"),
     }
 }
 
-fn case(server: Server) {
+fn content_rests_in_the_bucket_until_its_document_is_removed(server: Server) {
     let folder = tempfile::tempdir().unwrap();
     let (data, secret) = (folder.path().join("data"), folder.path().join("secret"));
     std::fs::write(&secret, "hush\n").unwrap();
