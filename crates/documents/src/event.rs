@@ -167,7 +167,7 @@ impl<'a> Out<'a> {
 
 fn nothing_in(kind: Kind) -> Problem {
     Problem::empty(if kind == Kind::Pdf {
-        "the document holds no text: it is blank or a scan; run text recognition (OCR) over it and add the result"
+        "the document holds no text: it is blank, a scan or cut short; if a reader shows its pages, run text recognition (OCR) over it and add the result"
     } else {
         "the document holds no text"
     })

@@ -559,7 +559,7 @@ fn three_pages_then(go_on: &std::path::Path) -> Decoding {
         r#"cat > /dev/null
         echo '{{"begin":{{"kind":"pdf","unit":"page","count":6}}}}'
         for n in 1 2 3; do echo '{{"part":{{"number":'$n',"text":"Gate '$n' is open."}}}}'; done
-        test -e '{}' || sleep 1000
+        test -e '{}' || exec sleep 1000
         for n in 4 5 6; do echo '{{"part":{{"number":'$n',"text":"Gate '$n' is open."}}}}'; done
         echo '"end"'"#,
         go_on.display()

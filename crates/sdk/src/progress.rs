@@ -63,7 +63,8 @@ impl Recorded {
         Ok(Self { librarian: Client::followed(replies, topic), flow: flow.into() })
     }
 
-    /// Whether it is on record that a chunk of a document got its vector in this pass. What cannot be told counts as no.
+    /// Whether it is on record that a chunk of a document got its vector in the pass that the librarian counts. What cannot be
+    /// told counts as no.
     pub async fn is_embedded(&self, document: &str, chunk: &str) -> bool {
         let question = LibrarianRequest {
             operation: "get-progress".to_owned(),

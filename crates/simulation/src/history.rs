@@ -209,6 +209,13 @@ fn agrees(all: &[Did]) -> Result<(), Broken> {
         }
     }
     in_time(&order)?;
+    let tried: BTreeSet<&str> = all
+        .iter()
+        .filter_map(|did| match &did.what {
+            What::Wrote { value, .. } => value.as_deref(),
+            What::Nothing | What::Read { .. } => None,
+        })
+        .collect();
     for did in all {
         let What::Read { keys, rows } = &did.what else { continue };
         for key in keys {
@@ -218,7 +225,8 @@ fn agrees(all: &[Did]) -> Result<(), Broken> {
                 Some((value, None)) => match version_of.get(value.as_str()) {
                     Some(version) => Some(*version),
                     // Nobody was ever told when it was written.
-                    None => continue,
+                    None if tried.contains(value.as_str()) => continue,
+                    None => return Err(format!("{key} was read as '{value}', which nobody wrote")),
                 },
             };
             read_agrees(did, key, found, &order, &lost_deletions)?;

@@ -20,7 +20,8 @@ fn main() {
     if args.iter().any(|arg| arg == "--list") {
         return println!("{NAME}: test");
     }
-    if args.iter().any(|arg| !arg.starts_with('-') && !NAME.contains(arg.as_str())) {
+    let mut wanted = args.iter().filter(|arg| !arg.starts_with('-')).peekable();
+    if wanted.peek().is_some() && !wanted.any(|arg| NAME.contains(arg.as_str())) {
         return;
     }
     match fetch::model() {

@@ -86,11 +86,7 @@ fn the_main_job_leaves_nothing_of_the_flow(shared: &mut Shared) {
         assert_eq!(up.json(&["flow", "ls"]), Value::Array(Vec::new()));
     }
     assert_eq!(up.terminate(), 0);
-    let left = shared.names(&vhost);
-    assert!(
-        !left.iter().any(|name| name.starts_with("sluice.inbox.")),
-        "inboxes outlive their process: {left:?}"
-    );
+    assert_eq!(shared.of_processes(&vhost), Vec::<String>::new(), "what belongs to a process outlives it");
 }
 
 fn a_system_goes_on_after_its_broker_was_killed_and_started_again(shared: &mut Shared) {

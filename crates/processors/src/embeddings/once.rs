@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Chunks remembered as done, latest first to go last: more than are between a chunk and its report at the librarian.
+/// Chunks remembered as done, of which the oldest is forgotten first: more than are on their way to the embedder at once.
 const DONE_MAX: usize = 4_096;
 
 /// A chunk in a pass of its document.

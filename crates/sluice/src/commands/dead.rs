@@ -25,7 +25,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Res
         Dead::Export { flow } => export(api, flow.as_deref()).await,
         Dead::Replay { ids, flow, run } => {
             let body = json!({"operation": "replay", "ids": ids, "flow": flow, "run": run});
-            let answer = api.call("dead-letters", body).await?;
+            let answer = replay(api, body).await?;
             show(output, &answer, replayed)?;
             if answer["kept"].as_array().is_some_and(|kept| !kept.is_empty()) {
                 return Err(Told::new(Code::Failed, "some letters were kept").next("sluice dead ls").into());
@@ -37,6 +37,22 @@ pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Res
             show(output, &answer, |answer| format!("Deleted: {}.", answer["count"]))
         }
     }
+}
+
+/// Sends letters again, call by call: one takes only so many. What is parked anew meanwhile is not tried for ever.
+async fn replay(api: &Api, body: Value) -> anyhow::Result<Value> {
+    let mut whole = api.call("dead-letters", body.clone()).await?;
+    let number = |answer: &Value, name: &str| answer[name].as_i64().unwrap_or_default();
+    let mut left = number(&whole, "remaining");
+    let mut sent = number(&whole, "count");
+    while left > 0 && sent > 0 && whole["kept"].as_array().is_none_or(Vec::is_empty) {
+        let answer = api.call("dead-letters", body.clone()).await?;
+        sent = number(&answer, "count");
+        left = (left - sent).min(number(&answer, "remaining"));
+        whole["count"] = json!(number(&whole, "count") + sent);
+        (whole["kept"], whole["remaining"]) = (answer["kept"].clone(), answer["remaining"].clone());
+    }
+    Ok(whole)
 }
 
 /// How many letters were sent again, and why others were kept.

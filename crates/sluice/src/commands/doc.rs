@@ -47,13 +47,14 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             }
             let bar = bar(sources.len() as u64, "{msg:24} {bar:30} {pos}/{len} files  {elapsed}");
             bar.set_message("adding");
-            let mut ids = Vec::new();
+            let (mut ids, mut names) = (Vec::new(), Vec::new());
             for source in &sources {
                 let id =
                     add(api, source).await.with_context(|| format!("'{}' was not added", source.name))?;
                 // Files with the same content are one document.
                 if !ids.contains(&id) {
                     ids.push(id);
+                    names.push(source.name.clone());
                 }
                 bar.inc(1);
             }
@@ -68,7 +69,11 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             }
             bar.finish_and_clear();
             let waits = !no_wait && !store_only;
-            let progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
+            let mut progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
+            for one in progress.as_array_mut().into_iter().flatten() {
+                let place = ids.iter().position(|id| *id == text(one, "document-id"));
+                one["title"] = json!(place.and_then(|place| names.get(place)));
+            }
             let failed = progress.as_array().into_iter().flatten().any(is_failed);
             let whole = json!({"documents": ids, "progress": progress});
             show(output, &whole, |whole| summary(whole, waits))?;
@@ -309,13 +314,15 @@ fn summary(whole: &Value, waited: bool) -> String {
             "  Nothing of the flow waits or is in work, but {open} of them are not reported complete: one of its processors does not report."
         ));
     }
-    for failure in all.iter().flat_map(|one| one["failures"].as_array().into_iter().flatten()) {
-        lines.push(format!(
-            "  {} at {}: {}",
-            text(failure, "piece"),
-            text(failure, "stage"),
-            text(failure, "reason")
-        ));
+    for one in &all {
+        for failure in one["failures"].as_array().into_iter().flatten() {
+            let (title, reason) = (text(one, "title"), text(failure, "reason"));
+            lines.push(format!(
+                "  {title}: {reason} ({} at {})",
+                text(failure, "piece"),
+                text(failure, "stage")
+            ));
+        }
     }
     lines.join("\n")
 }

@@ -42,10 +42,25 @@ pub(super) fn files_in(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             entries.collect::<Result<Vec<_>, _>>()?.into_iter().map(|e| e.path()).collect();
         inside.sort();
         // In a folder only what can be decoded is taken; a file that was named is always tried.
-        inside.retain(|entry| entry.is_dir() || kind_of(entry).is_ok());
+        inside.retain(|entry| {
+            !is_hidden(entry) && (entry.is_dir() || (kind_of(entry).is_ok() && has_content(entry)))
+        });
         files.extend(files_in(&inside)?);
     }
     Ok(files)
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+/// An empty file in a folder is told and left out; one that was named is refused.
+fn has_content(file: &Path) -> bool {
+    let is_empty = std::fs::metadata(file).is_ok_and(|data| data.len() == 0);
+    if is_empty {
+        eprintln!("note: '{}' is empty and was left out", file.display());
+    }
+    !is_empty
 }
 
 fn is_pattern(path: &Path) -> bool {
@@ -96,7 +111,8 @@ fn read(file: &Path) -> anyhow::Result<Source> {
     let kind = kind_of(file)?;
     let content = std::fs::read(file).with_context(|| format!("'{}' could not be read", file.display()))?;
     if content.is_empty() {
-        return Err(Told::new(Code::Failed, format!("'{}' is empty", name_of(file))).into());
+        let told = format!("'{}' is empty; nothing was added", file.display());
+        return Err(Told::new(Code::Failed, told).next("leave it out").into());
     }
     // Plain text goes past the decoder, which is where encodings are found out.
     let is_odd_text = kind == Kind::Text.mime() && std::str::from_utf8(&content).is_err();

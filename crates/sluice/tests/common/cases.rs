@@ -5,9 +5,12 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use sluice_brokers::testing::RabbitServer;
 use tokio::runtime::Runtime;
+
+use super::PATIENCE;
 
 /// The server that all cases share, and what awaits it.
 pub(crate) struct Shared {
@@ -55,9 +58,16 @@ impl Shared {
         self.names(vhost).into_iter().filter(|name| !is_inbox(name)).collect()
     }
 
-    /// What belongs to processes, and has to go with them.
+    /// What belongs to processes that have ended, and stays. The broker takes it away a moment after they are gone.
     pub(crate) fn of_processes(&self, vhost: &str) -> Vec<String> {
-        self.names(vhost).into_iter().filter(|name| name.starts_with("sluice.")).collect()
+        let begun = Instant::now();
+        loop {
+            let mut left = self.names(vhost);
+            left.retain(|name| name.starts_with("sluice."));
+            if left.is_empty() || begun.elapsed() > PATIENCE {
+                return left;
+            }
+        }
     }
 
     pub(crate) fn vhost(&self) -> String {

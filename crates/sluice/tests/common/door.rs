@@ -58,7 +58,8 @@ impl Door {
     fn said(&self, path: &str, body: &Value) -> Option<String> {
         let address = self.url.strip_prefix("http://")?;
         let mut stream = TcpStream::connect(address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        // Longer than the gateway itself waits: who hears nothing by then was forgotten.
+        stream.set_read_timeout(Some(10 * PATIENCE + PATIENCE)).ok()?;
         let body = body.to_string();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
