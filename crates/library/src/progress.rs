@@ -371,7 +371,8 @@ impl Progress {
     }
 
     /// Adds to `batch`: counting starts afresh for a document that is put through a flow. What is known of its earlier
-    /// runs and passes in this flow goes, and what reports still tell of them does not count. A plain text is its own first text; of other kinds the decoder tells.
+    /// runs and passes in this flow goes, and what reports still tell of them does not count. A plain text is its own first
+    /// text; of other kinds the decoder tells.
     pub(crate) async fn begin(
         &self,
         workspace: &str,

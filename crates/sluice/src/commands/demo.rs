@@ -54,10 +54,11 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     let outcome = job(&system, &api, &sources, &question, command.keep).await;
 
     if outcome.is_ok() && command.keep {
+        let interrupted = up::interrupted()?;
         println!("\nServing until interrupted. In another terminal:");
         println!("   export SLUICE_DATA={} TRUSTGRAPH_URL={url}", folder.path().display());
         println!("   sluice ask \"…\" --flow {FLOW}");
-        up::interrupted()?.await;
+        interrupted.await;
     }
     system.stop().await;
     outcome?;
