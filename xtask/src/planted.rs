@@ -69,6 +69,7 @@ const SERVICE: &str = "crates/sdk/src/service.rs";
 const LANE: &str = "crates/sdk/src/processor/lane.rs";
 const HOST: &str = "crates/sdk/src/host.rs";
 const ROUTES: &str = "crates/gateway/src/routes.rs";
+const SUSPECTS: &str = "crates/sdk/src/suspects.rs";
 const QUEUE: &str = "crates/bus/src/embedded/queue.rs";
 const CLIENT: &str = "crates/bus/src/client.rs";
 
@@ -281,6 +282,20 @@ const BUGS: &[Bug] = &[
         "delivery.again(pause);",
         "if PLANTED { delivery.ack() } else { delivery.again(pause) }",
     ),
+    bug(
+        "a message that ends its process is tried for ever",
+        SUSPECTS,
+        "delivery.attempt > attempts_max && self.is_suspect(delivery)",
+        "!PLANTED && delivery.attempt > attempts_max && self.is_suspect(delivery)",
+    )
+    .found_by("poison", "a_message_that_ends_its_process_each_time_is_parked_and_others_pass"),
+    bug(
+        "messages that may have ended a process are worked on together",
+        SERVICE,
+        "Ok(delivery) if suspects.is_suspect(&delivery) => {",
+        "Ok(delivery) if !PLANTED && suspects.is_suspect(&delivery) => {",
+    )
+    .found_by("poison", "messages_that_may_have_ended_a_process_are_worked_on_one_at_a_time_over_all_flows"),
     bug(
         "a message that could not be parked is settled",
         LANE,

@@ -169,6 +169,16 @@ impl Core {
         }
     }
 
+    /// Notes that the last hand-over of a message does not count. Should that not be written, it counts after a crash.
+    fn uncount(&self, id: u64, queue_id: u64, attempts: u32) {
+        if id != 0
+            && let Some(log) = &self.log
+            && let Err(error) = log.handed(id, queue_id, attempts)
+        {
+            tracing::debug!(%error, "a message that was given back untried stays counted");
+        }
+    }
+
     fn after_settling(&self, id: u64, queue_id: u64) {
         if id != 0
             && let Some(log) = &self.log

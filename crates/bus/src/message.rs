@@ -94,6 +94,8 @@ pub enum Verdict {
     Done,
     /// Deliver again, not before this long from now, behind good messages.
     Again(Duration),
+    /// Deliver again, not before this long from now, and do not count this time: nobody worked on it.
+    Untried(Duration),
 }
 
 /// The broker's side of settling; never blocks, never fails (a lost settlement means one more delivery).
@@ -136,6 +138,12 @@ impl Delivery {
     /// Wants it again, not before `delay` from now, behind good messages.
     pub fn again(mut self, delay: Duration) {
         self.finish(Verdict::Again(delay));
+    }
+
+    /// Gives it back as if it had not been handed out: it comes again, not before `delay` from now, behind others, and this
+    /// time is not counted. For readers that took it and did not begin to work on it.
+    pub fn untried(mut self, delay: Duration) {
+        self.finish(Verdict::Untried(delay));
     }
 
     fn finish(&mut self, verdict: Verdict) {

@@ -32,6 +32,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 const PARK_PATIENCE: Duration = Duration::from_millis(500);
 /// Messages of one queue that are being parked at once; as many as a reader is handed unsettled.
 const PARK_WINDOW: u16 = 64;
+/// Bytes of messages that are moved at once, beyond a single one: a letter is some times as large while it is written.
+const PARK_WINDOW_BYTES: usize = 16 * 1024 * 1024;
 /// Messages parked in one step per queue at most.
 const PARK_MAX: u64 = 1_000;
 
@@ -223,28 +225,36 @@ impl Hands {
         let inbox = self.broker.subscribe(&to).await.map_err(failed)?;
         let to = Address::Topic(letters.clone());
         let park = async |delivery: Delivery| {
+            let bytes = delivery.message.body.len();
             let letter = letter(job, name, &delivery);
             self.broker.publish(&to, Message::new(wire::encode(&letter))).await?;
             delivery.ack();
-            Ok(())
+            Ok(bytes)
         };
         let mut under_way = FuturesUnordered::new();
         let (mut taken, mut moved, mut failure, mut is_empty) = (0, 0, None, false);
+        let mut window_bytes = 0;
         loop {
-            let has_room = under_way.len() < usize::from(PARK_WINDOW) && taken < queue.messages.min(PARK_MAX);
+            let has_room = under_way.len() < usize::from(PARK_WINDOW)
+                && window_bytes < PARK_WINDOW_BYTES
+                && taken < queue.messages.min(PARK_MAX);
             tokio::select! {
                 biased;
                 next = tokio::time::timeout(PARK_PATIENCE, inbox.next()),
                     if has_room && !is_empty && failure.is_none() => match next {
                     Ok(Ok(delivery)) => {
                         taken += 1;
+                        window_bytes += delivery.message.body.len();
                         under_way.push(park(delivery));
                     }
                     Ok(Err(error)) => failure = Some(error),
                     Err(_) => is_empty = true,
                 },
                 Some(parked) = under_way.next() => match parked {
-                    Ok(()) => moved += 1,
+                    Ok(bytes) => {
+                        moved += 1;
+                        window_bytes -= bytes;
+                    }
                     Err(error) => failure = Some(error),
                 },
                 else => break,

@@ -11,7 +11,7 @@ use sluice_schema::message::StageReport;
 use sluice_schema::system::{self, LIBRARIAN, STORE_KINDS};
 use sluice_schema::{Class, Topic, TopicError, WorkspaceId, exchange, wire};
 use sluice_sdk::workspaces::{WorkspaceService, serve_workspaces};
-use sluice_sdk::{Backoff, ConfigClient, ConfigWatch, Point, Process, service};
+use sluice_sdk::{Backoff, ConfigClient, ConfigWatch, Point, Process, Suspects, service, suspects};
 use sluice_store::Stores;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,8 @@ use crate::uploads::Uploads;
 const BATCH_MESSAGES_MAX: usize = 256;
 /// Bytes of deliveries put into one write.
 const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How often a progress report is handed out; one that has ended the process as often is dropped.
+const REPORT_ATTEMPTS_MAX: u32 = 5;
 /// How long a workspace's start waits for its consumers.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -284,17 +286,24 @@ impl Library {
         let (progress, removals) = (self.progress.clone(), self.removals.clone());
         let workspace = Arc::<str>::from(workspace);
         let ready = |_| std::future::ready(Ok(BATCH_MESSAGES_MAX)).boxed();
+        let suspects = self.process.suspects.clone();
         self.consume(topic, LIBRARIAN, stop, ready, move |topic, batch| {
             let count = batch.len();
             let (progress, removals, workspace) = (progress.clone(), removals.clone(), workspace.clone());
-            let read = |delivery: &Delivery| match wire::decode::<StageReport>(&delivery.message.body) {
-                Ok(report) => {
-                    let pass = delivery.message.get(property::PASS);
-                    Some((pass.and_then(|pass| pass.parse().ok()), report))
+            let read = |delivery: &Delivery| {
+                if suspects.is_spent(delivery, REPORT_ATTEMPTS_MAX) {
+                    tracing::error!(%topic, reason = suspects::reason(delivery), "a progress report was dropped");
+                    return None;
                 }
-                Err(error) => {
-                    tracing::warn!(%topic, %error, "a progress report that cannot be read was dropped");
-                    None
+                match wire::decode::<StageReport>(&delivery.message.body) {
+                    Ok(report) => {
+                        let pass = delivery.message.get(property::PASS);
+                        Some((pass.and_then(|pass| pass.parse().ok()), report))
+                    }
+                    Err(error) => {
+                        tracing::warn!(%topic, %error, "a progress report that cannot be read was dropped");
+                        None
+                    }
                 }
             };
             let reports: Vec<(Option<i64>, StageReport)> = batch.iter().filter_map(read).collect();
@@ -307,7 +316,7 @@ impl Library {
     }
 
     /// Takes whatever has arrived, hands it over as one batch, settles as many of the first as it says are done; a batch that
-    /// fails comes back. What is not done goes back too, and nothing is taken until `ready` says how many may come; if
+    /// fails comes back, uncounted: only what ended the process counts. A message that may have is a batch of its own. What is not done goes back too, and nothing is taken until `ready` says how many may come; if
     /// that takes time, it tells so by the token.
     fn consume<R, F>(
         &self,
@@ -324,9 +333,11 @@ impl Library {
         let attached = CancellationToken::new();
         let name = name.to_owned();
         let (broker, told, stop) = (self.process.broker.clone(), attached.clone(), stop.clone());
+        let suspects = self.process.suspects.clone();
         self.process.tasks.supervise(format!("library/{topic}"), Backoff::default(), move || {
             let (broker, name, topic) = (broker.clone(), name.clone(), topic.clone());
             let (told, stop, ready, work) = (told.clone(), stop.clone(), ready.clone(), work.clone());
+            let suspects = suspects.clone();
             async move {
                 let consuming = async {
                     loop {
@@ -337,11 +348,14 @@ impl Library {
                         let inbox = broker.subscribe(&to).await?;
                         told.cancel();
                         loop {
-                            let mut batch = batch(&*inbox).await?;
-                            let done = work(topic.clone(), &batch).await?;
-                            batch.drain(..done).for_each(Delivery::ack);
+                            let mut batch = batch(&*inbox, &suspects).await?;
+                            let done = work(topic.clone(), &batch).await;
+                            batch.drain(..done.as_ref().map_or(0, |done| *done)).for_each(Delivery::ack);
+                            let is_done = batch.is_empty();
+                            batch.into_iter().for_each(|delivery| delivery.untried(Duration::ZERO));
+                            done?;
                             // With little room it is asked again after each batch: there may be more by now.
-                            if !batch.is_empty() || wanted < BATCH_MESSAGES_MAX {
+                            if !is_done || wanted < BATCH_MESSAGES_MAX {
                                 break;
                             }
                         }
@@ -399,12 +413,19 @@ impl Library {
     }
 }
 
-/// The next delivery and those right behind it.
-async fn batch(inbox: &dyn Inbox) -> Result<Vec<Delivery>, Error> {
+/// The next delivery and those right behind it; one that may have ended a process alone.
+async fn batch(inbox: &dyn Inbox, suspects: &Suspects) -> Result<Vec<Delivery>, Error> {
     let mut batch = vec![inbox.next().await?];
+    if suspects.is_suspect(&batch[0]) {
+        return Ok(batch);
+    }
     let mut bytes = batch[0].message.body.len();
     while batch.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX {
         match inbox.next().now_or_never() {
+            Some(Ok(delivery)) if suspects.is_suspect(&delivery) => {
+                delivery.untried(Duration::ZERO);
+                break;
+            }
             Some(Ok(delivery)) => {
                 bytes += delivery.message.body.len();
                 batch.push(delivery);

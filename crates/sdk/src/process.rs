@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluice_bus::{Broker, Replies};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Metrics, Tasks};
+use crate::{Metrics, Suspects, Tasks};
 
 /// One per process, handed to every service in it. Cheap to clone.
 #[derive(Clone)]
@@ -21,6 +21,8 @@ pub struct Process {
     pub stop: CancellationToken,
     /// Counters and durations of everything that runs here.
     pub metrics: Metrics,
+    /// What is known of messages that may have ended a process.
+    pub suspects: Arc<Suspects>,
 }
 
 impl Process {
@@ -30,7 +32,7 @@ impl Process {
         let replies = Replies::new(broker.clone());
         let tasks = Tasks::new(stop.clone());
         tasks.spawn("bus/replies", replies.clone().run(stop.child_token()));
-        Self { broker, replies, tasks, stop, metrics: Metrics::default() }
+        Self { broker, replies, tasks, stop, metrics: Metrics::default(), suspects: Arc::default() }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply

@@ -10,11 +10,13 @@ use sluice_bus::{
     Address, Broker, Delivery, Error, ErrorKind, Foreign, Inbox, InboxAddress, Message, Subscription,
     property, trace,
 };
-use sluice_schema::{Exchange, Topic, message, wire};
+use sluice_schema::{Class, Exchange, Topic, message, wire};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Process;
+use crate::suspects::{self, ALONE_TIMEOUT, ELSEWHERE_PAUSE, Suspects};
 use crate::tasks::{Backoff, panic_text};
 
 /// How long requests under way may take to finish once a service stops.
@@ -27,6 +29,8 @@ const ANNOUNCE_AFTER: Duration = Duration::from_millis(250);
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(15);
 /// How often an answer that could not be sent is sent again.
 const ATTEMPTS_MAX: u32 = 5;
+/// How often a request is handed out: one that has ended the process as often gets an error.
+const HANDED_MAX: u32 = 5;
 
 /// Where a service listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,18 +192,21 @@ where
     let Some(inbox) = stop.run_until_cancelled(process.broker.subscribe(&to)).await else { return Ok(()) };
     let inbox = inbox?;
     attached.cancel();
-    let ended = take(&*inbox, point.concurrency, &stop, |delivery| {
-        answer(process.clone(), point.clone(), delivery, handler.clone())
-    })
-    .await;
+    let work = |delivery| answer(process.clone(), point.clone(), delivery, handler.clone());
+    let ended = take(&*inbox, point.concurrency, &process.suspects, &stop, work).await;
     ended.map_or(Ok(()), Err)
 }
 
 /// Takes deliveries until `stop` or the inbox fails, working on at most `concurrency` at once; then waits for the work
 /// under way. `None` means stopped.
+///
+/// A message that may have ended a process is worked on alone: nothing else of this inbox is under way then, and no other
+/// such message of this process. A request that may have is the only such one, but others go on beside it: they may be
+/// what it waits for.
 pub(crate) async fn take<F, Fut>(
     inbox: &dyn Inbox,
     concurrency: usize,
+    suspects: &Suspects,
     stop: &CancellationToken,
     work: F,
 ) -> Option<Error>
@@ -220,6 +227,21 @@ where
             biased;
             () = stop.cancelled() => break None,
             next = inbox.next() => match next {
+                Ok(delivery) if suspects.is_suspect(&delivery) => {
+                    let Some(turn) = suspects.turn() else {
+                        delivery.untried(ELSEWHERE_PAUSE);
+                        continue;
+                    };
+                    let is_message = delivery.topic.class() == Class::Flow;
+                    if is_message && !idle(&mut under_way, Duration::MAX, stop).await {
+                        delivery.untried(Duration::ZERO);
+                        break None;
+                    }
+                    under_way.spawn(alone(turn, work(delivery)));
+                    if is_message && !idle(&mut under_way, ALONE_TIMEOUT, stop).await {
+                        break None;
+                    }
+                }
                 Ok(delivery) => { under_way.spawn(work(delivery)); }
                 Err(error) => break Some(error),
             },
@@ -232,12 +254,29 @@ where
     ended
 }
 
+/// Works with the turn in hand, for as long as one may have it.
+async fn alone(turn: OwnedSemaphorePermit, work: impl Future<Output = ()>) {
+    let mut work = std::pin::pin!(work);
+    if tokio::time::timeout(ALONE_TIMEOUT, &mut work).await.is_err() {
+        drop(turn);
+        work.await;
+    }
+}
+
+/// Waits until nothing is under way or the time is over; false when stopped before.
+async fn idle(under_way: &mut JoinSet<()>, within: Duration, stop: &CancellationToken) -> bool {
+    let ended = async { while under_way.join_next().await.is_some() {} };
+    stop.run_until_cancelled(tokio::time::timeout(within, ended)).await.is_some()
+}
+
 pub(crate) async fn answer<X, F, Fut>(process: Process, point: Point, mut delivery: Delivery, handler: F)
 where
     X: Exchange,
     F: Fn(X::Request, Responder<X>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
 {
+    // Looked at before anything reads it.
+    let spent = process.suspects.is_spent(&delivery, HANDED_MAX).then(|| suspects::reason(&delivery));
     let question = std::mem::take(&mut delivery.message);
     let Some(responder) = Responder::<X>::new(&process, &point, &question, delivery.attempt) else {
         tracing::warn!(topic = %point.request, "a request without an id was dropped: nobody could read its answer");
@@ -245,7 +284,16 @@ where
         return;
     };
     let (broker, to, id) = (process.broker, responder.to.clone(), responder.id.clone());
-    let outcome = match wire::decode::<X::Request>(&question.body) {
+    let request = match spent {
+        None => wire::decode::<X::Request>(&question.body)
+            .map_err(|error| message::Error::new("bad-request", error.to_string())),
+        Some(reason) => {
+            tracing::error!(service = X::NAME, topic = %point.request, reason, "a request was given up");
+            let told = format!("the request was given up: {reason}; change it before you send it again");
+            Err(message::Error::new("unexpected-error", told))
+        }
+    };
+    let outcome = match request {
         Ok(request) => {
             let handled = AssertUnwindSafe(handler(request, responder)).catch_unwind();
             trace::carry(&question, delivery.attempt, handled).await.unwrap_or_else(|panic| {
@@ -255,7 +303,7 @@ where
                 Err(message::Error::new("unexpected-error", told))
             })
         }
-        Err(error) => Err(message::Error::new("bad-request", error.to_string())),
+        Err(error) => Err(error),
     };
     let last = outcome.unwrap_or_else(X::failed);
     let last = Message::new(wire::encode(&last)).with(property::ID, &id);

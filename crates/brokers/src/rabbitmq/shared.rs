@@ -1,7 +1,7 @@
 //! A reader of a named queue. One task per reader owns its channel: it counts attempts before it hands out, holds what is
 //! wanted later, and attaches again after a lost connection.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture as Boxed;
 use futures_util::stream::{BoxStream, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, StreamExt};
-use lapin::Channel;
 use lapin::message::Delivery as Arrived;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
 use sluice_bus::{BoxFuture, Delivery, Error, ErrorKind, Inbox, InboxAddress, Result, Settle, Verdict};
 use sluice_schema::Topic;
 use tokio::sync::mpsc;
@@ -121,7 +121,16 @@ struct Queue {
 struct Told {
     session: u64,
     tag: u64,
-    later: Option<Duration>,
+    later: Option<Later>,
+}
+
+/// How a message is wanted again.
+#[derive(Debug, Clone, Copy)]
+enum Later {
+    /// Given back when this long is over.
+    Counted(Duration),
+    /// Nobody worked on it: a copy with the count that it had goes behind the others.
+    Untried(Duration),
 }
 
 struct Settler {
@@ -144,7 +153,8 @@ impl Settle for Settler {
                 give_back(&self.channel, self.tag);
                 None
             }
-            Verdict::Again(delay) => Some(delay),
+            Verdict::Again(delay) => Some(Later::Counted(delay)),
+            Verdict::Untried(delay) => Some(Later::Untried(delay)),
         };
         // When the reader is gone, so is its channel, and the broker has taken the message back.
         let _ = self.verdicts.send(Told { session: self.session, tag: self.tag, later });
@@ -203,9 +213,9 @@ impl Reader {
                 biased;
                 () = self.stop.cancelled() => return End::Left,
                 Some(told) = self.told.recv() => {
-                    session.settled(&told, &self.queue).await;
+                    self.settled(session, &told).await;
                     while let Ok(told) = self.told.try_recv() {
-                        session.settled(&told, &self.queue).await;
+                        self.settled(session, &told).await;
                     }
                 }
                 Some(recounted) = session.recounts.next() => session.recounted(recounted, &self.queue).await,
@@ -231,8 +241,27 @@ impl Reader {
         session.recounts.push(Box::pin(recount(publisher, queue, arrived, known)));
     }
 
+    async fn settled(&self, session: &mut Session, told: &Told) {
+        if told.session != session.number {
+            return;
+        }
+        let held = session.in_hands.remove(&told.tag);
+        match (told.later, held) {
+            (None, _) => {}
+            (Some(Later::Counted(delay)), _) => session.hold(told.tag, delay, &self.queue).await,
+            (Some(Later::Untried(delay)), Some(held)) => {
+                let (publisher, queue, tag) = (self.publisher.clone(), self.queue.name.clone(), told.tag);
+                session.recounts.push(Box::pin(async move {
+                    tokio::time::sleep(delay).await;
+                    held.copied_behind(&publisher, queue, tag).await
+                }));
+            }
+            (Some(Later::Untried(_)), None) => give_back(&session.channel, told.tag),
+        }
+    }
+
     fn hand_out(&self, session: &mut Session) {
-        while session.in_hands < self.queue.prefetch.into() {
+        while session.in_hands.len() < self.queue.prefetch.into() {
             let Some((arrived, attempt)) = session.waiting.pop_front() else { return };
             let settler = Settler {
                 channel: session.channel.clone(),
@@ -240,8 +269,14 @@ impl Reader {
                 tag: arrived.delivery_tag,
                 verdicts: self.verdicts.clone(),
             };
-            session.in_hands += 1;
             let message = names::message(arrived.data, &arrived.properties);
+            let held = InHands {
+                properties: arrived.properties,
+                exchange: arrived.exchange,
+                body: message.body.clone(),
+                attempt,
+            };
+            session.in_hands.insert(arrived.delivery_tag, held);
             let delivery = Delivery::new(message, self.queue.topic.clone(), attempt, Box::new(settler));
             // There is room for as many as may be in hands; should the reader be gone, dropping gives it back.
             let _ = self.out.try_send(delivery);
@@ -292,6 +327,37 @@ enum Recounted {
     Later(u64),
 }
 
+/// A copy that goes behind everything else in a queue.
+fn copy(queue: ShortString, body: Bytes, properties: BasicProperties) -> Letter {
+    Letter { exchange: ShortString::default(), key: queue, mandatory: true, body, properties }
+}
+
+/// A message in somebody's hands, as far as a copy needs it.
+struct InHands {
+    properties: BasicProperties,
+    exchange: ShortString,
+    body: Bytes,
+    attempt: u32,
+}
+
+impl InHands {
+    /// Puts a copy behind the others that was handed out one time less. Where that cannot be done, the message is given back
+    /// and counted.
+    async fn copied_behind(self, publisher: &Publisher, queue: ShortString, tag: u64) -> Recounted {
+        let properties =
+            names::counted(&self.properties, self.attempt.saturating_sub(1), self.exchange.as_str());
+        let name = queue.to_string();
+        match publisher.send(copy(queue, self.body, properties)).await {
+            Ok(Routed::Queued) => Recounted::Copied(tag),
+            Ok(Routed::Nowhere) => Recounted::Gone,
+            Err(why) => {
+                tracing::debug!(queue = name, ?why, "a message could not be given back uncounted");
+                Recounted::Later(tag)
+            }
+        }
+    }
+}
+
 async fn recount(
     publisher: Arc<Publisher>,
     queue: ShortString,
@@ -301,9 +367,7 @@ async fn recount(
     let properties = names::counted(&arrived.properties, attempts, arrived.exchange.as_str());
     let (name, tag) = (queue.to_string(), arrived.delivery_tag);
     let body = Bytes::from(std::mem::take(&mut arrived.data));
-    let (exchange, mandatory) = (ShortString::default(), true);
-    let copy = Letter { exchange, key: queue, mandatory, body: body.clone(), properties };
-    let sent = publisher.send(copy).await;
+    let sent = publisher.send(copy(queue, body.clone(), properties)).await;
     arrived.data = body.into();
     match sent {
         Ok(Routed::Queued) => Recounted::Copied(tag),
@@ -327,7 +391,8 @@ struct Session {
     /// Consumers that make up for held messages, by tag.
     extras: Vec<ShortString>,
     waiting: VecDeque<(Arrived, u32)>,
-    in_hands: usize,
+    /// By tag.
+    in_hands: BTreeMap<u64, InHands>,
     held: BTreeSet<(Instant, u64)>,
     recounts: FuturesUnordered<Boxed<'static, Recounted>>,
 }
@@ -345,7 +410,7 @@ impl Session {
                 events: SelectAll::new(),
                 extras: Vec::new(),
                 waiting: VecDeque::new(),
-                in_hands: 0,
+                in_hands: BTreeMap::new(),
                 held: BTreeSet::new(),
                 recounts: FuturesUnordered::new(),
             };
@@ -384,16 +449,6 @@ impl Session {
         let end = futures_util::stream::iter(is_first.then_some(Event::Cancelled));
         self.events.push(events.chain(end).boxed());
         Ok(())
-    }
-
-    async fn settled(&mut self, told: &Told, queue: &Queue) {
-        if told.session != self.number {
-            return;
-        }
-        self.in_hands = self.in_hands.saturating_sub(1);
-        if let Some(delay) = told.later {
-            self.hold(told.tag, delay, queue).await;
-        }
     }
 
     async fn recounted(&mut self, recounted: Recounted, queue: &Queue) {

@@ -21,6 +21,7 @@ case_list! {
     an_inbox_that_unfollows_hears_no_more,
     an_inbox_dies_with_its_reader,
     a_message_not_settled_comes_back_and_is_counted,
+    a_message_given_back_untried_is_not_counted,
     a_message_wanted_again_comes_behind_good_ones_and_not_too_early,
     a_reader_that_leaves_gives_back_what_it_held,
     a_reader_holds_no_more_than_its_prefetch,
@@ -270,6 +271,29 @@ async fn a_message_not_settled_comes_back_and_is_counted(bench: &Bench<'_>) -> O
             holds!(got.attempt == attempt, "{class}: attempt {attempt} is counted {}", got.attempt);
             if attempt == 3 { got.ack() } else { drop(got) }
         }
+        ends.until(&spec, "an empty subscription", SeenSubscription::is_drained).await?;
+    }
+    Ok(())
+}
+
+async fn a_message_given_back_untried_is_not_counted(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    for class in [Class::Flow, Class::Request] {
+        let spec = bench.made(&ends, class, "untried").await?;
+        let inbox = ends.reader(&spec, 1).await?;
+        ends.send(&spec.topic, "untried").await?;
+        for (attempt, delay) in [(1, Duration::ZERO), (1, Duration::from_millis(50)), (1, Duration::ZERO)] {
+            let got = next(&*inbox).await?;
+            holds!(got.attempt == attempt, "{class}: untried, it is counted {}", got.attempt);
+            got.untried(delay);
+        }
+        drop(next(&*inbox).await?);
+        let got = next(&*inbox).await?;
+        holds!(got.attempt == 2, "{class}: tried once, it is counted {}", got.attempt);
+        got.untried(Duration::ZERO);
+        let got = next(&*inbox).await?;
+        holds!(got.attempt == 2, "{class}: tried once, given back untried, it is counted {}", got.attempt);
+        got.ack();
         ends.until(&spec, "an empty subscription", SeenSubscription::is_drained).await?;
     }
     Ok(())

@@ -270,9 +270,17 @@ impl Queue {
         if self.ready() > 0 { self.wake_one() } else { None }
     }
 
+    /// The number in the log of what was handed out under `token`, and how many times it has been.
+    pub(super) fn handed(&self, token: u64) -> Option<(u64, u32)> {
+        self.unsettled.get(&token).map(|(entry, _)| (entry.stored.id, entry.attempts))
+    }
+
     /// Settles what was handed out under `token`.
     pub(super) fn settle(&mut self, token: u64, verdict: Verdict, now: Instant) -> (Settled, Option<Waker>) {
-        let Some((entry, reader)) = self.unsettled.remove(&token) else { return (Settled::Kept, None) };
+        let Some((mut entry, reader)) = self.unsettled.remove(&token) else { return (Settled::Kept, None) };
+        if matches!(verdict, Verdict::Untried(_)) {
+            entry.attempts = entry.attempts.saturating_sub(1);
+        }
         if let Some(known) = self.readers.iter_mut().find(|known| known.id == reader) {
             known.holds -= 1;
         }
@@ -281,16 +289,16 @@ impl Queue {
                 self.forget(&entry);
                 Settled::Done { id: entry.stored.id }
             }
-            Verdict::Again(_) if entry.is_dead(now) => {
+            Verdict::Again(_) | Verdict::Untried(_) if entry.is_dead(now) => {
                 self.forget(&entry);
                 Settled::Done { id: entry.stored.id }
             }
-            Verdict::Again(Duration::ZERO) => {
+            Verdict::Again(Duration::ZERO) | Verdict::Untried(Duration::ZERO) => {
                 self.note_death(&entry);
                 self.ready.push_back(entry);
                 Settled::Kept
             }
-            Verdict::Again(delay) => {
+            Verdict::Again(delay) | Verdict::Untried(delay) => {
                 self.note_death(&entry);
                 let key = (now + delay, self.number());
                 self.delayed.insert(key, entry);

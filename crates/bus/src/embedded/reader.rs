@@ -160,8 +160,25 @@ struct Settlement {
     token: u64,
 }
 
+impl Settlement {
+    /// Notes that this time does not count, before the message can be handed out again.
+    fn uncount(&self) {
+        let (handed, queue_id) = {
+            let state = self.place.topic.lock();
+            let queue = &state.queues[self.place.queue];
+            (queue.handed(self.token), queue.id)
+        };
+        if let Some((id, attempts)) = handed {
+            self.place.core.uncount(id, queue_id, attempts.saturating_sub(1));
+        }
+    }
+}
+
 impl Settle for Settlement {
     fn settle(self: Box<Self>, verdict: Verdict) {
+        if let Verdict::Untried(_) = verdict {
+            self.uncount();
+        }
         let mut state = self.place.topic.lock();
         let queue = &mut state.queues[self.place.queue];
         let queue_id = queue.id;

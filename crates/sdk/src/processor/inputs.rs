@@ -45,6 +45,9 @@ impl<P: Processor> Inputs<P> {
     {
         let handle: Handle<P> = Arc::new(move |processor, delivery, lane| {
             Box::pin(async move {
+                if lane.is_spent(&delivery) {
+                    return lane.give_up(delivery).await;
+                }
                 let started = tokio::time::Instant::now();
                 let outcome = match wire::decode::<T>(&delivery.message.body) {
                     Ok(item) => {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
-use serde_json::Value;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use sluice_bus::{Address, Delivery, Message};
 use sluice_schema::message::{DeadLetter, StageReport};
 use sluice_schema::{Class, Topic, wire};
@@ -12,6 +13,7 @@ use sluice_schema::{Class, Topic, wire};
 use super::Failure;
 use crate::metrics::{ConsumerLabels, OutcomeLabels};
 use crate::service::Point;
+use crate::suspects;
 use crate::{HostOptions, Process, Progress};
 
 /// Pieces named in one failure report at most.
@@ -42,10 +44,28 @@ impl Lane {
                     processor = &*self.processor, topic = %self.topic, attempt = delivery.attempt, reason, ?pause,
                     "a message could not be processed and comes again"
                 );
-                delivery.again(pause);
+                self.again(delivery, pause);
             }
             Err(Failure::Again(reason) | Failure::Never(reason)) => self.park(delivery, &reason).await,
         }
+    }
+
+    /// Whether a message has ended the process as often as it may; no handler sees it again.
+    pub(crate) fn is_spent(&self, delivery: &Delivery) -> bool {
+        self.process.suspects.is_spent(delivery, self.options.attempts_max)
+    }
+
+    /// Parks a message that ended the process each time.
+    pub(crate) async fn give_up(&self, delivery: Delivery) {
+        let reason = suspects::reason(&delivery);
+        self.count(false, Duration::ZERO);
+        self.park(delivery, &reason).await;
+    }
+
+    /// Gives a message back, which is known then not to have ended the process.
+    fn again(&self, delivery: Delivery, pause: Duration) {
+        self.process.suspects.returned(&delivery.message);
+        delivery.again(pause);
     }
 
     pub(crate) fn count(&self, ok: bool, took: Duration) {
@@ -88,6 +108,10 @@ impl Lane {
         };
         if let Err(error) = parked {
             tracing::error!(%error, "the dead letters cannot take a message; it stays where it is");
+            // One that ended the process each time comes only to be parked.
+            if !self.is_spent(&delivery) {
+                self.process.suspects.returned(&delivery.message);
+            }
             delivery.again(self.options.retry.max);
             return;
         }
@@ -101,9 +125,9 @@ impl Lane {
     /// Tells the librarian which pieces of which document will not arrive.
     async fn report_lost(&self, message: &Message, reason: &str) {
         let (Some(stage), Some(progress)) = (self.stage, &self.progress) else { return };
-        let Ok(body) = serde_json::from_slice::<Value>(&message.body) else { return };
-        let Some((document_id, collection)) = origin(&body) else { return };
-        let (unit, pieces) = pieces(&body);
+        let Ok(origin) = serde_json::from_slice::<Origin>(&message.body) else { return };
+        let Some((document_id, collection)) = origin.document() else { return };
+        let (unit, pieces) = origin.pieces();
         let report = StageReport {
             id: format!("failed:{stage}:{}:{}", self.flow, pieces.first().map_or("", String::as_str)),
             document_id,
@@ -122,25 +146,72 @@ impl Lane {
     }
 }
 
-fn origin(body: &Value) -> Option<(String, String)> {
-    let metadata = body.get("metadata")?;
-    let root = metadata.get("root").and_then(Value::as_str).filter(|root| !root.is_empty());
-    let root = root.or_else(|| metadata.get("id").and_then(Value::as_str)).filter(|root| !root.is_empty())?;
-    let collection = metadata.get("collection").and_then(Value::as_str).unwrap_or_default();
-    Some((root.to_owned(), collection.to_owned()))
+/// Of a pipeline message, no more than a report of its loss needs: what could not be worked on may be large.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Origin {
+    metadata: Option<OriginMetadata>,
+    chunks: Option<ChunkIds>,
+    document_id: Option<String>,
+    chunk: Option<IgnoredAny>,
 }
 
-/// Which pieces a pipeline message carries: the ids of its chunks, else of itself.
-fn pieces(body: &Value) -> (&'static str, Vec<String>) {
-    if let Some(chunks) = body.get("chunks").and_then(Value::as_array) {
-        let ids = chunks.iter().filter_map(|chunk| chunk.get("chunk_id").and_then(Value::as_str));
-        return ("chunk", ids.take(PIECES_MAX).map(str::to_owned).collect());
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct OriginMetadata {
+    id: Option<String>,
+    root: Option<String>,
+    collection: Option<String>,
+}
+
+impl Origin {
+    fn document(&self) -> Option<(String, String)> {
+        let metadata = self.metadata.as_ref()?;
+        let root = [&metadata.root, &metadata.id].into_iter().flatten().find(|id| !id.is_empty())?;
+        Some((root.clone(), metadata.collection.clone().unwrap_or_default()))
     }
-    let own =
-        |name: &str| body.get(name).and_then(Value::as_str).filter(|id| !id.is_empty()).map(str::to_owned);
-    let id = own("document_id").or_else(|| Some(body.get("metadata")?.get("id")?.as_str()?.to_owned()));
-    let unit = if body.get("chunk").is_some() { "chunk" } else { "text" };
-    (unit, id.into_iter().collect())
+
+    /// Which pieces it carries: the ids of its chunks, else of itself.
+    fn pieces(self) -> (&'static str, Vec<String>) {
+        if let Some(ChunkIds(ids)) = self.chunks {
+            return ("chunk", ids);
+        }
+        let own = self.document_id.filter(|id| !id.is_empty()).or_else(|| self.metadata?.id);
+        let unit = if self.chunk.is_some() { "chunk" } else { "text" };
+        (unit, own.into_iter().collect())
+    }
+}
+
+/// The ids of a list of chunks, of which it keeps a bounded number.
+struct ChunkIds(Vec<String>);
+
+impl<'de> Deserialize<'de> for ChunkIds {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Id {
+            #[serde(default)]
+            chunk_id: Option<String>,
+        }
+        struct Ids;
+        impl<'de> Visitor<'de> for Ids {
+            type Value = ChunkIds;
+
+            fn expecting(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                to.write_str("a list of chunks")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ChunkIds, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(Id { chunk_id }) = list.next_element()? {
+                    if ids.len() < PIECES_MAX {
+                        ids.extend(chunk_id);
+                    }
+                }
+                Ok(ChunkIds(ids))
+            }
+        }
+        from.deserialize_seq(Ids)
+    }
 }
 
 fn seconds_since_1970() -> i64 {

@@ -229,9 +229,10 @@ impl<P: Processor> Kind for Of<P> {
                 let concurrency = processor.concurrency().max(1);
                 let inbox = variant.process.broker.subscribe(&lane.reads(concurrency)).await?;
                 let (processor, stop) = (processor.clone(), stop.clone());
+                let suspects = variant.process.suspects.clone();
                 taking.push(async move {
                     let work = |delivery| (input.handle)(processor.clone(), delivery, lane.clone());
-                    take(&*inbox, concurrency, &stop, work).await.map_or(Ok(()), Err)
+                    take(&*inbox, concurrency, &suspects, &stop, work).await.map_or(Ok(()), Err)
                 });
             }
             futures_util::future::try_join_all(taking).await?;

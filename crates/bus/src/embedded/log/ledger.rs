@@ -158,7 +158,7 @@ impl Ledger {
         let pending =
             self.messages.get_mut(&id).and_then(|live| live.pending.iter_mut().find(|p| p.queue == queue));
         if let Some(pending) = pending {
-            pending.attempts = pending.attempts.max(attempts);
+            pending.attempts = attempts;
         }
     }
 
