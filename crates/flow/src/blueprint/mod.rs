@@ -99,6 +99,30 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
+    /// A reader's processor with a point in its name, which a broker's queue name has between its halves.
+    #[error(
+        "{place}: processor '{processor}' has a point in its name, which queue names cannot carry; use '-'"
+    )]
+    Point {
+        /// Where.
+        place: String,
+        /// The processor.
+        processor: String,
+    },
+    /// A name that a broker could not tell from another flow's.
+    #[error(
+        "{place}: the queue name '{queue}' could also be that of subscription '{other_subscription}' on {other_topic}; leave '--{{workspace}}--' out of the variant and slot"
+    )]
+    Ambiguous {
+        /// Where.
+        place: String,
+        /// The queue's name.
+        queue: String,
+        /// A topic that some flow could have.
+        other_topic: String,
+        /// The subscription on it.
+        other_subscription: String,
+    },
     /// Two keys that name the same thing.
     #[error("{place}: '{name}' is already defined by {other}")]
     Twice {

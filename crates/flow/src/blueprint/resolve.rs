@@ -94,7 +94,14 @@ impl Blueprint {
         parameters: &Parameters,
         ports: &Ports,
     ) -> Result<Resolved, Error> {
-        let mut run = Run { names, parameters, ports, topics: BTreeMap::new(), warnings: Vec::new() };
+        let mut run = Run {
+            names,
+            parameters,
+            ports,
+            topics: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
         let mut wired = Vec::with_capacity(self.parts.len());
         for template in &self.parts {
             wired.push(run.part(template)?);
@@ -134,6 +141,8 @@ struct Run<'a> {
     parameters: &'a Parameters,
     ports: &'a Ports,
     topics: BTreeMap<Topic, BTreeSet<String>>,
+    /// Processor, variant and slot of each subscription.
+    readers: BTreeMap<(Topic, String), [String; 3]>,
     warnings: Vec<String>,
 }
 
@@ -227,7 +236,8 @@ impl<'a> Run<'a> {
         variant: &str,
         slot: &str,
     ) -> Result<(), Error> {
-        let subscription = format!("{processor}--{}--{variant}--{slot}", self.names.workspace);
+        let workspace = self.names.workspace.as_str();
+        let subscription = format!("{processor}--{workspace}--{variant}--{slot}");
         let queue = format!("{}.{}.{}.{subscription}", topic.space(), topic.class(), topic.name());
         if let Some(character) = subscription.chars().find(|c| !is_carried(*c)) {
             let source = sluice_schema::TopicError::Character { topic: subscription, character };
@@ -236,6 +246,21 @@ impl<'a> Run<'a> {
         if queue.len() > Topic::QUEUE_BYTES_MAX {
             let (bytes, max) = (queue.len(), Topic::QUEUE_BYTES_MAX);
             return Err(Error::Length { place: place.to_owned(), queue, bytes, max });
+        }
+        if processor.contains('.') {
+            return Err(Error::Point { place: place.to_owned(), processor: processor.to_owned() });
+        }
+        if let Some((other_topic, other_subscription)) = other_reading(topic, &subscription) {
+            let place = place.to_owned();
+            return Err(Error::Ambiguous { place, queue, other_topic, other_subscription });
+        }
+        let parts = [processor, variant, slot].map(str::to_owned);
+        let known =
+            self.readers.entry((topic.clone(), subscription.clone())).or_insert_with(|| parts.clone());
+        if *known != parts {
+            let [processor, variant, slot] = known;
+            let other = format!("slot '{slot}' of {processor}:{variant}");
+            return Err(Error::Twice { place: place.to_owned(), name: subscription, other });
         }
         self.topics.entry(topic.clone()).or_default().insert(subscription);
         Ok(())
@@ -276,6 +301,33 @@ fn fill<'a>(
     };
     template::render(text, value_of)
         .map_err(|left| Error::Placeholder { place: place.to_owned(), name: left.0 })
+}
+
+/// Another topic and subscription of some flow that would have the same queue name, where brokers name queues
+/// `exchange.subscription`. Both halves may hold points (those of a flow's id), so a name made for it can be read in two
+/// ways; refusing those, and processors with points, leaves each queue name to one pair, whoever starts what.
+fn other_reading(topic: &Topic, subscription: &str) -> Option<(String, String)> {
+    let joined = format!("{}.{subscription}", topic.name());
+    let could_be = |name: &str, subscription: &str| {
+        let mut ends = name.rsplitn(3, ':');
+        let (Some(run), Some(workspace), Some(base)) = (ends.next(), ends.next(), ends.next()) else {
+            return false;
+        };
+        let infix = format!("--{workspace}--");
+        let is_subscription = subscription.match_indices(&infix).any(|(at, _)| {
+            let rest = &subscription[at + infix.len()..];
+            let processor = &subscription[..at];
+            !processor.is_empty()
+                && !processor.contains('.')
+                && rest.match_indices("--").any(|(at, _)| at > 0 && at + 2 < rest.len())
+        });
+        !run.is_empty() && !workspace.is_empty() && !base.is_empty() && is_subscription
+    };
+    let points = joined.match_indices('.').map(|(at, _)| at).filter(|at| *at != topic.name().len());
+    points
+        .map(|at| (&joined[..at], &joined[at + 1..]))
+        .find(|(name, subscription)| could_be(name, subscription))
+        .map(|(name, other)| (format!("{}:{}:{name}", topic.class(), topic.space()), other.to_owned()))
 }
 
 fn is_carried(c: char) -> bool {
@@ -504,6 +556,31 @@ mod tests {
         );
         let long = json!({format!("{}:{{id}}", "p".repeat(240)): {"topics": {"input": "flow:tg:x:{workspace}:{id}"}}});
         check(long, "brokers allow 255. Use a shorter id");
+    }
+
+    #[test]
+    fn a_queue_name_that_could_be_anothers_is_refused() {
+        let refused = |flow: Value, expected: &str| {
+            let blueprint = json!({"blueprint": {}, "flow": flow}).to_string();
+            let said = resolve(&blueprint, "f1", &json!({}), &Ports::default()).unwrap_err();
+            assert!(said.contains(expected), "{said}");
+        };
+        let input = json!({"topics": {"input": "flow:tg:x:{workspace}:{id}"}});
+        let variant = "{id}.q--{workspace}--v";
+        refused(
+            json!({format!("p:{variant}"): input}),
+            "could also be that of subscription 'q--acme--v--input' on flow:tg:x:acme:f1.p--acme--f1",
+        );
+        refused(json!({"p:a:acme:f1.q--acme--b": input}), "on flow:tg:x:acme:f1.p--acme--a:acme:f1");
+        refused(
+            json!({"p:a--b": input, "p:a": {"topics": {"b--input": "flow:tg:x:{workspace}:{id}"}}}),
+            "'p--acme--a--b--input' is already defined by slot",
+        );
+        refused(json!({"p.1:{id}": input}), "processor 'p.1' has a point in its name");
+        // Points in a flow's id or a variant make nothing ambiguous.
+        let blueprint = json!({"blueprint": {}, "flow": {"p:{id}.x": input}}).to_string();
+        let resolved = resolve(&blueprint, "f.1", &json!({}), &Ports::default()).unwrap();
+        assert_eq!(subscriptions(&resolved.topology), ["p--acme--f.1.x--input"]);
     }
 
     #[test]
