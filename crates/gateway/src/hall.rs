@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::Options;
 use crate::answer::{Answer, Source, Stream};
+use crate::browser::Browsers;
 use crate::identity::{Gatekeeper, Identity, Origin, Permission};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
@@ -36,6 +37,7 @@ const BUS_UNAVAILABLE: &str = "bus-unavailable";
 pub(crate) struct Hall {
     pub(crate) options: Options,
     pub(crate) gate: Gatekeeper,
+    pub(crate) browsers: Browsers,
     pub(crate) metrics: Metrics,
     pub(crate) process: Process,
     routes: Routes,
@@ -112,6 +114,7 @@ impl Hall {
         let replies = process.replies.clone();
         Self {
             gate: Gatekeeper::new(replies, options.iam_timeout, options.trust_timeout, metrics.clone()),
+            browsers: Browsers::new(&options),
             metrics,
             process,
             routes,

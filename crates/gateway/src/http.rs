@@ -1,6 +1,7 @@
 //! The HTTP door: paths, bodies, statuses. Each call goes down the hallway of [`crate::hall`] and comes back as one
 //! JSON body.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use sluice_schema::operation::{self, Kind};
 use tracing::Instrument as _;
 
 use crate::answer::Answer;
+use crate::browser;
+use crate::forwarded;
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{Credential, Identity, Origin};
 use crate::listener::Peer;
@@ -50,12 +53,13 @@ pub(crate) fn router(hall: Arc<Hall>) -> Router {
         .route("/api/v1/flow/{flow}/service/{*kind}", post(flow_service))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404: Not Found") })
         .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed") })
-        .layer(axum::middleware::from_fn(with_origin))
+        .layer(axum::middleware::from_fn_with_state(hall.clone(), browser::guard))
+        .layer(axum::middleware::from_fn_with_state(hall.clone(), with_origin))
         .with_state(hall)
 }
 
 /// Gives every request an id that its log lines, its messages and its answer carry.
-async fn with_origin(mut request: Request, next: Next) -> Response {
+async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: Next) -> Response {
     let header = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let usable = |id: &&str| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
@@ -64,7 +68,7 @@ async fn with_origin(mut request: Request, next: Next) -> Response {
         Some(id) => id.into(),
         None => (&*uuid::Uuid::new_v4().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())).into(),
     };
-    let client_ip = client_ip(&request);
+    let client_ip = client_ip(&hall, &request);
     let span = tracing::info_span!("http", id = &*request_id, method = %request.method(), path = request.uri().path());
     request.extensions_mut().insert(Origin { request_id: request_id.clone(), client_ip });
     let mut response = next.run(request).instrument(span).await;
@@ -74,14 +78,10 @@ async fn with_origin(mut request: Request, next: Next) -> Response {
     response
 }
 
-fn client_ip(request: &Request) -> Arc<str> {
-    let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
-    let first = forwarded.and_then(|list| list.split(',').next()).map(str::trim).filter(|ip| !ip.is_empty());
-    match (first, request.extensions().get::<ConnectInfo<Peer>>()) {
-        (Some(ip), _) => ip.into(),
-        (None, Some(ConnectInfo(Peer(address)))) => address.ip().to_string().into(),
-        (None, None) => "".into(),
-    }
+fn client_ip(hall: &Hall, request: &Request) -> Arc<str> {
+    let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<Peer>>() else { return "".into() };
+    let client = forwarded::client(peer.remote.ip(), request.headers(), &hall.options.trusted_proxies);
+    client.to_string().into()
 }
 
 fn origin(request: &Request) -> Origin {
@@ -343,17 +343,48 @@ async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, requ
         let mut room = hall.room()?;
         let caller = match operation.as_str() {
             "change-password" => Some(hall.gate.authenticate(&credential(&head.headers), &origin).await?),
-            "login" | "bootstrap" | "bootstrap-status" => None,
+            "login" | "bootstrap" | "bootstrap-status" | "prove-key" => None,
             _ => return Ok((StatusCode::NOT_FOUND, "404: Not Found").into_response()),
         };
         let bytes = read(&hall, &mut room, PUBLIC_BODY_BYTES_MAX, &head.headers, &mut body).await?;
         let members = if operation.starts_with("bootstrap") { Map::new() } else { object(&bytes)? };
+        if operation == "prove-key" {
+            let peer = head.extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| *peer);
+            return prove_key(&hall, peer.and_then(|peer| peer.local), &members, &origin).await;
+        }
         authenticate_with_iam(&hall, &operation, caller.as_deref(), &members, &origin).await
     };
     match answered.await {
         Ok(response) => response,
         Err(refusal) => refuse(refusal, body).await,
     }
+}
+
+/// Has the identity service prove to the holder of the admin key that it knows the key, on this very connection: the
+/// address is that of our end of it, whatever the caller says.
+async fn prove_key(
+    hall: &Hall,
+    local: Option<SocketAddr>,
+    members: &Map<String, Value>,
+    origin: &Origin,
+) -> Result<Response, Refusal> {
+    let local = local.ok_or(Refusal::Unauthenticated)?;
+    let address = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let member = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default();
+    let challenge = serde_json::json!({
+        "nonce": member("nonce"), "address": address.to_string(), "proof": member("proof"),
+    });
+    let question = IamRequest {
+        operation: "prove-key".to_owned(),
+        parameters_json: challenge.to_string(),
+        ..hall.gate.question(origin)
+    };
+    let answer = hall.gate.ask(&question, origin).await.map_err(|_| Refusal::NotReady)?;
+    if answer.error.is_some() {
+        return Err(Refusal::Unauthenticated);
+    }
+    let is_open = answer.proof.is_empty() && !answer.resolved_user_id.is_empty();
+    Ok(json(&serde_json::json!({"proof": answer.proof, "open": is_open})))
 }
 
 async fn authenticate_with_iam(

@@ -33,8 +33,11 @@ use sluice_sdk::Process;
 use sluice_sdk::watch::ConfigWatch;
 use tokio_util::sync::CancellationToken;
 
+mod address;
 mod answer;
+mod browser;
 mod cache;
+mod forwarded;
 mod frame;
 mod hall;
 mod http;
@@ -45,9 +48,12 @@ mod options;
 mod refusal;
 mod routes;
 mod socket;
+mod tls;
 
+pub use address::{AddressError, Host, Network, WebOrigin};
 pub use options::Options;
 pub use routes::{RouteWatch, RoutedFlow};
+pub use tls::{Tls, TlsError, TlsFiles};
 
 use hall::Hall;
 use listener::{Listener, Peer};
@@ -115,7 +121,7 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
         io::ErrorKind::AddrInUse => Error::InUse { address },
         _ => Error::Listen { address, source },
     };
-    let listener = Listener::bind(address, options.connections_max).await.map_err(listen)?;
+    let listener = Listener::bind(&options).await.map_err(listen)?;
     let local_addr = listener.address().map_err(listen)?;
 
     let metrics = metrics::Metrics::register(&process.metrics);
@@ -125,6 +131,13 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
     let stopped = CancellationToken::new();
     let drain_timeout = options.drain_timeout;
     let tasks = process.tasks.clone();
+    if let Some(tls) = options.tls.clone() {
+        let stop = stop.clone();
+        tasks.spawn("gateway/certificates", async move {
+            // It ends with the gateway only.
+            let _ = stop.run_until_cancelled(tls.watch()).await;
+        });
+    }
     let hall = Arc::new(Hall::new(process, watch, routes, metrics, options, stop.clone()));
     let service = http::router(hall.clone()).into_make_service_with_connect_info::<Peer>();
     let (stopping, done) = (stop.clone(), stopped.clone());

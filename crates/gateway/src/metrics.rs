@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     pub(crate) open_sockets: Gauge,
     pub(crate) stalled_sockets: Counter,
     pub(crate) unreadable_answers: Counter,
+    /// Requests of foreign hosts and pages.
+    pub(crate) foreign_requests: Counter,
     auth_failures: Family<Reason, Counter>,
     decisions: Family<Outcome, Counter>,
     requests: Family<ServiceStatus, Counter>,
@@ -55,6 +57,7 @@ impl Metrics {
             open_sockets: Gauge::default(),
             stalled_sockets: Counter::default(),
             unreadable_answers: Counter::default(),
+            foreign_requests: Counter::default(),
             auth_failures: Family::default(),
             decisions: Family::default(),
             requests: Family::default(),
@@ -86,6 +89,11 @@ impl Metrics {
             "sluice_gateway_unreadable_answers",
             "Answers not understood",
             m.unreadable_answers.clone(),
+        );
+        with.register(
+            "sluice_gateway_foreign_requests",
+            "Requests refused for their host or page",
+            m.foreign_requests.clone(),
         );
         metrics
     }

@@ -3,11 +3,29 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::address::{Host, Network, WebOrigin};
+use crate::tls::Tls;
+
 /// Settings of a gateway; [`Options::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where it listens; port 0 takes any free port.
     pub listen: SocketAddr,
+    /// The name that it was given for that address, which requests may use.
+    pub listen_name: Option<Host>,
+    /// Whether anybody is let in without a key, so that pages of other sites have to be kept out. Default `None`: the
+    /// identity service is asked.
+    pub open: Option<bool>,
+    /// Origins whose pages may use the gateway from a browser. Default none.
+    pub allow_origins: Vec<WebOrigin>,
+    /// Further hosts that requests may name: what a proxy in front is called. Default none.
+    pub allow_hosts: Vec<Host>,
+    /// Serves with TLS. Default `None`: in clear.
+    pub tls: Option<Tls>,
+    /// How long a TLS handshake may take. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// Proxies whose `X-Forwarded-For` is believed. Default none.
+    pub trusted_proxies: Vec<Network>,
     /// The largest HTTP body; above it the answer is 413. Default 64 MiB. Larger costs memory per call.
     pub body_bytes_max: usize,
     /// The largest WebSocket message; above it the socket closes with 1009. Default 50 MiB.
@@ -50,6 +68,13 @@ impl Options {
     pub const fn new(listen: SocketAddr) -> Self {
         Self {
             listen,
+            listen_name: None,
+            open: None,
+            allow_origins: Vec::new(),
+            allow_hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
+            tls: None,
+            handshake_timeout: Duration::from_secs(10),
             body_bytes_max: 64 << 20,
             frame_bytes_max: 50 << 20,
             bodies_bytes_max: 256 << 20,

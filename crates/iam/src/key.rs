@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sluice_store::{Batch, Found, Read, Tables};
 
+use crate::proof::{Challenge, Side};
 use crate::{Error, clock};
 
 /// What every API key begins with; the gateway tells keys from other tokens by it.
@@ -91,6 +92,13 @@ impl AdminKey {
         ours.len() == theirs.len() && std::hint::black_box(differing) == 0
     }
 
+    /// The service's code, for who shows the holder's.
+    pub(crate) fn prove(&self, challenge: &Challenge<'_>, proof: &str) -> Option<String> {
+        let digest = &self.stored.sha256;
+        let is_holder = challenge.is_sound() && challenge.is_proved_by_digest(Side::Holder, digest, proof);
+        is_holder.then(|| challenge.prove_by_digest(Side::Service, digest))
+    }
+
     /// When it was made.
     pub(crate) fn created(&self) -> &str {
         &self.stored.created
@@ -111,7 +119,7 @@ fn is_key(text: &str) -> bool {
     })
 }
 
-fn digest(key: &str) -> String {
+pub(crate) fn digest(key: &str) -> String {
     Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -8,12 +8,15 @@
 //! Two modes. With [`Mode::AdminKey`] there is one user, `admin`, known by one API key; only its SHA-256 is stored. With
 //! [`Mode::NoAuth`] everybody is an administrator called `anonymous`.
 //!
+//! A client that holds the key can have the service prove that it knows it too, before it sends it ([`proof`]).
+//!
 //! # Rotating the admin key
 //! Remove the key file and start again: a new key is made and the old one stops working. A key file that holds another
 //! key than the one the store knows is refused at start, since one of the two is not what somebody thinks it is.
 
 mod clock;
 mod key;
+pub mod proof;
 mod regime;
 mod workspaces;
 

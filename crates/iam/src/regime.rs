@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use sluice_schema::message::{Error, IamRequest, IamResponse, UserRecord, WorkspaceInput, WorkspaceRecord};
 
 use crate::key::AdminKey;
+use crate::proof::Challenge;
 use crate::workspaces::{Ask, DEFAULT, Workspaces};
 
 const ADMIN: &str = "admin";
@@ -47,6 +48,9 @@ impl Regime {
     }
 
     pub(crate) async fn answer(&self, question: IamRequest) -> Answer {
+        if is_against_default(&question) {
+            return Err(default_stays());
+        }
         match &*self.access {
             Access::Key(key) => self.by_key(key, question).await,
             Access::Open => self.open(question).await,
@@ -60,6 +64,7 @@ impl Regime {
             "resolve-api-key" if question.api_key.is_empty() => Err(auth_failed("no api key")),
             "resolve-api-key" if !key.is(&question.api_key) => Err(auth_failed("unknown api key")),
             "resolve-api-key" => Ok(resolved(ADMIN)),
+            "prove-key" => prove(key, &question),
             "authorise" => authorise(&question),
             "authorise-many" => authorise_many(&question),
             "whoami" => {
@@ -74,10 +79,6 @@ impl Regime {
             // Seeded before anybody could ask.
             "bootstrap" => Err(auth_failed("auth failure")),
             "bootstrap-status" | "get-signing-key-public" => Ok(IamResponse::default()),
-            "disable-workspace" if named(&question).id == DEFAULT => Err(home_stays()),
-            "update-workspace" if named(&question).id == DEFAULT && !named(&question).enabled => {
-                Err(home_stays())
-            }
             _ => match self.workspace(&question).await {
                 Some(answer) => answer,
                 None => Err(invalid(format!(
@@ -91,7 +92,8 @@ impl Regime {
     /// Everybody may do everything.
     async fn open(&self, question: IamRequest) -> Answer {
         match question.operation.as_str() {
-            "authenticate-anonymous" | "resolve-api-key" => Ok(resolved(ANONYMOUS)),
+            // There is no key to prove; who asks is told that none is needed.
+            "authenticate-anonymous" | "resolve-api-key" | "prove-key" => Ok(resolved(ANONYMOUS)),
             "authorise" => Ok(IamResponse {
                 decision_allow: true,
                 decision_ttl_seconds: OPEN_DECISION_TTL_S,
@@ -163,9 +165,31 @@ fn named(question: &IamRequest) -> std::borrow::Cow<'_, WorkspaceInput> {
     }
 }
 
-fn home_stays() -> Error {
-    let message = "'default' is the administrator's home and stays enabled; nobody could sign in without it";
+/// Whether a question would take away the workspace in which everybody works who names none.
+fn is_against_default(question: &IamRequest) -> bool {
+    let named = named(question);
+    let disables = match question.operation.as_str() {
+        "disable-workspace" => true,
+        "update-workspace" | "create-workspace" => !named.enabled,
+        _ => false,
+    };
+    disables && named.id == DEFAULT
+}
+
+fn default_stays() -> Error {
+    let message = "'default' stays enabled: it is where callers work that name no workspace";
     Error::new("operation-not-permitted", message)
+}
+
+/// Shows the holder of the key that it is known here. Anybody else learns nothing.
+fn prove(key: &AdminKey, question: &IamRequest) -> Answer {
+    let asked: Map<String, Value> = serde_json::from_str(&question.parameters_json).unwrap_or_default();
+    let text = |name: &str| asked.get(name).and_then(Value::as_str).unwrap_or_default();
+    let challenge = Challenge { nonce: text("nonce"), address: text("address") };
+    match key.prove(&challenge, text("proof")) {
+        Some(proof) => Ok(IamResponse { proof, ..Default::default() }),
+        None => Err(auth_failed("the key was not proved")),
+    }
 }
 
 fn resolved(user: &str) -> IamResponse {

@@ -283,12 +283,70 @@ async fn workspaces_come_and_go_with_their_registration() {
     ] {
         assert_eq!(house.refused(asked).await, error(kind, message));
     }
-    for locking_out in
-        [about("disable-workspace", "default", "", true), about("update-workspace", "default", "", false)]
-    {
-        assert_eq!(house.refused(locking_out).await.0, "operation-not-permitted");
-    }
     assert_eq!(house.refused(about("create-workspace", "A/b", "", true)).await.0, "invalid-argument");
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn the_default_workspace_stays_enabled_with_a_key_and_without() {
+    let folder = Folder::new();
+    for mode in [by_key(folder.key_file()), Mode::NoAuth] {
+        let house = House::start(&folder, mode.clone()).await;
+        for against in [
+            about("disable-workspace", "default", "", true),
+            about("update-workspace", "default", "", false),
+            about("update-workspace", "default", "Renamed", false),
+            about("create-workspace", "default", "", false),
+        ] {
+            let operation = against.operation.clone();
+            assert_eq!(house.refused(against).await.0, "operation-not-permitted", "{operation} {mode:?}");
+        }
+        assert_eq!(house.registered().await, ["default"], "{mode:?}");
+        assert!(
+            house.ask(about("update-workspace", "default", "Home", true)).await.error.is_none(),
+            "{mode:?}"
+        );
+        house.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_key_is_proved_to_its_holder_and_to_nobody_else() {
+    use sluice_iam::proof::{Challenge, Side};
+    let folder = Folder::new();
+    let house = House::start(&folder, by_key(folder.key_file())).await;
+    let key = folder.key();
+    let nonce = "0123456789abcdef0123456789abcdef";
+    let challenge = Challenge { nonce, address: "127.0.0.1:8888" };
+    let asked = |challenge: Challenge<'_>, proof: &str| {
+        let (nonce, address) = (challenge.nonce, challenge.address);
+        let parameters = serde_json::json!({"nonce": nonce, "address": address, "proof": proof});
+        IamRequest { parameters_json: parameters.to_string(), ..question("prove-key") }
+    };
+    let proved = house.ask(asked(challenge, &challenge.prove(Side::Holder, &key))).await;
+    assert!(proved.error.is_none() && challenge.is_proved(Side::Service, &key, &proved.proof), "{proved:?}");
+    assert_eq!(proved.resolved_user_id, "", "nobody is signed in by it");
+
+    let (other, short) =
+        (Challenge { address: "127.0.0.1:8889", ..challenge }, Challenge { nonce: "1", ..challenge });
+    for wrong in [
+        asked(challenge, ""),
+        asked(challenge, &challenge.prove(Side::Holder, "tg_0123456789abcdef")),
+        // What the service itself said is no proof of a holder.
+        asked(challenge, &proved.proof),
+        // Passed on from a connection to somebody else.
+        asked(other, &challenge.prove(Side::Holder, &key)),
+        asked(short, &short.prove(Side::Holder, &key)),
+        question("prove-key"),
+    ] {
+        let answer = house.ask(wrong).await;
+        assert!(answer.error.is_some_and(|error| error.r#type == "auth-failed") && answer.proof.is_empty());
+    }
+    house.stop().await;
+
+    let house = House::start(&folder, Mode::NoAuth).await;
+    let answer = house.ask(asked(challenge, "")).await;
+    assert_eq!((answer.proof.as_str(), answer.resolved_user_id.as_str()), ("", "anonymous"));
     house.stop().await;
 }
 

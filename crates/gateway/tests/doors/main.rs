@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod browsers;
 mod downloads;
 mod neighbours;
 mod refusals;
 mod routing;
 mod sockets;
+mod tls;
 mod walls;
 mod world;

@@ -104,3 +104,34 @@ async fn a_house_without_authentication_takes_everybody() {
     let frame = socket.ask(&json!({"id": "r", "service": "config", "request": list})).await;
     assert!(frame.get("error").is_none(), "{frame}");
 }
+
+#[tokio::test]
+async fn a_key_is_proved_only_for_the_address_that_the_connection_arrived_at() {
+    use sluice_iam::proof::{Challenge, Side};
+    let house = House::new(false).await;
+    let (key, own) = (house.key(), house.gateway.local_addr.to_string());
+    let nonce = "0123456789abcdef0123456789abcdef";
+    let prove = async |challenge: Challenge<'_>| {
+        let proof = challenge.prove(Side::Holder, &key);
+        // What a caller says of the address does not count.
+        let asked = json!({"nonce": nonce, "address": challenge.address, "proof": proof});
+        house.ask("", "auth/prove-key", &asked).await
+    };
+    let challenge = Challenge { nonce, address: &own };
+    let (status, said) = prove(challenge).await;
+    let proof = said["proof"].as_str().unwrap_or_default();
+    assert!(status == 200 && challenge.is_proved(Side::Service, &key, proof), "{said}");
+    assert_eq!(said["open"], json!(false));
+    for elsewhere in ["127.0.0.1:1", "192.0.2.1:8888", ""] {
+        let refused = prove(Challenge { nonce, address: elsewhere }).await;
+        assert_eq!(refused, (401, json!({"error": "auth failure"})), "{elsewhere}");
+    }
+    // Nor can it be asked as an operation, where the address would be the caller's to give.
+    let parameters = json!({"nonce": nonce, "address": own, "proof": challenge.prove(Side::Holder, &key)});
+    let asked = json!({"operation": "prove-key", "parameters_json": parameters.to_string()});
+    assert_eq!(house.ask(&key, "iam", &asked).await, (400, json!({"error": "unknown operation"})));
+
+    let open = House::new(true).await;
+    let (status, said) = open.ask("", "auth/prove-key", &json!({})).await;
+    assert_eq!((status, &said["open"], &said["proof"]), (200, &json!(true), &json!("")));
+}

@@ -107,11 +107,14 @@ pub(crate) struct Iam {
     /// A token that is not accepted any more.
     pub(crate) revoked: Arc<Mutex<Option<String>>>,
     pub(crate) asked: Arc<AtomicU64>,
+    /// Where the last question said that its call comes from.
+    pub(crate) client_ip: Arc<Mutex<String>>,
 }
 
 impl Iam {
     fn answer(&self, request: &m::IamRequest) -> Result<IamResponse, m::Error> {
         self.asked.fetch_add(1, Ordering::SeqCst);
+        self.client_ip.lock().unwrap().clone_from(&request.client_ip);
         let no_auth = self.no_auth.load(Ordering::SeqCst);
         let is = |handle: &str, workspace: &str| IamResponse {
             resolved_user_id: handle.to_owned(),

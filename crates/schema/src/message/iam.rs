@@ -120,7 +120,7 @@ message! {
         capability: String,
         /// `authorise`: JSON text of `{}`, `{"workspace"}` or `{"workspace", "flow"}`.
         resource_json: String,
-        /// `authorise`: JSON text of an object.
+        /// `authorise`: JSON text of an object. `prove-key`: of `{"nonce", "address", "proof"}`.
         parameters_json: String,
         /// `authorise-many`: JSON text of a list of checks.
         authorise_checks: String,
@@ -162,6 +162,8 @@ message! {
         grants_json: String,
         effective_permissions_json: String,
         error: Option<Error>,
+        /// Additive, `prove-key`: the code by which the service shows that it knows the admin key.
+        #[additive] proof: String,
     }
 }
 
