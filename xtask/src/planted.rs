@@ -72,6 +72,10 @@ const ROUTES: &str = "crates/gateway/src/routes.rs";
 const SUSPECTS: &str = "crates/sdk/src/suspects.rs";
 const QUEUE: &str = "crates/bus/src/embedded/queue.rs";
 const CLIENT: &str = "crates/bus/src/client.rs";
+const BROWSER: &str = "crates/gateway/src/browser.rs";
+const PROVE: &str = "crates/gateway/src/http.rs";
+const FORWARDED: &str = "crates/gateway/src/forwarded.rs";
+const REGIME: &str = "crates/iam/src/regime.rs";
 
 const BUGS: &[Bug] = &[
     bug(
@@ -335,6 +339,41 @@ const BUGS: &[Bug] = &[
         "for topic in topics.into_iter().filter(|_| !PLANTED) {\n            // A topic that went",
     )
     .found_by("losses", "answers_on_a_topic_are_heard_after_the_inbox_was_lost"),
+    bug(
+        "pages of other sites are let in",
+        BROWSER,
+        "Some(foreign) if self.is_open(gate, origin).await? => Ok(Some(foreign)),",
+        "Some(foreign) if !PLANTED && self.is_open(gate, origin).await? => Ok(Some(foreign)),",
+    )
+    .found_by("doors", "pages_of_other_sites_and_foreign_hosts_are_kept_out_as_the_table_says"),
+    bug(
+        "a foreign host is taken on loopback",
+        BROWSER,
+        "if self.listen.is_loopback() && host.is_some() {",
+        "if !PLANTED && self.listen.is_loopback() && host.is_some() {",
+    )
+    .found_by("doors", "pages_of_other_sites_and_foreign_hosts_are_kept_out_as_the_table_says"),
+    bug(
+        "every peer is taken for a proxy",
+        FORWARDED,
+        "let mut client = peer.to_canonical();\n    if !is_proxy(client) {",
+        "let mut client = peer.to_canonical();\n    if !PLANTED && !is_proxy(client) {",
+    )
+    .found_by("doors", "where_a_request_comes_from_is_believed_only_of_listed_proxies"),
+    bug(
+        "a key is proved on every connection",
+        PROVE,
+        "\"nonce\": member(\"nonce\"), \"address\": address.to_string(), \"proof\": member(\"proof\"),",
+        "\"nonce\": member(\"nonce\"), \"address\": if PLANTED { member(\"address\").to_owned() } else { address.to_string() }, \"proof\": member(\"proof\"),",
+    )
+    .found_by("doors", "a_key_is_proved_only_for_the_address_that_the_connection_arrived_at"),
+    bug(
+        "the default workspace can be disabled",
+        REGIME,
+        "if is_against_default(&question) {",
+        "if !PLANTED && is_against_default(&question) {",
+    )
+    .found_by("service", "the_default_workspace_stays_enabled_with_a_key_and_without"),
 ];
 
 /// Plants, builds and looks for every bug with these words in its name.

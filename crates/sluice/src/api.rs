@@ -1,25 +1,44 @@
 //! The gateway as a client sees it: one call, with every way it can fail told to a person.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{SinkExt, StreamExt};
+use reqwest::Url;
+use rustls::pki_types::ServerName;
 use serde_json::{Map, Value, json};
+use sluice_iam::proof::{Challenge, Side};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::cli::Target;
 use crate::exit::{Code, Told};
+use crate::key::{self, Key, Local};
+use crate::trust;
 
 /// A connection to one gateway, in one workspace.
 #[derive(Clone)]
 pub(crate) struct Api {
     http: reqwest::Client,
     base: String,
-    token: Option<String>,
+    key: Key,
+    /// The address to dial, where the URL leads to this machine.
+    local: Option<SocketAddr>,
+    /// How to speak TLS, with an `https://` address.
+    tls: Option<Arc<rustls::ClientConfig>>,
     timeout: Duration,
     pub(crate) workspace: String,
 }
+
+/// The bytes of a socket, in clear or in TLS.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// The folder that holds data and the admin key.
 pub(crate) fn data_folder(target: &Target) -> anyhow::Result<PathBuf> {
@@ -36,29 +55,95 @@ pub(crate) fn data_folder(target: &Target) -> anyhow::Result<PathBuf> {
 }
 
 impl Api {
-    /// Connects to what the arguments name; the key comes from `TRUSTGRAPH_TOKEN` or the data folder.
+    /// Connects to what the arguments name, with the key that is for it.
     pub(crate) fn new(target: &Target) -> anyhow::Result<Self> {
-        let token = std::env::var("TRUSTGRAPH_TOKEN").ok().filter(|token| !token.is_empty()).or_else(|| {
-            let key = data_folder(target).ok()?.join("admin.key");
-            std::fs::read_to_string(key).ok().map(|key| key.trim().to_owned())
-        });
-        Self::with(&target.url, &target.workspace, token, Duration::from_secs(target.timeout))
+        let url = Url::parse(&target.url).ok();
+        let local = url.as_ref().and_then(key::loopback);
+        let key = Key::find(target, data_folder(target).ok().as_deref(), local)?;
+        let is_tls = url.as_ref().is_some_and(|url| url.scheme() == "https");
+        if matches!(key, Key::Named(_)) && !is_tls && local.is_none() {
+            tracing::warn!(
+                url = target.url,
+                "the key goes to another machine in clear; use an https:// address"
+            );
+        }
+        let tls = is_tls.then(|| trust::config(target)).transpose()?;
+        let base = target.url.trim_end_matches('/');
+        Self::connect(base, &target.workspace, key, local, tls, Duration::from_secs(target.timeout))
     }
 
-    /// Connects to a known address with a known key.
-    pub(crate) fn with(
-        url: &str,
+    /// Connects to a server of this process with its key.
+    pub(crate) fn own(
+        address: SocketAddr,
         workspace: &str,
-        token: Option<String>,
+        key: String,
         timeout: Duration,
     ) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
+        let base = format!("http://{address}");
+        Self::connect(&base, workspace, Key::Named(key), Some(address), None, timeout)
+    }
+
+    fn connect(
+        base: &str,
+        workspace: &str,
+        key: Key,
+        local: Option<SocketAddr>,
+        tls: Option<rustls::ClientConfig>,
+        timeout: Duration,
+    ) -> anyhow::Result<Self> {
+        // Redirects are not followed: a key is for the address that it was checked for.
+        let mut http = reqwest::Client::builder()
             .timeout(timeout)
             .connect_timeout(Duration::from_secs(5))
-            .build()
-            .context("the HTTP client could not be made")?;
-        let base = url.trim_end_matches('/').to_owned();
-        Ok(Self { http, base, token, timeout, workspace: workspace.to_owned() })
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(tls) = &tls {
+            http = http.tls_backend_preconfigured(tls.clone());
+        }
+        if let Some(address) = local {
+            // No proxy stands between a machine and itself, and one address of the name is meant.
+            http = http.no_proxy().resolve("localhost", address);
+        }
+        let http = http.build().context("the HTTP client could not be made")?;
+        let (base, workspace) = (base.to_owned(), workspace.to_owned());
+        Ok(Self { http, base, key, local, tls: tls.map(Arc::new), timeout, workspace })
+    }
+
+    /// The key to send, if any. That of the data folder is sent only to a server that proves to know it.
+    async fn token(&self) -> anyhow::Result<Option<&str>> {
+        match &self.key {
+            Key::None | Key::Elsewhere(_) => Ok(None),
+            Key::Named(key) => Ok(Some(key)),
+            Key::Local(local) => {
+                let is_sent = local.is_sent.get_or_try_init(|| self.is_proved(local)).await?;
+                Ok(is_sent.then_some(&local.key))
+            }
+        }
+    }
+
+    /// Whether the server knows the key (`true`) or asks for none (`false`); everything else is an error.
+    async fn is_proved(&self, local: &Local) -> anyhow::Result<bool> {
+        let nonce = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+        let address = local.address.to_string();
+        let challenge = Challenge { nonce: &nonce, address: &address };
+        let body = json!({"nonce": nonce, "proof": challenge.prove(Side::Holder, &local.key)});
+        let url = format!("{}/api/v1/auth/prove-key", self.base);
+        let answer =
+            self.http.post(&url).json(&body).send().await.map_err(|error| self.unreachable(&error))?;
+        let status = answer.status().as_u16();
+        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let proof = answer["proof"].as_str().unwrap_or_default();
+        match status {
+            200 if answer["open"] == true => Ok(false),
+            200 if challenge.is_proved(Side::Service, &local.key, proof) => Ok(true),
+            408 | 429 | 503 => Err(self.refused(status, &answer).into()),
+            _ => Err(Told::new(
+                Code::Denied,
+                format!("what answers at {} does not know the key in {}, so the key was not sent", self.base, local.file.display()),
+            )
+            .next("name the folder of the server that runs there with --data DIR; for a server behind a forwarded port or a proxy, name its key with --token-file FILE")
+            .into()),
+        }
     }
 
     /// Longest wait for an answer.
@@ -75,7 +160,7 @@ impl Api {
 
     /// Calls an operation that needs no key.
     pub(crate) async fn call_public(&self, operation: &str) -> anyhow::Result<Value> {
-        let nobody = Self { token: None, ..self.clone() };
+        let nobody = Self { key: Key::None, ..self.clone() };
         nobody.post(&format!("/api/v1/auth/{operation}"), json!({})).await
     }
 
@@ -89,8 +174,7 @@ impl Api {
         self.post(&format!("/api/v1/flow/{}/service/{kind}", percent(flow)), body).await
     }
 
-    /// Calls a service of a flow that answers in parts, and hands on each as it comes. Parts come over a socket; a
-    /// gateway that is reached by `https://` gives its answer whole.
+    /// Calls a service of a flow that answers in parts, and hands on each as it comes, over a socket.
     pub(crate) async fn stream_flow(
         &self,
         flow: &str,
@@ -98,16 +182,12 @@ impl Api {
         mut body: Value,
         mut part: impl FnMut(&Value),
     ) -> anyhow::Result<()> {
-        let Some(host) = self.base.strip_prefix("http://") else {
-            part(&self.call_flow(flow, kind, body).await?);
-            return Ok(());
-        };
         body["streaming"] = json!(true);
-        let url = format!("ws://{host}/api/v1/socket");
         let parts = async {
-            let (mut socket, _) = tokio_tungstenite::connect_async(&url).await.map_err(|_| self.nobody())?;
+            let token = self.token().await?;
+            let mut socket = self.open_socket().await?;
             let mut frames = Vec::new();
-            if let Some(token) = &self.token {
+            if let Some(token) = token {
                 frames.push(json!({"type": "auth", "token": token}));
             }
             frames.push(json!({"id": "1", "workspace": self.workspace, "flow": flow, "service": kind, "request": body}));
@@ -142,13 +222,37 @@ impl Api {
         }
     }
 
+    async fn open_socket(&self) -> anyhow::Result<WebSocketStream<Box<dyn Wire>>> {
+        let url = Url::parse(&self.base).map_err(|_| self.not_an_address())?;
+        let host = url.host_str().ok_or_else(|| self.not_an_address())?;
+        let port = url.port_or_known_default().ok_or_else(|| self.not_an_address())?;
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let tcp = match self.local {
+            Some(address) => TcpStream::connect(address).await,
+            None => TcpStream::connect((bare, port)).await,
+        };
+        let tcp = tcp.map_err(|_| self.nobody())?;
+        let wire: Box<dyn Wire> = match &self.tls {
+            None => Box::new(tcp),
+            Some(tls) => {
+                let name = ServerName::try_from(bare.to_owned()).map_err(|_| self.not_an_address())?;
+                let shaken = TlsConnector::from(tls.clone()).connect(name, tcp).await;
+                Box::new(shaken.map_err(|error| self.untrusted(&error).unwrap_or_else(|| self.nobody()))?)
+            }
+        };
+        let after = self.base.split_once("://").map_or("", |(_, after)| after);
+        let request = format!("ws://{after}/api/v1/socket");
+        let (socket, _) = tokio_tungstenite::client_async(request, wire).await.map_err(|_| self.nobody())?;
+        Ok(socket)
+    }
+
     async fn post(&self, path: &str, mut body: Value) -> anyhow::Result<Value> {
         if let Value::Object(members) = &mut body {
             members.entry("workspace").or_insert_with(|| json!(self.workspace));
         }
         let url = format!("{}{path}", self.base);
         let mut request = self.http.post(&url).timeout(self.timeout).json(&body);
-        if let Some(token) = &self.token {
+        if let Some(token) = self.token().await? {
             request = request.bearer_auth(token);
         }
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
@@ -166,12 +270,28 @@ impl Api {
         let told = if error.is_timeout() {
             self.late()
         } else if error.is_builder() {
-            Told::usage(format!("'{}' is not a valid address", self.base))
-                .next("--url http://127.0.0.1:8888/")
+            self.not_an_address()
         } else {
-            self.nobody()
+            self.untrusted(error).unwrap_or_else(|| self.nobody())
         };
         told.into()
+    }
+
+    fn not_an_address(&self) -> Told {
+        Told::usage(format!("'{}' is not a valid address", self.base)).next("--url http://127.0.0.1:8888/")
+    }
+
+    /// A failure of TLS, if it is one.
+    fn untrusted(&self, error: &(dyn std::error::Error + 'static)) -> Option<Told> {
+        let cause = tls_error(error)?;
+        let told = Told::new(Code::Failed, format!("no TLS connection to {}: {cause}", self.base));
+        Some(match cause {
+            rustls::Error::InvalidCertificate(_) => {
+                told.next("name the certificate of its issuer with --ca FILE")
+            }
+            rustls::Error::InvalidMessage(_) => told.next("--url http://…, if it serves without TLS"),
+            _ => told.next("if it asks for a certificate, give --client-cert FILE and --client-key FILE"),
+        })
     }
 
     fn late(&self) -> Told {
@@ -192,9 +312,18 @@ impl Api {
             .unwrap_or("no reason given");
         let message = format!("the gateway refused ({status}): {said}");
         match status {
-            401 => Told::new(Code::Denied, message)
-                .next("set TRUSTGRAPH_TOKEN, or name the folder that holds admin.key with --data DIR"),
-            403 => Told::new(Code::Denied, message).next("ask an administrator for the capability"),
+            300..=399 => Told::new(Code::Failed, message).next("name the address it points to with --url"),
+            401 => Told::new(Code::Denied, message).next(match &self.key {
+                Key::Elsewhere(file) => format!(
+                    "name a key for this address with --token-file FILE or TRUSTGRAPH_TOKEN; the one in {} is sent to its own server on this machine alone",
+                    file.display()
+                ),
+                _ => "set TRUSTGRAPH_TOKEN or --token-file FILE, or name the folder that holds admin.key with --data DIR".to_owned(),
+            }),
+            403 if said == "access denied" => {
+                Told::new(Code::Denied, message).next("ask an administrator for the capability")
+            }
+            403 => Told::new(Code::Denied, message),
             404 if said == "workspace not found" => {
                 Told::new(Code::NotFound, format!("there is no workspace '{}'", self.workspace))
                     .next("name another with --workspace ID")
@@ -205,6 +334,19 @@ impl Api {
             429 | 503 => Told::new(Code::Failed, message).next("try again in a moment"),
             _ => Told::new(Code::Failed, message),
         }
+    }
+}
+
+/// The failure of TLS that an error comes from, through all that is wrapped around it.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
+    }
+    // What an I/O error carries is not among its sources.
+    let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match carried {
+        Some(carried) => tls_error(carried),
+        None => error.source().and_then(tls_error),
     }
 }
 

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::serve::{Broker, Decoding, Embeddings, Model, Objects, Run, Serve, Up};
+pub(crate) use self::serve::{Broker, Decoding, Door, Embeddings, Listen, Model, Objects, Run, Serve, Up};
 
 /// The commands that serve. They talk to no gateway, so what only clients use is not in their help.
 const SERVERS: [&str; 2] = ["up", "run"];
 /// Options of clients, which may stand before the command as well as after it.
-const CLIENT_OPTIONS: [&str; 4] = ["url", "workspace", "output", "timeout"];
+const CLIENT_OPTIONS: [&str; 8] =
+    ["url", "workspace", "output", "timeout", "token_file", "ca", "client_cert", "client_key"];
 
 /// The whole command line, as help, completions and the parser know it.
 pub(crate) fn command() -> clap::Command {
@@ -32,7 +33,41 @@ pub(crate) fn command() -> clap::Command {
 /// Reads a command line.
 pub(crate) fn parse(from: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
     let mut matches = command().try_get_matches_from(from)?;
-    Args::from_arg_matches_mut(&mut matches)
+    let typed_secrets = typed_secrets(&matches);
+    let mut args = Args::from_arg_matches_mut(&mut matches)?;
+    args.typed_secrets = typed_secrets;
+    Ok(args)
+}
+
+/// Options whose values are secrets, and what takes their place on a command line.
+const SECRETS: [(&str, &str); 3] = [
+    ("broker_password", "--broker-password-file"),
+    ("llm_key", "--llm-key-file"),
+    ("embeddings_key", "--embeddings-key-file"),
+];
+/// Options whose addresses may hold a password.
+const ADDRESSES: [(&str, &str); 2] =
+    [("broker", "--broker-password-file"), ("broker_management", "SLUICE_BROKER_MANAGEMENT")];
+
+/// Secrets that were typed as arguments, each by what should be used instead. Everybody on the machine can read them.
+fn typed_secrets(matches: &clap::ArgMatches) -> Vec<&'static str> {
+    let Some((_, matches)) = matches.subcommand() else { return Vec::new() };
+    let is_typed = |id: &str| {
+        let is_known = matches.try_contains_id(id).unwrap_or(false);
+        is_known && matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine)
+    };
+    let has_password = |id: &str| {
+        let address = matches.try_get_one::<String>(id).ok().flatten();
+        address.is_some_and(|address| {
+            url::Url::parse(address)
+                .is_ok_and(|url| url.password().is_some_and(|password| !password.is_empty()))
+        })
+    };
+    let secrets = SECRETS.into_iter().filter(|(id, _)| is_typed(id));
+    let addresses = ADDRESSES.into_iter().filter(|(id, _)| is_typed(id) && has_password(id));
+    let mut instead: Vec<_> = secrets.chain(addresses).map(|(_, instead)| instead).collect();
+    instead.dedup();
+    instead
 }
 
 #[derive(Debug, Parser)]
@@ -50,6 +85,9 @@ pub(crate) struct Args {
     /// How log lines look (on standard error; filter with SLUICE_LOG, for example SLUICE_LOG=debug)
     #[arg(long, global = true, value_enum, default_value = "text", env = "SLUICE_LOG_FORMAT")]
     pub(crate) log_format: LogFormat,
+    /// What should have been used instead of secrets that were typed.
+    #[arg(skip)]
+    pub(crate) typed_secrets: Vec<&'static str>,
 }
 
 /// Which running system a command talks to, and how it prints.
@@ -64,6 +102,19 @@ pub(crate) struct Target {
         value_name = "URL"
     )]
     pub(crate) url: String,
+    /// File that holds the key to send; or set TRUSTGRAPH_TOKEN. Without either, the key of the data folder is sent, to
+    /// the server of that folder on this machine alone
+    #[arg(long, global = true, env = "SLUICE_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// File of certificates (PEM) to trust beside those of the machine, for https:// addresses
+    #[arg(long, global = true, env = "SLUICE_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// File with the certificate (PEM) to show to a gateway that asks for one
+    #[arg(long, global = true, env = "SLUICE_CLIENT_CERT", value_name = "FILE")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// File with the private key of that certificate
+    #[arg(long, global = true, env = "SLUICE_CLIENT_KEY", value_name = "FILE")]
+    pub(crate) client_key: Option<PathBuf>,
     /// Workspace to work in
     #[arg(
         long,
@@ -458,16 +509,75 @@ mod tests {
         let Command::Up(up) = args(&["sluice", "up", "--listen", "localhost:18912"]).unwrap().command else {
             panic!("it is `up`")
         };
-        assert!(up.serve.listen.ip().is_loopback() && up.serve.listen.port() == 18912, "{}", up.serve.listen);
+        let listen = up.serve.listen;
+        assert!(listen.address.ip().is_loopback() && listen.address.port() == 18912, "{listen:?}");
+        assert_eq!(listen.name, Some("localhost".parse().unwrap()));
         assert!(args(&["sluice", "up", "--listen", "localhost"]).is_err());
     }
 
     #[test]
-    fn a_key_is_never_printed() {
-        for flag in ["--llm-key", "--embeddings-key"] {
-            let args = args(&["sluice", "up", flag, "sk-very-secret"]).unwrap();
-            assert!(!format!("{args:?}").contains("very-secret"));
+    fn what_pages_and_proxies_may_do_is_given_once_or_several_times() {
+        let line = [
+            "sluice",
+            "up",
+            "--allow-origin",
+            "https://a.example,https://b.example:8443/",
+            "--allow-origin",
+            "http://localhost:3000",
+            "--allow-host",
+            "sluice.example.org",
+            "--trusted-proxy",
+            "127.0.0.1,10.0.0.0/8",
+        ];
+        let Command::Up(up) = args(&line).unwrap().command else { panic!("it is `up`") };
+        let door = up.serve.door;
+        assert_eq!((door.allow_origin.len(), door.allow_host.len(), door.trusted_proxy.len()), (3, 1, 2));
+        for wrong in [
+            ["--allow-origin", "*"],
+            ["--allow-origin", "null"],
+            ["--allow-origin", "app.example"],
+            ["--allow-host", "https://x"],
+            ["--trusted-proxy", "proxy.example"],
+        ] {
+            assert!(args(&[&["sluice", "up"], &wrong[..]].concat()).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        for secret in [
+            &["--llm-key", "sk-very-secret"][..],
+            &["--embeddings-key", "sk-very-secret"],
+            &["--broker", "amqp://user@host", "--broker-password", "very-secret"],
+            &["--broker", "amqp://user:very-secret@host"],
+            &["--broker", "amqp://host", "--broker-management", "http://user:very-secret@host"],
+            &["--objects", "s3://b", "--objects-key", "very-secret"],
+        ] {
+            let args = args(&[&["sluice", "up"], secret].concat()).unwrap();
+            assert!(!format!("{args:?} {args:#?}").contains("very-secret"), "{secret:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_that_everybody_on_the_machine_can_read_are_noticed() {
+        let check = |line: &[&str], expected: &[&str]| {
+            let args = args(&[&["sluice"], line].concat()).unwrap();
+            assert_eq!(args.typed_secrets, expected, "{line:?}");
+        };
+        check(&["up"], &[]);
+        check(&["flow", "ls"], &[]);
+        check(&["up", "--llm-key", "k"], &["--llm-key-file"]);
+        check(
+            &["up", "--embeddings-key", "k", "--llm-key", "k"],
+            &["--llm-key-file", "--embeddings-key-file"],
+        );
+        let broker = ["--broker", "amqp://user@host"];
+        check(&[&["up"], &broker[..]].concat(), &[]);
+        check(&[&["doctor"], &broker[..], &["--broker-password", "p"]].concat(), &["--broker-password-file"]);
+        check(&["run", "flow", "--broker", "amqp://user:p@host"], &["--broker-password-file"]);
+        let management = ["--broker-management", "http://user:p@host"];
+        check(&[&["up"], &broker[..], &management].concat(), &["SLUICE_BROKER_MANAGEMENT"]);
+        check(&["demo", "--llm-key", "k"], &["--llm-key-file"]);
     }
 
     /// Every command with everything below it.

@@ -7,10 +7,12 @@ mod bus;
 mod cli;
 mod commands;
 mod exit;
+mod key;
 mod output;
 mod services;
 mod system;
 mod telemetry;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,10 @@ fn main() -> ExitCode {
         return commands::decode().map_or_else(|error| exit::report(&error), |()| exit::Code::Ok.into());
     }
     telemetry::start(&args);
+    if !args.typed_secrets.is_empty() {
+        let instead = args.typed_secrets.join(", ");
+        tracing::warn!(instead, "a secret on the command line can be read by every user of this machine");
+    }
     // Fails only when a provider is installed already, which then serves.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -31,8 +31,8 @@ pub(crate) struct Settings {
     pub(crate) selection: Selection,
     /// The folder of everything durable; only a process that keeps nothing needs none.
     pub(crate) data: Option<PathBuf>,
-    /// Where the gateway listens; port 0 takes a free one.
-    pub(crate) listen: SocketAddr,
+    /// What the gateway is set to: where it listens and whom it serves.
+    pub(crate) gateway: sluice_gateway::Options,
     /// A broker that is not ours; `None` is the embedded one.
     pub(crate) broker: Option<Remote>,
     /// Lets everybody in.
@@ -260,7 +260,7 @@ async fn serve(
     let gateway = sluice_gateway::start(sluice_gateway::Parts {
         process: process.clone(),
         watch,
-        options: sluice_gateway::Options::new(settings.listen),
+        options: settings.gateway.clone(),
     });
     gateway.await.map(Some).context("the gateway did not start")
 }

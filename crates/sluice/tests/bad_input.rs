@@ -21,6 +21,10 @@ fn the_command_line_says_what_is_wrong_before_anything_starts() {
         .output()
         .unwrap();
     ends(&variable, 64, "--force");
+    let apart =
+        ["run", "iam", "config", "--no-auth", "--broker", "amqp://127.0.0.1:1", "--data", "/dev/null/x"];
+    ends(&run(&apart), 64, "--force");
+    ends(&run(&["up", "--allow-origin", "null"]), 64, "https://app.example.org");
     ends(&run(&["flow", "start", "f", "b", "-p", "novalue"]), 64, "NAME=VALUE");
     ends(&run(&["flow", "ls", "--url", "http://127.0.0.1:1/"]), 1, "sluice up");
     ends(&run(&["--help"]), 0, "Examples");

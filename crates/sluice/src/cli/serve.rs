@@ -2,9 +2,11 @@
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args as ClapArgs;
 use clap::builder::FalseyValueParser;
+use sluice_gateway::{Host, Network, WebOrigin};
 use sluice_processors::Dialect;
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -29,14 +31,16 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Serve {
     /// Address that the gateway serves on
-    #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT", value_parser = address)]
-    pub(crate) listen: SocketAddr,
+    #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT")]
+    pub(crate) listen: Listen,
     /// Let everybody in without a key; only on a loopback address unless forced
     #[arg(long, env = "SLUICE_NO_AUTH", value_parser = FalseyValueParser::new())]
     pub(crate) no_auth: bool,
     /// Serve without a key on an address that others can reach
     #[arg(long, env = "SLUICE_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) door: Door,
     #[command(flatten)]
     pub(crate) broker: Broker,
     #[command(flatten)]
@@ -47,6 +51,51 @@ pub(crate) struct Serve {
     pub(crate) decoding: Decoding,
     #[command(flatten)]
     pub(crate) objects: Objects,
+}
+
+/// Whom the gateway serves.
+#[derive(Debug, Clone, Default, ClapArgs)]
+#[command(next_help_heading = "Gateway")]
+pub(crate) struct Door {
+    /// Origin whose pages may use the gateway from a browser, for example https://app.example.org; may be repeated
+    #[arg(long, env = "SLUICE_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub(crate) allow_origin: Vec<WebOrigin>,
+    /// Host that a proxy in front sends, for example sluice.example.org; may be repeated
+    #[arg(long, env = "SLUICE_ALLOW_HOST", value_name = "HOST", value_delimiter = ',')]
+    pub(crate) allow_host: Vec<Host>,
+    /// Address or range of proxies whose X-Forwarded-For is believed, for example 10.0.0.0/8; may be repeated
+    #[arg(long, env = "SLUICE_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',')]
+    pub(crate) trusted_proxy: Vec<Network>,
+    /// Serve with TLS: file of the certificate (PEM), followed by those of its issuers; read again when it changes
+    #[arg(long, env = "SLUICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// File of the certificate's private key (PEM)
+    #[arg(long, env = "SLUICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Let in only callers with a certificate of these issuers (PEM); they need their key all the same
+    #[arg(long, env = "SLUICE_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+}
+
+/// Where to listen, and what that was called.
+#[derive(Debug, Clone)]
+pub(crate) struct Listen {
+    pub(crate) address: SocketAddr,
+    pub(crate) name: Option<Host>,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    /// Reads `HOST:PORT`; a name is looked up and its first address taken.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = text
+            .to_socket_addrs()
+            .map_err(|error| format!("'{text}' is not of the form HOST:PORT: {error}"))?;
+        let address = found.into_iter().next().ok_or_else(|| format!("'{text}' has no address"))?;
+        let name = text.rsplit_once(':').and_then(|(host, _)| host.parse().ok());
+        Ok(Self { address, name })
+    }
 }
 
 /// Where the content of documents is kept.
@@ -205,11 +254,4 @@ impl std::fmt::Debug for Embeddings {
             .field("embeddings_key", &self.embeddings_key.as_ref().map(|_| "***"))
             .finish_non_exhaustive()
     }
-}
-
-/// Reads `HOST:PORT`; a name is looked up and its first address taken.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let found =
-        text.to_socket_addrs().map_err(|error| format!("'{text}' is not of the form HOST:PORT: {error}"))?;
-    found.into_iter().next().ok_or_else(|| format!("'{text}' has no address"))
 }

@@ -29,7 +29,7 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     let settings = Settings {
         selection: Selection::everything(),
         data: Some(folder.path().to_owned()),
-        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        gateway: sluice_gateway::Options::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         broker: None,
         no_auth: false,
         model: up::model(command.model.clone())?,
@@ -49,8 +49,8 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     let url = format!("http://{address}");
     let key =
         std::fs::read_to_string(folder.path().join("admin.key")).context("the admin key cannot be read")?;
-    let api =
-        Api::with(&url, &target.workspace, Some(key.trim().to_owned()), Duration::from_secs(target.timeout))?;
+    let timeout = Duration::from_secs(target.timeout);
+    let api = Api::own(address, &target.workspace, key.trim().to_owned(), timeout)?;
     let outcome = job(&system, &api, &sources, &question, command.keep).await;
 
     if outcome.is_ok() && command.keep {

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use sluice_gateway::{Tls, TlsFiles};
 use sluice_processors::{DecodingConfig, EmbedderConfig, LocalConfig, ModelConfig, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::data_folder;
 use crate::bus::Remote;
-use crate::cli::{Broker, Decoding, Embeddings, Model, Objects, Run, Serve, Target, Up};
+use crate::cli::{Broker, Decoding, Door, Embeddings, Listen, Model, Objects, Run, Serve, Target, Up};
 use crate::exit::Told;
 use crate::services::{Selection, Service};
 use crate::system::{Settings, System};
@@ -45,20 +46,29 @@ pub(super) async fn run_some(target: &Target, command: Run) -> anyhow::Result<()
 
 async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> anyhow::Result<()> {
     let gateway_here = selection.runs(Service::Gateway);
-    if gateway_here && serve.no_auth && !serve.force && !serve.listen.ip().is_loopback() {
-        return Err(Told::usage(format!(
-            "--no-auth on {} would let anybody on the network in",
-            serve.listen
-        ))
-        .next("listen on 127.0.0.1, leave --no-auth out, or add --force if that is wanted")
+    let listen = serve.listen.address;
+    if gateway_here && serve.no_auth && !serve.force && !listen.ip().is_loopback() {
+        return Err(Told::usage(format!("--no-auth on {listen} would let anybody on the network in"))
+            .next("listen on 127.0.0.1, leave --no-auth out, or add --force if that is wanted")
+            .into());
+    }
+    // Gateways of other processes ask this one, wherever they listen.
+    if selection.runs(Service::Iam) && !gateway_here && serve.no_auth && !serve.force {
+        return Err(Told::usage(
+            "--no-auth would let anybody in at every gateway on this broker, wherever it listens",
+        )
+        .next("leave --no-auth out, or add --force if that is wanted")
         .into());
     }
     let named = selection.to_string();
     let (iam_here, no_auth) = (selection.runs(Service::Iam), serve.no_auth);
+    let open = iam_here.then_some(no_auth).or(no_auth.then_some(true));
+    let gateway = gateway(serve.listen, serve.door, open)?;
+    let is_clear = gateway_here && gateway.tls.is_none() && !listen.ip().is_loopback();
     let settings = Settings {
         selection,
         data: data.clone(),
-        listen: serve.listen,
+        gateway,
         broker: remote(serve.broker)?,
         no_auth,
         model: model(serve.model)?,
@@ -77,10 +87,30 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
     if let Some(data) = data.filter(|_| iam_here && !no_auth) {
         tracing::info!(key = %data.join("admin.key").display(), "the admin key is here; sluice commands read it");
     }
+    if is_clear {
+        tracing::warn!(
+            "keys, questions and documents cross the network in clear: serve with --tls-cert and --tls-key, or put a proxy in front that does (docs/proxy.md)"
+        );
+    }
     interrupted.await;
     tracing::info!("stopping");
     system.stop().await;
     Ok(())
+}
+
+/// What the gateway is set to. Whether anybody is let in is known where the identity service runs here too.
+fn gateway(listen: Listen, door: Door, open: Option<bool>) -> anyhow::Result<sluice_gateway::Options> {
+    let mut options = sluice_gateway::Options::new(listen.address);
+    options.listen_name = listen.name;
+    options.open = open;
+    options.allow_origins = door.allow_origin;
+    options.allow_hosts = door.allow_host;
+    options.trusted_proxies = door.trusted_proxy;
+    if let (Some(certificate), Some(key)) = (door.tls_cert, door.tls_key) {
+        let files = TlsFiles { certificate, key, client_ca: door.tls_client_ca };
+        options.tls = Some(Tls::load(files).context("the gateway cannot serve with TLS")?);
+    }
+    Ok(options)
 }
 
 fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_databases::Settings)>> {

@@ -117,8 +117,14 @@ impl Up {
     }
 
     pub(crate) fn start_with(data: &Path, more: &[&str]) -> Self {
+        Self::start_in(data, more, &[])
+    }
+
+    /// With variables of the environment.
+    pub(crate) fn start_in(data: &Path, more: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = sluice();
         command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
+        command.envs(environment.iter().copied());
         let (program, line) = Program::start(command, "address=127.0.0.1:");
         Self { program, url: url_in(&line), data: data.to_owned() }
     }

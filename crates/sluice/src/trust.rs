@@ -1,0 +1,55 @@
+//! Whom a command trusts when it connects with TLS, and what it shows of itself.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::cli::Target;
+use crate::exit::Told;
+
+/// The certificates of the machine and those that the arguments name; the certificate to show, if one is named.
+pub(crate) fn config(target: &Target) -> anyhow::Result<ClientConfig> {
+    let mut issuers = RootCertStore::empty();
+    // Of the machine's certificates, those that cannot be read are not trusted.
+    issuers.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(file) = &target.ca {
+        for certificate in certificates(file)? {
+            issuers.add(certificate).with_context(|| format!("'{}' cannot be trusted", file.display()))?;
+        }
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("TLS cannot be used")?
+        .with_root_certificates(issuers);
+    match (&target.client_cert, &target.client_key) {
+        (None, None) => Ok(builder.with_no_client_auth()),
+        (Some(certificate), Some(key)) => {
+            let own = PrivateKeyDer::from_pem_file(key)
+                .with_context(|| format!("'{}' holds no private key (PEM)", key.display()))?;
+            builder
+                .with_client_auth_cert(certificates(certificate)?, own)
+                .with_context(|| format!("'{}' cannot be shown", certificate.display()))
+        }
+        (Some(_), None) | (None, Some(_)) => {
+            Err(Told::usage("a certificate is shown with its key, and one of them is missing")
+                .next("give both --client-cert FILE and --client-key FILE")
+                .into())
+        }
+    }
+}
+
+fn certificates(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) => Err(Told::usage(format!("'{}' holds no certificate (PEM)", file.display())).into()),
+        Err(error) => {
+            Err(error).with_context(|| format!("'{}' cannot be read as certificates (PEM)", file.display()))
+        }
+    }
+}
