@@ -77,7 +77,32 @@ const PROVE: &str = "crates/gateway/src/http.rs";
 const FORWARDED: &str = "crates/gateway/src/forwarded.rs";
 const REGIME: &str = "crates/iam/src/regime.rs";
 
+const SEALED: &str = "crates/store/src/embedded/sealed.rs";
+const BLOBS: &str = "crates/store/src/blobs.rs";
+const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
+
 const BUGS: &[Bug] = &[
+    bug(
+        "a block is not compared with its checksum",
+        SEALED,
+        "if *stored == 0 || sum(&self.id, block, content) != *stored {",
+        "if !PLANTED && (*stored == 0 || sum(&self.id, block, content) != *stored) {",
+    )
+    .found_by("damage", "damage_is_named_by_table_and_key_and_others_can_be_read_and_written"),
+    bug(
+        "content is not compared with its digests",
+        BLOBS,
+        "*Sha256::digest(part) != *digest)",
+        "!PLANTED && *Sha256::digest(part) != *digest)",
+    )
+    .found_by("damage", "a_check_names_all_that_is_damaged_and_gives_digests_to_older_content"),
+    bug(
+        "an ordinary write uses the reserve",
+        STORE_TABLES,
+        "self.batch.only_removes() ||",
+        "PLANTED || self.batch.only_removes() ||",
+    )
+    .found_by("tables", "on_a_full_disk_essential_writes_use_the_reserve_and_others_wait_for_it"),
     bug(
         "topics go while entries are there",
         PLAN,
@@ -130,8 +155,8 @@ const BUGS: &[Bug] = &[
     bug(
         "a step does not insist on its wish",
         ACT,
-        "Apply { expect: vec![wish], ..Apply::default() }",
-        "Apply { expect: if PLANTED { Vec::new() } else { vec![wish] }, ..Apply::default() }",
+        "Apply { expect: vec![wish], essential",
+        "Apply { expect: if PLANTED { Vec::new() } else { vec![wish] }, essential",
     ),
     bug(
         "a failed making is taken for done",

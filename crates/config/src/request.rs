@@ -46,6 +46,8 @@ pub(crate) struct Write {
     pub(crate) deletes: Vec<ScopedKey>,
     /// No version and no notice.
     pub(crate) quiet: bool,
+    /// It may use the room that is kept for removals.
+    pub(crate) essential: bool,
     /// What the door let nobody write, told in the answer.
     pub(crate) skipped: Vec<ConfigKey>,
     /// (type, workspace) pairs to announce beside those written.
@@ -54,6 +56,13 @@ pub(crate) struct Write {
     pub(crate) idle_when_empty: bool,
     /// The request that asks for it; `None` for the service's own.
     pub(crate) asked: Option<Asked>,
+}
+
+impl Write {
+    /// Whether it has to work on a full disk.
+    pub(crate) const fn is_essential(&self) -> bool {
+        self.essential || self.puts.is_empty() && !self.deletes.is_empty()
+    }
 }
 
 /// A request, as the broker hands it out.
@@ -223,7 +232,15 @@ fn apply(request: ConfigRequest) -> Result<Write, Error> {
     if let Some(key) = twice {
         return Err(config_error(format!("{} is both put and deleted; name it once", place(key))));
     }
-    Ok(Write { expect, puts, deletes, quiet: request.quiet, idle_when_empty: true, ..Write::default() })
+    Ok(Write {
+        expect,
+        puts,
+        deletes,
+        quiet: request.quiet,
+        essential: request.essential,
+        idle_when_empty: true,
+        ..Write::default()
+    })
 }
 
 fn checked_put(which: std::fmt::Arguments<'_>, workspace: String, value: ConfigValue) -> Result<Put, Error> {

@@ -110,12 +110,19 @@ impl Committing {
         group
     }
 
-    async fn commit(&mut self, group: Vec<Job>) {
+    async fn commit(&mut self, mut group: Vec<Job>) {
         let sent = self.sent.take();
+        let mut essential: Vec<Job> = Vec::new();
         let (outcomes, failed) = match self.try_commit(&group, &sent).await {
             Ok(outcomes) => (outcomes, false),
             Err(error) => {
                 tracing::error!(%error, writes = group.len(), "config could not be written");
+                if matches!(error, Error::Disk { .. }) && group.len() > 1 {
+                    // Alone it may use the room that is kept for it.
+                    let (alone, others) = group.into_iter().partition(|job| job.write.is_essential());
+                    group = others;
+                    essential = alone;
+                }
                 let kind = match error.kind() {
                     ErrorKind::OutcomeUnknown => message::Error::OUTCOME_UNKNOWN,
                     ErrorKind::Refused | ErrorKind::Absent | ErrorKind::Unavailable => {
@@ -132,6 +139,9 @@ impl Committing {
         for (job, outcome) in group.into_iter().zip(outcomes) {
             let _ = job.answer.send(outcome);
         }
+        for job in essential {
+            Box::pin(self.commit(vec![job])).await;
+        }
     }
 
     async fn try_commit(&mut self, group: &[Job], sent: &[i64]) -> Result<Vec<Outcome>, Error> {
@@ -145,6 +155,9 @@ impl Committing {
             }
             let over_full = State::is_over_full(state.head());
             let mut batch = Batch::new();
+            if group.iter().all(|job| job.write.is_essential()) {
+                batch.essential();
+            }
             batch.expect(HEAD, HEAD_KEY, raw);
             for version in sent {
                 batch.delete(OUTBOX, layout::outbox_key(*version));

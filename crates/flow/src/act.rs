@@ -19,7 +19,7 @@ use sluice_sdk::{Apply, ConfigClient, ConfigError};
 
 use crate::blueprint::{OwnedTopic, Part};
 use crate::memory::{
-    FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Wish, own_key, own_value, scoped_key,
+    FlowKey, LEDGER, Named, ONLY, REPORT, RUNS, Records, WISH, Want, Wish, own_key, own_value, scoped_key,
     scoped_value, unchanged,
 };
 use crate::plan::{self, Leftover, Step};
@@ -301,7 +301,7 @@ impl Job<'_> {
     /// A write that only counts while the wish is what it was.
     fn write(&self) -> Apply {
         let wish = unchanged(own_key(WISH, self.key), self.records.wishes.get(self.key));
-        Apply { expect: vec![wish], ..Apply::default() }
+        Apply { expect: vec![wish], essential: self.wish.want == Want::Gone, ..Apply::default() }
     }
 
     fn open(&self, parts: &[Part]) -> Apply {
@@ -355,6 +355,7 @@ impl Job<'_> {
         let mut write = self.write();
         write.puts.push(own_value(REPORT, self.key, report));
         write.quiet = true;
+        write.essential = true;
         write
     }
 }

@@ -142,6 +142,7 @@ impl Rounds {
                 expect: vec![unchanged(own_key(RUNS, key), Some(recorded))],
                 puts: vec![own_value(RUNS, key, &forgotten)],
                 quiet: true,
+                essential: true,
                 ..Apply::default()
             };
             self.audit.clean.remove(*key);

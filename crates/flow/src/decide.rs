@@ -214,6 +214,7 @@ pub(crate) fn stop(
     asked.id.clone_into(&mut wish.request);
     wish.generation = next_generation(records)?;
     let mut write = decision(records, key, &wish);
+    write.essential = true;
     if let Some(recorded) = records.flows.get(key) {
         let at = scoped_key(&key.workspace, record::FLOW, &key.id);
         write.expect.push(unchanged(at, Some(recorded)));

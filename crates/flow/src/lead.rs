@@ -147,6 +147,7 @@ fn write(version: i64, leader: &Leader) -> Apply {
         expect: vec![expect(scoped_key(record::FLOWS, LEADER, ONLY), version)],
         puts: vec![scoped_value(record::FLOWS, LEADER, ONLY, leader)],
         quiet: true,
+        essential: true,
         ..Apply::default()
     }
 }

@@ -53,7 +53,7 @@ impl Passes {
         if next > reserved {
             reserved = next + RESERVED;
             let mut batch = Batch::new();
-            batch.put(PASSES, &row_key, rows::encode(&reserved));
+            batch.put(PASSES, &row_key, rows::encode(&reserved)).essential();
             self.rows.commit(batch).await?;
         }
         all.insert(workspace.to_owned(), Given { last: next, reserved });

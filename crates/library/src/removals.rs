@@ -89,6 +89,7 @@ impl Removals {
         let gone = Gone { until: self.passes.next(workspace).await?, restored: 0 };
         let scope_key = scope.key(workspace);
         with.put(WISHES, &scope_key, rows::encode(&gone.until)).put(GONE, &scope_key, rows::encode(&gone));
+        with.essential();
         self.rows.commit(with).await?;
         let made_so = self.make_so(workspace, scope, gone.until).await;
         if made_so.is_err() {

@@ -224,7 +224,7 @@ impl Kind {
         let row = serde_json::to_vec(&gone)
             .map_err(|e| Error::Refused { reason: format!("a removal does not serialise: {e}") })?;
         let mut batch = Batch::new();
-        batch.expect(GONE, key, was).put(GONE, key, row);
+        batch.expect(GONE, key, was).put(GONE, key, row).essential();
         self.tables.commit(batch).await?;
         Ok(gone)
     }

@@ -63,6 +63,8 @@ pub struct Apply {
     pub deletes: Vec<ScopedKey>,
     /// No version, no notice, no history: for leases and reports.
     pub quiet: bool,
+    /// It has to work on a full disk, since things are removed by it: a stop's wish, a report, who leads.
+    pub essential: bool,
 }
 
 /// Calls to `request:tg:config`, the queue that only internal callers reach.
@@ -194,6 +196,7 @@ impl ConfigClient {
             puts: write.puts,
             deletes: write.deletes,
             quiet: write.quiet,
+            essential: write.essential,
             ..Default::default()
         };
         Ok(self.call(&request).await?.version)

@@ -1,8 +1,11 @@
 //! Blobs over tables and a folder: small content rests in a table, large content in a file of its own.
 //!
-//! A row per id says how large the content is and where. A file is written and synced under a name of its own before the
-//! row that points to it is committed, and never changed after, so a crash leaves at worst a file that no row names;
-//! such files are swept when the store is opened.
+//! A row per id says how large the content is, where, and its digest. A file is written and synced under a name of its own
+//! before the row that points to it is committed, and never changed after, so a crash leaves at worst a file that no row
+//! names; such files are swept when the store is opened.
+//!
+//! A file has a SHA-256 for each of its parts, and what is read is compared with them first: damaged content is an error,
+//! never an answer. The digest of the whole is the SHA-256 of those of its parts.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -15,8 +18,8 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use crate::contract::blobs::GET_BYTES_MAX;
-use crate::embedded::Faults;
 use crate::embedded::disk::is_full;
+use crate::embedded::{self, Faults, Step};
 use crate::keys::{blocking, check_id, rows, to_the_end};
 use crate::{Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, KeyRange, Read, Result, Tables};
 
@@ -26,10 +29,21 @@ const INLINE_BYTES_MAX: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 256 * 1024;
 /// How often a write or read begins again because somebody replaced the content meanwhile.
 const TRIES_MAX: usize = 16;
+/// A part with a digest of its own, in bytes. To read a byte its part is read.
+const PART_BYTES: u64 = 256 * 1024;
+/// Digests in one row.
+const ROW_DIGESTS: usize = 1024;
+const DIGEST_BYTES: usize = 32;
+/// The version of a place with a digest, in the highest byte of the size; before there was 0.
+const WITH_DIGEST: u8 = 2;
 
-/// Where content is: size, and the file's name if it has one.
+/// Where content is: size, digest, and the file's name if it has one.
 pub(crate) const PLACES: &str = "blobs";
 const INLINE: &str = "blobs.inline";
+/// The digests of the parts of a file, by its name, which no other content has had.
+const PARTS: &str = "blobs.parts";
+
+type PartDigest = [u8; DIGEST_BYTES];
 
 /// Blobs in a folder, with their places in tables.
 #[derive(Clone)]
@@ -49,21 +63,95 @@ struct Shared {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
     bytes: u64,
+    /// `None` for content that an earlier version stored.
+    digest: Option<PartDigest>,
     file: Option<String>,
 }
 
 impl Place {
     fn encode(&self) -> Vec<u8> {
         let mut row = self.bytes.to_le_bytes().to_vec();
+        if let Some(digest) = &self.digest {
+            row[7] = WITH_DIGEST;
+            row.extend_from_slice(digest);
+        }
         row.extend_from_slice(self.file.as_deref().unwrap_or_default().as_bytes());
         row
     }
 
     fn decode(row: &[u8]) -> Result<Self> {
-        let (bytes, file) =
-            row.split_first_chunk().ok_or_else(|| Error::damaged("the place of a blob", &"too short"))?;
-        let file = std::str::from_utf8(file).map_err(|e| Error::damaged("the place of a blob", &e))?;
-        Ok(Self { bytes: u64::from_le_bytes(*bytes), file: (!file.is_empty()).then(|| file.to_owned()) })
+        let damaged = |reason: &str| Error::damaged("the place of a blob", &reason);
+        let (size, rest) = row.split_first_chunk::<8>().ok_or_else(|| damaged("too short"))?;
+        let mut size = *size;
+        let (digest, file) = match std::mem::take(&mut size[7]) {
+            0 => (None, rest),
+            WITH_DIGEST => {
+                let (digest, file) = rest.split_first_chunk().ok_or_else(|| damaged("too short"))?;
+                (Some(*digest), file)
+            }
+            other => return Err(damaged(&format!("it has version {other}; run the version that wrote it"))),
+        };
+        let file = std::str::from_utf8(file).map_err(|e| damaged(&e.to_string()))?;
+        let file = (!file.is_empty()).then(|| file.to_owned());
+        Ok(Self { bytes: u64::from_le_bytes(size), digest, file })
+    }
+}
+
+/// The digests of content that comes piece by piece.
+#[derive(Clone, Default)]
+struct Digests {
+    parts: Vec<PartDigest>,
+    of_part: Sha256,
+    part_bytes: u64,
+}
+
+impl Digests {
+    fn of(content: &[u8]) -> Self {
+        let mut digests = Self::default();
+        digests.add(content);
+        digests
+    }
+
+    fn add(&mut self, mut content: &[u8]) {
+        while !content.is_empty() {
+            let left = usize::try_from(PART_BYTES - self.part_bytes).unwrap_or(usize::MAX);
+            let (here, after) = content.split_at(left.min(content.len()));
+            self.of_part.update(here);
+            self.part_bytes += here.len() as u64;
+            if self.part_bytes == PART_BYTES {
+                self.end_part();
+            }
+            content = after;
+        }
+    }
+
+    fn end_part(&mut self) {
+        self.parts.push(self.of_part.finalize_reset().into());
+        self.part_bytes = 0;
+    }
+
+    fn finish(mut self) -> Vec<PartDigest> {
+        if self.part_bytes > 0 {
+            self.end_part();
+        }
+        self.parts
+    }
+}
+
+/// The digest of the whole, from those of its parts.
+fn whole(parts: &[PartDigest]) -> PartDigest {
+    Sha256::digest(parts.as_flattened()).into()
+}
+
+/// The row of digests that a part's is in.
+fn digests_key(file: &str, part: u64) -> Vec<u8> {
+    let row = u32::try_from(part / ROW_DIGESTS as u64).unwrap_or(u32::MAX);
+    [file.as_bytes(), b"/", &row.to_be_bytes()].concat()
+}
+
+fn put_digests(batch: &mut Batch, file: &str, parts: &[PartDigest]) {
+    for (some, first) in parts.chunks(ROW_DIGESTS).zip((0..).step_by(ROW_DIGESTS)) {
+        batch.put(PARTS, digests_key(file, first), some.as_flattened().to_vec());
     }
 }
 
@@ -145,11 +233,24 @@ impl Shared {
     }
 
     /// Points an id to new content, or to none; removes the file it pointed to.
-    async fn point(self: Arc<Self>, id: String, place: Option<Place>, inline: Option<Bytes>) -> Result<()> {
+    async fn point(
+        self: Arc<Self>,
+        id: String,
+        place: Option<Place>,
+        parts: Vec<PartDigest>,
+        inline: Option<Bytes>,
+    ) -> Result<()> {
         for _ in 0..TRIES_MAX {
             let was = self.row(&id).await?;
+            let old = was.as_deref().map(Place::decode).transpose()?.and_then(|place| place.file);
             let mut batch = Batch::new();
             batch.expect(PLACES, &id, was.clone());
+            if let Some(old) = &old {
+                batch.delete_prefix(PARTS, [old.as_bytes(), b"/"].concat());
+            }
+            if let Some(file) = place.as_ref().and_then(|place| place.file.as_deref()) {
+                put_digests(&mut batch, file, &parts);
+            }
             match &place {
                 Some(place) => batch.put(PLACES, &id, place.encode()),
                 None if was.is_none() => return Ok(()),
@@ -164,7 +265,7 @@ impl Shared {
                 Err(error) if error.is_conflict() => continue,
                 Err(error) => return Err(error),
             }
-            if let Some(old) = was.as_deref().map(Place::decode).transpose()?.and_then(|place| place.file) {
+            if let Some(old) = old {
                 let path = self.folder.join(old);
                 blocking(move || {
                     remove_quietly(&path);
@@ -189,25 +290,160 @@ impl Shared {
             let place = Place::decode(&row)?;
             let from = offset.min(place.bytes);
             let bytes = bytes_max.min(place.bytes - from);
-            let Some(file) = place.file else {
-                let content = inline.unwrap_or_default();
-                let (from, to) = (from as usize, (from + bytes) as usize);
-                let missing = || Error::damaged(format!("blob '{id}'"), &"its content is missing");
-                return content.get(from..to).map(|part| Some(content.slice_ref(part))).ok_or_else(missing);
+            let Some(file) = &place.file else {
+                let content = inline.ok_or_else(|| damaged(id, "its content is missing"))?;
+                if content.len() as u64 != place.bytes
+                    || place.digest.is_some_and(|digest| digest != whole(&Digests::of(&content).finish()))
+                {
+                    return Err(damaged(id, "its content does not match its digest"));
+                }
+                return Ok(Some(content.slice(from as usize..(from + bytes) as usize)));
             };
-            let shared = Arc::clone(self);
-            let part = blocking(move || match read_file(&shared.folder.join(file), from, bytes) {
-                Ok(part) => Ok(Some(part)),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(shared.failed("reading", &e)),
-            })
-            .await?;
-            if part.is_some() {
-                return Ok(part);
+            let digests = match place.digest {
+                Some(_) => match self.digests(file, from, from + bytes).await? {
+                    Some(digests) => digests,
+                    None => continue,
+                },
+                None => Vec::new(),
+            };
+            let (shared, file, of_all) = (Arc::clone(self), file.clone(), place.bytes);
+            let read = blocking(move || {
+                let path = shared.folder.join(file);
+                match read_verified(&path, of_all, from, bytes, &digests) {
+                    Ok(part) => Ok(Some(Some(part))),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(e) if is_damage(&e) => Ok(Some(None)),
+                    Err(e) => Err(shared.failed("reading", &e)),
+                }
+            });
+            match read.await? {
+                Some(Some(part)) => return Ok(Some(part)),
+                Some(None) => return Err(damaged(id, "its file does not match its digests")),
+                // It was replaced meanwhile.
+                None => {}
             }
         }
-        Err(Error::damaged(format!("blob '{id}'"), &"its file is missing"))
+        Err(damaged(id, "its file or its digests are missing"))
     }
+
+    /// The digests of the parts that cover a range; `None` if they are not there.
+    async fn digests(&self, file: &str, from: u64, to: u64) -> Result<Option<Vec<PartDigest>>> {
+        let parts = from / PART_BYTES..to.div_ceil(PART_BYTES);
+        if parts.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let rows = parts.start / ROW_DIGESTS as u64..=(parts.end - 1) / ROW_DIGESTS as u64;
+        let first = rows.start() * ROW_DIGESTS as u64;
+        let reads = rows.map(|row| Read::get(PARTS, digests_key(file, row * ROW_DIGESTS as u64)));
+        let found = self.tables.read(reads.collect()).await?;
+        let mut digests = Vec::new();
+        for row in found.into_iter().map(crate::Found::into_value) {
+            let Some(row) = row else { return Ok(None) };
+            digests.extend_from_slice(row.as_chunks().0);
+        }
+        let wanted = (parts.start - first) as usize..(parts.end - first) as usize;
+        Ok(digests.get(wanted).map(<[_]>::to_vec))
+    }
+}
+
+impl FileBlobs {
+    /// Looks at the content after the one of an id, from an offset on; what has no digests yet gets them.
+    pub(crate) async fn check(&self, after: String, offset: u64, bytes_max: u64) -> Result<Step> {
+        let range = if after.is_empty() { KeyRange::all() } else { KeyRange::all().after(&after) };
+        let found = rows(&*self.shared.tables, Read::range(PLACES, range, 1)).await?;
+        let Some((key, row)) = found.rows.into_iter().next() else { return Ok(Step::default()) };
+        let id = crate::keys::id_in(&key, 0)?.to_owned();
+        let place = Place::decode(&row)?;
+        let end = place.bytes.min(offset.saturating_add(bytes_max.clamp(PART_BYTES, GET_BYTES_MAX)));
+        let mut damage = Vec::new();
+        let checked = match (&place.digest, &place.file) {
+            (None, Some(_)) => self.shared.give_digests(&id, &place, row).await,
+            _ => self.shared.read_part(&id, offset, end - offset).await.map(drop),
+        };
+        match checked {
+            Ok(()) => {}
+            Err(error @ Error::Damaged { .. }) => damage.push(error),
+            Err(error) => return Err(error),
+        }
+        let is_whole = end == place.bytes || place.digest.is_none() || !damage.is_empty();
+        let next = if is_whole {
+            embedded::Place::Content { after: id, offset: 0 }
+        } else {
+            embedded::Place::Content { after, offset: end }
+        };
+        Ok(Step { next: Some(next), bytes: end - offset, damage })
+    }
+}
+
+impl Shared {
+    /// Gives digests to content that an earlier version stored.
+    async fn give_digests(&self, id: &str, place: &Place, was: Bytes) -> Result<()> {
+        let Some(file) = place.file.clone() else { return Ok(()) };
+        let (path, bytes) = (self.folder.join(&file), place.bytes);
+        let reading = blocking(move || {
+            let read = || -> io::Result<Digests> {
+                let mut digests = Digests::default();
+                let mut from = 0;
+                while from < bytes {
+                    let some = (bytes - from).min(16 * PART_BYTES);
+                    digests.add(&read_file(&path, from, some)?);
+                    from += some;
+                }
+                Ok(digests)
+            };
+            Ok(read())
+        });
+        let parts = match reading.await? {
+            Ok(digests) => digests.finish(),
+            Err(error) if is_damage(&error) => return Err(damaged(id, "its file is cut short")),
+            // It may have been removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_named = self.row(id).await?.is_some_and(|row| row == was);
+                return if is_named { Err(damaged(id, "its file is missing")) } else { Ok(()) };
+            }
+            Err(error) => return Err(self.failed("reading", &error)),
+        };
+        let mut batch = Batch::new();
+        put_digests(&mut batch, &file, &parts);
+        let place = Place { digest: Some(whole(&parts)), ..place.clone() };
+        batch.expect_value(PLACES, id, was).put(PLACES, id, place.encode());
+        match self.tables.commit(batch).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn damaged(id: &str, reason: &str) -> Error {
+    Error::damaged(format!("blob '{id}'"), &format!("{reason}; restore it from a backup, and check the disk"))
+}
+
+/// Reads a range of a file of `of_all` bytes. With digests, whole parts are read and each is compared with its digest.
+fn read_verified(
+    path: &Path,
+    of_all: u64,
+    from: u64,
+    bytes: u64,
+    digests: &[PartDigest],
+) -> io::Result<Bytes> {
+    if digests.is_empty() {
+        return read_file(path, from, bytes);
+    }
+    let begin = from / PART_BYTES * PART_BYTES;
+    let end = (from + bytes).next_multiple_of(PART_BYTES).min(of_all);
+    let content = read_file(path, begin, end - begin)?;
+    let parts = content.chunks(PART_BYTES as usize);
+    if parts.len() != digests.len()
+        || parts.zip(digests).any(|(part, digest)| *Sha256::digest(part) != *digest)
+    {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let skipped = (from - begin) as usize;
+    Ok(content.slice(skipped..skipped + bytes as usize))
+}
+
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 fn read_file(path: &Path, from: u64, bytes: u64) -> io::Result<Bytes> {
@@ -247,8 +483,15 @@ impl Blobs for FileBlobs {
         Box::pin(async move {
             check_id(id)?;
             let shared = Arc::clone(&self.shared);
-            let writer =
-                Writer { shared, id: id.to_owned(), bytes: 0, buffer: Vec::new(), file: None, lost: false };
+            let writer = Writer {
+                shared,
+                id: id.to_owned(),
+                bytes: 0,
+                buffer: Vec::new(),
+                digests: Digests::default(),
+                file: None,
+                lost: false,
+            };
             Ok(Box::new(writer) as Box<dyn BlobWriter>)
         })
     }
@@ -282,7 +525,7 @@ impl Blobs for FileBlobs {
 
     fn remove<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
         let shared = Arc::clone(&self.shared);
-        Box::pin(async move { to_the_end(shared.point(id.to_owned(), None, None)).await })
+        Box::pin(async move { to_the_end(shared.point(id.to_owned(), None, Vec::new(), None)).await })
     }
 
     fn list<'a>(
@@ -309,6 +552,8 @@ struct Writer {
     id: String,
     bytes: u64,
     buffer: Vec<u8>,
+    /// Of what was moved to the file.
+    digests: Digests,
     file: Option<(File, String)>,
     /// A part failed or was dropped on its way: the content can never be whole.
     lost: bool,
@@ -323,12 +568,14 @@ impl Writer {
         }
         let (shared, content) = (Arc::clone(&self.shared), std::mem::take(&mut self.buffer));
         let (file, id) = (self.file.take(), self.id.clone());
+        let mut digests = std::mem::take(&mut self.digests);
         let spilled = blocking(move || {
             shared.remove_leftovers();
             let (mut file, name) = match file {
                 Some(open) => open,
                 None => shared.create(&id).map_err(|e| shared.failed("storing", &e))?,
             };
+            digests.add(&content);
             let mut written = shared.append(&mut file, &content);
             if last {
                 written = written.and_then(|()| file.sync_all());
@@ -338,9 +585,10 @@ impl Writer {
                 remove_quietly(&shared.folder.join(name));
                 return Err(shared.failed("storing", &e));
             }
-            Ok((file, name))
+            Ok(((file, name), digests))
         });
-        self.file = Some(spilled.await?);
+        let (file, digests) = spilled.await?;
+        (self.file, self.digests) = (Some(file), digests);
         self.lost = false;
         Ok(())
     }
@@ -363,9 +611,14 @@ impl BlobWriter for Writer {
                 self.spill(true).await?;
             }
             let content = inline.then(|| Bytes::from(std::mem::take(&mut self.buffer)));
-            let place = Place { bytes, file: self.file.as_ref().map(|(_, name)| name.clone()) };
-            let pointed =
-                to_the_end(Arc::clone(&self.shared).point(self.id.clone(), Some(place), content)).await;
+            if let Some(content) = &content {
+                self.digests.add(content);
+            }
+            let parts = std::mem::take(&mut self.digests).finish();
+            let file = self.file.as_ref().map(|(_, name)| name.clone());
+            let place = Place { bytes, digest: Some(whole(&parts)), file };
+            let pointing = Arc::clone(&self.shared).point(self.id.clone(), Some(place), parts, content);
+            let pointed = to_the_end(pointing).await;
             // A file whose row may have been committed stays; a sweep knows better.
             let may_be_named = match &pointed {
                 Ok(()) => true,

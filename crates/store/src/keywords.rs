@@ -161,6 +161,9 @@ impl TableKeywords {
         }
         totals.writes += 1;
         batch.expect(COLLECTIONS, key, was).put(COLLECTIONS, key, totals.encode());
+        if entries.values().all(Option::is_none) {
+            batch.essential();
+        }
         Ok(Some(batch))
     }
 

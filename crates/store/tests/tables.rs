@@ -215,6 +215,48 @@ async fn a_full_disk_refuses_writes_clearly_loses_nothing_and_lets_removals_thro
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_essential_writes_use_the_reserve_and_others_wait_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { reserve_bytes: 2 * 1024 * 1024, ..Options::default() };
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let tables = store.tables();
+    options.faults.leave_space_bytes(3 * 1024 * 1024);
+    let mut count = 0;
+    while put(&*tables, &format!("big-{count:03}"), vec![7; 400 * 1024]).await.is_ok() {
+        count += 1;
+        assert!(count < 1000, "the disk never got full");
+    }
+    let essential = |key: String, bytes: usize| {
+        let mut batch = Batch::new();
+        batch.put("t", key, vec![1; bytes]).essential();
+        tables.commit(batch)
+    };
+    assert!(matches!(put(&*tables, "more", vec![7; 400 * 1024]).await, Err(Error::Disk { .. })));
+    for n in 0..50 {
+        essential(format!("stop-{}", n % 5), 2000).await.unwrap();
+        let other = put(&*tables, "more", vec![7; 400 * 1024]).await;
+        assert!(matches!(other, Err(Error::Disk { .. })), "an ordinary write used the reserve: {other:?}");
+    }
+    let large = essential("large".to_owned(), 300 * 1024).await;
+    assert!(matches!(large, Err(Error::Disk { .. })), "it is too large to be essential: {large:?}");
+    // An essential write that is gathered with one that fills the disk is done all the same.
+    options.faults.leave_space_bytes(3 * 1024 * 1024);
+    put(&*tables, "fits", vec![7; 1000]).await.unwrap();
+    let (large, small) =
+        tokio::join!(put(&*tables, "more", vec![7; 4_000_000]), essential("stop-9".to_owned(), 2000));
+    assert!(matches!(large, Err(Error::Disk { .. })), "{large:?}");
+    small.unwrap();
+    assert!(keys(&*tables).await.contains(&"stop-9".to_owned()));
+
+    let mut batch = Batch::new();
+    batch.delete_prefix("t", "big-");
+    tables.commit(batch).await.unwrap();
+    options.faults.give_space();
+    put(&*tables, "last", vec![7; 400_000]).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_ends_the_store_and_what_was_acknowledged_stays() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::default();

@@ -185,6 +185,7 @@ async fn run(steps: Vec<Step>) {
                         .collect(),
                     deletes: deletes.iter().map(|p| key_in(names(*p).0, names(*p).1, names(*p).2)).collect(),
                     quiet,
+                    ..Apply::default()
                 };
                 let is_empty = texts.is_empty() && deletes.is_empty();
                 match house.system.apply(write).await {

@@ -211,7 +211,7 @@ async fn apply_is_one_step_across_workspaces() {
         expect: vec![expect("b", "t", "new", 0)],
         puts: vec![value_in("b", "t", "new", "2"), value_in("__flows__", "flow-wish", "b/f", "{}")],
         deletes: vec![key_in("a", "t", "old")],
-        quiet: false,
+        ..Apply::default()
     };
     let version = house.system.apply(good.clone()).await.unwrap();
     let push = notices.next().await;
@@ -237,6 +237,7 @@ async fn quiet_writes_keep_the_version_and_still_compare() {
         puts: vec![value_in("__flows__", "flow-lease", "leader", "me")],
         deletes: Vec::new(),
         quiet: true,
+        ..Apply::default()
     };
     let first = house.system.apply(lease(0)).await.unwrap();
     let second = house.system.apply(lease(first)).await.unwrap();

@@ -28,6 +28,7 @@ pub(crate) struct World {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) admin: Arc<dyn BrokerAdmin>,
     pub(crate) faults: Arc<Faults>,
+    pub(crate) disk: Arc<sluice_store::embedded::Faults>,
     pub(crate) config: ConfigClient,
     pub(crate) outside: Process,
     options: Options,
@@ -72,7 +73,8 @@ impl World {
         let End { broker, admin, .. } = &outside_end;
         let (broker, admin) = (broker.clone(), admin.clone());
         let folder = tempfile::tempdir().unwrap();
-        let store = sluice_store::Embedded::open(folder.path()).unwrap();
+        let disk = sluice_store::Options::default();
+        let store = sluice_store::Embedded::open_with(folder.path(), &disk).unwrap();
         let outside = Process::new(broker.clone(), CancellationToken::new());
         let parts =
             sluice_config::Parts { process: outside.clone(), admin: admin.clone(), tables: store.tables() };
@@ -88,7 +90,35 @@ impl World {
         let faults = Arc::new(Faults::default());
         let service = Mutex::new(Service::start(&site, &faults, options).await);
         let _folder = folder;
-        Self { broker, admin, faults, config, outside, options, service, site, outside_end, store, _folder }
+        let disk = disk.faults;
+        Self {
+            broker,
+            admin,
+            faults,
+            disk,
+            config,
+            outside,
+            options,
+            service,
+            site,
+            outside_end,
+            store,
+            _folder,
+        }
+    }
+
+    /// Takes all room on the disk of config.
+    pub(crate) async fn fill_the_disk(&self) {
+        self.disk.leave_space_bytes(2 * 1024 * 1024);
+        let tables = self.store.tables();
+        for n in 0..1000 {
+            let mut batch = sluice_store::Batch::new();
+            batch.put("filling", format!("{n}"), vec![7; 300_000]);
+            if tables.commit(batch).await.is_err() {
+                return;
+            }
+        }
+        panic!("the disk never got full");
     }
 
     /// The service dies on the spot, and another begins; should that one die while it begins, yet another.

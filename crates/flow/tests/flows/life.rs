@@ -357,6 +357,26 @@ async fn a_record_that_cannot_be_read_blocks_removal_until_it_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_flows_can_be_stopped_and_none_is_started() {
+    let world = World::with_blueprint().await;
+    for id in ["f1", "f2"] {
+        ok(&world.start(id, "demo").await);
+    }
+    world.fill_the_disk().await;
+    let said = error(&world.start("f3", "demo").await);
+    assert!(said.contains("is full"), "{said}");
+    assert!(world.disk.played() > 0);
+    for id in ["f1", "f2"] {
+        ok(&world.stop(id).await);
+    }
+    assert_eq!(world.topic_names().await, Vec::<String>::new());
+    assert_eq!(world.list().await, Vec::<String>::new());
+    world.disk.give_space();
+    ok(&world.start("f1", "demo").await);
+    ok(&world.stop("f1").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_somebody_else_names_is_left_alone() {
     let world = World::with_blueprint().await;
     ok(&world.start("f1", "demo").await);

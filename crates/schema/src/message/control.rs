@@ -45,6 +45,8 @@ message! {
         #[additive] since: i64,
         /// Additive, system queue only: no version, no notice, no history.
         #[additive] quiet: bool,
+        /// Additive, system queue only: `apply` has to work on a full disk, since things are removed by it.
+        #[additive] essential: bool,
         /// Additive: what `apply` writes, each value with its workspace.
         #[additive] puts: Vec<ConfigValue>,
         /// Additive: what `apply` deletes, each key with its workspace.

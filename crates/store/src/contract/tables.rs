@@ -17,6 +17,8 @@ pub const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const RANGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most that one batch writes, in bytes of keys and values.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The most that an essential batch writes, in bytes of keys and values; a larger one waits for room like any other.
+pub const ESSENTIAL_BYTES_MAX: usize = 256 * 1024;
 
 /// Ordered key-value tables.
 ///
@@ -231,6 +233,8 @@ pub struct Batch {
     pub expects: Vec<Expect>,
     /// What is changed, in order.
     pub ops: Vec<Op>,
+    /// Whether it may use the room that is kept for removals when the disk is full: see [`Batch::essential`].
+    pub is_essential: bool,
 }
 
 impl Batch {
@@ -296,6 +300,13 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
+    }
+
+    /// Marks a write without which nothing could be removed, such as the wish to stop a flow: on a full disk it may use
+    /// the room that is kept for removals, if it is not larger than [`ESSENTIAL_BYTES_MAX`].
+    pub fn essential(&mut self) -> &mut Self {
+        self.is_essential = true;
+        self
     }
 
     /// Whether it only takes away.

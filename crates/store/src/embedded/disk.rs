@@ -1,12 +1,12 @@
 //! The file under the tables: it remembers how writing failed, and plays faults for tests.
 
-use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::StorageBackend;
-use redb::backends::FileBackend;
+
+use super::sealed::Sealed;
 
 /// Faults that the embedded engine plays on itself, so that tests meet a full disk and a failing sync.
 #[derive(Debug)]
@@ -93,12 +93,11 @@ pub(crate) struct Health {
 pub(crate) struct DiskState {
     pub(crate) faults: Arc<Faults>,
     health: Mutex<Health>,
-    written_bytes: AtomicU64,
 }
 
 impl DiskState {
-    pub(crate) fn new(faults: Arc<Faults>, written_bytes: u64) -> Self {
-        Self { faults, health: Mutex::default(), written_bytes: AtomicU64::new(written_bytes) }
+    pub(crate) fn new(faults: Arc<Faults>) -> Self {
+        Self { faults, health: Mutex::default() }
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -127,19 +126,19 @@ impl DiskState {
 /// A file that notes its failures.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    file: FileBackend,
+    file: Arc<Sealed>,
     state: Arc<DiskState>,
 }
 
 impl Disk {
-    pub(crate) fn new(file: File, state: Arc<DiskState>) -> io::Result<Self> {
-        Ok(Self { file: FileBackend::new(file).map_err(io::Error::other)?, state })
+    pub(crate) fn new(file: Arc<Sealed>, state: Arc<DiskState>) -> Self {
+        Self { file, state }
     }
 }
 
 impl StorageBackend for Disk {
     fn len(&self) -> Result<u64, io::Error> {
-        self.file.len()
+        Ok(self.file.bytes())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
@@ -147,26 +146,21 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.state.note(self.file.set_len(len), false)?;
-        let before = self.state.written_bytes.fetch_min(len, Ordering::SeqCst);
-        self.state.faults.free_space(before.saturating_sub(len));
+        let freed = self.state.note(self.file.set_len(len), false)?;
+        self.state.faults.free_space(freed);
         Ok(())
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
-        self.state.note(self.state.faults.sync().and_then(|()| self.file.sync_data()), true)
+        self.state.note(self.file.flush(), false)?;
+        self.state.note(self.state.faults.sync().and_then(|()| self.file.sync()), true)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        let end = offset + data.len() as u64;
-        let grows = end.saturating_sub(self.state.written_bytes.load(Ordering::SeqCst));
-        let written = self.state.faults.use_space(grows).and_then(|()| self.file.write(offset, data));
-        self.state.note(written, false)?;
-        self.state.written_bytes.fetch_max(end, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn close(&self) -> Result<(), io::Error> {
-        self.file.close()
+        let written = self.file.new_bytes(offset, data.len()).and_then(|new| {
+            self.state.faults.use_space(new)?;
+            self.file.write(offset, data)
+        });
+        self.state.note(written, false)
     }
 }

@@ -1,8 +1,13 @@
 //! The embedded engine: everything in one folder, held by one process.
+//!
+//! What a disk damaged is an error that names it, never another answer: the tables' file has a checksum for every block,
+//! content has digests. [`Upkeep`] looks for damage before somebody needs what is damaged.
 
 pub(crate) mod disk;
 pub(crate) mod lock;
+pub(crate) mod sealed;
 pub(crate) mod tables;
+mod upkeep;
 mod writer;
 
 use std::collections::HashSet;
@@ -17,6 +22,7 @@ use crate::vectors::TableVectors;
 use crate::{Error, Found, KeyRange, Read, Result, Rows, Stores, Tables};
 
 pub use disk::Faults;
+pub use upkeep::{Place, Step, Upkeep};
 
 /// How the embedded engine runs.
 #[derive(Debug, Clone)]
@@ -48,6 +54,7 @@ impl Default for Options {
 pub struct Embedded {
     tables: Arc<tables::EmbeddedTables>,
     stores: Stores,
+    upkeep: Upkeep,
 }
 
 impl Embedded {
@@ -75,6 +82,7 @@ impl Embedded {
         let named = named_files(&tables)?;
         let blobs =
             FileBlobs::open(&folder.join("blobs"), Arc::clone(&shared), Arc::clone(&options.faults), &named)?;
+        let upkeep = Upkeep { tables: Arc::clone(&tables), blobs: blobs.clone() };
         let stores = Stores {
             blobs: Arc::new(blobs),
             vectors: Arc::new(TableVectors::new(Arc::clone(&shared), options.vectors_bytes_max)),
@@ -82,7 +90,7 @@ impl Embedded {
             triples: Arc::new(TableTriples::new(Arc::clone(&shared))),
             tables: shared,
         };
-        Ok(Self { tables, stores })
+        Ok(Self { tables, stores, upkeep })
     }
 
     /// Everything, as a service is handed it.
@@ -95,6 +103,12 @@ impl Embedded {
     #[must_use]
     pub fn tables(&self) -> Arc<dyn Tables> {
         Arc::clone(&self.stores.tables)
+    }
+
+    /// What looks after the folder.
+    #[must_use]
+    pub fn upkeep(&self) -> Upkeep {
+        self.upkeep.clone()
     }
 
     /// Finishes what is under way, then lets go of the folder. Calls made later are refused as unavailable.

@@ -5,21 +5,24 @@
 //! is undone, writes are refused until there is room, and removals go on with the room that a reserve file held.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase as _, TableDefinition, TableError};
+use redb::{Database, ReadableDatabase as _, StorageError, TableDefinition, TableError, TableHandle as _};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Options;
 use super::disk::{Disk, DiskState};
 use super::lock::FolderLock;
+use super::sealed::{BLOCK_BYTES, Sealed, damaged_file};
+use super::upkeep::{Place, Step};
 use super::writer::Writer;
-use crate::contract::tables::{BATCH_BYTES_MAX, KEY_BYTES_MAX, RANGE_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::contract::tables::{
+    BATCH_BYTES_MAX, ESSENTIAL_BYTES_MAX, KEY_BYTES_MAX, RANGE_BYTES_MAX, VALUE_BYTES_MAX,
+};
 use crate::{Batch, BoxFuture, Error, Found, KeyRange, Op, Read, Result, Rows, Tables};
 
 /// Batches that may wait for the writer; more callers wait for a place.
@@ -45,6 +48,13 @@ pub(super) struct Work {
     pub(super) done: oneshot::Sender<Result<()>>,
 }
 
+impl Work {
+    /// Whether it is done although the disk is full.
+    pub(super) fn may_use_reserve(&self) -> bool {
+        self.batch.only_removes() || (self.batch.is_essential && self.bytes <= ESSENTIAL_BYTES_MAX)
+    }
+}
+
 /// What readers and the writer share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -56,15 +66,20 @@ pub(super) struct Shared {
 
 #[derive(Debug)]
 pub(super) enum Engine {
-    Open(Box<Database>),
+    Open(Box<Opened>),
     Ended(Error),
+}
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) database: Database,
+    pub(super) file: Arc<Sealed>,
 }
 
 impl EmbeddedTables {
     pub(crate) fn open(folder: &Path, lock: FolderLock, options: &Options) -> Result<Self> {
-        let path = folder.join("store.redb");
-        let written_bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
-        let state = Arc::new(DiskState::new(Arc::clone(&options.faults), written_bytes));
+        let state = Arc::new(DiskState::new(Arc::clone(&options.faults)));
         let cache_bytes = options.cache_bytes_max;
         let database = open_database(folder, cache_bytes, &state)?;
         let shared = Arc::new(Shared {
@@ -101,6 +116,37 @@ impl EmbeddedTables {
     /// Reads on the calling thread.
     pub(crate) fn read_now(&self, reads: &[Read]) -> Result<Vec<Found>> {
         self.shared.read(reads)
+    }
+
+    /// Compares blocks of the file with their checksums.
+    pub(super) fn check_blocks(&self, from: u64, blocks_max: u64) -> Result<Step> {
+        let file = self.file()?;
+        let checked = file.check(from, blocks_max).map_err(|e| super::unusable(&self.shared.folder, &e))?;
+        let next = match checked.next {
+            Some(block) => Some(Place::Block(block)),
+            None => Some(match self.table_after("")? {
+                Some(table) => Place::Row { table, after: None },
+                None => Place::Content { after: String::new(), offset: 0 },
+            }),
+        };
+        let damage = checked.damaged.iter().map(|block| file.damage(*block)).collect();
+        Ok(Step { next, bytes: checked.blocks * BLOCK_BYTES, damage })
+    }
+
+    /// The name of the first table after this one.
+    pub(super) fn table_after(&self, name: &str) -> Result<Option<String>> {
+        self.shared.table_after(name)
+    }
+
+    pub(super) fn damaged_blocks(&self) -> usize {
+        self.file().map_or(0, |file| file.damaged().len())
+    }
+
+    fn file(&self) -> Result<Arc<Sealed>> {
+        match &*self.shared.engine.read().unwrap_or_else(PoisonError::into_inner) {
+            Engine::Open(opened) => Ok(Arc::clone(&opened.file)),
+            Engine::Ended(error) => Err(error.clone()),
+        }
     }
 
     fn sender(&self) -> Result<mpsc::Sender<Work>> {
@@ -167,27 +213,30 @@ fn checked_bytes(batch: &Batch) -> Result<usize> {
     Ok(total)
 }
 
-pub(super) fn open_database(folder: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> Result<Database> {
+pub(super) fn open_database(folder: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> Result<Opened> {
     let path = folder.join("store.redb");
-    let unusable = |e: std::io::Error| super::unusable(folder, &e);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(unusable)?;
-    let disk = Disk::new(file, Arc::clone(state)).map_err(unusable)?;
+    let file = Arc::new(Sealed::open(&path, &state.faults)?);
+    let disk = Disk::new(Arc::clone(&file), Arc::clone(state));
     let mut builder = Database::builder();
     builder.set_cache_size(cache_bytes);
     let repaired = path.clone();
     builder.set_repair_callback(
         move |_| tracing::info!(path = %repaired.display(), "the store was not closed; checking it"),
     );
-    builder.create_with_backend(disk).map_err(|e| match e {
-        redb::DatabaseError::Storage(redb::StorageError::Io(e)) => unusable(e),
-        other => Error::damaged(format!("'{}'", path.display()), &other),
-    })
+    let database = builder.create_with_backend(disk).map_err(|e| match e {
+        redb::DatabaseError::Storage(redb::StorageError::Io(e)) => super::unusable(folder, &e),
+        other => damaged_file(&path, &other.to_string()),
+    })?;
+    file.opened();
+    Ok(Opened { database, file })
+}
+
+/// What a failed read or write of a row says.
+pub(super) fn damaged_row(table: &str, key: &[u8]) -> Error {
+    Error::Damaged {
+        what: format!("row '{}' of table '{table}'", key.escape_ascii()),
+        reason: "a block that it rests in, or that leads to it, does not match its checksum; the log says where. Restore it from a backup, and check the disk".to_owned(),
+    }
 }
 
 impl Shared {
@@ -200,13 +249,28 @@ impl Shared {
         }
     }
 
+    fn table_after(&self, name: &str) -> Result<Option<String>> {
+        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let database = match &*engine {
+            Engine::Open(opened) => &opened.database,
+            Engine::Ended(error) => return Err(error.clone()),
+        };
+        let failed = |e: redb::Error| damaged_file(&self.folder.join("store.redb"), &e.to_string());
+        let snapshot = database.begin_read().map_err(|e| failed(e.into()))?;
+        let tables = snapshot.list_tables().map_err(|e| failed(e.into()))?;
+        Ok(tables.map(|table| table.name().to_owned()).filter(|table| &**table > name).min())
+    }
+
     fn read(&self, reads: &[Read]) -> Result<Vec<Found>> {
         let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
         let database = match &*engine {
-            Engine::Open(database) => database,
+            Engine::Open(opened) => &opened.database,
             Engine::Ended(error) => return Err(error.clone()),
         };
-        let failed = |e: redb::Error| Error::unavailable(format!("reading failed: {e}; check the disk"));
+        let failed = |e: redb::Error| match e {
+            redb::Error::Corrupted(reason) => damaged_file(&self.folder.join("store.redb"), &reason),
+            other => Error::unavailable(format!("reading failed: {other}; check the disk")),
+        };
         let snapshot = database.begin_read().map_err(|e| failed(e.into()))?;
         let mut tables = HashMap::new();
         let mut found = Vec::with_capacity(reads.len());
@@ -216,12 +280,18 @@ impl Shared {
                 let table = match snapshot.open_table(Definition::new(name)) {
                     Ok(table) => Some(table),
                     Err(TableError::TableDoesNotExist(_)) => None,
+                    Err(TableError::Storage(StorageError::Corrupted(_))) => {
+                        return Err(damaged_row(name, b""));
+                    }
                     Err(e) => return Err(failed(e.into())),
                 };
                 tables.insert(name.clone(), table);
             }
             let table = tables.get(name).and_then(Option::as_ref);
-            found.push(answer(table, read).map_err(|e| failed(e.into()))?);
+            found.push(answer(table, read).map_err(|(e, key)| match e {
+                StorageError::Corrupted(_) => damaged_row(name, &key),
+                other => failed(other.into()),
+            })?);
         }
         Ok(found)
     }
@@ -229,18 +299,22 @@ impl Shared {
 
 type Snapshot = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-fn answer(table: Option<&Snapshot>, read: &Read) -> Result<Found, redb::StorageError> {
+/// The answer to a read; if it fails, with the key that it had come to.
+fn answer(table: Option<&Snapshot>, read: &Read) -> Result<Found, (StorageError, Bytes)> {
     match read {
         Read::Get { key, .. } => {
-            let value = table.map(|table| table.get(&key[..])).transpose()?.flatten();
-            Ok(Found::Value(value.map(|value| Bytes::copy_from_slice(value.value()))))
+            let value = table.map(|table| table.get(&key[..])).transpose().map_err(|e| (e, key.clone()))?;
+            Ok(Found::Value(value.flatten().map(|value| Bytes::copy_from_slice(value.value()))))
         }
         Read::Range { range, rows_max, reverse, .. } => {
-            let rows = match table {
-                Some(table) if !range.is_empty() => rows(table, range, *rows_max, *reverse)?,
-                _ => Rows::default(),
-            };
-            Ok(Found::Rows(rows))
+            let mut found = Rows::default();
+            if let Some(table) = table.filter(|_| !range.is_empty())
+                && let Err(error) = rows(table, range, *rows_max, *reverse, &mut found)
+            {
+                let last = found.rows.pop().map_or_else(|| range.from.clone(), |(key, _)| key);
+                return Err((error, last));
+            }
+            Ok(Found::Rows(found))
         }
     }
 }
@@ -254,9 +328,9 @@ fn rows(
     range: &KeyRange,
     rows_max: usize,
     reverse: bool,
-) -> Result<Rows, redb::StorageError> {
+    found: &mut Rows,
+) -> Result<(), StorageError> {
     let mut entries = table.range::<&[u8]>(bounds(range))?;
-    let mut found = Rows::default();
     let mut bytes = 0;
     while let Some(entry) = if reverse { entries.next_back() } else { entries.next() } {
         if found.rows.len() >= rows_max || bytes >= RANGE_BYTES_MAX {
@@ -267,5 +341,5 @@ fn rows(
         bytes += key.value().len() + value.value().len();
         found.rows.push((Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(value.value())));
     }
-    Ok(found)
+    Ok(())
 }

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use super::disk::DiskState;
 use super::lock::FolderLock;
-use super::tables::{Definition, Engine, Shared, Work, bounds, closed, open_database};
+use super::sealed::damaged_file;
+use super::tables::{Definition, Engine, Shared, Work, bounds, closed, damaged_row, open_database};
 use crate::contract::tables::TableName;
 use crate::{Error, Expect, Expected, KeyRange, Op, Result};
 
@@ -65,8 +66,8 @@ impl Reserve {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     waiting: mpsc::Receiver<Work>,
-    full: bool,
-    reserve_owed: bool,
+    /// The disk was full, or the reserve was given up: ordinary batches wait until the reserve can be made again.
+    short: bool,
     reserve: Reserve,
     _lock: FolderLock,
 }
@@ -77,11 +78,21 @@ enum Failure {
     Undone(redb::Error),
     /// During the commit.
     Committing(redb::Error),
+    /// A row that was to be looked at or changed is damaged; nothing happened.
+    Damaged(Error),
 }
 
 impl<E: Into<redb::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Undone(error.into())
+    }
+}
+
+/// How looking at or changing a row failed.
+fn at_row(table: &str, key: &[u8], error: impl Into<redb::Error>) -> Failure {
+    match error.into() {
+        redb::Error::Corrupted(_) => Failure::Damaged(damaged_row(table, key)),
+        other => Failure::Undone(other),
     }
 }
 
@@ -93,12 +104,12 @@ impl Writer {
         lock: FolderLock,
     ) -> Self {
         let reserve = Reserve { path: shared.folder.join("reserve"), bytes: reserve_bytes };
-        Self { shared, waiting, full: false, reserve_owed: false, reserve, _lock: lock }
+        Self { shared, waiting, short: false, reserve, _lock: lock }
     }
 
     /// Writes until everybody who could send work is gone.
     pub(super) fn run(&mut self) {
-        self.full = !self.reserve.ensure(&self.shared.state);
+        self.short = !self.reserve.ensure(&self.shared.state);
         while let Some(first) = self.waiting.blocking_recv() {
             let mut bytes = first.bytes;
             let mut gathered = vec![first];
@@ -114,55 +125,56 @@ impl Writer {
     }
 
     fn handle(&mut self, mut gathered: Vec<Work>) {
-        if self.full {
-            gathered = self.refuse_additions(gathered);
+        if self.short {
+            gathered = self.admit(gathered);
         }
         if gathered.is_empty() {
             return;
         }
-        let judged = self.transact(&gathered);
-        match judged {
+        let was_short = self.short;
+        match self.transact(&gathered) {
             Ok(verdicts) => {
-                // With something taken away there may be room again; if not, the next addition finds out.
-                self.full = false;
-                if self.reserve_owed && gathered.iter().any(|work| !work.batch.only_removes()) {
-                    self.reserve_owed = false;
-                    self.reserve.ensure(&self.shared.state);
-                }
                 for (work, verdict) in gathered.into_iter().zip(verdicts) {
                     let _ = work.done.send(verdict);
                 }
             }
+            // One of them meets damage: the others are done without it.
+            Err(Failure::Damaged(_)) if gathered.len() > 1 => {
+                for work in gathered {
+                    self.handle(vec![work]);
+                }
+            }
             Err(failure) => {
                 let error = self.recover(failure);
-                for work in gathered {
+                // The room that was missing may have been for others.
+                let tried_again = matches!(error, Error::Disk { .. }) && !was_short;
+                let (first, others): (Vec<_>, Vec<_>) =
+                    gathered.into_iter().partition(|work| tried_again && work.may_use_reserve());
+                for work in others {
                     let _ = work.done.send(Err(error.clone()));
+                }
+                if !first.is_empty() {
+                    self.handle(first);
                 }
             }
         }
     }
 
-    /// While the disk is full: lets only removals through, unless the reserve can be made again.
-    fn refuse_additions(&mut self, gathered: Vec<Work>) -> Vec<Work> {
-        let additions = gathered.iter().any(|work| !work.batch.only_removes());
-        if additions && self.reserve.ensure(&self.shared.state) {
-            self.full = false;
+    /// While the disk is full: lets only removals and what is essential through, unless the reserve can be made again.
+    fn admit(&mut self, gathered: Vec<Work>) -> Vec<Work> {
+        let ordinary = gathered.iter().any(|work| !work.may_use_reserve());
+        if ordinary && self.reserve.ensure(&self.shared.state) {
+            self.short = false;
             return gathered;
         }
-        let (removals, additions): (Vec<_>, Vec<_>) =
-            gathered.into_iter().partition(|work| work.batch.only_removes());
-        for work in additions {
+        let (first, ordinary): (Vec<_>, Vec<_>) = gathered.into_iter().partition(Work::may_use_reserve);
+        for work in ordinary {
             let _ = work.done.send(Err(self.disk_full("its reserve is used up")));
         }
-        if !removals.is_empty() {
-            self.release_reserve();
+        if !first.is_empty() {
+            self.reserve.release(&self.shared.state);
         }
-        removals
-    }
-
-    fn release_reserve(&mut self) {
-        self.reserve.release(&self.shared.state);
-        self.reserve_owed = true;
+        first
     }
 
     fn disk_full(&self, reason: &str) -> Error {
@@ -172,7 +184,7 @@ impl Writer {
     fn transact(&self, gathered: &[Work]) -> Result<Vec<Result<()>>, Failure> {
         let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
         let database = match &*engine {
-            Engine::Open(database) => database,
+            Engine::Open(opened) => &opened.database,
             Engine::Ended(error) => return Ok(gathered.iter().map(|_| Err(error.clone())).collect()),
         };
         let transaction = database.begin_write()?;
@@ -202,16 +214,27 @@ impl Writer {
         let (error, committing) = match failure {
             Failure::Undone(error) => (error, false),
             Failure::Committing(error) => (error, true),
+            Failure::Damaged(error) => return error,
         };
         if let (Some(reason), None, None) = (&health.full, &health.sync, &health.broken) {
-            self.full = true;
-            self.release_reserve();
+            self.short = true;
+            self.reserve.release(&self.shared.state);
             return match self.reopen() {
                 Ok(()) => self.disk_full(reason),
                 Err(error) => {
                     self.end(&error);
                     error
                 }
+            };
+        }
+        if let (redb::Error::Corrupted(_), None, None) = (&error, &health.sync, &health.broken) {
+            let damaged = damaged_file(&self.shared.folder.join("store.redb"), &error.to_string());
+            tracing::error!(folder = %self.shared.folder.display(), error = %damaged, "the store stops: it is damaged");
+            self.end(&damaged);
+            return if committing {
+                Error::OutcomeUnknown { what: "a write", reason: damaged.to_string() }
+            } else {
+                damaged
             };
         }
         let cause = health.sync.or(health.broken).unwrap_or_else(|| error.to_string());
@@ -233,8 +256,8 @@ impl Writer {
         let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
         *engine = Engine::Ended(Error::unavailable("it is being reopened; try again"));
         self.shared.state.forget_full();
-        let database = open_database(&self.shared.folder, self.shared.cache_bytes, &self.shared.state)?;
-        *engine = Engine::Open(Box::new(database));
+        let opened = open_database(&self.shared.folder, self.shared.cache_bytes, &self.shared.state)?;
+        *engine = Engine::Open(Box::new(opened));
         Ok(())
     }
 
@@ -253,18 +276,19 @@ struct OpenTables<'txn> {
 }
 
 impl<'txn> OpenTables<'txn> {
-    fn table(&mut self, name: &TableName) -> Result<&mut OpenTable<'txn>, redb::Error> {
+    fn table(&mut self, name: &TableName) -> Result<&mut OpenTable<'txn>, Failure> {
         if !self.open.contains_key(name) {
-            let table = self.transaction.open_table(Definition::new(name))?;
+            let table =
+                self.transaction.open_table(Definition::new(name)).map_err(|e| at_row(name, b"", e))?;
             self.open.insert(name.clone(), table);
         }
         Ok(self.open.get_mut(name).expect("it was opened above"))
     }
 
-    fn judge(&mut self, expects: &[Expect]) -> Result<Result<()>, redb::Error> {
+    fn judge(&mut self, expects: &[Expect]) -> Result<Result<()>, Failure> {
         for Expect { table, key, is } in expects {
             let is_so = {
-                let value = self.table(table)?.get(&key[..])?;
+                let value = self.table(table)?.get(&key[..]).map_err(|e| at_row(table, key, e))?;
                 match (is, &value) {
                     (Expected::Absent, None) => true,
                     (Expected::Value(wanted), Some(value)) => value.value() == &wanted[..],
@@ -282,18 +306,20 @@ impl<'txn> OpenTables<'txn> {
         Ok(Ok(()))
     }
 
-    fn apply(&mut self, ops: &[Op]) -> Result<(), redb::Error> {
+    fn apply(&mut self, ops: &[Op]) -> Result<(), Failure> {
         for op in ops {
             match op {
                 Op::Put { table, key, value } => {
-                    self.table(table)?.insert(&key[..], &value[..])?;
+                    self.table(table)?.insert(&key[..], &value[..]).map_err(|e| at_row(table, key, e))?;
                 }
                 Op::Delete { table, key } => {
-                    self.table(table)?.remove(&key[..])?;
+                    self.table(table)?.remove(&key[..]).map_err(|e| at_row(table, key, e))?;
                 }
                 Op::DeletePrefix { table, prefix } => {
                     let range = KeyRange::prefix(prefix);
-                    self.table(table)?.retain_in::<&[u8], _>(bounds(&range), |_, _| false)?;
+                    self.table(table)?
+                        .retain_in::<&[u8], _>(bounds(&range), |_, _| false)
+                        .map_err(|e| at_row(table, prefix, e))?;
                 }
             }
         }
