@@ -62,8 +62,11 @@ const ACT: &str = "crates/flow/src/act.rs";
 const DECIDE: &str = "crates/flow/src/decide.rs";
 const LEAD: &str = "crates/flow/src/lead.rs";
 const LOOP: &str = "crates/flow/src/reconcile.rs";
+const BOARD: &str = "crates/flow/src/board.rs";
+const MIRROR: &str = "crates/flow/src/mirror.rs";
 const WRITER: &str = "crates/config/src/writer.rs";
 const STATE: &str = "crates/config/src/state.rs";
+const READER: &str = "crates/config/src/reader.rs";
 const WATCH: &str = "crates/sdk/src/watch.rs";
 const SERVICE: &str = "crates/sdk/src/service.rs";
 const LANE: &str = "crates/sdk/src/processor/lane.rs";
@@ -274,6 +277,19 @@ const BUGS: &[Bug] = &[
         "touched.now = if PLANTED { None } else { Some(Row { version, at, value: None }) };",
     ),
     bug(
+        "the history's identity is not looked at",
+        READER,
+        "let mark = Mark::read(history);",
+        "let history = if PLANTED { \"\" } else { history }; let mark = Mark::read(history);",
+    ),
+    bug(
+        "what was seen of another history's decision is taken for this one's",
+        BOARD,
+        "&& request == wish.request)",
+        "&& (PLANTED || request == wish.request))",
+    )
+    .and(MIRROR, "self.board.clear();", "if !PLANTED { self.board.clear(); }"),
+    bug(
         "deletions are not applied",
         WATCH,
         "for gone in &answer.deleted {",
@@ -289,8 +305,8 @@ const BUGS: &[Bug] = &[
     bug(
         "a version is shown before its data",
         WATCH,
-        "next.version = answer.version.max(self.version);",
-        "next.version = answer.version.max(self.version) + i64::from(PLANTED);",
+        "(next.version, next.history) = (version, history);",
+        "(next.version, next.history) = (version + i64::from(PLANTED), history);",
     ),
     bug(
         "a fetch that failed is never tried again",

@@ -1,4 +1,4 @@
-//! How config rests in the store: seven tables, keys in byte order, and what rests in them. Pure.
+//! How config rests in the store: eight tables, keys in byte order, and what rests in them. Pure.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -9,11 +9,19 @@
 //! | `config.dead` | `at`, type, workspace, key | nothing: finds what was deleted after a version, and the oldest such mark |
 //! | `config.outbox` | version | the notice that belongs to it |
 //! | `config.asked` | number of the write, modulo [`ASKED_MAX`] | [`Answered`]: which request it was, and what it came to |
+//! | `config.mark` | number of the last write of a commit, modulo [`MARKS_MAX`] | [`Mark`]: the number and the commit's mark |
 //!
 //! Names are separated by NUL, which no name holds; numbers are big-endian, so that byte order is number order.
 //!
 //! **Invariant: every commit of a write insists on the head it read.** Writers of several instances are thereby in one
 //! line, and everything else a commit relies on was read after that head.
+//!
+//! # Which history it is
+//! A version alone does not say what was written: a store that was restored from an older copy, or a folder that was
+//! copied back, gives the same numbers to other writes. So every commit leaves a random mark beside its number, and
+//! a reader that asks what came after a number shows the mark that it was given with it. A mark that is not on record
+//! belongs to another history, or to one longer ago than [`MARKS_MAX`] commits: that reader gets everything. Nothing has to
+//! notice that the head went back.
 
 use serde::{Deserialize, Serialize};
 use sluice_schema::message::ScopedKey;
@@ -25,9 +33,13 @@ pub(crate) const LIVE: &str = "config.live";
 pub(crate) const DEAD: &str = "config.dead";
 pub(crate) const OUTBOX: &str = "config.outbox";
 pub(crate) const ASKED: &str = "config.asked";
+pub(crate) const MARK: &str = "config.mark";
 
 /// Requests whose writes are remembered, so that one that is handed out again is not carried out again.
 pub(crate) const ASKED_MAX: usize = 4_096;
+
+/// Commits whose marks are kept: a reader that is further behind gets everything.
+pub(crate) const MARKS_MAX: i64 = 4_096;
 
 /// The one key of the head table.
 pub(crate) const HEAD_KEY: &[u8] = b"head";
@@ -47,6 +59,52 @@ pub(crate) struct Head {
     pub(crate) horizon: i64,
     /// Marks of deletion kept.
     pub(crate) tombstones: u64,
+    /// What the last commit left beside its number.
+    #[serde(default)]
+    pub(crate) mark: u64,
+}
+
+impl Head {
+    /// The number of the last write, quiet ones counted.
+    pub(crate) const fn number(&self) -> i64 {
+        self.version + self.quiet
+    }
+
+    /// Where this head stands in its history.
+    pub(crate) const fn place(&self) -> Mark {
+        Mark { number: self.number(), mark: self.mark }
+    }
+}
+
+/// A moment of one history: the number of the last write and the mark of its commit. Readers are given it as a string
+/// and send it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    pub(crate) number: i64,
+    pub(crate) mark: u64,
+}
+
+impl Mark {
+    /// Reads what [`Mark::text`] wrote; `None` for anything else.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let (number, mark) = text.split_once('-')?;
+        let mark = u64::from_str_radix(mark, 16).ok()?;
+        Some(Self { number: i64::from_str_radix(number, 16).ok()?, mark })
+    }
+
+    /// Always of the same length, so that answers of the same content are too.
+    pub(crate) fn text(self) -> String {
+        format!("{:012x}-{:016x}", self.number, self.mark)
+    }
+
+    /// Where it rests, until one some thousands later takes its place.
+    pub(crate) fn key(self) -> [u8; 8] {
+        self.number.rem_euclid(MARKS_MAX).to_be_bytes()
+    }
+
+    pub(crate) fn encode(self) -> Vec<u8> {
+        [self.number.to_be_bytes(), self.mark.to_be_bytes()].concat()
+    }
 }
 
 /// What a request's write came to.
@@ -171,5 +229,9 @@ mod tests {
             assert_eq!(Row::decode(&row.encode()), Some(row));
         }
         assert_eq!(Row::decode(b"short"), None);
+        let mark = Mark { number: 77, mark: u64::MAX };
+        assert_eq!(Mark::read(&mark.text()), Some(mark));
+        assert_eq!(Mark::read("77"), None);
+        assert_eq!(mark.key(), Mark { number: 77 + MARKS_MAX, mark: 1 }.key());
     }
 }

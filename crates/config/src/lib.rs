@@ -21,8 +21,12 @@
 //! version of the write that left it; quiet writes leave versions from a counter of their own, above 2^40, and answer
 //! with it. `getvalues-many` with `since` finds quiet writes too: they count as belonging to the version that comes next.
 //!
+//! A version belongs to a history: `getvalues-many` answers with both, and whoever asks with `since` sends both back. What
+//! is not of this history gets everything, so a store that was restored from an older copy misleads no reader.
+//!
 //! A type that `getvalues-many` asks for and that ends in `*` means every type that begins so: `processor:*`.
 
+mod history;
 mod hosting;
 mod layout;
 mod outbox;
@@ -38,6 +42,8 @@ use std::time::Duration;
 use sluice_bus::BrokerAdmin;
 use sluice_sdk::Process;
 use sluice_store::Tables;
+
+pub use history::begin_history;
 
 /// How long the answer to a write waits for its notice to be sent.
 pub const NOTICE_TIMEOUT: Duration = Duration::from_secs(5);

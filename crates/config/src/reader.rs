@@ -9,7 +9,7 @@ use sluice_schema::message::{ConfigKey, ConfigResponse, ConfigValue, ScopedKey};
 use sluice_schema::{record, wire};
 use sluice_store::{Error, Found, KeyRange, Tables, contract::Read as Look};
 
-use crate::layout::{self, DEAD, HEAD, HEAD_KEY, Head, LIVE, PLACE, Row, VALUE};
+use crate::layout::{self, DEAD, HEAD, HEAD_KEY, Head, LIVE, MARK, Mark, PLACE, Row, VALUE};
 use crate::request::Read;
 
 /// Changes that an answer to `getvalues-many` looks through; with more, it answers everything instead.
@@ -106,7 +106,7 @@ impl Reader {
                 let values = values.into_iter().map(|(at, row)| value(at, &row)).collect();
                 Ok(ConfigResponse { version: head.version, values, ..Default::default() })
             }
-            Read::Many { types, since } => self.many(types, since).await,
+            Read::Many { types, since, history } => self.many(types, since, &history).await,
             Read::Dump { workspace } => self.dump(&workspace).await,
         }
     }
@@ -183,11 +183,11 @@ impl Reader {
         }
     }
 
-    async fn many(&self, types: Vec<String>, since: i64) -> Result<ConfigResponse, Error> {
+    async fn many(&self, types: Vec<String>, since: i64, history: &str) -> Result<ConfigResponse, Error> {
         let types = distinct(types);
         for _ in 0..LOOKS_MAX {
-            match self.changes(&types, since).await? {
-                Changes::Told(answer) => return Ok(answer),
+            match self.changes(&types, since, history).await? {
+                Changes::Told(answer) => return Ok(*answer),
                 Changes::Moved => {}
                 Changes::Unknown => break,
             }
@@ -197,18 +197,26 @@ impl Reader {
         for _ in &types {
             values.extend(live(seen.rows()?)?.into_iter().map(|(at, row)| value(at, &row)));
         }
-        Ok(ConfigResponse { version: seen.head.version, values, ..Default::default() })
+        let history = seen.head.place().text();
+        Ok(ConfigResponse { version: seen.head.version, values, history, ..Default::default() })
     }
 
-    /// What was written after `since`, if that can still be told.
-    async fn changes(&self, types: &BTreeSet<String>, since: i64) -> Result<Changes, Error> {
-        if since <= 0 {
+    /// What was written after `since`, if that can still be told and `since` is of this history. A reader that names no
+    /// history is believed.
+    async fn changes(&self, types: &BTreeSet<String>, since: i64, history: &str) -> Result<Changes, Error> {
+        let mark = Mark::read(history);
+        if since <= 0 || (mark.is_none() && !history.is_empty()) {
             return Ok(Changes::Unknown);
         }
         let newer = || KeyRange { from: layout::history_key(since + 1, b"").into(), to: None };
         let histories = [LIVE, DEAD].map(|table| Look::range(table, newer(), DELTA_ROWS_MAX));
-        let mut history = self.look(histories.into()).await?;
-        if since < history.head.horizon || since > history.head.version {
+        let mut looks = vec![Look::get(MARK, mark.map_or([0; 8], Mark::key))];
+        looks.extend(histories);
+        let mut history = self.look(looks).await?;
+        let on_record = history.value();
+        let is_ours =
+            |mark: Mark| history.head.place() == mark || on_record.is_some_and(|raw| raw == mark.encode());
+        if since < history.head.horizon || since > history.head.version || !mark.is_none_or(is_ours) {
             return Ok(Changes::Unknown);
         }
         let mut keys = [Vec::new(), Vec::new()];
@@ -237,8 +245,9 @@ impl Reader {
             }
         }
         let deleted = gone.iter().map(|key| place_at(key)).collect::<Result<_, _>>()?;
-        let version = history.head.version;
-        Ok(Changes::Told(ConfigResponse { version, values, since, deleted, ..Default::default() }))
+        let (version, history) = (history.head.version, history.head.place().text());
+        let answer = ConfigResponse { version, values, since, deleted, history, ..Default::default() };
+        Ok(Changes::Told(Box::new(answer)))
     }
 
     /// Ids of the live workspaces, and of those that got their copy of the template.
@@ -274,7 +283,7 @@ impl Reader {
 }
 
 enum Changes {
-    Told(ConfigResponse),
+    Told(Box<ConfigResponse>),
     /// Something was written between the two looks.
     Moved,
     /// Not told any more, or too much: everything has to be read.

@@ -34,7 +34,7 @@ pub(crate) enum Read {
     List { workspace: String, config_type: String },
     Values { workspace: String, config_type: String },
     Everywhere { config_type: String, with_values: bool },
-    Many { types: Vec<String>, since: i64 },
+    Many { types: Vec<String>, since: i64, history: String },
     Dump { workspace: String },
 }
 
@@ -140,7 +140,9 @@ fn operation(door: &Door, request: ConfigRequest) -> Result<Operation, Error> {
         "getkeys-all-ws" if everywhere => {
             Read::Everywhere { config_type: request.r#type, with_values: false }
         }
-        "getvalues-many" if everywhere => Read::Many { types: request.types, since: request.since },
+        "getvalues-many" if everywhere => {
+            Read::Many { types: request.types, since: request.since, history: request.history }
+        }
         "put" => return put(door, request).map(Operation::Write),
         "delete" => return delete(door, request).map(Operation::Write),
         "apply" if everywhere => return apply(request).map(Operation::Write),

@@ -34,6 +34,8 @@ pub(crate) fn provisioned_mark(workspace: &str) -> ScopedKey {
 pub(crate) struct State {
     before: Head,
     head: Head,
+    /// What this commit leaves beside its number.
+    mark: u64,
     rows: HashMap<Vec<u8>, Touched>,
     notices: Vec<ConfigPush>,
     /// Requests that were carried out some time ago, where one of these writes was handed out before.
@@ -86,8 +88,9 @@ pub(crate) fn touches_registry(write: &Write) -> bool {
 }
 
 impl State {
-    pub(crate) fn new(head: Head) -> Self {
-        Self { before: head, head, rows: HashMap::new(), ..Self::default() }
+    /// The state at a head, for a commit that leaves this mark.
+    pub(crate) fn new(head: Head, mark: u64) -> Self {
+        Self { before: head, head, mark, rows: HashMap::new(), ..Self::default() }
     }
 
     /// Whether marks of deletion should be dropped before going on.
@@ -251,7 +254,9 @@ impl State {
             let body = sluice_schema::wire::encode(&answered).to_vec();
             changes.insert((layout::ASKED, layout::asked_key(number).to_vec()), Some(body));
         }
-        let head = sluice_schema::wire::encode(&self.head).to_vec();
+        let head = Head { mark: self.mark, ..self.head };
+        changes.insert((layout::MARK, head.place().key().to_vec()), Some(head.place().encode()));
+        let head = sluice_schema::wire::encode(&head).to_vec();
         changes.insert((layout::HEAD, layout::HEAD_KEY.to_vec()), Some(head));
         changes
     }
@@ -309,7 +314,7 @@ mod tests {
     }
 
     fn state() -> State {
-        State::new(Head { version: 41, ..Head::default() })
+        State::new(Head { version: 41, ..Head::default() }, 7)
     }
 
     fn run(state: &mut State, write: &Write) -> Result<Written, Error> {
@@ -363,7 +368,7 @@ mod tests {
         let written = run(&mut first, &write(false)).unwrap();
         let changes = first.into_changes();
         let body = changes[&(layout::ASKED, layout::asked_key(42).to_vec())].as_ref().unwrap();
-        let mut later = State::new(Head { version: 99, ..Head::default() });
+        let mut later = State::new(Head { version: 99, ..Head::default() }, 8);
         later.remember(sluice_schema::wire::decode(body).unwrap());
         assert_eq!(run(&mut later, &write(true)).unwrap(), written);
         assert!(later.is_unchanged());

@@ -195,7 +195,7 @@ impl Committing {
         }
         let mut found = self.tables.read(looks).await?.into_iter();
         let raw = found.next().and_then(Found::into_value);
-        let mut state = State::new(head_of(raw.as_ref())?);
+        let mut state = State::new(head_of(raw.as_ref())?, rand::random());
         for key in keys {
             let row = found.next().and_then(Found::into_value).map(|raw| row_of(&key, &raw)).transpose()?;
             state.load(key, row);

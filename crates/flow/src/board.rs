@@ -180,6 +180,14 @@ impl Board {
         });
     }
 
+    /// Nothing was seen yet, of whatever flow.
+    pub(crate) fn clear(&self) {
+        self.with(|state| {
+            state.current.clear();
+            state.ended.clear();
+        });
+    }
+
     /// Whether this service acts.
     pub(crate) fn leads(&self) -> bool {
         self.lock().leads
@@ -201,11 +209,16 @@ impl Board {
         self.lock().current.get(key).cloned()
     }
 
-    /// The report on a run that ended at this decision or a later one.
-    pub(crate) fn ended(&self, key: &FlowKey, generation: i64) -> Option<Report> {
+    /// The report on a run that ended at this decision or a later one. The number alone does not say which decision it is:
+    /// config that was restored from an older copy gives numbers again.
+    pub(crate) fn ended(&self, key: &FlowKey, wish: &Wish) -> Option<Report> {
         let state = self.lock();
+        let is_it = |request: &str, report: &Report| {
+            report.generation > wish.generation
+                || (report.generation == wish.generation && request == wish.request)
+        };
         let mut ended = state.ended.iter().rev();
-        ended.find(|(k, _, report)| k == key && report.generation >= generation).map(|(_, _, r)| r.clone())
+        ended.find(|(k, request, report)| k == key && is_it(request, report)).map(|(_, _, r)| r.clone())
     }
 
     /// The report on a run that ended because of this very request.

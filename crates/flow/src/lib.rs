@@ -85,8 +85,8 @@ impl Default for Options {
 pub async fn start(parts: Parts) {
     let Parts { process, admin, watch, config, catalogue, options } = parts;
     let config = Arc::new(config);
-    let mirror = Arc::new(mirror::Mirror::new(config.clone()));
     let board = Arc::new(board::Board::new());
+    let mirror = Arc::new(mirror::Mirror::new(config.clone(), board.clone()));
     let poke = Arc::new(Notify::new());
     let reconciler = reconcile::Reconciler {
         lead: lead::Lead::new(admin.clone(), config.clone()),

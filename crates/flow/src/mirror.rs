@@ -1,36 +1,53 @@
 //! The copy of what config holds about flows: asked for before every decision and every look, and then only for what
 //! changed.
+//!
+//! Where config tells everything instead, it may have been restored from an older copy, in which numbers of decisions are
+//! given out again: then what was seen of the decisions of the other history is forgotten, before anything is decided.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use sluice_sdk::{ConfigClient, ConfigError};
+use sluice_sdk::{ConfigClient, ConfigError, Position};
 use tokio::sync::Mutex;
 
+use crate::board::Board;
 use crate::memory::Records;
 
 /// The copy. One fetch is under way at most; who asks meanwhile waits and then asks for what came after.
 pub(crate) struct Mirror {
     config: Arc<ConfigClient>,
+    board: Arc<Board>,
     state: Mutex<State>,
+    histories: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
-    version: i64,
+    position: Position,
     records: Arc<Records>,
 }
 
 impl Mirror {
-    pub(crate) fn new(config: Arc<ConfigClient>) -> Self {
-        Self { config, state: Mutex::default() }
+    pub(crate) fn new(config: Arc<ConfigClient>, board: Arc<Board>) -> Self {
+        Self { config, board, state: Mutex::default(), histories: AtomicU64::new(0) }
+    }
+
+    /// How many histories there were, as far as can be told: what was remembered under another number may be of a history
+    /// that is over.
+    pub(crate) fn histories(&self) -> u64 {
+        self.histories.load(Ordering::SeqCst)
     }
 
     /// The records as they are now or were a moment after the call began.
     pub(crate) async fn refresh(&self) -> Result<Arc<Records>, ConfigError> {
         let mut state = self.state.lock().await;
         let types = Records::TYPES.map(str::to_owned);
-        let answer = self.config.getvalues_many(&types, state.version).await?;
-        state.version = answer.version;
+        let answer = self.config.changes(&types, &state.position).await?;
+        if answer.since <= 0 && state.position != Position::default() {
+            self.board.clear();
+            self.histories.fetch_add(1, Ordering::SeqCst);
+        }
+        state.position = state.position.after(&answer);
         if answer.since <= 0 || !answer.values.is_empty() || !answer.deleted.is_empty() {
             let records = std::mem::take(&mut state.records);
             state.records = Arc::new(Arc::unwrap_or_clone(records).after(answer));

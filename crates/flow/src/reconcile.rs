@@ -66,6 +66,8 @@ pub(crate) struct Rounds {
     done: mpsc::Receiver<Done>,
     /// Acts whose end the loop has not looked at yet.
     ended: Vec<Done>,
+    /// Of the mirror, when `flows` was last up to date.
+    histories: u64,
     next_audit: Instant,
     pub(crate) auditing: Option<AbortHandle>,
     pub(crate) audit: crate::audit::Audit,
@@ -187,6 +189,7 @@ impl Rounds {
             tell,
             done,
             ended: Vec::new(),
+            histories: 0,
             next_audit: Instant::now(),
             auditing: None,
             audit: crate::audit::Audit::new(),
@@ -205,6 +208,11 @@ impl Rounds {
     async fn round(&mut self) -> Result<Instant, RoundError> {
         self.take_ends().await;
         let records = self.shared.mirror.refresh().await?;
+        let histories = self.shared.mirror.histories();
+        if std::mem::replace(&mut self.histories, histories) != histories {
+            // Decisions may have numbers that others had before: every flow is looked at as if for the first time.
+            self.flows.clear();
+        }
         let claims = Claims::of(&records);
         let now = Instant::now();
         self.notice(&records, now);
@@ -392,7 +400,7 @@ impl Rounds {
     async fn report(&mut self, acted: Acted) {
         let Acted { key, wish, records, verdicts, outcome } = acted;
         let Some(tended) = self.flows.get_mut(&key) else { return };
-        if tended.wish.generation != wish.generation {
+        if (tended.wish.generation, &tended.wish.request) != (wish.generation, &wish.request) {
             // Somebody decided anew meanwhile; what was done is looked at with that in mind.
             return;
         }

@@ -392,7 +392,7 @@ impl Desk {
                     | Phase::Gone => {}
                 }
                 last = Some(report);
-            } else if self.board.ended(key, wish.generation).is_some() {
+            } else if self.board.ended(key, wish).is_some() {
                 return Err(Error::Ended(format!("flow '{id}' was stopped before it was started")));
             }
             if !self.wait(&mut changes, deadline).await {
@@ -407,7 +407,7 @@ impl Desk {
     async fn stopped(&self, key: &FlowKey, wish: &Wish, deadline: Instant) -> Result<Report, Error> {
         let mut changes = self.board.changes();
         loop {
-            if let Some(report) = self.board.ended(key, wish.generation) {
+            if let Some(report) = self.board.ended(key, wish) {
                 return Ok(report);
             }
             let last = self.board.current(key);
@@ -415,7 +415,7 @@ impl Desk {
                 return Err(Error::NotYet(not_stopped(&key.id, last.as_ref())));
             }
             if last.is_none() && self.is_gone(key, wish).await {
-                let ended = self.board.ended(key, wish.generation);
+                let ended = self.board.ended(key, wish);
                 return Ok(ended.unwrap_or_else(|| Report::new(Phase::Gone, wish)));
             }
         }

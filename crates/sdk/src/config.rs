@@ -67,6 +67,26 @@ pub struct Apply {
     pub essential: bool,
 }
 
+/// Where a reader stands: a version, and the history that it belongs to. The default is before everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The version.
+    pub version: i64,
+    /// Its history, as the config service named it; empty where it names none.
+    pub history: String,
+}
+
+impl Position {
+    /// Where an answer leaves its reader. A version goes back only where the service names a history: the store was
+    /// restored from an older copy. Else the answer came late, and what was read before is newer.
+    #[must_use]
+    pub fn after(&self, answer: &ConfigResponse) -> Self {
+        let version =
+            if answer.history.is_empty() { answer.version.max(self.version) } else { answer.version };
+        Self { version, history: answer.history.clone() }
+    }
+}
+
 /// Calls to `request:tg:config`, the queue that only internal callers reach.
 pub struct ConfigClient {
     client: Client<exchange::Config>,
@@ -148,10 +168,20 @@ impl ConfigClient {
     /// # Errors
     /// As [`ConfigClient::call`].
     pub async fn getvalues_many(&self, types: &[String], since: i64) -> Result<ConfigResponse, ConfigError> {
+        self.changes(types, &Position { version: since, ..Position::default() }).await
+    }
+
+    /// What was written after a position, of several types in all workspaces: relative where the service can tell and the
+    /// position is of its history (the answer's `since` says so), else everything.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn changes(&self, types: &[String], after: &Position) -> Result<ConfigResponse, ConfigError> {
         let request = ConfigRequest {
             operation: "getvalues-many".to_owned(),
             types: types.to_vec(),
-            since,
+            since: after.version,
+            history: after.history.clone(),
             ..Default::default()
         };
         self.call(&request).await

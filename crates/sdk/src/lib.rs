@@ -30,7 +30,7 @@ pub mod tasks;
 pub mod watch;
 pub mod workspaces;
 
-pub use config::{Apply, ConfigClient, ConfigError};
+pub use config::{Apply, ConfigClient, ConfigError, Position};
 pub use host::{Host, HostOptions};
 pub use metrics::Metrics;
 pub use process::Process;

@@ -6,7 +6,8 @@
 //!
 //! # Guarantees
 //! A version is shown only together with data at least that new. A failing fetch is tried again for ever, and the last
-//! good state stays. A lost notice is made good within one resync.
+//! good state stays. A lost notice is made good within one resync. A version goes back only with a store that was
+//! restored from an older copy, and then together with all of its data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -20,7 +21,7 @@ use sluice_schema::{Class, Topic, wire};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{ConfigClient, ConfigError};
+use crate::config::{ConfigClient, ConfigError, Position};
 use crate::tasks::{Backoff, lock};
 use crate::{Metrics, Process};
 
@@ -37,6 +38,8 @@ type Workspaces = BTreeMap<Arc<str>, Keys>;
 pub struct View {
     /// The version that the data is at least as new as.
     pub version: i64,
+    /// The history that the version belongs to.
+    history: String,
     types: BTreeMap<String, Arc<Workspaces>>,
 }
 
@@ -87,6 +90,11 @@ impl View {
         }
     }
 
+    /// Where the view stands.
+    fn position(&self) -> Position {
+        Position { version: self.version, history: self.history.clone() }
+    }
+
     /// The view after an answer to `getvalues-many` for `types`.
     fn after(&self, types: &BTreeSet<String>, answer: &ConfigResponse) -> Self {
         let mut next = if answer.since > 0 { self.clone() } else { Self::default() };
@@ -110,7 +118,8 @@ impl View {
                 }
             }
         }
-        next.version = answer.version.max(self.version);
+        let Position { version, history } = self.position().after(answer);
+        (next.version, next.history) = (version, history);
         next
     }
 }
@@ -340,9 +349,9 @@ async fn fetch(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError
     }
     let old = shared.view.borrow().clone();
     let grew = *shared.covered.borrow() != types;
-    let since = if grew { 0 } else { old.version };
+    let since = if grew { Position::default() } else { old.position() };
     let list: Vec<String> = types.iter().cloned().collect();
-    let answer = match client.getvalues_many(&list, since).await {
+    let answer = match client.changes(&list, &since).await {
         Err(ConfigError::Refused { kind, .. }) if kind == "bad-operation" => {
             one_by_one(client, &list).await?
         }
@@ -424,5 +433,10 @@ mod tests {
         assert_eq!(second.all("flow").count(), 0);
         let older = second.after(&types, &whole(2, vec![]));
         assert_eq!(older.version, 6, "a version never goes back");
+        let restored = ConfigResponse { history: "other".to_owned(), ..whole(2, vec![]) };
+        assert_eq!(
+            older.after(&types, &restored).position(),
+            Position { version: 2, history: "other".to_owned() }
+        );
     }
 }

@@ -86,6 +86,40 @@ pub(crate) async fn judge(world: &mut World) -> Result<(), Broken> {
     settles(world, "nothing is left in the end", async |world| owned(world, &BTreeSet::new()).await).await
 }
 
+/// Config that is restored from an older copy while all others run is what they follow from then on: what was started since
+/// is not routed, what was stopped since runs again and can be stopped.
+pub(crate) async fn judge_a_restore(world: &mut World) -> Result<(), Broken> {
+    let [kept, lost] = *world.chance.pick(&[["f1", "f2"], ["f2", "f3"], ["f3", "f1"]]);
+    if !world.start(kept, BLUEPRINTS[0]).await? {
+        return Err(format!("{kept} cannot be started before a restore"));
+    }
+    let Known::Running { run } = world.known[kept].clone() else { return Ok(()) };
+    let copy = world.shared.tables.copy();
+    if !world.stop(kept, None).await? || !world.start(lost, BLUEPRINTS[1]).await? {
+        return Err("flows cannot be started and stopped before a restore".to_owned());
+    }
+    world.restore_config(copy).await;
+    for (id, expected) in [(kept, Known::Running { run: run.clone() }), (lost, Known::Stopped)] {
+        settles(world, "flows are those of the restored config", async |world| {
+            let known = world.resolve(id).await?;
+            if known == expected { Ok(()) } else { Err(format!("{id} is {known:?}, not {expected:?}")) }
+        })
+        .await?;
+    }
+    settles(world, "routes are those of the restored config", async |world| {
+        world.look_at_routes().await?;
+        let (routes, wanted) = (world.routes_now().unwrap_or_default(), routed(kept, Some(&run), true));
+        if routes.iter().eq([&wanted]) { Ok(()) } else { Err(format!("{routes:?} beside {wanted}")) }
+    })
+    .await?;
+    settles(world, "what was restored is wired", async |world| world.assert_wired(&run).await).await?;
+    if world.stop(kept, None).await? {
+        Ok(())
+    } else {
+        Err(format!("{kept} cannot be stopped after a restore"))
+    }
+}
+
 /// Topics and records are those of these runs, and all of theirs.
 async fn owned(world: &World, running: &BTreeSet<String>) -> Result<(), Broken> {
     let names = world.topic_names().await;

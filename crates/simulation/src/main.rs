@@ -27,6 +27,8 @@ use crate::chance::{Chance, Fault};
 
 /// What happens in a world before it is left in peace.
 const STEPS: usize = 30;
+/// Worlds in a hundred in which config is restored from an older copy in the end.
+const RESTORED: u32 = 25;
 
 #[derive(Parser)]
 #[command(about = "Runs whole systems on virtual time; a seed decides what happens")]
@@ -159,7 +161,9 @@ async fn live(chance: Arc<Chance>) -> Result<(), world::Broken> {
     for _ in 0..STEPS {
         world.step().await?;
     }
-    laws::judge(&mut world).await
+    laws::judge(&mut world).await?;
+    // Last, since what happens to messages and runs of the other history nobody can say.
+    if chance.percent(RESTORED) { laws::judge_a_restore(&mut world).await } else { Ok(()) }
 }
 
 /// What all worlds together did.

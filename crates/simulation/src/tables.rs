@@ -10,6 +10,9 @@ use crate::chance::{Chance, Fault};
 
 type Content = BTreeMap<(String, Bytes), Bytes>;
 
+/// What was in the tables at some moment.
+pub(crate) struct Copy(Content);
+
 #[derive(Clone)]
 pub(crate) struct Memory {
     content: Arc<Mutex<Content>>,
@@ -26,6 +29,16 @@ impl Memory {
     /// A process's handle on the same tables.
     pub(crate) fn of(&self, process: &'static str) -> Self {
         Self { process, ..self.clone() }
+    }
+
+    /// All that is in them now.
+    pub(crate) fn copy(&self) -> Copy {
+        Copy(self.content().clone())
+    }
+
+    /// Everything is as it was when the copy was made.
+    pub(crate) fn restore(&self, copy: Copy) {
+        *self.content() = copy.0;
     }
 
     fn content(&self) -> std::sync::MutexGuard<'_, Content> {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chance::Chance;
 use crate::history::History;
 use crate::node::{Done, Kind, Node, Routes, Shared, run_number};
-use crate::tables::Memory;
+use crate::tables::{Copy, Memory};
 
 pub(crate) const WORKSPACE: &str = "acme";
 pub(crate) const FLOWS: [&str; 3] = ["f1", "f2", "f3"];
@@ -327,7 +327,7 @@ impl World {
     }
 
     /// Everything of a run is there when its start says OK.
-    async fn assert_wired(&self, run: &str) -> Result<(), Broken> {
+    pub(crate) async fn assert_wired(&self, run: &str) -> Result<(), Broken> {
         let seen = self.topics().await;
         for (name, subscription) in [
             (format!("flow:tg:load:acme:{run}"), format!("first--acme--{run}--input")),
@@ -598,6 +598,32 @@ impl World {
         }
         self.known.insert(id, Known::Running { run });
         Ok(())
+    }
+
+    /// Config is restored from an older copy while all others run; some of those are away until its version is beyond
+    /// the last that anybody saw of the other history.
+    pub(crate) async fn restore_config(&mut self, copy: Copy) {
+        self.chance.count("restored");
+        for node in self.nodes.iter().filter(|node| node.kind != Kind::Config) {
+            if node.kind == Kind::Gateway || self.chance.percent(50) {
+                node.line.cut(true);
+            }
+        }
+        let config = self.config.clone();
+        let put = async |text: &str| {
+            let value = sluice_sdk::config::value(WORKSPACE, "page", "k", text);
+            insist(|| config.put(WORKSPACE, vec![value.clone()])).await
+        };
+        let last = put("before").await;
+        for node in self.nodes.iter().filter(|node| node.kind == Kind::Config) {
+            node.crash();
+        }
+        self.shared.tables.restore(copy);
+        self.chance.tell(|| format!("config is restored from a copy older than version {last}"));
+        while put("after").await <= last + 3 {}
+        self.told.clear();
+        self.shown = (0, 0);
+        self.nodes.iter().for_each(|node| node.line.cut(false));
     }
 
     /// What a flow is now: asked until somebody knows, in peace.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sluice_bus::Embedded;
 use sluice_schema::message::{ConfigRequest, ConfigResponse};
 use sluice_schema::wire;
-use sluice_sdk::{Apply, ConfigError};
+use sluice_sdk::{Apply, ConfigError, Position};
 
 async fn house() -> (Embedded, Store, Instance) {
     let (broker, store) = (Embedded::in_memory(), Store::new());
@@ -299,6 +299,48 @@ async fn a_reader_that_was_away_too_long_gets_everything() {
     let recent = late.version - 1;
     let fresh = house.system.getvalues_many(&types, recent).await.unwrap();
     assert_eq!((fresh.since, fresh.values.len(), fresh.deleted.len()), (recent, 0, 1_000));
+    house.stop().await;
+}
+
+/// Two stores give the same versions to other writes, as one does that was restored from an older copy.
+#[tokio::test]
+async fn a_reader_of_another_history_gets_everything() {
+    let types = ["t".to_owned()];
+    let mut read = Vec::new();
+    for own in ["lost", "kept"] {
+        let (_broker, _store, house) = house().await;
+        house.system.put("a", vec![value("t", own, "1")]).await.unwrap();
+        let answer = house.system.changes(&types, &Position::default()).await.unwrap();
+        let here = Position::default().after(&answer);
+        for before in read.iter().chain([&here]) {
+            house.system.put("a", vec![value("t", "later", "2")]).await.unwrap();
+            let answer = house.system.changes(&types, before).await.unwrap();
+            let expected = if *before == here { (here.version, 1) } else { (0, 2) };
+            assert_eq!((answer.since, answer.values.len()), expected, "{before:?} asks where {here:?} is");
+        }
+        let garbled = Position { history: "x".to_owned(), ..here.clone() };
+        assert_eq!(house.system.changes(&types, &garbled).await.unwrap().since, 0);
+        read.push(here);
+        house.stop().await;
+    }
+    assert_eq!(read[0].version, read[1].version, "versions alone tell nothing");
+}
+
+#[tokio::test]
+async fn a_new_history_is_newer_than_whatever_was_seen_of_the_old_one() {
+    let (broker, store, house) = house().await;
+    let seen = house.system.put("a", vec![value("t", "k", "1")]).await.unwrap();
+    house.stop().await;
+    sluice_config::begin_history(&*store.tables).await.unwrap();
+    let house = Instance::start(&broker, &store).await;
+    let types = ["t".to_owned()];
+    let answer = house.system.getvalues_many(&types, seen).await.unwrap();
+    assert!(answer.version > seen + 1_000, "{answer:?}");
+    assert_eq!((answer.since, answer.values.len()), (0, 1), "who compares versions only gets everything too");
+    let next = house.system.put("a", vec![value("t", "k", "2")]).await.unwrap();
+    assert_eq!(next, answer.version + 1);
+    let relative = house.system.changes(&types, &Position::default().after(&answer)).await.unwrap();
+    assert_eq!((relative.since, relative.values.len()), (answer.version, 1));
     house.stop().await;
 }
 

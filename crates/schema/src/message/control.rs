@@ -43,6 +43,9 @@ message! {
         #[additive] types: Vec<String>,
         /// Additive: `getvalues-many` answers only values written after this version.
         #[additive] since: i64,
+        /// Additive: the `history` that came with the answer that `since` is taken from. Where the service does not know
+        /// it, everything is answered.
+        #[additive] history: String,
         /// Additive, system queue only: no version, no notice, no history.
         #[additive] quiet: bool,
         /// Additive, system queue only: `apply` has to work on a full disk, since things are removed by it.
@@ -71,6 +74,9 @@ message! {
         #[additive] since: i64,
         /// Additive: keys deleted since the `since` of `getvalues-many`.
         #[additive] deleted: Vec<ScopedKey>,
+        /// Additive: which history `version` belongs to, in the answer to `getvalues-many`: to be sent back with it. The
+        /// same version of a store that was restored from an older copy has another one.
+        #[additive] history: String,
     }
 }
 
