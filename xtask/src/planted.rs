@@ -69,6 +69,7 @@ const STATE: &str = "crates/config/src/state.rs";
 const READER: &str = "crates/config/src/reader.rs";
 const WATCH: &str = "crates/sdk/src/watch.rs";
 const SERVICE: &str = "crates/sdk/src/service.rs";
+const OWNED: &str = "crates/sdk/src/owned.rs";
 const LANE: &str = "crates/sdk/src/processor/lane.rs";
 const HOST: &str = "crates/sdk/src/host.rs";
 const ROUTES: &str = "crates/gateway/src/routes.rs";
@@ -321,6 +322,13 @@ const BUGS: &[Bug] = &[
         "if !may_work || attempt >= ATTEMPTS_MAX || PLANTED {",
     )
     .found_by("losses", "an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once"),
+    bug(
+        "owners look once",
+        OWNED,
+        "let Ok(()) = reports.changed().await",
+        "let (Ok(()), false) = (reports.changed().await, PLANTED)",
+    )
+    .found_by("programs", "a_queue_that_somebody_removes_is_made_again_when_its_reader_misses_it"),
     bug(
         "work that failed is settled",
         LANE,

@@ -57,11 +57,13 @@ pub(crate) async fn run(parts: Parts, service: Service, mut asked: mpsc::Receive
     let stop = parts.process.stop.clone();
     let mut hosts = Hosts { parts, service, served: BTreeMap::new() };
     let mut pause = LOOK_INTERVAL;
+    let mut missing = hosts.parts.process.missing.looks();
     loop {
         let mut waiting = Vec::new();
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
+            () = missing.next() => {}
             look = asked.recv() => match look {
                 Some(look) => waiting.push(look),
                 None => return,

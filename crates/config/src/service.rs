@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sluice_bus::{Address, Message, TopicSpec};
 use sluice_schema::message::{self, ConfigPush, ConfigResponse};
 use sluice_schema::{Class, Exchange, Topic, wire};
-use sluice_sdk::{Backoff, Point, Process, service::serve};
+use sluice_sdk::{Backoff, Point, Process, owned, service::serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::hosting::{self, Hosting, SERVED_TIMEOUT};
@@ -57,9 +57,12 @@ pub(crate) async fn start(parts: Parts) -> Result<(), Error> {
     let [request, response, notify] =
         [Class::Request, Class::Response, Class::Notify].map(|class| Topic::tg(class, "config"));
     let (request, response, notify) = (request?, response?, notify?);
-    parts.admin.ensure(&TopicSpec::with(request.clone(), SUBSCRIPTION)).await?;
-    parts.admin.ensure(&TopicSpec::bare(response.clone())).await?;
-    parts.admin.ensure(&TopicSpec::bare(notify.clone())).await?;
+    let topics = vec![
+        TopicSpec::with(request.clone(), SUBSCRIPTION),
+        TopicSpec::bare(response.clone()),
+        TopicSpec::bare(notify.clone()),
+    ];
+    owned::own(&process, &parts.admin, "config", topics).await?;
 
     let sent = Arc::new(Sent::default());
     let (writer, committing) = Writer::new(parts.tables.clone(), sent.clone(), process.stop.clone());

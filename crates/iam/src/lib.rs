@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use sluice_bus::{BrokerAdmin, TopicSpec};
 use sluice_schema::{exchange, system};
-use sluice_sdk::{ConfigClient, ConfigError, Point, Process, service::serve};
+use sluice_sdk::{ConfigClient, ConfigError, Point, Process, owned, service::serve};
 use sluice_store::Tables;
 
 /// How the service knows people.
@@ -117,8 +117,8 @@ const START_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 pub async fn start(parts: Parts) -> Result<(), Error> {
     let Parts { process, admin, tables, config, mode } = parts;
     let (request, response) = (system::iam_request(), system::iam_response());
-    admin.ensure(&TopicSpec::with(request.clone(), system::IAM_SVC)).await?;
-    admin.ensure(&TopicSpec::bare(response.clone())).await?;
+    let topics = vec![TopicSpec::with(request.clone(), system::IAM_SVC), TopicSpec::bare(response.clone())];
+    owned::own(&process, &admin, "iam", topics).await?;
 
     // Nothing is answered before the key and the workspaces are settled.
     let access = match mode {

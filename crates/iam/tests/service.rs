@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_bus::{BrokerAdmin, Client, Embedded};
+use sluice_bus::{BrokerAdmin, Client, Embedded, TopicSpec};
 use sluice_iam::{Error, Mode};
 use sluice_schema::message::{ConfigKey, IamRequest, IamResponse, WorkspaceInput};
 use sluice_schema::{exchange, system, wire};
@@ -43,6 +43,7 @@ struct House {
     process: Process,
     config: ConfigClient,
     client: Client<exchange::Iam>,
+    broker: Embedded,
 }
 
 impl House {
@@ -53,7 +54,7 @@ impl House {
     async fn try_start(folder: &Folder, mode: Mode) -> Result<Self, Error> {
         let broker = Embedded::in_memory();
         let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
-        let admin: Arc<dyn BrokerAdmin> = Arc::new(broker);
+        let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
         let tables = folder.tables.clone();
         let parts =
             sluice_config::Parts { process: process.clone(), admin: admin.clone(), tables: tables.clone() };
@@ -66,7 +67,7 @@ impl House {
         }
         let client = Client::new(&process.replies, system::iam_request(), &system::iam_response()).await?;
         let config = ConfigClient::new(&process.replies).await?;
-        Ok(Self { process, config, client })
+        Ok(Self { process, config, client, broker })
     }
 
     async fn ask(&self, question: IamRequest) -> IamResponse {
@@ -407,5 +408,19 @@ async fn without_auth_the_recorded_conversations_go_the_same_way() {
         house.refused(question("mint-token")).await,
         error("invalid-argument", "unknown operation: 'mint-token'")
     );
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn an_identity_queue_that_somebody_removes_is_made_again_and_served() {
+    let folder = Folder::new();
+    let house = House::start(&folder, by_key(folder.key_file())).await;
+    house.broker.remove(&TopicSpec::bare(system::iam_request())).await.unwrap();
+    let answered = async {
+        while house.client.call(&with_key(&folder.key()), DEADLINE).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE / 2, answered).await.expect("it is made and served again");
     house.stop().await;
 }

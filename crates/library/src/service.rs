@@ -334,8 +334,10 @@ impl Library {
         let name = name.to_owned();
         let (broker, told, stop) = (self.process.broker.clone(), attached.clone(), stop.clone());
         let suspects = self.process.suspects.clone();
+        let missing = self.process.missing.clone();
         self.process.tasks.supervise(format!("library/{topic}"), Backoff::default(), move || {
             let (broker, name, topic) = (broker.clone(), name.clone(), topic.clone());
+            let missing = missing.clone();
             let (told, stop, ready, work) = (told.clone(), stop.clone(), ready.clone(), work.clone());
             let suspects = suspects.clone();
             async move {
@@ -362,9 +364,12 @@ impl Library {
                     }
                 };
                 // A batch cut by the stop comes back; having it twice changes nothing.
-                stop.run_until_cancelled(consuming).await.unwrap_or(Ok(()))
+                let ended: Result<(), Error> = stop.run_until_cancelled(consuming).await.unwrap_or(Ok(()));
+                if let Err(Error::Bus(error)) = &ended {
+                    missing.report(error);
+                }
+                ended.map_err(|error| crate::error::cause(&error))
             }
-            .map(|ended: Result<(), Error>| ended.map_err(|error| crate::error::cause(&error)))
         });
         attached
     }

@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{World, about, add, add_child, base64, bytes, call, captured, metadata};
-use sluice_bus::Patience;
+use std::time::Duration;
+
+use common::{DEADLINE, World, about, add, add_child, base64, bytes, call, captured, metadata, topic};
+use sluice_bus::{BrokerAdmin, Patience};
 use sluice_schema::message::{
     CollectionManagementRequest, Criteria, DocumentMetadata, LibrarianRequest, LibrarianResponse,
 };
@@ -339,5 +341,33 @@ async fn collections_are_listed_changed_and_deleted() {
         assert_eq!(world.collection(ask("delete-collection", id)).await.error, None, "{id}");
     }
     assert_eq!(world.collection(ask("list-collections", "")).await.collections.len(), 1);
+    world.stop().await;
+}
+
+/// Questions and what is only counted or kept: each has a reader that misses it.
+#[tokio::test]
+async fn a_library_queue_that_somebody_removes_is_made_again_and_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    for queue in
+        ["request:tg:librarian:default", "request:tg:collection:default", "flow:tg:dead-letters:default"]
+    {
+        let spec = sluice_bus::TopicSpec::with(topic(queue), "librarian");
+        world.broker.remove(&sluice_bus::TopicSpec::bare(topic(queue))).await.unwrap();
+        let is_read = async {
+            loop {
+                let seen = world.broker.observe(std::slice::from_ref(&spec)).await.unwrap();
+                if seen[0].subscriptions.iter().any(|s| s.exists && s.consumers == Some(1)) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE / 2, is_read)
+            .await
+            .unwrap_or_else(|_| panic!("{queue} is not read again"));
+    }
+    let request = LibrarianRequest { operation: "list-documents".into(), ..Default::default() };
+    world.ok(request).await;
     world.stop().await;
 }

@@ -21,6 +21,7 @@
 pub mod config;
 pub mod host;
 pub mod metrics;
+pub mod owned;
 pub mod process;
 pub mod processor;
 pub mod progress;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sluice_bus::{Broker, Replies};
 use tokio_util::sync::CancellationToken;
 
+use crate::owned::Missing;
 use crate::{Metrics, Suspects, Tasks};
 
 /// One per process, handed to every service in it. Cheap to clone.
@@ -23,6 +24,8 @@ pub struct Process {
     pub metrics: Metrics,
     /// What is known of messages that may have ended a process.
     pub suspects: Arc<Suspects>,
+    /// Where readers report that what they read is gone.
+    pub missing: Missing,
 }
 
 impl Process {
@@ -32,7 +35,8 @@ impl Process {
         let replies = Replies::new(broker.clone());
         let tasks = Tasks::new(stop.clone());
         tasks.spawn("bus/replies", replies.clone().run(stop.child_token()));
-        Self { broker, replies, tasks, stop, metrics: Metrics::default(), suspects: Arc::default() }
+        let metrics = Metrics::default();
+        Self { broker, replies, tasks, stop, metrics, suspects: Arc::default(), missing: Missing::default() }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply

@@ -151,7 +151,8 @@ impl Asker {
 /// Serves a request topic until `stop`, which is the process's stop signal or a child of it: attaches, retrying while the topic is not there, hands
 /// each question to `handler`, sends what it returns as the last message.
 ///
-/// The topic's owner must have made it with this subscription; nothing here does. Returns a token that is cancelled once
+/// The topic's owner must have made it with this subscription; nothing here does. That it is gone is reported to the owners in
+/// this process. Returns a token that is cancelled once
 /// attached for the first time.
 pub fn serve<X, F, Fut>(
     process: &Process,
@@ -190,11 +191,13 @@ where
     let to =
         Subscription::Shared { topic: point.request.clone(), name: point.subscription.clone(), prefetch };
     let Some(inbox) = stop.run_until_cancelled(process.broker.subscribe(&to)).await else { return Ok(()) };
-    let inbox = inbox?;
+    let inbox = inbox.inspect_err(|error| process.missing.report(error))?;
     attached.cancel();
     let work = |delivery| answer(process.clone(), point.clone(), delivery, handler.clone());
     let ended = take(&*inbox, point.concurrency, &process.suspects, &stop, work).await;
-    ended.map_or(Ok(()), Err)
+    let Some(error) = ended else { return Ok(()) };
+    process.missing.report(&error);
+    Err(error)
 }
 
 /// Takes deliveries until `stop` or the inbox fails, working on at most `concurrency` at once; then waits for the work

@@ -277,6 +277,7 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     let stop = process.stop.child_token();
     tokio::select! {
         error = listen(&*inbox, &shared) => Err(error),
+        error = follow_again(&*inbox, &topic, shared.resync_interval) => Err(error),
         () = fetch_when_poked(&shared, &client, &stop) => Ok(()),
     }
 }
@@ -284,6 +285,17 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
 async fn attach(process: &Process, notices: Topic) -> Result<(Box<dyn Inbox>, ConfigClient), Error> {
     let inbox = process.broker.subscribe(&Subscription::Own { topics: vec![notices] }).await?;
     Ok((inbox, ConfigClient::new(&process.replies).await?))
+}
+
+/// Binds the inbox again at a period: when the topic was gone and its owner made it again, nobody else does. Returns what
+/// failed.
+async fn follow_again(inbox: &dyn Inbox, notices: &Topic, interval: Duration) -> Error {
+    loop {
+        tokio::time::sleep(interval).await;
+        if let Err(error) = inbox.follow(notices).await {
+            return error;
+        }
+    }
 }
 
 async fn listen(inbox: &dyn Inbox, shared: &Shared) -> Error {

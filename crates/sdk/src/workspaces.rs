@@ -1,16 +1,17 @@
-//! Services with a request topic per workspace: their topics are made and served when a workspace appears, and go with it.
+//! Services with a request topic per workspace: their topics are made and served when a workspace appears, made again
+//! where they are missing, and go with it.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bus::{BrokerAdmin, Error, TopicSpec};
+use sluice_bus::{BrokerAdmin, TopicSpec};
 use sluice_schema::{Class, record};
 use tokio_util::sync::CancellationToken;
 
 use crate::tasks::Backoff;
-use crate::{ConfigWatch, Process, View};
+use crate::{ConfigWatch, Process, View, owned};
 
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
 
@@ -36,9 +37,22 @@ pub async fn serve_workspaces(
     served.follow(&first).await;
     process.tasks.spawn("workspaces", async move {
         let stop = served.process.stop.clone();
-        while let Some(Ok(())) = stop.run_until_cancelled(views.changed()).await {
-            let view = views.borrow_and_update().clone();
-            served.follow(&view).await;
+        let mut looks = served.process.missing.looks();
+        loop {
+            let is_news = tokio::select! {
+                () = stop.cancelled() => return,
+                changed = views.changed() => match changed {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+                () = looks.next() => false,
+            };
+            if is_news {
+                let view = views.borrow_and_update().clone();
+                served.follow(&view).await;
+            } else {
+                stop.run_until_cancelled(served.make_again()).await;
+            }
         }
     });
 }
@@ -74,6 +88,15 @@ impl<S: WorkspaceService> Served<S> {
         }
     }
 
+    /// Makes what is missing of the workspaces that are served. One whose topics cannot be made holds up no other.
+    async fn make_again(&self) {
+        for workspace in self.running.keys() {
+            if let Err(error) = owned::ensure(&*self.admin, &self.service.topics(workspace)).await {
+                tracing::warn!(workspace, %error, "a workspace's topics may be missing and could not be made; trying again");
+            }
+        }
+    }
+
     /// Removes the queues of a workspace that is gone. Durable topics stay: what is in them is not ours to drop.
     async fn remove(&self, workspace: &str) {
         for topic in self.service.topics(workspace) {
@@ -90,7 +113,7 @@ impl<S: WorkspaceService> Served<S> {
     async fn ensure(&self, workspace: &str, stop: &CancellationToken) -> bool {
         let topics = self.service.topics(workspace);
         let mut attempt = 0;
-        while let Err(error) = self.ensure_once(&topics).await {
+        while let Err(error) = owned::ensure(&*self.admin, &topics).await {
             if stop.is_cancelled() {
                 return false;
             }
@@ -100,12 +123,5 @@ impl<S: WorkspaceService> Served<S> {
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
         true
-    }
-
-    async fn ensure_once(&self, topics: &[TopicSpec]) -> Result<(), Error> {
-        for topic in topics {
-            self.admin.ensure(topic).await?;
-        }
-        Ok(())
     }
 }

@@ -329,3 +329,58 @@ async fn a_workspace_is_served_while_it_lives_and_its_queues_go_with_it() {
     let seen = tokio::time::timeout(PATIENCE, is_over).await.expect("its queues go");
     assert!(seen[2].exists, "durable topics stay");
 }
+
+/// A config service that knows one workspace, and what serves it.
+async fn one_workspace(process: &Process, broker: &Embedded) -> Vec<TopicSpec> {
+    let point = Point::new(topic("request:tg:config"), topic("response:tg:config"), "config-svc");
+    broker.ensure(&TopicSpec::with(point.request.clone(), "config-svc")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    broker.ensure(&TopicSpec::bare(topic("notify:tg:config"))).await.unwrap();
+    let answer = |_: ConfigRequest, _| async {
+        let values = vec![sluice_sdk::config::value("__workspaces__", "workspace", "a", "{}")];
+        Ok(ConfigResponse { version: 1, values, ..Default::default() })
+    };
+    service::serve::<exchange::Config, _, _>(process, point, process.stop.clone(), answer);
+    let watch = ConfigWatch::start(process, Duration::from_secs(30));
+    let service = PerWorkspace(process.clone());
+    let topics = service.topics("a");
+    sluice_sdk::workspaces::serve_workspaces(process, Arc::new(broker.clone()), &watch, service).await;
+    topics
+}
+
+/// Its reader reports it, so nobody waits for the next look.
+#[tokio::test]
+async fn a_queue_that_somebody_removes_is_made_again_when_its_reader_misses_it() {
+    let (process, broker) = process().await;
+    let topics = one_workspace(&process, &broker).await;
+    let (ask, answers) = (topics[0].topic.clone(), topics[1].topic.clone());
+    let client = Client::<exchange::Embeddings>::new(&process.replies, ask, &answers).await.unwrap();
+    let question = EmbeddingsRequest { texts: vec!["ab".to_owned()] };
+    for _ in 0..2 {
+        broker.remove(&topics[0]).await.unwrap();
+        let answered = async {
+            while client.call(&question, PATIENCE).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, answered).await.expect("it is made and read again");
+    }
+    process.shutdown(PATIENCE).await;
+}
+
+/// A response topic has no reader in its owner, and what is kept may have one in another process.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_here_reads_is_made_again_at_the_next_look() {
+    let (process, broker) = process().await;
+    let topics = one_workspace(&process, &broker).await;
+    for missing in &topics[1..] {
+        broker.remove(missing).await.unwrap();
+        let is_there = async {
+            while !broker.observe(std::slice::from_ref(missing)).await.unwrap()[0].exists {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::time::timeout(sluice_sdk::owned::LOOK_INTERVAL * 2, is_there).await.expect("it is made again");
+    }
+    process.shutdown(PATIENCE).await;
+}

@@ -25,6 +25,8 @@ use crate::tables::{Copy, Memory};
 pub(crate) const WORKSPACE: &str = "acme";
 pub(crate) const FLOWS: [&str; 3] = ["f1", "f2", "f3"];
 pub(crate) const BLUEPRINTS: [&str; 2] = ["demo", "wide"];
+/// Queues of services that people ask.
+const OF_SERVICES: [&str; 3] = ["request:tg:config", "request:tg:config:acme", "request:tg:flow:acme"];
 const LETTERS: &str = "flow:tg:dead-letters:acme";
 /// How long a person waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -491,13 +493,16 @@ impl World {
         });
     }
 
-    /// Somebody removes a queue of a running flow.
+    /// Somebody removes a queue of a running flow, or of a service.
     async fn remove_behind_its_back(&mut self) {
         let topics = self.topics().await;
         if topics.is_empty() {
             return;
         }
-        let victim = self.chance.pick(&topics).topic.clone();
+        let mut victim = self.chance.pick(&topics).topic.clone();
+        if self.chance.percent(40) {
+            victim = topic(self.chance.pick::<&str>(&OF_SERVICES));
+        }
         self.chance.count("removed behind its back");
         self.chance.tell(|| format!("somebody removes {victim}"));
         for id in FLOWS {

@@ -92,3 +92,24 @@ async fn names_that_cannot_have_queues_disturb_no_other_workspace() {
     assert!(!house.exists("request:tg:config:__flows__").await);
     house.stop().await;
 }
+
+/// The system queue, which nobody but internal callers reaches, a workspace's, and the notices.
+#[tokio::test]
+async fn a_config_queue_that_somebody_removes_is_made_again_and_served() {
+    let (broker, store) = (Embedded::in_memory(), Store::new());
+    let house = Instance::start(&broker, &store).await;
+    house.register("acme").await;
+    let user = house.user("acme").await;
+    for queue in ["request:tg:config", "request:tg:config:acme", "notify:tg:config"] {
+        let spec = sluice_bus::TopicSpec::bare(queue.parse().unwrap());
+        house.admin.remove(&spec).await.unwrap();
+        until("the system queue served again", async || house.system.get("a", "t", "k").await.ok()).await;
+        until("the workspace's queue served again", async || {
+            user.call(&request("config"), DEADLINE).await.ok()
+        })
+        .await;
+        until("a write told", async || house.system.put("a", vec![value("t", "k", "1")]).await.ok()).await;
+        assert!(house.exists(queue).await, "{queue}");
+    }
+    house.stop().await;
+}
