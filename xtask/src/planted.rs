@@ -299,8 +299,8 @@ const BUGS: &[Bug] = &[
     bug(
         "a type that is new is not fetched whole",
         WATCH,
-        "let since = if grew { 0 } else { old.version };",
-        "let since = if grew && !PLANTED { 0 } else { old.version };",
+        "let since = if grew { Position::default() } else { old.position() };",
+        "let since = if grew && !PLANTED { Position::default() } else { old.position() };",
     )
     .found_by("losses", "what_was_there_before_anybody_was_interested_in_its_type_is_fetched"),
     bug(
