@@ -80,9 +80,9 @@ const BROWSER: &str = "crates/gateway/src/browser.rs";
 const PROVE: &str = "crates/gateway/src/http.rs";
 const FORWARDED: &str = "crates/gateway/src/forwarded.rs";
 const REGIME: &str = "crates/iam/src/regime.rs";
-
-const SEALED: &str = "crates/store/src/embedded/sealed.rs";
+const RECOVER: &str = "crates/bus/src/embedded/log/recover.rs";
 const BLOBS: &str = "crates/store/src/blobs.rs";
+const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
 
 const BUGS: &[Bug] = &[
@@ -423,6 +423,20 @@ const BUGS: &[Bug] = &[
         "if !PLANTED && is_against_default(&question) {",
     )
     .found_by("service", "the_default_workspace_stays_enabled_with_a_key_and_without"),
+    bug(
+        "a log without its last file opens after a crash",
+        RECOVER,
+        "ledger.next_file.filter(|next| *next > segment.number)",
+        "ledger.next_file.filter(|next| !PLANTED && *next > segment.number)",
+    )
+    .found_by("durability", "after_a_crash_too_a_missing_file_is_found_and_a_cut_is_told_with_its_size"),
+    bug(
+        "content that no row names is swept",
+        BLOBS,
+        "let loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect();",
+        "let mut loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect(); if PLANTED { loose.extend(fs::read_dir(&shared.folder).into_iter().flatten().flatten().map(|one| one.file_name().to_string_lossy().into_owned())); }",
+    )
+    .found_by("stores", "what_is_on_record_as_left_over_goes_to_the_trash_and_nothing_else_is_touched"),
 ];
 
 /// Plants, builds and looks for every bug with these words in its name.

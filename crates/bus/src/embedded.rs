@@ -40,7 +40,7 @@ use crate::contract::{
 use crate::message::Message;
 use crate::{BoxFuture, Error, Result};
 
-pub use config::Config;
+pub use config::{Config, LogEnd, Stamp};
 use hold::Hold;
 pub use log::DiskFaults;
 use log::Log;
@@ -118,6 +118,50 @@ impl Embedded {
             log.gone().await;
         }
         self.core.table.stop(&TopicState::stopped());
+    }
+
+    /// Which data folder its log belongs to; `None` without a folder, or for a log that never heard of one.
+    #[must_use]
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.core.log.as_ref().and_then(Log::stamp)
+    }
+
+    /// Puts down which data folder the log belongs to, and how far that has come; on return it is durable.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] if it cannot be written.
+    pub async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
+        match &self.core.log {
+            Some(log) => log.set_stamp(stamp).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Where the log ends, once the broker was shut down in good order.
+    #[must_use]
+    pub fn log_end(&self) -> Option<LogEnd> {
+        self.core.log.as_ref().and_then(Log::closed_at)
+    }
+
+    /// Grows with everything that is written to the log.
+    #[must_use]
+    pub fn log_position(&self) -> (u64, u64) {
+        self.core.log.as_ref().map_or((0, 0), Log::position)
+    }
+
+    /// Bytes of a torn end that were cut when the log was opened.
+    #[must_use]
+    pub fn cut_bytes(&self) -> u64 {
+        self.core.log.as_ref().map_or(0, Log::cut_bytes)
+    }
+
+    /// Waits until its disk has failed, and tells why it takes and gives nothing more; for ever while all is well. A full
+    /// disk is no such failure.
+    pub async fn failed(&self) -> String {
+        match &self.core.log {
+            Some(log) => log.failed().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// How much unsettled `flow` traffic it holds.

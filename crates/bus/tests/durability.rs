@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rand::{Rng, SeedableRng as _};
+use sluice_bus::embedded::{LogEnd, Stamp};
 use sluice_bus::{
     Address, Broker, BrokerAdmin, Config, Delivery, Embedded, Error, ErrorKind, Inbox, Message,
     SeenSubscription, Subscription, TopicSpec,
@@ -280,6 +282,216 @@ async fn a_missing_log_file_refuses_to_open() {
     assert!(error.contains("lacks the log file of number 2"), "{error}");
 }
 
+/// A closed log of several files with these many messages, and where it ended.
+async fn closed_log(dir: &Path, messages: usize) -> LogEnd {
+    let broker = Embedded::open(Config { segment_bytes: 2048, ..small(dir) }).unwrap();
+    broker.ensure(&spec("kept")).await.unwrap();
+    for number in 0..messages {
+        publish(&broker, format!("{number} {}", "x".repeat(500))).await.unwrap();
+    }
+    broker.shutdown().await;
+    broker.log_end().expect("it was closed in good order")
+}
+
+fn copy_log(from: &Path, to: &Path) {
+    for file in log_files(from) {
+        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    }
+}
+
+/// Something that is done to the files of a log.
+type Damage<'a> = &'a dyn Fn(Vec<PathBuf>);
+
+#[tokio::test]
+async fn a_closed_log_that_does_not_end_where_it_was_closed_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let end = closed_log(folder.path(), 10).await;
+    assert!(end.last_file >= 3 && end.first_file == 1, "{end:?}");
+    let config = |dir: &Path| Config { end: Some(end), create: false, ..small(dir) };
+    let damage: &[(&str, Damage<'_>)] = &[
+        ("the last file is gone", &|files| std::fs::remove_file(files.last().unwrap()).unwrap()),
+        ("the first file is gone", &|files| std::fs::remove_file(&files[0]).unwrap()),
+        ("all files are gone", &|files| files.iter().for_each(|file| std::fs::remove_file(file).unwrap())),
+        ("the end is cut by a byte", &|files| {
+            let whole = std::fs::read(files.last().unwrap()).unwrap();
+            std::fs::write(files.last().unwrap(), &whole[..whole.len() - 1]).unwrap();
+        }),
+        ("something was added", &|files| {
+            let whole = std::fs::read(files.last().unwrap()).unwrap();
+            std::fs::write(files.last().unwrap(), [&whole[..], b"\xf5"].concat()).unwrap();
+        }),
+        ("the last record is flipped", &|files| {
+            let mut whole = std::fs::read(files.last().unwrap()).unwrap();
+            *whole.last_mut().unwrap() ^= 1;
+            std::fs::write(files.last().unwrap(), whole).unwrap();
+        }),
+    ];
+    for (what, damage) in damage {
+        let other = tempfile::tempdir().unwrap();
+        copy_log(folder.path(), other.path());
+        damage(log_files(other.path()));
+        let before: Vec<_> =
+            log_files(other.path()).iter().map(|file| std::fs::read(file).unwrap()).collect();
+        let error = Embedded::open(config(other.path())).err().unwrap_or_else(|| panic!("{what}: it opens"));
+        assert!(error.to_string().contains(other.path().to_str().unwrap()), "{what}: {error}");
+        let after: Vec<_> = log_files(other.path()).iter().map(|file| std::fs::read(file).unwrap()).collect();
+        assert!(before == after, "{what}: a refused log was changed");
+    }
+    let broker = Embedded::open(config(folder.path())).unwrap();
+    assert_eq!(look(&broker, "kept").await.ready, 10);
+    // Opened and closed without a change, it ends where it did.
+    broker.shutdown().await;
+    assert_eq!(broker.log_end(), Some(end));
+}
+
+#[tokio::test]
+async fn after_a_crash_too_a_missing_file_is_found_and_a_cut_is_told_with_its_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || Config { segment_bytes: 2048, ..small(folder.path()) };
+    let broker = Embedded::open(config()).unwrap();
+    broker.ensure(&spec("kept")).await.unwrap();
+    for _ in 0..10 {
+        publish(&broker, vec![b'x'; 500]).await.unwrap();
+    }
+    broker.crash().await;
+    assert_eq!(broker.log_end(), None);
+    let files = log_files(folder.path());
+    for lost in [&files[0], files.last().unwrap()] {
+        let whole = std::fs::read(lost).unwrap();
+        std::fs::remove_file(lost).unwrap();
+        let error = Embedded::open(config()).err().expect("it must not open").to_string();
+        assert!(error.contains("lacks the log file of number"), "{error}");
+        std::fs::write(lost, whole).unwrap();
+    }
+    let broker = Embedded::open(config()).unwrap();
+    assert_eq!(broker.cut_bytes(), 0);
+    broker.crash().await;
+    let last = log_files(folder.path()).pop().unwrap();
+    let used = std::fs::read(&last).unwrap();
+    std::fs::write(&last, [&used[..], b"\xf5SLr torn", &[0; 1000]].concat()).unwrap();
+    let broker = Embedded::open(config()).unwrap();
+    assert_eq!(broker.cut_bytes(), b"\xf5SLr torn".len() as u64);
+    assert_eq!(look(&broker, "kept").await.ready, 10);
+}
+
+#[tokio::test]
+async fn a_log_says_whose_it_is_through_new_files_and_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || Config { segment_bytes: 1024, ..small(folder.path()) };
+    let broker = Embedded::open(config()).unwrap();
+    assert_eq!(broker.stamp(), None);
+    broker.ensure(&spec("kept")).await.unwrap();
+    let stamp = Stamp { folder: "a folder".to_owned(), generation: 7 };
+    broker.set_stamp(&stamp).await.unwrap();
+    for _ in 0..8 {
+        publish(&broker, vec![b'x'; 600]).await.unwrap();
+    }
+    drain(&broker, "kept").await;
+    publish(&broker, "cleans up").await.unwrap();
+    broker.crash().await;
+    let broker = Embedded::open(config()).unwrap();
+    assert_eq!(broker.stamp(), Some(stamp));
+    let first = log_files(folder.path()).remove(0);
+    assert!(!first.ends_with("log-0000000000000001"), "files were given back");
+}
+
+#[tokio::test]
+async fn a_log_of_a_newer_version_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    closed_log(folder.path(), 1).await;
+    let file = log_files(folder.path()).remove(0);
+    let mut newer = std::fs::read(&file).unwrap();
+    newer[7] = b'2';
+    std::fs::write(&file, newer).unwrap();
+    let error = Embedded::open(small(folder.path())).err().expect("it must not open").to_string();
+    assert!(error.contains("a newer version wrote"), "{error}");
+}
+
+/// What chance does to the files of a log.
+fn mutate(random: &mut impl Rng, files: &[PathBuf]) -> String {
+    let file = &files[random.random_range(0..files.len())];
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let mut bytes = std::fs::read(file).unwrap();
+    let at = random.random_range(0..bytes.len());
+    let count = random.random_range(1..=(bytes.len() - at).min(700));
+    let what = match random.random_range(0..8) {
+        0 => {
+            bytes[at] ^= 1 << random.random_range(0..8);
+            "a bit is flipped"
+        }
+        1 => {
+            bytes.truncate(at);
+            "cut"
+        }
+        2 => {
+            bytes[at..at + count].fill(0);
+            "zeros"
+        }
+        3 => {
+            bytes[at..at + count].fill_with(|| random.random());
+            "noise"
+        }
+        4 => {
+            drop(bytes.splice(at..at, vec![random.random(); count]));
+            "put in"
+        }
+        5 => {
+            drop(bytes.drain(at..at + count));
+            "taken out"
+        }
+        6 => {
+            let part = bytes[at..at + count].to_vec();
+            bytes.extend(part);
+            "repeated at the end"
+        }
+        _ => {
+            std::fs::remove_file(file).unwrap();
+            return format!("{name} is removed");
+        }
+    };
+    std::fs::write(file, bytes).unwrap();
+    format!("{name}: {what} at {at}, {count} bytes")
+}
+
+#[tokio::test]
+async fn a_log_with_any_damage_is_refused_or_opens_with_what_was_written_first() {
+    let seed: u64 = std::env::var("SLUICE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(11);
+    let rounds = std::env::var("SLUICE_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let end = closed_log(folder.path(), 12).await;
+    let (mut refused, mut opened) = (0, 0);
+    for round in 0..rounds {
+        let other = tempfile::tempdir().unwrap();
+        copy_log(folder.path(), other.path());
+        let before: Vec<_> =
+            log_files(other.path()).iter().map(|file| std::fs::read(file).unwrap()).collect();
+        let what = mutate(&mut random, &log_files(other.path()));
+        let after: Vec<_> = log_files(other.path()).iter().map(|file| std::fs::read(file).unwrap()).collect();
+        let told = || format!("SLUICE_SEED={seed}, round {round}: {what}");
+        let closed = Config { end: Some(end), ..small(other.path()) };
+        assert!(
+            before == after || Embedded::open(closed).is_err(),
+            "{}: it opens as if it were whole",
+            told()
+        );
+        let Ok(broker) = Embedded::open(small(other.path())) else {
+            refused += 1;
+            continue;
+        };
+        opened += 1;
+        // A log from which even the topic was cut holds nothing.
+        if !broker.observe(&[spec("kept")]).await.unwrap()[0].exists {
+            continue;
+        }
+        let got: Vec<_> = drain(&broker, "kept").await.into_iter().map(|(text, _)| text).collect();
+        let first: Vec<_> = (0..got.len()).map(|number| format!("{number} {}", "x".repeat(500))).collect();
+        assert!(got == first, "{}: {} messages, not the first ones", told(), got.len());
+    }
+    println!("{refused} refused, {opened} opened");
+    assert!(refused > 0 && opened > 0);
+}
+
 #[tokio::test]
 async fn a_folder_in_use_is_refused_and_free_after_shutdown() {
     let folder = tempfile::tempdir().unwrap();
@@ -363,6 +575,8 @@ async fn a_failed_sync_ends_the_broker_and_says_so() {
     broker.disk_faults().unwrap().fail_next_sync();
     let unknown = publish(&broker, "who knows").await.unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::OutcomeUnknown, "{unknown}");
+    let reason = tokio::time::timeout(DEADLINE, broker.failed()).await.expect("the failure is told");
+    assert!(reason.contains("check the disk"), "{reason}");
     let told = tokio::time::timeout(DEADLINE, inbox.next()).await.expect("a reader is told").unwrap_err();
     assert!(matches!(told, Error::Disk { .. }), "{told}");
     for error in [

@@ -52,6 +52,11 @@ pub struct Settings {
     pub session_token: Option<Secret>,
     /// File of certificates (PEM) to trust beside those of the machine.
     pub ca: Option<PathBuf>,
+    /// Id of the data folder whose content it keeps. A mark with it is put beside the content, so that another bucket of the
+    /// same address, or one that was emptied, is told from it; without an id there is no mark.
+    pub owner: Option<String>,
+    /// Goes on although the mark or content is not there any more.
+    pub accept_loss: bool,
 }
 
 /// The address of the object store that keeps the content which these tables name, if one does.

@@ -6,8 +6,10 @@
 //! the id pointed to on it. So whatever a crash leaves behind is on the list, and goes when the store is opened again.
 //!
 //! # Guarantees
-//! Those of [`Blobs`]. Nothing under the address is listed or removed but what was written from here.
+//! Those of [`Blobs`]. Nothing under the address is removed but what was written from here, and only after a mark beside it
+//! has shown that it is the place that the tables speak of.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +49,10 @@ const LOOSE: &str = "objects.loose";
 /// The address that all of this is under, in one row.
 const AT: &str = "objects.at";
 const ONLY: &str = "url";
+/// In the same table: what the mark beside the content says.
+const MARKED: &str = "mark";
+/// The mark beside the content: an object that says whose it is.
+const MARK: &str = "sluice-folder";
 
 pub(crate) async fn used_by(tables: &dyn Tables) -> Result<Option<String>> {
     let found = tables.read(vec![Read::get(AT, ONLY)]).await?;
@@ -108,6 +114,9 @@ impl ObjectBlobs {
         let blobs = Self { shared: Arc::new(Shared { store, folder, address, tables }) };
         blobs.shared.greet().await?;
         blobs.shared.settle(url.trim_end_matches('/')).await?;
+        if let Some(owner) = &settings.owner {
+            blobs.shared.own(owner, settings.accept_loss).await?;
+        }
         blobs.shared.sweep().await?;
         Ok(blobs)
     }
@@ -165,6 +174,76 @@ impl Shared {
                 let mut batch = Batch::new();
                 batch.put(AT, ONLY, url.to_owned().into_bytes());
                 self.tables.commit(batch).await
+            }
+        }
+    }
+
+    /// Insists that what lies under the address is what the tables speak of, or marks it if it never was.
+    async fn own(&self, owner: &str, accept_loss: bool) -> Result<()> {
+        let found = self.tables.read(vec![Read::get(AT, MARKED)]).await?;
+        let known = found.into_iter().next().and_then(Found::into_value);
+        let known = known.map(|row| String::from_utf8_lossy(&row).into_owned());
+        let there = match self.store.get(&self.path(MARK)).await {
+            Ok(mark) => {
+                let text = mark.bytes().await.map_err(|error| self.failed("reading from", &error))?;
+                Some(String::from_utf8_lossy(&text).trim().to_owned())
+            }
+            Err(object_store::Error::NotFound { .. }) => None,
+            Err(error) => return Err(self.failed("reading from", &error)),
+        };
+        let address = &self.address;
+        let lost = match (&known, &there) {
+            (Some(known), Some(there)) if known == there => return Ok(()),
+            (_, Some(there)) if there != owner => {
+                let reason = format!(
+                    "what lies in {address} belongs to the data folder {there}, not to this one ({owner}); name the one of \
+                     this folder, or an empty one"
+                );
+                return Err(Error::Refused { reason });
+            }
+            (Some(_), None) => {
+                Some(format!("{address} has no mark of this data folder: it was emptied, or is another one"))
+            }
+            // Marked a moment before a crash.
+            (_, Some(_)) => None,
+            // From before there were marks.
+            (None, None) => match self.missing().await? {
+                0 => None,
+                missing => Some(format!("{address} lacks {missing} objects that the tables name")),
+            },
+        };
+        if let Some(lost) = lost {
+            if !accept_loss {
+                let reason = format!("{lost}; bring its content back, or name the right one");
+                return Err(Error::Refused { reason });
+            }
+            tracing::warn!("{lost}; going on without, as was asked for");
+        }
+        let put = self.store.put(&self.path(MARK), PutPayload::from(owner.as_bytes().to_vec())).await;
+        put.map_err(|error| self.failed("storing in", &error))?;
+        let mut batch = Batch::new();
+        batch.put(AT, MARKED, owner.as_bytes().to_vec());
+        self.tables.commit(batch).await
+    }
+
+    /// How many objects that the tables name are not there.
+    async fn missing(&self) -> Result<usize> {
+        let mut there = HashSet::new();
+        let mut listed = self.store.list(Some(&self.folder));
+        while let Some(object) = listed.next().await {
+            let object = object.map_err(|error| self.failed("looking into", &error))?;
+            there.extend(object.location.filename().map(str::to_owned));
+        }
+        let (mut missing, mut range) = (0, KeyRange::all());
+        loop {
+            let rows = self.tables.read(vec![Read::range(PLACES, range.clone(), 1_000)]).await?;
+            let rows = rows.into_iter().next().map(Found::into_rows).unwrap_or_default();
+            for (_, row) in &rows.rows {
+                missing += usize::from(!there.contains(&Place::decode(row)?.object));
+            }
+            match rows.rows.last() {
+                Some((last, _)) if rows.more => range = range.after(last),
+                _ => return Ok(missing),
             }
         }
     }

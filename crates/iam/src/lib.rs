@@ -11,7 +11,8 @@
 //! A client that holds the key can have the service prove that it knows it too, before it sends it ([`proof`]).
 //!
 //! # Rotating the admin key
-//! Remove the key file and start again: a new key is made and the old one stops working. A key file that holds another
+//! Remove the key file and start again: a new key is made and the old one stops working. (The `sluice` command takes a missing
+//! key file for a loss and has to be told to: `--accept-loss admin-key`.) A key file that holds another
 //! key than the one the store knows is refused at start, since one of the two is not what somebody thinks it is.
 
 mod clock;

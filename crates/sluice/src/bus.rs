@@ -74,15 +74,32 @@ impl Bus {
     /// Connects to `remote`, or opens the embedded broker in `data`.
     pub(crate) async fn open(remote: Option<&Remote>, data: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(remote) = remote {
-            let connection = remote.connect().await?;
-            let (broker, admin) = (connection.broker.clone(), connection.admin.clone());
-            return Ok(Self { broker, admin, held: Held::Remote(connection) });
+            return Self::connect(remote).await;
         }
         let dir = data.map(|data| data.join("broker"));
-        let config = Config { dir, ..Default::default() };
-        let embedded = Embedded::open(config).context("the embedded broker could not be opened")?;
+        Self::embed(Config { dir, ..Default::default() }).context("the embedded broker could not be opened")
+    }
+
+    /// Connects to a broker that is shared with others.
+    pub(crate) async fn connect(remote: &Remote) -> anyhow::Result<Self> {
+        let connection = remote.connect().await?;
+        let (broker, admin) = (connection.broker.clone(), connection.admin.clone());
+        Ok(Self { broker, admin, held: Held::Remote(connection) })
+    }
+
+    /// Opens the embedded broker.
+    pub(crate) fn embed(config: Config) -> Result<Self, Error> {
+        let embedded = Embedded::open(config)?;
         let ends = Arc::new(embedded.clone());
         Ok(Self { broker: ends.clone(), admin: ends, held: Held::Embedded(embedded) })
+    }
+
+    /// The embedded broker, if it is that.
+    pub(crate) const fn embedded(&self) -> Option<&Embedded> {
+        match &self.held {
+            Held::Embedded(broker) => Some(broker),
+            Held::Remote(_) => None,
+        }
     }
 
     /// Whether nobody but this process can be on it.

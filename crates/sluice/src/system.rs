@@ -1,21 +1,24 @@
 //! Wiring: settings become a running system. The one place that knows every service; services know none of each other.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use sluice_bus::ErrorKind;
-use sluice_schema::{record, standard};
+use sluice_schema::record;
 use sluice_sdk::{
     Backoff, Catalogue, ConfigClient, ConfigError, ConfigWatch, Host, HostOptions, Process, Roster, watch,
 };
-use sluice_store::{Embedded as Store, Stores};
+use sluice_store::{Embedded as Store, FolderLock, Stores};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Remote};
 use crate::exit::Told;
+use crate::folder::{self, Folder, Loss, Want};
 use crate::services::{Selection, Service};
+use crate::standard;
 
 /// How long work under way may take once the system is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +36,10 @@ pub(crate) struct Settings {
     pub(crate) data: Option<PathBuf>,
     /// What the gateway is set to: where it listens and whom it serves.
     pub(crate) gateway: sluice_gateway::Options,
+    /// Begins empty where the folder would be refused, and sets aside what is in it.
+    pub(crate) init_empty: bool,
+    /// Losses in the folder that are accepted.
+    pub(crate) accept_loss: Vec<Loss>,
     /// A broker that is not ours; `None` is the embedded one.
     pub(crate) broker: Option<Remote>,
     /// Lets everybody in.
@@ -53,8 +60,14 @@ pub(crate) struct System {
     pub(crate) address: Option<SocketAddr>,
     gateway: Option<sluice_gateway::Gateway>,
     layers: Layers,
+    opened: Opened,
+}
+
+/// What is durable, and the broker.
+struct Opened {
+    folder: Option<Arc<Folder>>,
+    store: Option<Arc<Store>>,
     bus: Bus,
-    store: Option<Store>,
 }
 
 impl System {
@@ -63,48 +76,64 @@ impl System {
         // An address that can never work is told before anything is made.
         settings.broker.as_ref().map_or(Ok(()), Remote::check)?;
         if let Some(data) = &settings.data {
+            // What is made from now on is for the owner of this process alone.
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
             std::fs::create_dir_all(data)
                 .with_context(|| format!("the data folder '{}' cannot be made", data.display()))?;
         }
-        let keepers = settings.selection.keepers();
-        let store = if keepers.is_empty() {
-            None
-        } else {
-            Some(open_store(settings.data()?).await.context("the store could not be opened")?)
-        };
-        let bus = match Bus::open(settings.broker.as_ref(), settings.data.as_deref()).await {
-            Ok(bus) => bus,
-            Err(error) => {
-                if let Some(store) = store {
-                    store.close().await;
-                }
-                return Err(error);
-            }
-        };
-        let layers = Layers::new(&bus);
+        let opened = Opened::open(&settings).await?;
+        let layers = Layers::new(&opened.bus);
         let served = async {
-            let stores = match &store {
-                Some(store) => Some(stores(store, &settings).await?),
+            let stores = match &opened.store {
+                Some(store) => Some(stores(store, &opened, &settings).await?),
                 None => None,
             };
-            serve(&settings, &layers, &bus, stores).await
+            let gateway = serve(&settings, &layers, &opened.bus, stores).await?;
+            if let Some(folder) = &opened.folder {
+                folder.settle(settings.objects.as_ref().map(|(url, _)| url.as_str())).await?;
+            }
+            anyhow::Ok(gateway)
         };
         match served.await {
             Ok(gateway) => {
                 let address = gateway.as_ref().map(|gateway| gateway.local_addr);
-                Ok(Self { address, gateway, layers, bus, store })
+                opened.go_on_counting(&layers.base);
+                Ok(Self { address, gateway, layers, opened })
             }
             Err(error) => {
                 layers.stop(Duration::from_secs(1)).await;
-                close(&bus, store).await;
+                opened.close().await;
                 Err(error)
             }
         }
     }
 
+    /// Waits until the disk under store or broker has failed, and tells why; for ever while all is well.
+    pub(crate) async fn failed(&self) -> String {
+        let store = async {
+            let Some(store) = &self.opened.store else { return std::future::pending().await };
+            let mut failure = store.failure();
+            match failure.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or_default(),
+                // It was closed.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let broker = async {
+            match self.opened.bus.embedded() {
+                Some(broker) => broker.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            reason = store => reason,
+            reason = broker => reason,
+        }
+    }
+
     /// The topics of a run that the broker still holds.
     pub(crate) async fn topics_of(&self, run: &str) -> anyhow::Result<Vec<String>> {
-        let all = self.bus.admin.list("").await.context("the broker cannot list its topics")?;
+        let all = self.opened.bus.admin.list("").await.context("the broker cannot list its topics")?;
         let own =
             all.into_iter().filter(|seen| seen.exists && seen.topic.name().ends_with(&format!(":{run}")));
         Ok(own.map(|seen| seen.topic.to_string()).collect())
@@ -116,7 +145,108 @@ impl System {
             gateway.shutdown().await;
         }
         self.layers.stop(DRAIN_TIMEOUT).await;
-        close(&self.bus, self.store).await;
+        self.opened.close().await;
+    }
+}
+
+impl Opened {
+    /// Opens store and broker, once the folder is known to be whole.
+    async fn open(settings: &Settings) -> anyhow::Result<Self> {
+        if settings.selection.keepers().is_empty() {
+            let bus = Bus::open(settings.broker.as_ref(), settings.data.as_deref()).await?;
+            return Ok(Self { folder: None, store: None, bus });
+        }
+        let data = settings.data()?;
+        let lock = hold(data).await.context("the store could not be opened")?;
+        match Self::open_held(settings, data, &lock).await {
+            Ok(opened) => {
+                let is_whole = opened.folder.as_ref().is_some_and(|folder| !folder.is_fresh());
+                if settings.init_empty && is_whole {
+                    opened.close().await;
+                    return Err(Told::usage(format!(
+                        "there is nothing wrong with the data folder '{}'",
+                        data.display()
+                    ))
+                    .next("leave --init-empty out, or begin in another folder")
+                    .into());
+                }
+                Ok(opened)
+            }
+            Err(error) if settings.init_empty && folder::is_refusal(&error) => {
+                let aside = folder::set_aside(data, &lock)?;
+                tracing::warn!(
+                    why = format!("{error:#}"), aside = %aside.display(),
+                    "beginning with an empty data folder; what was in it is set aside"
+                );
+                Self::open_held(settings, data, &lock).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn open_held(settings: &Settings, data: &Path, lock: &FolderLock) -> anyhow::Result<Self> {
+        let want = Want {
+            broker: settings.broker.is_none(),
+            admin_key: settings.selection.runs(Service::Iam) && !settings.no_auth,
+            accept: settings.accept_loss.clone(),
+        };
+        let folder = Folder::look(data, lock.clone(), want)?;
+        let store = folder.open_store().context("the store could not be opened")?;
+        let bus = match folder.admit_opened(&store).await {
+            Err(error) => Err(error),
+            Ok(()) => match &settings.broker {
+                Some(remote) => Bus::connect(remote).await,
+                None => Self::embed(&folder).await,
+            },
+        };
+        let bus = match bus {
+            Ok(bus) => bus,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = folder.admit(&store, bus.embedded()).await {
+            bus.close().await;
+            store.close().await;
+            return Err(error);
+        }
+        Ok(Self { folder: Some(Arc::new(folder)), store: Some(Arc::new(store)), bus })
+    }
+
+    async fn embed(folder: &Folder) -> anyhow::Result<Bus> {
+        let config = folder.broker_config().await;
+        match Bus::embed(config.clone()) {
+            Err(error) if folder.accepts(Loss::Broker) => {
+                let aside = folder.set_broker_aside()?;
+                tracing::warn!(%error, aside = %aside.display(), "going on with an empty log, as was asked for; the old one is set aside");
+                Bus::embed(config).map_err(|error| folder.broker_error(error))
+            }
+            embedded => embedded.map_err(|error| folder.broker_error(error)),
+        }
+    }
+
+    /// Lets the folder count on while there is work.
+    fn go_on_counting(&self, process: &Process) {
+        let (Some(folder), Some(store)) = (self.folder.clone(), self.store.clone()) else { return };
+        let (broker, stop) = (self.bus.embedded().cloned(), process.stop.clone());
+        process.tasks.spawn("folder/pulse", async move {
+            loop {
+                if stop.run_until_cancelled(tokio::time::sleep(folder::PULSE)).await.is_none() {
+                    return;
+                }
+                if let Err(error) = folder.pulse(&store, broker.as_ref()).await {
+                    tracing::debug!(error = format!("{error:#}"), "the data folder does not count on now");
+                }
+            }
+        });
+    }
+
+    async fn close(&self) {
+        if let (Some(folder), Some(store)) = (&self.folder, &self.store) {
+            folder.close(store, self.bus.embedded()).await;
+        }
+        self.bus.close().await;
     }
 }
 
@@ -154,13 +284,6 @@ impl Layers {
     }
 }
 
-async fn close(bus: &Bus, store: Option<Store>) {
-    bus.close().await;
-    if let Some(store) = store {
-        store.close().await;
-    }
-}
-
 async fn serve(
     settings: &Settings,
     layers: &Layers,
@@ -185,7 +308,7 @@ async fn serve(
     let process = &layers.services;
     let config = || config_when_it_answers(process, &watch);
     if selection.runs(Service::Config) {
-        seed(&config().await?).await.context("the standard configuration could not be put")?;
+        standard::settle(&config().await?).await.context("the standard configuration could not be put")?;
     }
 
     if selection.runs(Service::Iam) {
@@ -266,7 +389,7 @@ async fn serve(
 }
 
 /// The stores, with content where it was told to be.
-async fn stores(store: &Store, settings: &Settings) -> anyhow::Result<Stores> {
+async fn stores(store: &Store, opened: &Opened, settings: &Settings) -> anyhow::Result<Stores> {
     let mut stores = store.stores();
     if !settings.selection.runs(Service::Library) {
         return Ok(stores);
@@ -287,20 +410,36 @@ async fn stores(store: &Store, settings: &Settings) -> anyhow::Result<Stores> {
             .next("leave --objects out, or start with another data folder")
             .into());
     }
-    let opened = sluice_databases::connect(url, how, store.tables()).await;
-    stores.blobs = opened.context("the object store cannot be used")?;
+    let mut how = how.clone();
+    if let Some(folder) = &opened.folder {
+        how.owner = Some(folder.id().await);
+        how.accept_loss = folder.accepts(Loss::Objects);
+    }
+    let connected = sluice_databases::connect(url, &how, store.tables()).await;
+    stores.blobs = connected.map_err(|error| match error {
+        // What is wrong with the folder's content, not with how the object store is reached.
+        sluice_store::Error::Refused { ref reason }
+            if reason.contains("mark of this data folder") || reason.contains("that the tables name") =>
+        {
+            anyhow::Error::from(Told::new(crate::exit::Code::Failed, error.to_string()).next(format!(
+                "check --objects and --objects-endpoint; to go on without that content: --accept-loss {}",
+                Loss::Objects
+            )))
+        }
+        other => anyhow::Error::from(other).context("the object store cannot be used"),
+    })?;
     Ok(stores)
 }
 
-/// Opens the store. A process that was killed a moment ago may not have let go of its folder yet.
-async fn open_store(data: &std::path::Path) -> Result<Store, sluice_store::Error> {
+/// Takes the data folder. A process that was killed a moment ago may not have let go of it yet.
+async fn hold(data: &Path) -> Result<FolderLock, sluice_store::Error> {
     let until = tokio::time::Instant::now() + FOLDER_TIMEOUT;
     loop {
-        match Store::open(data) {
+        match FolderLock::take(data) {
             Err(sluice_store::Error::Locked { .. }) if tokio::time::Instant::now() < until => {
                 tokio::time::sleep(START_RETRY.min).await;
             }
-            opened => return opened,
+            taken => return taken,
         }
     }
 }
@@ -310,7 +449,7 @@ async fn config_when_it_answers(process: &Process, watch: &ConfigWatch) -> anyho
     let mut attempt = 0;
     loop {
         let error = match ConfigClient::new(&process.replies).await {
-            Ok(client) => match client.get(record::SYSTEM, SEEDED.0, SEEDED.1).await {
+            Ok(client) => match client.get(record::SYSTEM, standard::SEEDED.0, standard::SEEDED.1).await {
                 Ok(_) => {
                     watch.tell_back();
                     return Ok(client);
@@ -349,23 +488,4 @@ async fn catalogue(
         return learned;
     };
     learn(stores)
-}
-
-/// Type, key and value of the mark that the standard configuration was put.
-const SEEDED: (&str, &str, &str) = ("init-state", "template-seed", "\"sluice-1\"");
-
-/// Puts what a new workspace starts with, once per data folder.
-async fn seed(config: &ConfigClient) -> anyhow::Result<()> {
-    let seeded = config.get(record::SYSTEM, SEEDED.0, SEEDED.1).await?;
-    if seeded.is_some() {
-        return Ok(());
-    }
-    let put =
-        |kind: &str, key: &str, text: &str| sluice_sdk::config::value(record::TEMPLATE, kind, key, text);
-    let mut puts: Vec<_> =
-        standard::config().iter().map(|one| put(one.config_type, &one.key, &one.value)).collect();
-    puts.extend(standard::BLUEPRINTS.iter().map(|(name, text)| put(record::BLUEPRINT, name, text)));
-    puts.push(sluice_sdk::config::value(record::SYSTEM, SEEDED.0, SEEDED.1, SEEDED.2));
-    config.apply(sluice_sdk::Apply { puts, ..Default::default() }).await?;
-    Ok(())
 }

@@ -1,8 +1,9 @@
 //! Blobs over tables and a folder: small content rests in a table, large content in a file of its own.
 //!
-//! A row per id says how large the content is, where, and its digest. A file is written and synced under a name of its own
-//! before the row that points to it is committed, and never changed after, so a crash leaves at worst a file that no row
-//! names; such files are swept when the store is opened.
+//! A row per id says how large the content is, where, and its digest. A file is written once, under a name that no other
+//! content has had, and never changed after. Its name is put down as loose before it is written; the commit that points an
+//! id to it takes it off that list and puts the file that the id pointed to on it. What a crash leaves behind is therefore on
+//! the list, and [`FileBlobs::sweep`] touches nothing else: a file that no row names may belong to rows that are lost.
 //!
 //! A file has a SHA-256 for each of its parts, and what is read is compared with them first: damaged content is an error,
 //! never an answer. The digest of the whole is the SHA-256 of those of its parts.
@@ -11,8 +12,8 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -40,6 +41,18 @@ const WITH_DIGEST: u8 = 2;
 /// Where content is: size, digest, and the file's name if it has one.
 pub(crate) const PLACES: &str = "blobs";
 const INLINE: &str = "blobs.inline";
+/// Files that no place names, or not yet.
+const LOOSE: &str = "blobs.loose";
+/// Files that places name and that are known to be lost.
+const LOST: &str = "blobs.lost";
+/// The folder of content, in the data folder.
+const FOLDER: &str = "blobs";
+/// Where files go that were left over, in the data folder.
+const TRASH: &str = "trash";
+/// How long they stay there.
+const TRASH_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Rows read at once.
+const PAGE_ROWS: usize = 10_000;
 /// The digests of the parts of a file, by its name, which no other content has had.
 const PARTS: &str = "blobs.parts";
 
@@ -51,13 +64,44 @@ pub struct FileBlobs {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for FileBlobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FileBlobs")
+    }
+}
+
 struct Shared {
     folder: PathBuf,
+    trash: PathBuf,
     tables: Arc<dyn Tables>,
     faults: Arc<Faults>,
-    next_name: AtomicU64,
     /// Files of writers that were dropped unfinished, to be removed by the next write.
     leftovers: Mutex<Vec<PathBuf>>,
+}
+
+/// What files of content there are, and what there should be.
+#[derive(Debug, Default)]
+pub struct BlobAudit {
+    /// Files that the tables name.
+    pub named: usize,
+    /// Those that are missing or of another size, but for the ones that are known to be lost.
+    pub missing: Vec<MissingBlob>,
+    /// Files in the folder that the tables neither name nor have on record as left over.
+    pub unknown: usize,
+    files: HashSet<String>,
+}
+
+/// Content whose file is not as the tables say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingBlob {
+    /// Id of the content.
+    pub id: String,
+    /// Name of its file.
+    pub file: String,
+    /// The size that it should have.
+    pub bytes: u64,
+    /// The size that it has, if it is there.
+    pub found_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,41 +199,112 @@ fn put_digests(batch: &mut Batch, file: &str, parts: &[PartDigest]) {
     }
 }
 
-/// The file that a row of [`PLACES`] names.
-pub(crate) fn file_named_by(row: &[u8]) -> Result<Option<String>> {
-    Ok(Place::decode(row)?.file)
-}
-
 impl FileBlobs {
-    /// Opens the folder, making it if it is not there, and removes files that are not among `named`.
-    pub(crate) fn open(
-        folder: &Path,
-        tables: Arc<dyn Tables>,
-        faults: Arc<Faults>,
-        named: &HashSet<String>,
-    ) -> Result<Self> {
-        let swept = fs::create_dir_all(folder).and_then(|()| sweep(folder, named));
-        swept.map_err(|e| crate::embedded::unusable(folder, &e))?;
-        let shared = Shared {
-            folder: folder.to_owned(),
-            tables,
-            faults,
-            next_name: AtomicU64::new(0),
-            leftovers: Mutex::default(),
-        };
+    /// Opens the content in a data folder, making its folder if it is not there.
+    pub(crate) fn open(data: &Path, tables: Arc<dyn Tables>, faults: Arc<Faults>) -> Result<Self> {
+        let folder = data.join(FOLDER);
+        fs::create_dir_all(&folder).map_err(|e| crate::embedded::unusable(&folder, &e))?;
+        let shared = Shared { folder, trash: data.join(TRASH), tables, faults, leftovers: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
+
+    pub(crate) async fn audit(&self) -> Result<BlobAudit> {
+        let shared = &self.shared;
+        let (lost, loose) = (shared.names(LOST).await?, shared.names(LOOSE).await?);
+        let mut audit = BlobAudit::default();
+        let mut range = KeyRange::all();
+        loop {
+            let page = rows(&*shared.tables, Read::range(PLACES, range.clone(), PAGE_ROWS)).await?;
+            let mut named = Vec::new();
+            for (id, row) in &page.rows {
+                let Place { bytes, file: Some(file), .. } = Place::decode(row)? else { continue };
+                let id = String::from_utf8_lossy(id).into_owned();
+                named.push(MissingBlob { id, file, bytes, found_bytes: None });
+            }
+            audit.named += named.len();
+            audit.files.extend(named.iter().map(|one| one.file.clone()));
+            let folder = shared.folder.clone();
+            let missing = blocking(move || Ok(not_as_named(&folder, named))).await?;
+            audit.missing.extend(missing.into_iter().filter(|one| !lost.contains(&one.file)));
+            match page.rows.last() {
+                Some((last, _)) if page.more => range = range.after(last),
+                _ => break,
+            }
+        }
+        let folder = shared.folder.clone();
+        let there = blocking(move || {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&folder).map_err(|e| crate::embedded::unusable(&folder, &e))? {
+                let entry = entry.map_err(|e| crate::embedded::unusable(&folder, &e))?;
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+            Ok(names)
+        });
+        let is_known = |name: &String| audit.files.contains(name) || loose.contains(name);
+        audit.unknown = there.await?.iter().filter(|name| !is_known(name)).count();
+        Ok(audit)
+    }
+
+    pub(crate) async fn accept_lost(&self, audit: &BlobAudit) -> Result<()> {
+        let mut batch = Batch::new();
+        for one in &audit.missing {
+            batch.put(LOST, &one.file, Vec::new());
+        }
+        self.shared.tables.commit(batch).await
+    }
+
+    pub(crate) async fn sweep(&self, audit: &BlobAudit) -> Result<()> {
+        let shared = &self.shared;
+        let loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect();
+        let (folder, trash) = (shared.folder.clone(), shared.trash.clone());
+        // What a place names is nobody's leftover, whatever else is on record.
+        let left: Vec<String> = loose.iter().filter(|name| !audit.files.contains(*name)).cloned().collect();
+        let moved = blocking(move || {
+            empty(&trash);
+            Ok(left.into_iter().filter(|name| throw_away(&folder, &trash, name)).collect::<Vec<_>>())
+        });
+        let mut batch = Batch::new();
+        for name in moved.await? {
+            batch.delete(LOOSE, name);
+        }
+        if batch.is_empty() { Ok(()) } else { shared.tables.commit(batch).await }
+    }
 }
 
-fn sweep(folder: &Path, named: &HashSet<String>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let is_named = entry.file_name().to_str().is_some_and(|name| named.contains(name));
-        if !is_named && entry.file_type()?.is_file() {
-            fs::remove_file(entry.path())?;
+/// Which of these files are missing or of another size.
+fn not_as_named(folder: &Path, named: Vec<MissingBlob>) -> Vec<MissingBlob> {
+    let found = |one: MissingBlob| MissingBlob {
+        found_bytes: fs::metadata(folder.join(&one.file)).ok().map(|there| there.len()),
+        ..one
+    };
+    named.into_iter().map(found).filter(|one| one.found_bytes != Some(one.bytes)).collect()
+}
+
+/// Moves a file to the trash; whether it is in its folder no more.
+fn throw_away(folder: &Path, trash: &Path, name: &str) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let moved = fs::create_dir_all(trash)
+        .and_then(|()| fs::rename(folder.join(name), trash.join(format!("{now}-{name}"))));
+    match moved {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            tracing::warn!(file = name, %error, "left-over content could not be moved to the trash yet");
+            false
         }
     }
-    Ok(())
+}
+
+/// Removes what has lain in the trash for long enough. Names begin with the second in which it came there.
+fn empty(trash: &Path) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for entry in fs::read_dir(trash).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let since = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
+        if since.is_some_and(|since| now > Duration::from_secs(since) + TRASH_KEPT) {
+            remove_quietly(&entry.path());
+        }
+    }
 }
 
 impl Shared {
@@ -207,17 +322,31 @@ impl Shared {
         Ok(found.into_iter().next().and_then(crate::Found::into_value))
     }
 
-    /// Makes a file under a name that no other content has had.
-    fn create(&self, id: &str) -> io::Result<(File, String)> {
-        let hash = hex(&Sha256::digest(id)[..16]);
+    /// The keys of a small table, as names of files.
+    async fn names(&self, table: &'static str) -> Result<HashSet<String>> {
+        let mut names = HashSet::new();
+        let mut range = KeyRange::all();
         loop {
-            let name = format!("{hash}-{:x}", self.next_name.fetch_add(1, Ordering::Relaxed));
-            match OpenOptions::new().write(true).create_new(true).open(self.folder.join(&name)) {
-                Ok(file) => return Ok((file, name)),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
+            let page = rows(&*self.tables, Read::range(table, range.clone(), PAGE_ROWS)).await?;
+            names.extend(page.rows.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()));
+            match page.rows.last() {
+                Some((last, _)) if page.more => range = range.after(last),
+                _ => return Ok(names),
             }
         }
+    }
+
+    /// A name that no other content has had, put down as loose before there is a file of it.
+    async fn name(&self, id: &str) -> Result<String> {
+        let name = format!("{}-{}", hex(&Sha256::digest(id)[..8]), uuid::Uuid::now_v7().simple());
+        let mut batch = Batch::new();
+        batch.put(LOOSE, &name, Vec::new());
+        self.tables.commit(batch).await?;
+        Ok(name)
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new().write(true).create_new(true).open(self.folder.join(name))
     }
 
     fn append(&self, file: &mut File, content: &[u8]) -> io::Result<()> {
@@ -242,6 +371,9 @@ impl Shared {
     ) -> Result<()> {
         for _ in 0..TRIES_MAX {
             let was = self.row(&id).await?;
+            if place.is_none() && was.is_none() {
+                return Ok(());
+            }
             let old = was.as_deref().map(Place::decode).transpose()?.and_then(|place| place.file);
             let mut batch = Batch::new();
             batch.expect(PLACES, &id, was.clone());
@@ -250,32 +382,50 @@ impl Shared {
             }
             if let Some(file) = place.as_ref().and_then(|place| place.file.as_deref()) {
                 put_digests(&mut batch, file, &parts);
+                batch.delete(LOOSE, file);
             }
             match &place {
                 Some(place) => batch.put(PLACES, &id, place.encode()),
-                None if was.is_none() => return Ok(()),
                 None => batch.delete(PLACES, &id),
             };
             match &inline {
                 Some(content) => batch.put(INLINE, &id, content.clone()),
                 None => batch.delete(INLINE, &id),
             };
+            if let Some(old) = &old {
+                batch.put(LOOSE, old, Vec::new());
+            }
+            if place.is_none() {
+                // Removing works on a full disk.
+                batch.essential();
+            }
             match self.tables.commit(batch).await {
                 Ok(()) => {}
                 Err(error) if error.is_conflict() => continue,
                 Err(error) => return Err(error),
             }
             if let Some(old) = old {
-                let path = self.folder.join(old);
-                blocking(move || {
-                    remove_quietly(&path);
-                    Ok(())
-                })
-                .await?;
+                self.remove_loose(old).await?;
             }
             return Ok(());
         }
         Err(Error::unavailable(format!("'{id}' is being changed by others all the time; try again")))
+    }
+
+    /// Removes a file that no place names any more, and takes it off the list.
+    async fn remove_loose(&self, file: String) -> Result<()> {
+        let path = self.folder.join(&file);
+        blocking(move || {
+            remove_quietly(&path);
+            Ok(())
+        })
+        .await?;
+        let mut batch = Batch::new();
+        batch.delete(LOOSE, &file);
+        if let Err(error) = self.tables.commit(batch).await {
+            tracing::debug!(%error, file, "a removed file stays on the list");
+        }
+        Ok(())
     }
 
     /// Reads a part of the content. The row and the file are looked at one after the other, so a replacement between
@@ -458,7 +608,7 @@ fn read_file(path: &Path, from: u64, bytes: u64) -> io::Result<Bytes> {
 }
 
 fn remove_quietly(path: &Path) {
-    // What stays behind is swept at the next opening.
+    // What stays behind is on record, and swept at a next start.
     if let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -567,13 +717,16 @@ impl Writer {
             return Err(Error::Refused { reason });
         }
         let (shared, content) = (Arc::clone(&self.shared), std::mem::take(&mut self.buffer));
-        let (file, id) = (self.file.take(), self.id.clone());
+        let (file, name) = match self.file.take() {
+            Some((file, name)) => (Some(file), name),
+            None => (None, shared.name(&self.id).await?),
+        };
         let mut digests = std::mem::take(&mut self.digests);
         let spilled = blocking(move || {
             shared.remove_leftovers();
-            let (mut file, name) = match file {
+            let mut file = match file {
                 Some(open) => open,
-                None => shared.create(&id).map_err(|e| shared.failed("storing", &e))?,
+                None => shared.create(&name).map_err(|e| shared.failed("storing", &e))?,
             };
             digests.add(&content);
             let mut written = shared.append(&mut file, &content);

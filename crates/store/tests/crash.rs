@@ -133,6 +133,9 @@ async fn check(folder: &Path, acknowledged: &[u64]) -> u64 {
     }
     assert!(parts.is_empty(), "parts of batches that were never applied: {:?}", parts.keys());
 
+    let audit = store.audit_blobs().await.expect("the look works");
+    assert_eq!((audit.missing, audit.unknown), (Vec::new(), 0));
+    store.sweep(&store.audit_blobs().await.expect("the look works")).await.expect("the sweep works");
     let files = std::fs::read_dir(folder.join("blobs")).expect("the folder is there").count();
     let large = stores.blobs.list("blob-", None, 100_000).await.expect("the list works");
     let large = large.iter().filter(|entry| entry.bytes > 64 * 1024).count();

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use rand::{Rng as _, SeedableRng as _};
 use sluice_store::vectors::TableVectors;
 use sluice_store::{
-    Attributes, Batch, Embedded, Error, ErrorKind, Fault, FaultyTables, Options, Read, Scope, Tables as _,
-    VectorEntry, Vectors,
+    Attributes, Batch, Embedded, Error, ErrorKind, Fault, FaultyTables, Options, Read, Scope, Stamp,
+    Tables as _, VectorEntry, Vectors,
 };
 
 fn files(folder: &std::path::Path) -> usize {
@@ -16,7 +16,7 @@ fn files(folder: &std::path::Path) -> usize {
 }
 
 #[tokio::test]
-async fn files_that_no_blob_names_are_swept_when_the_store_opens() {
+async fn what_is_on_record_as_left_over_goes_to_the_trash_and_nothing_else_is_touched() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path()).unwrap();
     store.stores().blobs.put("kept", vec![1; 100_000].into()).await.unwrap();
@@ -26,9 +26,129 @@ async fn files_that_no_blob_names_are_swept_when_the_store_opens() {
     drop(unfinished);
     store.close().await;
 
+    let stranger = folder.path().join("blobs/of-rows-that-are-lost");
+    std::fs::write(&stranger, "content").unwrap();
+
     let store = Embedded::open(folder.path()).unwrap();
-    assert_eq!(files(folder.path()), 1);
+    assert_eq!(files(folder.path()), 3, "opening removes nothing");
+    let audit = store.audit_blobs().await.unwrap();
+    assert_eq!((audit.named, audit.missing.len(), audit.unknown), (1, 0, 1));
+    store.sweep(&audit).await.unwrap();
+    assert_eq!(files(folder.path()), 2);
+    assert!(stranger.exists());
+    let trash: Vec<_> =
+        std::fs::read_dir(folder.path().join("trash")).unwrap().map(|one| one.unwrap()).collect();
+    assert_eq!(trash.len(), 1);
+    assert!(trash[0].metadata().unwrap().len() >= 900_000);
     assert_eq!(store.stores().blobs.get("kept").await.unwrap(), Some(vec![1; 100_000].into()));
+
+    // It goes from there after a day.
+    std::fs::rename(trash[0].path(), folder.path().join("trash/1000-old")).unwrap();
+    std::fs::write(folder.path().join("trash/99999999999-young"), "content").unwrap();
+    store.sweep(&audit).await.unwrap();
+    assert!(!folder.path().join("trash/1000-old").exists());
+    assert!(folder.path().join("trash/99999999999-young").exists());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn lost_and_shortened_content_is_named_until_its_loss_is_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    let blobs = store.stores().blobs;
+    for id in ["lost", "short", "whole"] {
+        blobs.put(id, vec![1; 100_000].into()).await.unwrap();
+    }
+    let audit = store.audit_blobs().await.unwrap();
+    assert!(audit.missing.is_empty(), "{audit:?}");
+    // Any two of them: they are alike.
+    let mut kept = std::fs::read_dir(folder.path().join("blobs")).unwrap().map(|one| one.unwrap().path());
+    let (first, second) = (kept.next().unwrap(), kept.next().unwrap());
+    std::fs::remove_file(&first).unwrap();
+    std::fs::write(&second, "short").unwrap();
+    let audit = store.audit_blobs().await.unwrap();
+    let mut found: Vec<_> = audit.missing.iter().map(|one| one.found_bytes).collect();
+    found.sort();
+    assert_eq!(found, [None, Some(5)]);
+    store.accept_lost(&audit).await.unwrap();
+    assert!(store.audit_blobs().await.unwrap().missing.is_empty());
+    store.sweep(&audit).await.unwrap();
+    assert!(second.exists());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_should_be_there_is_not_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { create: false, ..Options::default() };
+    assert!(Embedded::open_with(folder.path(), &options).is_err());
+    assert!(!folder.path().join("store.redb").exists());
+    std::fs::write(folder.path().join("store.redb"), "").unwrap();
+    let error = Embedded::open_with(folder.path(), &options).unwrap_err().to_string();
+    assert!(error.contains("store.redb") && error.contains("empty"), "{error}");
+    assert_eq!(std::fs::metadata(folder.path().join("store.redb")).unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_store_says_whose_it_is_also_on_a_full_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { reserve_bytes: 4 << 20, ..Options::default() };
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    assert_eq!(store.stamp().unwrap(), None);
+    let stamp = |generation| Stamp { folder: "f".to_owned(), generation };
+    store.set_stamp(&stamp(1)).await.unwrap();
+    options.faults.leave_space_bytes(0);
+    let put = |number: u32| {
+        let mut batch = Batch::new();
+        batch.put("t", number.to_be_bytes(), vec![1; 1_000_000]);
+        batch
+    };
+    let mut number = 0;
+    while store.tables().commit(put(number)).await.is_ok() {
+        number += 1;
+    }
+    store.set_stamp(&stamp(2)).await.unwrap();
+    assert_eq!(store.stamp().unwrap(), Some(stamp(2)));
+    assert!(options.faults.played() > 0);
+    store.close().await;
+    let store = Embedded::open(folder.path()).unwrap();
+    assert_eq!(store.stamp().unwrap(), Some(stamp(2)));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |service_formats| Options { service_formats, ..Options::default() };
+    Embedded::open_with(folder.path(), &with(&[("service.config", 7)])).unwrap().close().await;
+    let error = Embedded::open_with(folder.path(), &with(&[("service.config", 6)])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("service.config are of format 7"), "{error}");
+    let error = Embedded::open_with(folder.path(), &with(&[("service.iam", 1)])).unwrap_err();
+    assert!(error.to_string().contains("newer"), "{error}");
+    Embedded::open(folder.path()).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_failed_sync_is_told_and_a_full_disk_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::default();
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let failure = store.failure();
+    let put = || {
+        let mut batch = Batch::new();
+        batch.put("t", "k", vec![1; 10_000_000]);
+        batch
+    };
+    options.faults.leave_space_bytes(0);
+    assert!(store.tables().commit(put()).await.is_err());
+    assert_eq!(*failure.borrow(), None);
+    options.faults.give_space();
+    store.tables().commit(put()).await.unwrap();
+    options.faults.fail_syncs();
+    assert!(store.tables().commit(put()).await.is_err());
+    let reason = failure.borrow().clone().expect("the failure is told");
+    assert!(reason.contains("check the disk"), "{reason}");
     store.close().await;
 }
 

@@ -3,12 +3,37 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Where a log ends that was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Number of its oldest file.
+    pub first_file: u64,
+    /// Number of its last file.
+    pub last_file: u64,
+    /// Size of that file, in bytes.
+    pub last_bytes: u64,
+}
+
+/// Which data folder a log belongs to, and how far that had come when it was last said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// The id of the folder.
+    pub folder: String,
+    /// Counts starts and stops of the folder.
+    pub generation: u64,
+}
+
 /// Settings of the embedded broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The folder of its log, locked while it is open. `None` keeps everything in memory and loses it at the end, for
     /// tests.
     pub dir: Option<PathBuf>,
+    /// Makes the log if there is none, by default. Without, a folder that holds no log is refused: what was in it is lost.
+    pub create: bool,
+    /// Where the log ended when it was closed, if that is known and nothing was written since. A log that does not end
+    /// there is refused, and nothing of it is cut.
+    pub end: Option<LogEnd>,
     /// Bytes of messages kept in memory over all queues, 256 MiB. Beyond it `flow` messages stay in the log alone and
     /// are read again for delivery, `request` topics are full, inboxes lose what is newest.
     pub memory_bytes_max: usize,
@@ -40,6 +65,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             dir: None,
+            create: true,
+            end: None,
             memory_bytes_max: 256 << 20,
             queue_bytes_max: 64 << 20,
             request_messages_max: 10_000,

@@ -18,6 +18,9 @@
 //!   Settling and removing go on from the reserve.
 //! - *Disk use is bounded by what lives.* A file goes when nothing in it and in older ones lives; when old survivors pin
 //!   more than twice as much dead weight, they are moved to the end.
+//! - *A log that was closed ends with a record that says so.* Whoever remembers where that was ([`LogEnd`]) has a missing
+//!   end or file found; a file that others follow says which, and files that were given back are on record, so a missing
+//!   file is found after a crash too.
 //! - *Recovery needs memory for numbers, not for bodies.* The log is the spill file: what is over the memory budget, and
 //!   everything found at start, is read again when it is delivered.
 //!
@@ -44,6 +47,7 @@ use tokio::time::Instant;
 use self::recover::disk;
 pub use self::segment::DiskFaults;
 use self::tail::Tail;
+use super::config::{LogEnd, Stamp};
 use super::queue::{Entry, Stored};
 use super::topic::{Table, TopicState, lock};
 use crate::contract::TopicSpec;
@@ -74,6 +78,9 @@ struct Shared {
     /// As `pending.end`, to be asked without its lock.
     ended: AtomicBool,
     faults: Arc<DiskFaults>,
+    cut_bytes: u64,
+    /// Where it ends, once it is closed.
+    closed_at: OnceLock<LogEnd>,
 }
 
 /// What waits for the thread. Bounded by its publishers: each waits for its one operation.
@@ -97,6 +104,7 @@ enum Operation {
     Publish { topic: Arc<TopicState>, message: Message, done: Done },
     Ensure { spec: TopicSpec, done: Done },
     Remove { spec: TopicSpec, done: Done },
+    Stamp { stamp: Stamp, done: Done },
 }
 
 type Done = oneshot::Sender<Result<(), Refusal>>;
@@ -116,7 +124,8 @@ impl Log {
         std::fs::create_dir_all(dir).map_err(failed)?;
         let folder = lock_folder(dir)?;
         let faults = Arc::new(DiskFaults::default());
-        let mut tail = recover::open(dir, table.config.segment_bytes, &faults)?;
+        let recovered = recover::open(dir, &table.config, &faults)?;
+        let (mut tail, cut_bytes) = (recovered.tail, recovered.cut_bytes);
         tail.full = !tail.reserve(table.config.disk_reserve_bytes).map_err(failed)?;
         fill(table, &tail);
         let shared = Arc::new(Shared {
@@ -129,6 +138,8 @@ impl Log {
             gone: watch::Sender::new(false),
             ended: AtomicBool::new(false),
             faults,
+            cut_bytes,
+            closed_at: OnceLock::new(),
         });
         let thread = std::thread::Builder::new()
             .name("bus/log".to_owned())
@@ -151,6 +162,39 @@ impl Log {
 
     pub(super) fn is_full(&self) -> bool {
         lock(&self.shared.tail).full
+    }
+
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        lock(&self.shared.tail).ledger.stamp.clone()
+    }
+
+    pub(super) fn position(&self) -> (u64, u64) {
+        let tail = lock(&self.shared.tail);
+        (tail.segment.number, tail.offset)
+    }
+
+    pub(super) fn cut_bytes(&self) -> u64 {
+        self.shared.cut_bytes
+    }
+
+    pub(super) fn closed_at(&self) -> Option<LogEnd> {
+        self.shared.closed_at.get().copied()
+    }
+
+    pub(super) async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
+        let what = || "noting which folder the log belongs to".to_owned();
+        let stamp = stamp.clone();
+        self.ask(|done| Operation::Stamp { stamp, done }, what).await.map_err(Refusal::into_error)
+    }
+
+    /// Waits until nothing works any more because the disk failed.
+    pub(super) async fn failed(&self) -> String {
+        self.gone().await;
+        match self.shared.dead.get() {
+            Some(reason) => reason.clone(),
+            // It was shut down.
+            None => std::future::pending().await,
+        }
     }
 
     /// Bytes of all log files.
@@ -223,7 +267,11 @@ impl Log {
         if self.shared.is_ended() {
             return Err(self.shared.unusable());
         }
-        let written = lock(&self.shared.tail).handed(id, queue, attempts);
+        let mut tail = lock(&self.shared.tail);
+        if tail.is_ended {
+            return Err(self.shared.unusable());
+        }
+        let written = tail.handed(id, queue, attempts);
         written.map_err(|error| disk(format!("cannot note a delivery: {error}")))
     }
 
@@ -232,8 +280,14 @@ impl Log {
         if self.shared.is_ended() {
             return;
         }
-        if let Err(error) = lock(&self.shared.tail).settled(id, queue) {
-            tracing::debug!(%error, "settled messages cannot be written yet; a crash would deliver them again");
+        {
+            let mut tail = lock(&self.shared.tail);
+            if tail.is_ended {
+                return;
+            }
+            if let Err(error) = tail.settled(id, queue) {
+                tracing::debug!(%error, "settled messages cannot be written yet; a crash would deliver them again");
+            }
         }
         self.shared.poke();
     }

@@ -74,6 +74,28 @@ async fn what_is_removed_or_replaced_leaves_nothing_in_the_bucket(world: &World)
     assert_eq!(world.server.keys(&world.bucket), Vec::<String>::new());
 }
 
+async fn a_bucket_that_is_not_the_one_of_the_folder_is_refused(world: &World) {
+    let url = format!("s3://{}/content", world.bucket);
+    let owned = |owner: &str| Settings { owner: Some(owner.to_owned()), ..world.settings() };
+    // Content from before there were marks: the bucket that holds it is marked.
+    world.stores().await.blobs.put("a", Bytes::from_static(b"a")).await.unwrap();
+    connect(&url, &owned("f1"), world.store.tables()).await.unwrap();
+    connect(&url, &owned("f1"), world.store.tables()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let other = Embedded::open(folder.path()).unwrap();
+    let error = connect(&url, &owned("f2"), other.tables()).await.err().unwrap().to_string();
+    assert!(error.contains("belongs to the data folder f1"), "{error}");
+    // The same address, but nothing in it any more.
+    world.server.clear(&world.bucket);
+    let error = world.refused(&url, &owned("f1")).await.to_string();
+    assert!(error.contains("no mark of this data folder"), "{error}");
+    assert_eq!(world.server.keys(&world.bucket), Vec::<String>::new());
+    let accepting = Settings { accept_loss: true, ..owned("f1") };
+    let blobs = connect(&url, &accepting, world.store.tables()).await.unwrap();
+    assert!(blobs.get("a").await.is_err(), "its content is lost, and said to be");
+    connect(&url, &owned("f1"), world.store.tables()).await.unwrap();
+}
+
 async fn an_upload_that_is_not_finished_is_given_up(world: &World) {
     let stores = world.stores().await;
     let mut writer = stores.blobs.writer("a").await.unwrap();
@@ -130,6 +152,7 @@ async fn an_address_that_cannot_be_one_is_refused(world: &World) {
 
 fn main() -> ExitCode {
     let own = cases![
+        a_bucket_that_is_not_the_one_of_the_folder_is_refused,
         what_is_removed_or_replaced_leaves_nothing_in_the_bucket,
         an_upload_that_is_not_finished_is_given_up,
         what_a_crash_left_goes_when_the_store_is_opened_again,

@@ -68,6 +68,14 @@ impl Server {
             .collect()
     }
 
+    /// Removes everything in a bucket, as somebody else would.
+    #[allow(dead_code, reason = "not every test uses every part")]
+    pub(crate) fn clear(&self, bucket: &str) {
+        for key in self.keys(bucket) {
+            self.request("DELETE", &format!("/{bucket}/{key}")).unwrap();
+        }
+    }
+
     /// Uploads that were begun and neither finished nor given up.
     pub(crate) fn uploads(&self, bucket: &str) -> usize {
         self.request("GET", &format!("/{bucket}?uploads")).unwrap().matches("<UploadId>").count()

@@ -9,6 +9,8 @@ use clap::builder::FalseyValueParser;
 use sluice_gateway::{Host, Network, WebOrigin};
 use sluice_processors::Dialect;
 
+use crate::folder::Loss;
+
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Up {
     #[command(flatten)]
@@ -39,6 +41,12 @@ pub(crate) struct Serve {
     /// Serve without a key on an address that others can reach
     #[arg(long, env = "SLUICE_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
+    /// Begin with an empty data folder where the one that is there is refused; what is in it is set aside, not removed
+    #[arg(long)]
+    pub(crate) init_empty: bool,
+    /// Start although a part of the data folder is lost, older than the others, or copied while it was in use
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',', conflicts_with = "init_empty")]
+    pub(crate) accept_loss: Vec<Loss>,
     #[command(flatten)]
     pub(crate) door: Door,
     #[command(flatten)]

@@ -30,6 +30,8 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         selection: Selection::everything(),
         data: Some(folder.path().to_owned()),
         gateway: sluice_gateway::Options::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
+        init_empty: false,
+        accept_loss: Vec::new(),
         broker: None,
         no_auth: false,
         model: up::model(command.model.clone())?,

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::data_folder;
 use crate::bus::Remote;
 use crate::cli::{Broker, Decoding, Door, Embeddings, Listen, Model, Objects, Run, Serve, Target, Up};
-use crate::exit::Told;
+use crate::exit::{Code, Told};
 use crate::services::{Selection, Service};
 use crate::system::{Settings, System};
 
@@ -69,6 +69,8 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         selection,
         data: data.clone(),
         gateway,
+        init_empty: serve.init_empty,
+        accept_loss: serve.accept_loss,
         broker: remote(serve.broker)?,
         no_auth,
         model: model(serve.model)?,
@@ -92,10 +94,20 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
             "keys, questions and documents cross the network in clear: serve with --tls-cert and --tls-key, or put a proxy in front that does (docs/proxy.md)"
         );
     }
-    interrupted.await;
-    tracing::info!("stopping");
+    let failure = tokio::select! {
+        () = interrupted => None,
+        reason = system.failed() => Some(reason),
+    };
+    let Some(reason) = failure else {
+        tracing::info!("stopping");
+        system.stop().await;
+        return Ok(());
+    };
+    tracing::error!(%reason, "stopping: the disk failed, and nothing more can be kept");
     system.stop().await;
-    Ok(())
+    Err(Told::new(Code::Failed, format!("the disk failed, and nothing more can be kept: {reason}"))
+        .next("check the disk, then start again: what was acknowledged is there")
+        .into())
 }
 
 /// What the gateway is set to. Whether anybody is let in is known where the identity service runs here too.
@@ -134,6 +146,7 @@ fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_databases::Se
         secret_key: secret.map(sluice_databases::Secret::new),
         session_token: std::env::var("AWS_SESSION_TOKEN").ok().map(sluice_databases::Secret::new),
         ca: args.objects_ca,
+        ..Default::default()
     };
     Ok(Some((url, settings)))
 }

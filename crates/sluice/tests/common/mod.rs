@@ -79,6 +79,11 @@ impl Program {
     pub(crate) fn terminate(&mut self) -> i32 {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.ended()
+    }
+
+    /// Waits until it has ended; its exit code.
+    pub(crate) fn ended(&mut self) -> i32 {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -117,14 +122,19 @@ impl Up {
     }
 
     pub(crate) fn start_with(data: &Path, more: &[&str]) -> Self {
-        Self::start_in(data, more, &[])
+        Self::start_as(sluice(), data, more)
     }
 
     /// With variables of the environment.
     pub(crate) fn start_in(data: &Path, more: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = sluice();
-        command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
         command.envs(environment.iter().copied());
+        Self::start_as(command, data, more)
+    }
+
+    /// Starts it by a command that may have an environment of its own.
+    pub(crate) fn start_as(mut command: Command, data: &Path, more: &[&str]) -> Self {
+        command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
         let (program, line) = Program::start(command, "address=127.0.0.1:");
         Self { program, url: url_in(&line), data: data.to_owned() }
     }
@@ -177,6 +187,11 @@ impl Up {
     /// Tells it to stop and waits for its exit code.
     pub(crate) fn terminate(&mut self) -> i32 {
         self.program.terminate()
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub(crate) fn ended(&mut self) -> i32 {
+        self.program.ended()
     }
 }
 

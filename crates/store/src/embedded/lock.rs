@@ -3,18 +3,23 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::unusable;
 use crate::{Error, Result};
 
-/// A held folder; dropping it lets go.
-#[derive(Debug)]
-pub(crate) struct FolderLock {
-    _file: File,
+/// A held folder; it is free when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct FolderLock {
+    _file: Arc<File>,
 }
 
 impl FolderLock {
-    pub(crate) fn take(folder: &Path) -> Result<Self> {
+    /// Takes the folder, which must be there.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another process has it, [`Error::Unavailable`] if it cannot be used.
+    pub fn take(folder: &Path) -> Result<Self> {
         let path = folder.join("sluice.lock");
         let failed = |e: std::io::Error| unusable(folder, &e);
         let mut file = OpenOptions::new()
@@ -37,7 +42,7 @@ impl FolderLock {
         file.set_len(0).map_err(failed)?;
         file.rewind().map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: Arc::new(file) })
     }
 }
 

@@ -5,22 +5,25 @@
 
 pub(crate) mod disk;
 pub(crate) mod lock;
+mod meta;
 pub(crate) mod sealed;
 pub(crate) mod tables;
 mod upkeep;
 mod writer;
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::blobs::{self, FileBlobs};
+use crate::blobs::FileBlobs;
 use crate::keywords::TableKeywords;
 use crate::triples::TableTriples;
 use crate::vectors::TableVectors;
-use crate::{Error, Found, KeyRange, Read, Result, Rows, Stores, Tables};
+use crate::{Error, Result, Stores, Tables};
 
+pub use self::lock::FolderLock;
+pub use self::meta::{FORMATS, Stamp};
+pub use crate::blobs::{BlobAudit, MissingBlob};
 pub use disk::Faults;
 pub use upkeep::{Place, Step, Upkeep};
 
@@ -34,6 +37,10 @@ pub struct Options {
     pub vectors_bytes_max: usize,
     /// Disk kept free for removals when the disk is full, in bytes. Default 8 MiB.
     pub reserve_bytes: u64,
+    /// Makes the store if it is not there, by default. Without, one that is missing or empty is refused.
+    pub create: bool,
+    /// Names (`service.…`) and formats of what services keep in the tables, checked as those of the store's own parts are.
+    pub service_formats: &'static [(&'static str, u32)],
     /// Faults to play, for tests.
     pub faults: Arc<Faults>,
 }
@@ -44,6 +51,8 @@ impl Default for Options {
             cache_bytes_max: 32 * 1024 * 1024,
             vectors_bytes_max: 256 * 1024 * 1024,
             reserve_bytes: 8 * 1024 * 1024,
+            create: true,
+            service_formats: &[],
             faults: Arc::default(),
         }
     }
@@ -53,6 +62,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Embedded {
     tables: Arc<tables::EmbeddedTables>,
+    blobs: FileBlobs,
     stores: Stores,
     upkeep: Upkeep,
 }
@@ -60,7 +70,7 @@ pub struct Embedded {
 impl Embedded {
     /// Opens the store in `folder`, making it if it is not there.
     ///
-    /// Blocks while an unclean end is repaired.
+    /// Blocks while an unclean end is repaired. Opening removes nothing, whatever is there; see [`Embedded::sweep`].
     ///
     /// # Errors
     /// [`Error::Locked`] if another process works in the folder, [`Error::Unavailable`] if it cannot be used,
@@ -76,21 +86,80 @@ impl Embedded {
     pub fn open_with(folder: impl AsRef<Path>, options: &Options) -> Result<Self> {
         let folder = folder.as_ref();
         fs::create_dir_all(folder).map_err(|e| unusable(folder, &e))?;
-        let lock = lock::FolderLock::take(folder)?;
+        Self::open_held(folder, FolderLock::take(folder)?, options)
+    }
+
+    /// Opens the store in a folder that this process holds already.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`], but for [`Error::Locked`].
+    pub fn open_held(folder: impl AsRef<Path>, lock: FolderLock, options: &Options) -> Result<Self> {
+        let folder = folder.as_ref();
         let tables = Arc::new(tables::EmbeddedTables::open(folder, lock, options)?);
         let shared = Arc::clone(&tables) as Arc<dyn Tables>;
-        let named = named_files(&tables)?;
-        let blobs =
-            FileBlobs::open(&folder.join("blobs"), Arc::clone(&shared), Arc::clone(&options.faults), &named)?;
+        let blobs = FileBlobs::open(folder, Arc::clone(&shared), Arc::clone(&options.faults))?;
         let upkeep = Upkeep { tables: Arc::clone(&tables), blobs: blobs.clone() };
         let stores = Stores {
-            blobs: Arc::new(blobs),
+            blobs: Arc::new(blobs.clone()),
             vectors: Arc::new(TableVectors::new(Arc::clone(&shared), options.vectors_bytes_max)),
             keywords: Arc::new(TableKeywords::new(Arc::clone(&shared))),
             triples: Arc::new(TableTriples::new(Arc::clone(&shared))),
             tables: shared,
         };
-        Ok(Self { tables, stores, upkeep })
+        Ok(Self { tables, blobs, stores, upkeep })
+    }
+
+    /// Which data folder the store belongs to, and how far that had come; `None` for a store that never heard of one.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn stamp(&self) -> Result<Option<Stamp>> {
+        self.tables.stamp()
+    }
+
+    /// Puts down which data folder the store belongs to, and how far that has come. Works on a full disk too.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
+        self.tables.set_stamp(stamp).await
+    }
+
+    /// Grows with everything that is written, stamps left out.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.tables.commits()
+    }
+
+    /// Compares the files of content with those that the tables name. Nothing is changed.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub async fn audit_blobs(&self) -> Result<BlobAudit> {
+        self.blobs.audit().await
+    }
+
+    /// Puts down that the missing files of an audit are known to be lost, so that later ones leave them out.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub async fn accept_lost(&self, audit: &BlobAudit) -> Result<()> {
+        self.blobs.accept_lost(audit).await
+    }
+
+    /// Puts files of content that are on record as left over into the trash, and empties that of what has lain there for
+    /// more than a day. Only for a store that is known to belong to its folder, and after its audit.
+    ///
+    /// # Errors
+    /// What reading says; files that cannot be moved stay on record for the next time.
+    pub async fn sweep(&self, audit: &BlobAudit) -> Result<()> {
+        self.blobs.sweep(audit).await
+    }
+
+    /// Tells, once the disk has failed, why the store takes nothing more. A full disk is no such failure.
+    #[must_use]
+    pub fn failure(&self) -> tokio::sync::watch::Receiver<Option<String>> {
+        self.tables.failure()
     }
 
     /// Everything, as a service is handed it.
@@ -112,25 +181,8 @@ impl Embedded {
     }
 
     /// Finishes what is under way, then lets go of the folder. Calls made later are refused as unavailable.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         self.tables.close().await;
-    }
-}
-
-/// The files that blobs rest in.
-fn named_files(tables: &tables::EmbeddedTables) -> Result<HashSet<String>> {
-    let mut named = HashSet::new();
-    let mut range = KeyRange::all();
-    loop {
-        let read = Read::range(blobs::PLACES, range.clone(), 10_000);
-        let Rows { rows, more } = tables.read_now(&[read])?.pop().map(Found::into_rows).unwrap_or_default();
-        for (_, row) in &rows {
-            named.extend(blobs::file_named_by(row)?);
-        }
-        match rows.last() {
-            Some((last, _)) if more => range = range.after(last),
-            _ => return Ok(named),
-        }
     }
 }
 

@@ -7,16 +7,18 @@
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, StorageError, TableDefinition, TableError, TableHandle as _};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::Options;
 use super::disk::{Disk, DiskState};
 use super::lock::FolderLock;
+use super::meta::{self, Stamp};
 use super::sealed::{BLOCK_BYTES, Sealed, damaged_file};
 use super::upkeep::{Place, Step};
 use super::writer::Writer;
@@ -27,6 +29,8 @@ use crate::{Batch, BoxFuture, Error, Found, KeyRange, Op, Read, Result, Rows, Ta
 
 /// Batches that may wait for the writer; more callers wait for a place.
 const WAITING_BATCHES_MAX: usize = 4096;
+/// The file of the tables, in the data folder.
+pub(super) const TABLES_FILE: &str = "store.redb";
 /// Reads under way at once; more callers wait.
 const READERS_MAX: usize = 32;
 
@@ -45,6 +49,8 @@ pub(crate) struct EmbeddedTables {
 pub(super) struct Work {
     pub(super) batch: Batch,
     pub(super) bytes: usize,
+    /// Written beside the batch: what the store says about itself.
+    pub(super) stamp: Option<Stamp>,
     pub(super) done: oneshot::Sender<Result<()>>,
 }
 
@@ -62,6 +68,10 @@ pub(super) struct Shared {
     pub(super) state: Arc<DiskState>,
     pub(super) cache_bytes: usize,
     pub(super) engine: RwLock<Engine>,
+    /// Batches committed so far, each group counted once.
+    pub(super) commits: AtomicU64,
+    /// Why it ended, if its disk failed.
+    pub(super) failure: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -81,12 +91,15 @@ impl EmbeddedTables {
     pub(crate) fn open(folder: &Path, lock: FolderLock, options: &Options) -> Result<Self> {
         let state = Arc::new(DiskState::new(Arc::clone(&options.faults)));
         let cache_bytes = options.cache_bytes_max;
-        let database = open_database(folder, cache_bytes, &state)?;
+        let database = open_database(folder, cache_bytes, &state, options.create)?;
+        meta::settle_formats(&database.database, options.service_formats)?;
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             state,
             cache_bytes,
             engine: RwLock::new(Engine::Open(Box::new(database))),
+            commits: AtomicU64::new(0),
+            failure: watch::Sender::new(None),
         });
 
         let (work, waiting) = mpsc::channel(WAITING_BATCHES_MAX);
@@ -113,9 +126,43 @@ impl EmbeddedTables {
         }
     }
 
-    /// Reads on the calling thread.
-    pub(crate) fn read_now(&self, reads: &[Read]) -> Result<Vec<Found>> {
-        self.shared.read(reads)
+    /// Why the engine ended, once its disk failed.
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failure.subscribe()
+    }
+
+    /// Grows with everything that is written.
+    pub(crate) fn commits(&self) -> u64 {
+        self.shared.commits.load(Ordering::Relaxed)
+    }
+
+    /// What the store says about itself.
+    pub(crate) fn stamp(&self) -> Result<Option<Stamp>> {
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
+        match &*engine {
+            Engine::Open(opened) => meta::stamp(&opened.database),
+            Engine::Ended(error) => Err(error.clone()),
+        }
+    }
+
+    /// Writes what the store says about itself, from the reserve if the disk is full.
+    pub(crate) async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
+        match self.hand_over(Batch::new(), 0, Some(stamp.clone())).await {
+            // That gave the reserve free.
+            Err(Error::Disk { .. }) => self.hand_over(Batch::new(), 0, Some(stamp.clone())).await,
+            written => written,
+        }
+    }
+
+    async fn hand_over(&self, batch: Batch, bytes: usize, stamp: Option<Stamp>) -> Result<()> {
+        let work = self.sender()?;
+        let (done, answer) = oneshot::channel();
+        work.send(Work { batch, bytes, stamp, done }).await.map_err(|_| self.shared.ended())?;
+        drop(work);
+        answer.await.unwrap_or_else(|_| {
+            let reason = "the store ended while writing; read again to see".to_owned();
+            Err(Error::OutcomeUnknown { what: "a write", reason })
+        })
     }
 
     /// Compares blocks of the file with their checksums.
@@ -179,14 +226,7 @@ impl Tables for EmbeddedTables {
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let bytes = checked_bytes(&batch)?;
-            let work = self.sender()?;
-            let (done, answer) = oneshot::channel();
-            work.send(Work { batch, bytes, done }).await.map_err(|_| self.shared.ended())?;
-            drop(work);
-            answer.await.unwrap_or_else(|_| {
-                let reason = "the store ended while writing; read again to see".to_owned();
-                Err(Error::OutcomeUnknown { what: "a write", reason })
-            })
+            self.hand_over(batch, bytes, None).await
         })
     }
 }
@@ -213,8 +253,19 @@ fn checked_bytes(batch: &Batch) -> Result<usize> {
     Ok(total)
 }
 
-pub(super) fn open_database(folder: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> Result<Opened> {
-    let path = folder.join("store.redb");
+pub(super) fn open_database(
+    folder: &Path,
+    cache_bytes: usize,
+    state: &Arc<DiskState>,
+    create: bool,
+) -> Result<Opened> {
+    let path = folder.join(TABLES_FILE);
+    if !create {
+        let there = std::fs::metadata(&path).map_err(|e| super::unusable(folder, &e))?;
+        if there.len() == 0 {
+            return Err(Error::damaged(format!("'{}'", path.display()), &"it is empty"));
+        }
+    }
     let file = Arc::new(Sealed::open(&path, &state.faults)?);
     let disk = Disk::new(Arc::clone(&file), Arc::clone(state));
     let mut builder = Database::builder();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use redb::{ReadableTable as _, WriteTransaction};
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::disk::DiskState;
 use super::lock::FolderLock;
+use super::meta;
 use super::sealed::damaged_file;
 use super::tables::{Definition, Engine, Shared, Work, bounds, closed, damaged_row, open_database};
 use crate::contract::tables::TableName;
@@ -70,6 +72,14 @@ pub(super) struct Writer {
     short: bool,
     reserve: Reserve,
     _lock: FolderLock,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail("the store's writer ended in a panic; restart, and report what the log says");
+        }
+    }
 }
 
 /// How a transaction failed.
@@ -192,6 +202,10 @@ impl Writer {
         let mut verdicts = Vec::with_capacity(gathered.len());
         let mut changed = false;
         for work in gathered {
+            if let Some(stamp) = &work.stamp {
+                meta::put_stamp(&transaction, stamp)?;
+                changed = true;
+            }
             let verdict = tables.judge(&work.batch.expects)?;
             if verdict.is_ok() {
                 tables.apply(&work.batch.ops)?;
@@ -202,6 +216,9 @@ impl Writer {
         drop(tables);
         if changed {
             transaction.commit().map_err(|e| Failure::Committing(e.into()))?;
+            if gathered.iter().any(|work| work.stamp.is_none()) {
+                self.shared.commits.fetch_add(1, Ordering::Relaxed);
+            }
         } else {
             transaction.abort()?;
         }
@@ -223,6 +240,7 @@ impl Writer {
                 Ok(()) => self.disk_full(reason),
                 Err(error) => {
                     self.end(&error);
+                    self.fail(&error.to_string());
                     error
                 }
             };
@@ -231,6 +249,7 @@ impl Writer {
             let damaged = damaged_file(&self.shared.folder.join("store.redb"), &error.to_string());
             tracing::error!(folder = %self.shared.folder.display(), error = %damaged, "the store stops: it is damaged");
             self.end(&damaged);
+            self.fail(&damaged.to_string());
             return if committing {
                 Error::OutcomeUnknown { what: "a write", reason: damaged.to_string() }
             } else {
@@ -244,6 +263,7 @@ impl Writer {
         );
         tracing::error!(folder = %self.shared.folder.display(), %cause, "the store stops: its disk failed");
         self.end(&Error::unavailable(reason.clone()));
+        self.fail(&reason);
         if committing {
             Error::OutcomeUnknown { what: "a write", reason }
         } else {
@@ -256,9 +276,14 @@ impl Writer {
         let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
         *engine = Engine::Ended(Error::unavailable("it is being reopened; try again"));
         self.shared.state.forget_full();
-        let opened = open_database(&self.shared.folder, self.shared.cache_bytes, &self.shared.state)?;
+        let opened = open_database(&self.shared.folder, self.shared.cache_bytes, &self.shared.state, false)?;
         *engine = Engine::Open(Box::new(opened));
         Ok(())
+    }
+
+    /// Tells that the store will not work again in this process.
+    fn fail(&self, reason: &str) {
+        self.shared.failure.send_replace(Some(reason.to_owned()));
     }
 
     fn end(&self, error: &Error) {

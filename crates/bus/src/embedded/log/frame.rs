@@ -12,6 +12,10 @@ use crate::message::Message;
 pub(super) const HEADER_BYTES: usize = 28;
 pub(super) const FRAME_BYTES: usize = 20;
 const FILE_MAGIC: [u8; 8] = *b"SLUICEB1";
+/// What the files of every version begin with, before one digit.
+const FAMILY_MAGIC: [u8; 7] = *b"SLUICEB";
+/// The format of what is in a log, as its stamps say.
+pub(super) const FORMAT: u32 = 2;
 const FRAME_MAGIC: [u8; 4] = *b"\xf5SLr";
 
 pub(super) fn header(number: u64, salt: u32, begin_bytes: u32) -> [u8; HEADER_BYTES] {
@@ -32,6 +36,12 @@ pub(super) struct FileHead {
     pub(super) salt: u32,
     /// Up to here it was on disk before anything else was written.
     pub(super) begin_bytes: u64,
+}
+
+/// Whether a file begins as one of a version that is not ours.
+pub(super) fn is_of_other_version(bytes: &[u8]) -> bool {
+    let digit = bytes.get(FAMILY_MAGIC.len()).copied().unwrap_or_default();
+    bytes.starts_with(&FAMILY_MAGIC) && digit.is_ascii_alphanumeric() && !bytes.starts_with(&FILE_MAGIC)
 }
 
 /// Reads a header, when it is sound.
@@ -64,6 +74,15 @@ impl Head {
     pub(super) fn fits(self, salt: u32, payload: &[u8]) -> bool {
         self.payload_bytes == payload.len()
             && self.sum == checksum(salt, payload.len() as u32, self.synced, payload)
+    }
+
+    /// As [`Head::fits`], for a payload of the right length whose own plain checksum is known.
+    pub(super) fn fits_sum(self, salt: u32, payload_sum: u32) -> bool {
+        let mut sum = crc32fast::Hasher::new_with_initial(salt);
+        sum.update(&(self.payload_bytes as u32).to_le_bytes());
+        sum.update(&self.synced.to_le_bytes());
+        sum.combine(&crc32fast::Hasher::new_with_initial_len(payload_sum, self.payload_bytes as u64));
+        self.sum == sum.finalize()
     }
 }
 
@@ -108,6 +127,10 @@ const REMOVED: u8 = 3;
 const MESSAGE: u8 = 4;
 const HANDED: u8 = 5;
 const SETTLED: u8 = 6;
+const STAMP: u8 = 7;
+const CLOSED: u8 = 8;
+const NEXT: u8 = 9;
+const GONE: u8 = 10;
 
 /// What a frame says.
 #[derive(Debug)]
@@ -124,6 +147,14 @@ pub(super) enum Record<'a> {
     Handed { id: u64, queue: u64, attempts: u32 },
     /// A subscription is done with a message.
     Settled { id: u64, queue: u64 },
+    /// The log is of this format and belongs to this data folder, which has come so far.
+    Stamp { format: u32, generation: u64, folder: &'a str },
+    /// It was closed; what follows was written after it was opened again.
+    Closed,
+    /// The file of this number exists and follows this one.
+    Next { number: u64 },
+    /// Files up to this number were given back.
+    Gone { number: u64 },
 }
 
 pub(super) fn put_counters(out: &mut Vec<u8>, message: u64, name: u64) {
@@ -192,6 +223,27 @@ pub(super) fn put_settled(out: &mut Vec<u8>, id: u64, queue: u64) {
     out.extend_from_slice(&queue.to_le_bytes());
 }
 
+pub(super) fn put_stamp(out: &mut Vec<u8>, folder: &str, generation: u64) {
+    out.push(STAMP);
+    out.extend_from_slice(&FORMAT.to_le_bytes());
+    out.extend_from_slice(&generation.to_le_bytes());
+    put_text(out, folder);
+}
+
+pub(super) fn put_closed(out: &mut Vec<u8>) {
+    out.push(CLOSED);
+}
+
+pub(super) fn put_next(out: &mut Vec<u8>, number: u64) {
+    out.push(NEXT);
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+pub(super) fn put_gone(out: &mut Vec<u8>, number: u64) {
+    out.push(GONE);
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
 fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&(text.len() as u32).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -222,6 +274,10 @@ pub(super) fn read(payload: &[u8]) -> Option<Record<'_>> {
         }
         HANDED => Record::Handed { id: at.u64()?, queue: at.u64()?, attempts: at.u32()? },
         SETTLED => Record::Settled { id: at.u64()?, queue: at.u64()? },
+        STAMP => Record::Stamp { format: at.u32()?, generation: at.u64()?, folder: at.text()? },
+        CLOSED => Record::Closed,
+        NEXT => Record::Next { number: at.u64()? },
+        GONE => Record::Gone { number: at.u64()? },
         _ => return None,
     };
     Some(record)

@@ -8,6 +8,7 @@ use sluice_schema::Topic;
 
 use super::frame::{self, Pending, Record};
 use super::segment::Segment;
+use crate::embedded::config::Stamp;
 
 /// Where a frame lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,13 @@ pub(super) struct Ledger {
     pub(super) segments: BTreeMap<u64, Held>,
     pub(super) next_message: u64,
     pub(super) next_name: u64,
+    pub(super) stamp: Option<Stamp>,
+    /// The last record says that the log was closed.
+    pub(super) is_closed: bool,
+    /// The number of the file that has to follow the last one.
+    pub(super) next_file: Option<u64>,
+    /// The highest number of a file that was given back; `None` in a log that does not keep count of it yet.
+    pub(super) gone_file: Option<u64>,
 }
 
 impl Ledger {
@@ -86,6 +94,7 @@ impl Ledger {
 
     /// Takes in what a frame says that lies at `spot`.
     pub(super) fn apply(&mut self, record: Record<'_>, spot: Spot) {
+        self.is_closed = matches!(record, Record::Closed);
         match record {
             Record::Counters { message, name } => {
                 self.next_message = self.next_message.max(message);
@@ -96,7 +105,18 @@ impl Ledger {
             Record::Message { id, topic, pending, body: _ } => self.message(id, topic, pending, spot),
             Record::Handed { id, queue, attempts } => self.handed(id, queue, attempts),
             Record::Settled { id, queue } => self.settled(id, queue),
+            Record::Stamp { generation, folder, format: _ } => {
+                self.stamp = Some(Stamp { folder: folder.to_owned(), generation });
+            }
+            Record::Closed => {}
+            Record::Next { number } => self.next_file = Some(number),
+            Record::Gone { number } => self.gone_file = self.gone_file.max(Some(number)),
         }
+    }
+
+    /// Number of the oldest file.
+    pub(super) fn first_file(&self) -> u64 {
+        self.segments.first_key_value().map_or(0, |(number, _)| *number)
     }
 
     pub(super) fn topic(&mut self, id: u64, topic: &Topic, queues: &[(&str, u64)]) {
@@ -175,10 +195,23 @@ impl Ledger {
     pub(super) fn snapshot(&self, out: &mut Vec<u8>, salt: u32) {
         let (message, name) = (self.next_message, self.next_name);
         frame::write(out, salt, 0, |out| frame::put_counters(out, message, name));
+        if let Some(stamp) = &self.stamp {
+            frame::write(out, salt, 0, |out| frame::put_stamp(out, &stamp.folder, stamp.generation));
+        }
+        if let Some(number) = self.gone_file {
+            frame::write(out, salt, 0, |out| frame::put_gone(out, number));
+        }
         for (id, known) in &self.topics {
             let queues = known.queues.iter().map(|(name, queue)| (&**name, *queue));
             frame::write(out, salt, 0, |out| frame::put_topic(out, *id, &known.topic, queues));
         }
+    }
+
+    /// The number of the newest file at the old end such that nothing lives in it and in older ones any more.
+    pub(super) fn dead_up_to(&self) -> Option<u64> {
+        let but_last = self.segments.len().saturating_sub(1);
+        let dead = self.segments.iter().take(but_last).take_while(|(_, held)| held.messages == 0);
+        dead.last().map(|(number, _)| *number)
     }
 
     /// Files at the old end that nothing lives in any more, taken out of the ledger.

@@ -1,53 +1,125 @@
 //! Reads a log back. A torn end is cut; damage to what was promised refuses to open and names the place.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::frame::{self, FRAME_BYTES, HEADER_BYTES, Head};
+use super::frame::{self, FRAME_BYTES, HEADER_BYTES, Head, Record};
 use super::ledger::{Ledger, Spot};
 use super::segment::{self, DiskFaults, Segment};
 use super::tail::Tail;
 use crate::Error;
+use crate::embedded::config::Config;
 
 const BUFFER_BYTES: usize = 1 << 20;
+/// Frames judged at once.
+const CANDIDATES_MAX: usize = 1 << 16;
+
+/// A log that was read back.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) tail: Tail,
+    /// Bytes of a torn end that were cut.
+    pub(super) cut_bytes: u64,
+}
 
 /// Opens the log of a folder at its end.
-pub(super) fn open(dir: &Path, segment_bytes: u64, faults: &Arc<DiskFaults>) -> Result<Tail, Error> {
+pub(super) fn open(dir: &Path, config: &Config, faults: &Arc<DiskFaults>) -> Result<Recovered, Error> {
     let failed = |error: io::Error| disk(format!("cannot read {}: {error}", dir.display()));
     let files = segment::list(dir).map_err(failed)?;
+    check_files(dir, &files, config)?;
     let mut ledger = Ledger::default();
     let mut end = None;
     for (at, (number, path)) in files.iter().enumerate() {
-        let is_last = at + 1 == files.len();
-        if let Some((before, _)) = at.checked_sub(1).map(|before| &files[before])
-            && before + 1 != *number
-        {
-            let missing = before + 1;
-            return Err(disk(format!("{} lacks the log file of number {missing}", dir.display())));
-        }
-        end = Some(replay(path, *number, is_last, &mut ledger)?);
+        let place = Place { is_last: at + 1 == files.len(), is_closed: config.end.is_some() };
+        end = Some(replay(path, *number, place, &mut ledger)?);
     }
-    let Some((segment, offset)) = end else {
-        return Tail::begin(dir, ledger, segment_bytes, faults.clone()).map_err(failed);
+    let Some((segment, offset, cut_bytes)) = end else {
+        let begun = Tail::begin(dir, ledger, config.segment_bytes, faults.clone()).map_err(failed)?;
+        return Ok(Recovered { tail: begun, cut_bytes: 0 });
     };
-    Ok(Tail::resume(dir, ledger, segment, offset, segment_bytes, faults.clone()))
+    if let Some(next) = ledger.next_file.filter(|next| *next > segment.number) {
+        return Err(lacks(dir, next));
+    }
+    if ledger.gone_file.is_some_and(|gone| ledger.first_file() > gone + 1) {
+        return Err(lacks(dir, ledger.first_file() - 1));
+    }
+    if config.end.is_some() && !ledger.is_closed {
+        return Err(disk(format!(
+            "{} does not end with the record that it was closed, though it was; {RESTORE}",
+            segment.path.display()
+        )));
+    }
+    cut(&segment, offset).map_err(failed)?;
+    let tail = Tail::resume(dir, ledger, segment, offset, config.segment_bytes, faults.clone());
+    Ok(Recovered { tail, cut_bytes })
 }
 
-/// Takes in one file; answers where it ends.
+/// What to do about a log that cannot be used.
+const RESTORE: &str = "restore the folder from a backup, or move it away to begin empty";
+
+/// Refuses a log whose files cannot be all that there were.
+fn check_files(dir: &Path, files: &[(u64, PathBuf)], config: &Config) -> Result<(), Error> {
+    for pair in files.windows(2) {
+        if pair[0].0 + 1 != pair[1].0 {
+            return Err(lacks(dir, pair[0].0 + 1));
+        }
+    }
+    let place = dir.display();
+    let (Some((first, _)), Some((last, path))) = (files.first(), files.last()) else {
+        if config.create {
+            return Ok(());
+        }
+        return Err(disk(format!("{place} holds no log, though there was one; {RESTORE}")));
+    };
+    let Some(end) = config.end else { return Ok(()) };
+    if *first > end.first_file {
+        return Err(lacks(dir, end.first_file));
+    }
+    if *last < end.last_file {
+        return Err(lacks(dir, end.last_file));
+    }
+    let failed = |error: io::Error| disk(format!("cannot read {}: {error}", path.display()));
+    let bytes = path.metadata().map_err(failed)?.len();
+    if *first < end.first_file || *last > end.last_file || bytes != end.last_bytes {
+        let (first_file, last_file, last_bytes) = (end.first_file, end.last_file, end.last_bytes);
+        return Err(disk(format!(
+            "{place} was closed with the files {first_file} to {last_file}, the last of {last_bytes} bytes; now it has \
+             {first} to {last}, the last of {bytes} bytes: it was cut, added to, or comes from elsewhere; {RESTORE}"
+        )));
+    }
+    Ok(())
+}
+
+fn lacks(dir: &Path, number: u64) -> Error {
+    disk(format!("{} lacks the log file of number {number}; {RESTORE}", dir.display()))
+}
+
+/// What is known of a file before it is read.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    is_last: bool,
+    /// The log was closed, so nothing of it may be torn.
+    is_closed: bool,
+}
+
+/// Takes in one file; answers where it ends, and how much of a torn end lies behind that.
 fn replay(
     path: &Path,
     number: u64,
-    is_last: bool,
+    place: Place,
     ledger: &mut Ledger,
-) -> Result<(Arc<Segment>, u64), Error> {
+) -> Result<(Arc<Segment>, u64, u64), Error> {
     let failed = |error: io::Error| disk(format!("cannot read {}: {error}", path.display()));
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
     let file_bytes = file.metadata().map_err(failed)?.len();
     let mut header = [0; HEADER_BYTES];
     let head = file.read_exact_at(&mut header, 0).ok().and_then(|()| frame::read_header(&header));
+    if head.is_none() && frame::is_of_other_version(&header) {
+        return Err(newer(path, 0));
+    }
     let Some(head) = head.filter(|head| head.number == number) else { return Err(damaged(path, 0)) };
     let segment = Arc::new(Segment { number, salt: head.salt, path: path.to_owned(), file });
     ledger.add_segment(segment.clone(), HEADER_BYTES as u64);
@@ -56,31 +128,60 @@ fn replay(
     while let Some(offset) = frames.next().map_err(failed)? {
         let bytes = (FRAME_BYTES + frames.payload.len()) as u64;
         ledger.grow(number, bytes);
-        let Some(record) = frame::read(&frames.payload) else {
-            let place = path.display();
-            return Err(disk(format!("{place} has a record at byte {offset} that a newer version wrote")));
-        };
-        ledger.apply(record, Spot { segment: number, offset, bytes });
+        match frame::read(&frames.payload) {
+            None => return Err(newer(path, offset)),
+            Some(Record::Stamp { format, .. }) if format > frame::FORMAT => return Err(newer(path, offset)),
+            Some(record) => ledger.apply(record, Spot { segment: number, offset, bytes }),
+        }
     }
     let end = frames.offset;
+    let mut torn_bytes = 0;
     if end < file_bytes {
-        if !is_last || end < head.begin_bytes || proven_after(&segment, end, file_bytes).map_err(failed)? {
+        let may_be_torn = place.is_last && !place.is_closed && end >= head.begin_bytes;
+        if !may_be_torn || proven_after(&segment, end, file_bytes).map_err(failed)? {
             return Err(damaged(path, end));
         }
-        tracing::debug!(file = %path.display(), from = end, bytes = file_bytes - end, "the unused or torn end is cut");
-        segment.file.set_len(end).map_err(failed)?;
+        torn_bytes = used_bytes(&segment, end, file_bytes).map_err(failed)?;
+        if torn_bytes > 0 {
+            tracing::warn!(
+                file = %path.display(), from = end, bytes = torn_bytes,
+                "the log was not closed and its end is torn: what was not acknowledged yet is cut"
+            );
+        }
     }
-    if is_last {
-        // What a killed process wrote may not have reached the disk yet.
-        segment.file.sync_all().map_err(failed)?;
+    Ok((segment, end, torn_bytes))
+}
+
+/// Cuts what lies behind the last sound record.
+fn cut(segment: &Segment, end: u64) -> io::Result<()> {
+    if segment.file.metadata()?.len() > end {
+        segment.file.set_len(end)?;
     }
-    Ok((segment, end))
+    // What a killed process wrote may not have reached the disk yet.
+    segment.file.sync_all()
+}
+
+/// Bytes from `end` up to the last that is not zero: the file is filled with zeros ahead of its end.
+fn used_bytes(segment: &Segment, end: u64, file_bytes: u64) -> io::Result<u64> {
+    let mut used = 0;
+    let mut window = vec![0; BUFFER_BYTES];
+    let mut from = end;
+    while from < file_bytes {
+        let count = (file_bytes - from).min(BUFFER_BYTES as u64) as usize;
+        segment.file.read_exact_at(&mut window[..count], from)?;
+        if let Some(last) = window[..count].iter().rposition(|byte| *byte != 0) {
+            used = from + last as u64 + 1 - end;
+        }
+        from += count as u64;
+    }
+    Ok(used)
 }
 
 /// Whether a sound frame behind `end` was written when `end` was on disk already: then this is no torn tail.
 ///
 /// Frames of one last, unsynced write may reach the disk in any order, so a sound frame alone proves nothing.
 fn proven_after(segment: &Segment, end: u64, file_bytes: u64) -> io::Result<bool> {
+    let mut candidates = Vec::new();
     let mut window = vec![0; BUFFER_BYTES];
     let mut from = end + 1;
     while from + (FRAME_BYTES as u64) <= file_bytes {
@@ -88,17 +189,63 @@ fn proven_after(segment: &Segment, end: u64, file_bytes: u64) -> io::Result<bool
         segment.file.read_exact_at(&mut window[..count], from)?;
         let mut at = 0;
         while let Some(found) = frame::find_magic(&window[..count], at) {
-            let offset = from + found as u64;
-            let mut frames = Frames::new(segment, offset, file_bytes);
-            if frames.next()?.is_some() && frames.synced > end {
-                return Ok(true);
-            }
             at = found + 1;
+            let Some(head) = Head::read(&window[found..count]) else { continue };
+            let begins = from + found as u64;
+            let payload = begins + FRAME_BYTES as u64;
+            let may_be = head.synced > end
+                && head.synced <= begins
+                && payload + head.payload_bytes as u64 <= file_bytes;
+            if may_be {
+                candidates.push((payload, head));
+            }
+            if candidates.len() >= CANDIDATES_MAX {
+                if any_fits(segment, &candidates)? {
+                    return Ok(true);
+                }
+                candidates.clear();
+            }
         }
-        // Windows overlap, so that a magic across the border is found.
-        from += (count - 3).max(1) as u64;
+        // Windows overlap, so that a head across the border is found.
+        from += (count - (FRAME_BYTES - 1)).max(1) as u64;
     }
-    Ok(false)
+    any_fits(segment, &candidates)
+}
+
+/// Whether one of these frames is sound. A torn message may be full of what looks like frames, each as long as the rest of
+/// it; so all are judged in one pass over the file, by the checksums of what lies before their two ends.
+fn any_fits(segment: &Segment, candidates: &[(u64, Head)]) -> io::Result<bool> {
+    let ends = |(payload, head): &(u64, Head)| [*payload, *payload + head.payload_bytes as u64];
+    let mut places: Vec<u64> = candidates.iter().flat_map(ends).collect();
+    places.sort_unstable();
+    places.dedup();
+    let Some(&first) = places.first() else { return Ok(false) };
+    let mut sums = Vec::with_capacity(places.len());
+    let mut sum = crc32fast::Hasher::new();
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, At { file: &segment.file, offset: first });
+    let mut from = first;
+    for &place in &places {
+        while from < place {
+            let there = reader.fill_buf()?;
+            if there.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let count = (there.len() as u64).min(place - from) as usize;
+            sum.update(&there[..count]);
+            reader.consume(count);
+            from += count as u64;
+        }
+        sums.push(sum.clone().finalize());
+    }
+    let sum_before = |place: u64| places.binary_search(&place).map_or(0, |at| sums[at]);
+    Ok(candidates.iter().any(|(payload, head)| {
+        let (before, bytes) = (sum_before(*payload), head.payload_bytes as u64);
+        // Two checksums of beginnings give that of what lies between them.
+        let mut moved = crc32fast::Hasher::new_with_initial_len(before, *payload - first);
+        moved.combine(&crc32fast::Hasher::new_with_initial_len(0, bytes));
+        let between = sum_before(*payload + bytes) ^ moved.finalize();
+        head.fits_sum(segment.salt, between)
+    }))
 }
 
 /// The frames of a file, one after the other.
@@ -161,9 +308,14 @@ pub(super) const fn disk(reason: String) -> Error {
 
 fn damaged(path: &Path, offset: u64) -> Error {
     let place = path.display();
+    disk(format!("{place} is damaged at byte {offset}, before records that were promised; {RESTORE}"))
+}
+
+fn newer(path: &Path, offset: u64) -> Error {
+    let (place, format) = (path.display(), frame::FORMAT);
     disk(format!(
-        "{place} is damaged at byte {offset}, before records that were promised; restore the folder from a backup, \
-         or move it away to begin empty"
+        "{place} has a record at byte {offset} that a newer version wrote, and this version reads logs up to format {format}; \
+         run the newer one, or restore a backup that was made before the upgrade"
     ))
 }
 
@@ -191,8 +343,34 @@ mod tests {
         }
         tail.segment.file.write_all_at(&[0; 4], first).unwrap();
         drop(tail);
-        let tail = open(folder.path(), 1 << 20, &faults);
+        let config = Config { segment_bytes: 1 << 20, ..Config::default() };
+        let tail = open(folder.path(), &config, &faults).map(|recovered| recovered.tail);
         (folder, first, tail)
+    }
+
+    #[test]
+    fn a_torn_message_full_of_what_looks_like_frames_is_judged_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = Arc::new(DiskFaults::default());
+        let tail = Tail::begin(folder.path(), Ledger::default(), 1 << 20, faults.clone()).unwrap();
+        let (segment, end) = (tail.segment.clone(), tail.offset);
+        let body_bytes = 8_u64 << 20;
+        let mut body = vec![1; 100];
+        while (body.len() as u64) < body_bytes {
+            let left = body_bytes.saturating_sub(body.len() as u64 + 100);
+            body.extend_from_slice(b"\xf5SLr");
+            body.extend_from_slice(&(left as u32).to_le_bytes());
+            body.extend_from_slice(&(end + 90).to_le_bytes());
+            body.extend_from_slice(&[7; 4]);
+        }
+        segment.file.write_all_at(&body, end).unwrap();
+        let file_bytes = end + body.len() as u64;
+        assert!(!proven_after(&segment, end, file_bytes).unwrap());
+        // One sound frame among them, written after a sync, is found.
+        let mut frame = Vec::new();
+        frame::write(&mut frame, segment.salt, end + 60, |out| frame::put_settled(out, 1, 2));
+        segment.file.write_all_at(&frame, end + (4 << 20)).unwrap();
+        assert!(proven_after(&segment, end, file_bytes).unwrap());
     }
 
     #[test]
@@ -206,7 +384,7 @@ mod tests {
     #[test]
     fn a_hole_before_what_was_written_after_a_sync_is_damage() {
         let (_folder, first, tail) = reopened(true);
-        let error = tail.err().expect("it must not open").to_string();
+        let error = tail.expect_err("it must not open").to_string();
         assert!(error.contains(&format!("damaged at byte {first}")), "{error}");
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::frame::{self, Pending};
 use super::ledger::{Ledger, Spot};
 use super::segment::{self, DiskFaults, Segment};
+use crate::embedded::config::{LogEnd, Stamp};
 use crate::message::Message;
 
 /// Small records (settled, handed out) that may wait for the next write.
@@ -39,7 +40,17 @@ pub(super) struct Tail {
     buffer: Vec<u8>,
     reserve_bytes: u64,
     has_reserve: bool,
+    /// Something was written since it was opened.
+    is_changed: bool,
+    /// It was closed: nothing is written any more.
+    pub(super) is_ended: bool,
     faults: Arc<DiskFaults>,
+}
+
+impl std::fmt::Debug for Tail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tail").field("dir", &self.dir).field("offset", &self.offset).finish_non_exhaustive()
+    }
 }
 
 impl Tail {
@@ -50,10 +61,13 @@ impl Tail {
         segment_bytes: u64,
         faults: Arc<DiskFaults>,
     ) -> io::Result<Self> {
+        ledger.gone_file = Some(0);
         let (made, offset) = Segment::create(dir, 1, &faults, |out, salt| ledger.snapshot(out, salt))?;
         let segment = Arc::new(made);
         ledger.add_segment(segment.clone(), offset);
-        Ok(Self::resume(dir, ledger, segment, offset, segment_bytes, faults))
+        let mut begun = Self::resume(dir, ledger, segment, offset, segment_bytes, faults);
+        begun.is_changed = true;
+        Ok(begun)
     }
 
     /// Goes on at the end of the last file.
@@ -78,6 +92,8 @@ impl Tail {
             buffer: Vec::new(),
             reserve_bytes: 0,
             has_reserve: false,
+            is_changed: false,
+            is_ended: false,
             faults,
         }
     }
@@ -145,6 +161,8 @@ impl Tail {
             return Err(error);
         }
         self.offset = end;
+        self.ledger.is_closed = false;
+        self.is_changed = true;
         self.ledger.grow(self.segment.number, bytes.len() as u64);
         Ok(())
     }
@@ -275,12 +293,68 @@ impl Tail {
         let ledger = &self.ledger;
         let (made, offset) =
             Segment::create(&self.dir, number, &self.faults, |out, salt| ledger.snapshot(out, salt))?;
+        self.name_follower(number)?;
         self.segment = Arc::new(made);
         self.offset = offset;
         self.allocated = offset;
         self.synced = offset;
         self.ledger.add_segment(self.segment.clone(), offset);
         Ok(())
+    }
+
+    /// Ends the present file with the number of the one that was made after it, so that it is missed if it is lost.
+    fn name_follower(&mut self, number: u64) -> io::Result<()> {
+        let mut record = Vec::new();
+        frame::write(&mut record, self.segment.salt, self.synced, |out| frame::put_next(out, number));
+        let written = self.faults.charge(record.len() as u64);
+        let written = written.and_then(|()| self.segment.file.write_all_at(&record, self.offset));
+        match written {
+            Ok(()) => {
+                self.ledger.grow(self.segment.number, record.len() as u64);
+                self.faults.sync(&self.segment.file)
+            }
+            // Without it, one loss less is found.
+            Err(error) if segment::is_full(&error) => self.segment.file.set_len(self.offset),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts down which folder the log belongs to.
+    pub(super) fn stamp(&mut self, stamp: Stamp) -> io::Result<()> {
+        self.topology(|out| frame::put_stamp(out, &stamp.folder, stamp.generation))?;
+        self.ledger.stamp = Some(stamp);
+        match self.ledger.gone_file {
+            Some(_) => Ok(()),
+            // A log of an older version begins to keep count.
+            None => self.gone(self.ledger.first_file().saturating_sub(1)),
+        }
+    }
+
+    /// Puts down that files up to this number are given back. It has to be synced before they go.
+    pub(super) fn gone(&mut self, number: u64) -> io::Result<()> {
+        self.topology(|out| frame::put_gone(out, number))?;
+        self.ledger.gone_file = self.ledger.gone_file.max(Some(number));
+        Ok(())
+    }
+
+    /// Writes the record that says that the log is closed. One that was only looked at stays as it was.
+    pub(super) fn close(&mut self) -> io::Result<()> {
+        self.is_ended = true;
+        self.flush()?;
+        if self.is_changed && !self.ledger.is_closed {
+            self.topology(frame::put_closed)?;
+            self.ledger.is_closed = true;
+        }
+        self.trim()
+    }
+
+    /// Where a closed log ends.
+    pub(super) fn end(&self) -> LogEnd {
+        LogEnd {
+            first_file: self.ledger.first_file(),
+            last_file: self.segment.number,
+            last_bytes: self.offset,
+        }
     }
 
     /// Moves some of the messages that live in the oldest file to the end; false when none is left there.

@@ -18,6 +18,7 @@ enum Effect {
     Enqueue { topic: Arc<TopicState>, id: u64, message: Message, done: Done },
     Ensure { spec: TopicSpec, id: u64, queues: Vec<(String, u64)>, done: Done },
     Remove { spec: TopicSpec, done: Done },
+    Stamp { done: Done },
 }
 
 impl Shared {
@@ -68,7 +69,7 @@ impl Shared {
             let (segment, offset) = {
                 let mut tail = lock(&self.tail);
                 if closing {
-                    tail.trim()?;
+                    close(&mut tail)?;
                 }
                 (tail.segment.clone(), tail.offset)
             };
@@ -80,6 +81,14 @@ impl Shared {
         }
         for effect in effects {
             self.apply(effect);
+        }
+        if closing {
+            // What could be given back is at the next start; the end stays where it is now.
+            let tail = lock(&self.tail);
+            if tail.ledger.is_closed {
+                let _ = self.closed_at.set(tail.end());
+            }
+            return Ok(());
         }
         self.clean()
     }
@@ -115,6 +124,13 @@ impl Shared {
                 Operation::Remove { spec, done } => {
                     self.write_messages(&mut tail, &mut batch, effects)?;
                     write_removal(&mut tail, spec, done, effects)?;
+                }
+                Operation::Stamp { stamp, done } => {
+                    self.write_messages(&mut tail, &mut batch, effects)?;
+                    match tail.stamp(stamp) {
+                        Ok(()) => effects.push(Effect::Stamp { done }),
+                        Err(error) => refuse(error, done)?,
+                    }
                 }
             }
         }
@@ -188,6 +204,9 @@ impl Shared {
                 self.table.remove(&spec.topic);
                 let _ = done.send(Ok(()));
             }
+            Effect::Stamp { done } => {
+                let _ = done.send(Ok(()));
+            }
         }
     }
 
@@ -199,7 +218,7 @@ impl Shared {
             !tail.full && ledger.bytes() > allowed
         };
         loop {
-            let dead = lock(&self.tail).ledger.take_dead();
+            let dead = self.take_dead()?;
             let any = !dead.is_empty();
             for segment in dead {
                 let bytes = segment.file.metadata().map_or(0, |there| there.len());
@@ -226,12 +245,29 @@ impl Shared {
         }
     }
 
+    /// Files that may go. That they go is on disk before, so that one that is lost is told from them.
+    fn take_dead(&self) -> io::Result<Vec<Arc<segment::Segment>>> {
+        let mut tail = lock(&self.tail);
+        let Some(number) = tail.ledger.dead_up_to() else { return Ok(Vec::new()) };
+        match tail.gone(number) {
+            Ok(()) => {
+                self.faults.sync(&tail.segment.file)?;
+                tail.synced = tail.offset;
+            }
+            // They are what makes room again.
+            Err(error) if segment::is_full(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(tail.ledger.take_dead())
+    }
+
     fn unknown(&self, effects: Vec<Effect>, error: &io::Error) {
         for effect in effects {
             let (what, done) = match effect {
                 Effect::Enqueue { topic, done, .. } => (format!("the publish to '{}'", topic.topic), done),
                 Effect::Ensure { spec, done, .. } => (format!("making '{}'", spec.topic), done),
                 Effect::Remove { spec, done } => (format!("removing '{}'", spec.topic), done),
+                Effect::Stamp { done } => ("noting which folder the log belongs to".to_owned(), done),
             };
             let error = Error::OutcomeUnknown { what, reason: error.to_string() };
             let _ = done.send(Err(Refusal::Failed(error)));
@@ -289,6 +325,14 @@ fn write_removal(tail: &mut Tail, spec: TopicSpec, done: Done, effects: &mut Vec
     }
     effects.push(Effect::Remove { spec, done });
     Ok(())
+}
+
+/// Closes the log, as far as a full disk lets it: then the next start finds it as after a crash.
+fn close(tail: &mut Tail) -> io::Result<()> {
+    match tail.close() {
+        Err(error) if segment::is_full(&error) => tail.trim(),
+        closed => closed,
+    }
 }
 
 fn refuse(error: io::Error, done: Done) -> io::Result<()> {

@@ -1,0 +1,638 @@
+//! The data folder: whether what is in it belongs together, before anything is served from it.
+//!
+//! A mark beside the store ([`mark`]) says what the folder should hold. Store and log carry the folder's id and a count of its
+//! starts and stops, its *generation*, which also goes up now and then while there is work. So a part that is missing, comes
+//! from another folder, or is an older copy beside newer ones is told, and the start is refused by name with what can be done.
+//!
+//! **Invariant: no start removes anything because something is missing.** What is on record as left over goes to the trash
+//! for a day, and only after the whole folder has been looked at. The ways out (`--init-empty`, `--accept-loss`) are asked for
+//! by a person; they set aside, and do not remove either.
+//!
+//! # Flow
+//! [`Folder::look`] before anything is opened, [`Folder::admit_opened`] after the store is, [`Folder::admit`] after the log is, [`Folder::pulse`] while they run,
+//! [`Folder::close`] at the end. Each change of generation is announced in the mark first, so one that was cut short is
+//! told from a part that is behind.
+
+mod mark;
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use sluice_bus::embedded::{Config, Embedded as Broker, Stamp as LogStamp};
+use sluice_store::{BlobAudit, Embedded as Store, FolderLock, Options, Stamp};
+use tokio::sync::Mutex;
+
+use self::mark::{BrokerPart, Found, Mark, StorePart};
+use crate::exit::{Code, Told};
+
+/// How often the generation goes up while there is work.
+pub(crate) const PULSE: Duration = Duration::from_secs(10);
+/// Formats of what services keep in the store.
+const SERVICE_FORMATS: &[(&str, u32)] =
+    &[("service.config", 1), ("service.iam", 1), ("service.library", 1), ("service.processors", 1)];
+/// The type of a refusal, by which it is told from other failures.
+const REFUSED: &str = "folder-refused";
+
+const STORE_FILE: &str = "store.redb";
+const BLOBS: &str = "blobs";
+const BROKER: &str = "broker";
+const ADMIN_KEY: &str = "admin.key";
+/// Held back for when the disk is full.
+const RESERVE: &str = "reserve";
+/// All that a process puts into its data folder, but for the lock and models that were fetched.
+const PARTS: &[&str] = &[mark::FILE, STORE_FILE, BLOBS, BROKER, ADMIN_KEY, RESERVE, "trash"];
+/// What others should not be able to read.
+const PRIVATE: &[&str] = &["", STORE_FILE, BLOBS, BROKER, ADMIN_KEY, mark::FILE];
+
+/// What a start may be told to do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Loss {
+    /// The folder's mark, `sluice.json`: it is made anew from what the other parts say
+    Mark,
+    /// The broker's log: messages that waited are gone, or those of an older log come again
+    Broker,
+    /// Files of content: reading a document whose file is lost fails
+    Blobs,
+    /// Content in the object store, likewise
+    Objects,
+    /// The admin key: a new one is made
+    AdminKey,
+    /// What a copy may lack that was made while the folder was in use
+    Copy,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+/// What a process wants of its data folder.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Want {
+    /// It runs the embedded broker.
+    pub(crate) broker: bool,
+    /// It needs the admin key.
+    pub(crate) admin_key: bool,
+    /// Losses that were accepted.
+    pub(crate) accept: Vec<Loss>,
+}
+
+/// How the folder was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Nothing was in it, or its first start was not over.
+    Fresh,
+    /// From before there were marks.
+    Unmarked,
+    /// The mark is lost, which was accepted; the store says which folder it is.
+    MarkLost,
+    Marked,
+}
+
+/// A data folder that this process holds.
+pub(crate) struct Folder {
+    path: PathBuf,
+    lock: FolderLock,
+    want: Want,
+    origin: Origin,
+    state: Mutex<State>,
+}
+
+struct State {
+    mark: Mark,
+    /// Where the parts really are.
+    store_at: u64,
+    broker_at: u64,
+    /// What had been written at the last pulse.
+    written: (u64, (u64, u64)),
+}
+
+/// A refusal: what is wrong, and the ways out.
+fn refused(path: &Path, what: impl fmt::Display, accept: Option<Loss>) -> Told {
+    let message = format!(
+        "the data folder '{}' is not used as it is, and nothing in it was removed: {what}",
+        path.display()
+    );
+    let mut next = "bring back what is missing, or restore a backup into another folder (sluice restore BACKUP --data NEW)"
+        .to_owned();
+    if let Some(loss) = accept {
+        next.push_str(&format!("; to go on without: --accept-loss {loss}"));
+    }
+    next.push_str("; to begin empty: --init-empty, which sets aside what is there");
+    let mut told = Told::new(Code::Failed, message).next(next);
+    told.kind = REFUSED.to_owned();
+    told
+}
+
+/// Whether a start failed because of what is in the folder, not because of the machine.
+pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<Told>().is_some_and(|told| told.kind == REFUSED))
+}
+
+impl Folder {
+    /// Looks at a folder before anything in it is opened. Nothing is changed.
+    pub(crate) fn look(path: &Path, lock: FolderLock, want: Want) -> anyhow::Result<Self> {
+        let accepts = |loss| want.accept.contains(&loss);
+        let refuse = |what: String, accept| Err(refused(path, what, accept).into());
+        let there = Contents::of(path);
+        let mut origin = Origin::Marked;
+        let mark = match mark::read(path) {
+            Found::Mark(mark) => *mark,
+            Found::Unusable(why) if !accepts(Loss::Mark) || why.contains("newer") => {
+                return refuse(
+                    format!("{}: {why}", mark::FILE),
+                    (!why.contains("newer")).then_some(Loss::Mark),
+                );
+            }
+            Found::Unusable(_) => {
+                origin = Origin::MarkLost;
+                Mark::new(String::new())
+            }
+            Found::Nothing => {
+                origin = if there.is_empty() { Origin::Fresh } else { Origin::Unmarked };
+                Mark::new(uuid::Uuid::new_v4().to_string())
+            }
+        };
+        if mark.is_fresh {
+            origin = Origin::Fresh;
+        }
+        if origin != Origin::Fresh && !there.store {
+            let rest = there.names(&[BLOBS, BROKER, ADMIN_KEY]);
+            let beside = if rest.is_empty() { String::new() } else { format!(", beside {rest}") };
+            return refuse(
+                format!(
+                    "{STORE_FILE} is missing or empty{beside}; the documents, config and records that it held are \
+                lost with it"
+                ),
+                None,
+            );
+        }
+        if origin == Origin::Marked {
+            check_marked(path, &mark, &there, &want)?;
+        } else if origin == Origin::Unmarked && want.broker && !there.broker && !accepts(Loss::Broker) {
+            let what = format!(
+                "it holds a store, but no log of the embedded broker ({BROKER}/log-…); if it was used with \
+                another broker so far, that is as it should be"
+            );
+            return refuse(what, Some(Loss::Broker));
+        }
+        let (store_at, broker_at) =
+            (mark.store.map_or(0, |part| part.generation), mark.broker.map_or(0, |part| part.generation));
+        let state = State { mark, store_at, broker_at, written: (0, (0, 0)) };
+        Ok(Self { path: path.to_owned(), lock, want, origin, state: Mutex::new(state) })
+    }
+
+    /// Whether nothing is in it yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.origin == Origin::Fresh
+    }
+
+    /// How the store is opened.
+    pub(crate) fn open_store(&self) -> anyhow::Result<Store> {
+        let options =
+            Options { create: self.is_fresh(), service_formats: SERVICE_FORMATS, ..Options::default() };
+        Store::open_held(&self.path, self.lock.clone(), &options).map_err(|error| match error {
+            sluice_store::Error::Damaged { .. } | sluice_store::Error::Refused { .. } => {
+                let copied = "; a copy that is made while the folder is in use cannot be opened: make it with 'sluice backup'";
+                let hint = if matches!(error, sluice_store::Error::Damaged { .. }) { copied } else { "" };
+                refused(&self.path, format!("{error}{hint}"), None).into()
+            }
+            other => other.into(),
+        })
+    }
+
+    /// How the embedded broker is opened.
+    pub(crate) async fn broker_config(&self) -> Config {
+        let state = self.state.lock().await;
+        let part = state.mark.broker;
+        let is_lost = self.accepts(Loss::Broker);
+        Config {
+            create: part.is_none() || self.origin != Origin::Marked || is_lost,
+            end: part.filter(|_| !is_lost).and_then(|part| part.end).map(Into::into),
+            ..Config::in_dir(self.path.join(BROKER))
+        }
+    }
+
+    /// Puts a log that cannot be opened aside, so that one can be begun anew.
+    pub(crate) fn set_broker_aside(&self) -> anyhow::Result<PathBuf> {
+        set_parts_aside(&self.path, &[BROKER])
+    }
+
+    /// What a log that could not be opened means.
+    pub(crate) fn broker_error(&self, error: sluice_bus::Error) -> anyhow::Error {
+        match error {
+            sluice_bus::Error::Disk { .. } => refused(&self.path, error, Some(Loss::Broker)).into(),
+            other => other.into(),
+        }
+    }
+
+    /// Insists that the store belongs to this folder and is as new as the mark, before the log is opened.
+    pub(crate) async fn admit_opened(&self, store: &Store) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        self.admit_store(&mut state, store.stamp()?)
+    }
+
+    /// Insists that the log belongs to this folder and to the store, and that all content is there, then puts down that a start was made. On return
+    /// it may be served from.
+    pub(crate) async fn admit(&self, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        if let Some(broker) = broker {
+            self.admit_broker(&mut state, broker.stamp().as_ref())?;
+        }
+        let audit = store.audit_blobs().await?;
+        self.admit_blobs(store, &audit).await?;
+        if self.origin != Origin::Marked && self.origin != Origin::Fresh {
+            tracing::info!(folder = %self.path.display(), "the data folder is marked from now on");
+        }
+        state.mark.is_fresh = self.is_fresh();
+        self.advance(&mut state, store, broker).await?;
+        state.mark.is_fresh = false;
+        self.write(&mut state)?;
+        store.sweep(&audit).await?;
+        self.warn_if_open();
+        Ok(())
+    }
+
+    /// Puts down what else there is once everything serves.
+    pub(crate) async fn settle(&self, objects: Option<&str>) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        let has_key = holds_something(&self.path.join(ADMIN_KEY));
+        let objects = objects.map(str::to_owned).or_else(|| state.mark.objects.clone());
+        if has_key == state.mark.has_admin_key && objects == state.mark.objects {
+            return Ok(());
+        }
+        state.mark.has_admin_key = has_key;
+        state.mark.objects = objects;
+        self.write(&mut state)
+    }
+
+    /// Id of the folder.
+    pub(crate) async fn id(&self) -> String {
+        self.state.lock().await.mark.folder.clone()
+    }
+
+    /// Whether a loss was accepted.
+    pub(crate) fn accepts(&self, loss: Loss) -> bool {
+        self.want.accept.contains(&loss)
+    }
+
+    /// Counts on, if something was written since the last time: what is copied now is older from then on.
+    pub(crate) async fn pulse(&self, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
+        let mut state = self.state.lock().await;
+        let written = (store.commits(), broker.map_or((0, 0), Broker::log_position));
+        if written == state.written {
+            return Ok(());
+        }
+        // As when it advances: one that stayed behind comes up first.
+        let is_behind = broker.is_some() && state.broker_at < state.store_at;
+        let next = if is_behind { state.store_at } else { state.store_at + 1 };
+        self.stamp(&mut state, next, store, broker).await?;
+        state.written = (store.commits(), broker.map_or((0, 0), Broker::log_position));
+        Ok(())
+    }
+
+    /// Closes store and broker, and puts down where each ended. Whatever fails leaves the folder as a crash would.
+    pub(crate) async fn close(&self, store: &Store, broker: Option<&Broker>) {
+        let mut state = self.state.lock().await;
+        // After a failure nothing can be written any more.
+        let advanced = store.failure().borrow().is_none();
+        let advanced = advanced
+            && match self.advance(&mut state, store, broker).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the data folder could not be closed in good order"
+                    );
+                    false
+                }
+            };
+        if let Some(broker) = broker {
+            broker.shutdown().await;
+        }
+        store.close().await;
+        if !advanced {
+            return;
+        }
+        let end = broker.map(Broker::log_end);
+        if let (Some(end), Some(part)) = (end, &mut state.mark.broker) {
+            part.end = end.map(Into::into);
+        }
+        if let Some(part) = &mut state.mark.store {
+            part.bytes = fs::metadata(self.path.join(STORE_FILE)).ok().map(|meta| meta.len());
+        }
+        state.mark.is_closed = end.is_none_or(|end| end.is_some());
+        if let Err(error) = self.write(&mut state) {
+            tracing::warn!(error = format!("{error:#}"), "the data folder could not be closed in good order");
+        }
+    }
+
+    fn refuse(&self, what: impl fmt::Display, accept: Option<Loss>) -> anyhow::Error {
+        refused(&self.path, what, accept).into()
+    }
+
+    fn admit_store(&self, state: &mut State, stamp: Option<Stamp>) -> anyhow::Result<()> {
+        let own = state.mark.folder.clone();
+        let of_other = |folder: &str| {
+            format!(
+                "{STORE_FILE} and {} do not belong together: one is of the data folder {folder}, the other of {own}",
+                mark::FILE
+            )
+        };
+        match (self.origin, stamp) {
+            (Origin::Fresh | Origin::Unmarked, None) => {}
+            (Origin::Fresh, Some(stamp)) if stamp.folder == state.mark.folder => {
+                state.store_at = stamp.generation;
+            }
+            (Origin::Fresh, Some(stamp)) => return Err(self.refuse(of_other(&stamp.folder), None)),
+            (Origin::Unmarked, Some(stamp)) if !self.accepts(Loss::Mark) => {
+                let what = format!(
+                    "{} is missing, and the store belongs to a folder that had one ({})",
+                    mark::FILE,
+                    stamp.folder
+                );
+                return Err(self.refuse(what, Some(Loss::Mark)));
+            }
+            (Origin::Unmarked | Origin::MarkLost, Some(stamp)) => {
+                state.mark.folder = stamp.folder;
+                state.store_at = stamp.generation;
+                state.mark.generation = stamp.generation;
+            }
+            (Origin::MarkLost, None) => {
+                return Err(self.refuse(
+                    format!("{STORE_FILE} does not say which folder it belongs to: it is an older copy, or another one"),
+                    None,
+                ));
+            }
+            (Origin::Marked, stamp) => {
+                let part = state.mark.store.unwrap_or(StorePart { generation: 0, before: None, bytes: None });
+                let at = stamp.as_ref().map_or(0, |stamp| stamp.generation);
+                if let Some(stamp) = stamp.filter(|stamp| stamp.folder != state.mark.folder) {
+                    return Err(self.refuse(of_other(&stamp.folder), None));
+                }
+                let oldest = part.before.unwrap_or(part.generation);
+                if at < oldest {
+                    let what = format!(
+                        "{STORE_FILE} is an older copy: it is of generation {at}, and the folder had come to {oldest}"
+                    );
+                    return Err(self.refuse(what, None));
+                }
+                if state.mark.is_closed && at > part.generation {
+                    let what = format!(
+                        "{} is an older copy: it is of generation {}, and {STORE_FILE} had come to {at}",
+                        mark::FILE,
+                        part.generation
+                    );
+                    return Err(self.refuse(what, Some(Loss::Mark)));
+                }
+                state.store_at = at;
+            }
+        }
+        Ok(())
+    }
+
+    fn admit_broker(&self, state: &mut State, stamp: Option<&LogStamp>) -> anyhow::Result<()> {
+        let accepted = self.accepts(Loss::Broker);
+        let is_store_behind = |at: u64| at > state.store_at + 1;
+        let at = stamp.map_or(0, |stamp| stamp.generation);
+        let known = state.mark.broker;
+        let wrong = match stamp {
+            Some(stamp) if stamp.folder != state.mark.folder => {
+                Some(format!("the log in {BROKER} belongs to another data folder ({})", stamp.folder))
+            }
+            None if known.is_none() || self.origin == Origin::Fresh => None,
+            _ if self.origin == Origin::MarkLost || (self.origin == Origin::Unmarked && at > 0) => {
+                (at.abs_diff(state.store_at) > 1).then(|| self.apart(at, state.store_at))
+            }
+            _ => known.and_then(|part| {
+                let oldest = part.before.unwrap_or(part.generation);
+                if at < oldest {
+                    return Some(format!(
+                        "the log in {BROKER} is an older copy: it is of generation {at}, and the folder had come to {oldest}"
+                    ));
+                }
+                // While both are in use they go on together.
+                let together = part.generation == state.mark.generation;
+                (together && at.abs_diff(state.store_at) > 1).then(|| self.apart(at, state.store_at))
+            }),
+        };
+        match wrong {
+            // Nobody may do without what the store held.
+            Some(what) if is_store_behind(at) => return Err(self.refuse(what, None)),
+            Some(what) if !accepted => return Err(self.refuse(what, Some(Loss::Broker))),
+            Some(what) => tracing::warn!("{what}; going on with it, as was asked for"),
+            None => {}
+        }
+        state.broker_at = at;
+        Ok(())
+    }
+
+    fn apart(&self, broker_at: u64, store_at: u64) -> String {
+        let (older, newer, at, other) = if broker_at < store_at {
+            (BROKER, STORE_FILE, broker_at, store_at)
+        } else {
+            (STORE_FILE, BROKER, store_at, broker_at)
+        };
+        format!("{older} is an older copy: it is of generation {at}, and {newer} had come to {other}")
+    }
+
+    async fn admit_blobs(&self, store: &Store, audit: &BlobAudit) -> anyhow::Result<()> {
+        if audit.named == 0 && audit.unknown > 0 && self.origin != Origin::Marked {
+            let what = format!(
+                "{BLOBS} holds {} files, and {STORE_FILE} names none of them: it is not the store that they belong to",
+                audit.unknown
+            );
+            return Err(self.refuse(what, None));
+        }
+        if let Some(first) = audit.missing.first() {
+            let how = match first.found_bytes {
+                None => "is missing".to_owned(),
+                Some(found) => format!("has {found} bytes instead of {}", first.bytes),
+            };
+            let what = format!(
+                "{BLOBS} lacks {} of {} files of content that {STORE_FILE} names; '{}' {how}",
+                audit.missing.len(),
+                audit.named,
+                first.file
+            );
+            if !self.accepts(Loss::Blobs) {
+                return Err(self.refuse(what, Some(Loss::Blobs)));
+            }
+            tracing::warn!("{what}; going on without them, as was asked for");
+            store.accept_lost(audit).await?;
+        }
+        if audit.unknown > 0 {
+            tracing::warn!(
+                files = audit.unknown, folder = %self.path.join(BLOBS).display(),
+                "files of content that the store does not name are left as they are"
+            );
+        }
+        Ok(())
+    }
+
+    /// Goes to the next generation: said in the mark first, then in each part, then settled in the mark.
+    async fn advance(&self, state: &mut State, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
+        // One that stayed behind comes up first, so that the two are never more than one apart.
+        let level = state.store_at;
+        self.stamp(state, level, store, broker).await?;
+        let next = state.mark.generation.max(state.store_at).max(state.broker_at) + 1;
+        state.mark.generation = next;
+        state.mark.is_closed = false;
+        state.mark.store = Some(StorePart { generation: next, before: Some(state.store_at), bytes: None });
+        if broker.is_some() {
+            state.mark.broker =
+                Some(BrokerPart { generation: next, before: Some(state.broker_at), end: None });
+        }
+        self.write(state)?;
+        self.stamp(state, next, store, broker).await?;
+        if let Some(part) = &mut state.mark.store {
+            part.before = None;
+        }
+        if let (Some(part), true) = (&mut state.mark.broker, broker.is_some()) {
+            part.before = None;
+        }
+        self.write(state)
+    }
+
+    async fn stamp(
+        &self,
+        state: &mut State,
+        generation: u64,
+        store: &Store,
+        broker: Option<&Broker>,
+    ) -> anyhow::Result<()> {
+        let folder = state.mark.folder.clone();
+        if state.store_at < generation {
+            store.set_stamp(&Stamp { folder: folder.clone(), generation }).await?;
+            state.store_at = generation;
+        }
+        if let Some(broker) = broker.filter(|_| state.broker_at < generation) {
+            broker.set_stamp(&LogStamp { folder, generation }).await?;
+            state.broker_at = generation;
+        }
+        Ok(())
+    }
+
+    /// Writes the mark, with the room that is held back if there is no other.
+    fn write(&self, state: &mut State) -> anyhow::Result<()> {
+        let mut written = state.mark.write(&self.path);
+        if written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
+            && fs::remove_file(self.path.join(RESERVE)).is_ok()
+        {
+            written = state.mark.write(&self.path);
+        }
+        written.with_context(|| {
+            format!("{} cannot be written; check the disk", self.path.join(mark::FILE).display())
+        })
+    }
+
+    fn warn_if_open(&self) {
+        let is_open = |name: &&&str| {
+            let path = if name.is_empty() { self.path.clone() } else { self.path.join(name) };
+            fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0)
+        };
+        let open: Vec<&str> =
+            PRIVATE.iter().filter(is_open).map(|name| if name.is_empty() { "." } else { *name }).collect();
+        if !open.is_empty() {
+            tracing::warn!(
+                "others on this machine may read {} in the data folder; run: chmod -R go= '{}'",
+                open.join(", "),
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// Looks at a folder with a mark.
+fn check_marked(path: &Path, mark: &Mark, there: &Contents, want: &Want) -> anyhow::Result<()> {
+    let accepts = |loss| want.accept.contains(&loss);
+    let refuse = |what: String, accept| Err(refused(path, what, accept).into());
+    if !mark.is_closed && mark.is_copied(path) && !accepts(Loss::Copy) {
+        let what = "it is a copy that was made while the folder was in use, or after it had not been stopped in good order, and its \
+                    parts need not fit together; make copies with 'sluice backup', or after a stop";
+        return refuse(what.to_owned(), Some(Loss::Copy));
+    }
+    if let Some(bytes) = mark.store.filter(|_| mark.is_closed).and_then(|part| part.bytes) {
+        let found = fs::metadata(path.join(STORE_FILE)).map_or(0, |meta| meta.len());
+        if found < bytes {
+            let what =
+                format!("{STORE_FILE} is cut: it has {found} bytes, and had {bytes} when it was closed");
+            return refuse(what, None);
+        }
+    }
+    if want.broker && mark.broker.is_some() && !there.broker && !accepts(Loss::Broker) {
+        let what = format!(
+            "the log of the embedded broker ({BROKER}/log-…) is missing, and the messages that waited in it"
+        );
+        return refuse(what, Some(Loss::Broker));
+    }
+    if want.admin_key && mark.has_admin_key && !there.admin_key && !accepts(Loss::AdminKey) {
+        return refuse(format!("{ADMIN_KEY} is missing or empty"), Some(Loss::AdminKey));
+    }
+    Ok(())
+}
+
+/// What is in a folder.
+#[derive(Debug, Clone, Copy)]
+struct Contents {
+    store: bool,
+    blobs: bool,
+    broker: bool,
+    admin_key: bool,
+}
+
+impl Contents {
+    fn of(path: &Path) -> Self {
+        let entries = |name: &str| fs::read_dir(path.join(name)).into_iter().flatten().flatten();
+        let is_log = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("log-");
+        Self {
+            store: holds_something(&path.join(STORE_FILE)),
+            blobs: entries(BLOBS).next().is_some(),
+            broker: entries(BROKER).any(is_log),
+            admin_key: holds_something(&path.join(ADMIN_KEY)),
+        }
+    }
+
+    fn is_empty(self) -> bool {
+        !(self.store || self.blobs || self.broker || self.admin_key)
+    }
+
+    /// Those of these that are there, for people.
+    fn names(self, of: &[&'static str]) -> String {
+        let is_there = |name: &&&str| match **name {
+            BLOBS => self.blobs,
+            BROKER => self.broker,
+            ADMIN_KEY => self.admin_key,
+            _ => self.store,
+        };
+        of.iter().filter(is_there).copied().collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn holds_something(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|meta| meta.len() > 0)
+}
+
+/// Moves all that is in a folder into one inside it, so that it can be begun anew; where that is.
+pub(crate) fn set_aside(path: &Path, _held: &FolderLock) -> anyhow::Result<PathBuf> {
+    set_parts_aside(path, PARTS)
+}
+
+fn set_parts_aside(path: &Path, parts: &[&str]) -> anyhow::Result<PathBuf> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let aside = path.join(format!("set-aside-{now}"));
+    let failed = || format!("what is in '{}' could not be set aside", path.display());
+    fs::create_dir(&aside).with_context(failed)?;
+    for name in parts.iter().filter(|name| path.join(name).exists()) {
+        fs::rename(path.join(name), aside.join(name)).with_context(failed)?;
+    }
+    fs::File::open(path).and_then(|folder| folder.sync_all()).with_context(failed)?;
+    Ok(aside)
+}

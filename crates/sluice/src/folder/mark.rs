@@ -1,0 +1,230 @@
+//! The mark of a data folder: a small file outside the store that says what the folder should hold.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+use sluice_bus::embedded::LogEnd;
+
+/// The file's name.
+pub(crate) const FILE: &str = "sluice.json";
+const UNFINISHED: &str = "sluice.json.new";
+/// The format that this version writes.
+const FORMAT: u32 = 1;
+
+/// What a data folder should hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct Mark {
+    pub(crate) format: u32,
+    /// Id of the folder; store and log carry it too.
+    pub(crate) folder: String,
+    /// Counts starts and stops.
+    pub(crate) generation: u64,
+    /// The first start is not over: nothing was acknowledged yet, and any part may still be missing.
+    pub(crate) is_fresh: bool,
+    /// It was stopped in good order, and every part is exactly at its generation.
+    pub(crate) is_closed: bool,
+    /// Which file on which disk this was written into. A copy of a folder that was not closed is told by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<FileId>,
+    /// The store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<StorePart>,
+    /// The log of the embedded broker, once it was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) broker: Option<BrokerPart>,
+    /// The address of the object store, once content rests in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) objects: Option<String>,
+    /// There is an admin key.
+    #[serde(default)]
+    pub(crate) has_admin_key: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct FileId {
+    inode: u64,
+    /// When the file was made, in nanoseconds; 0 where the file system does not say.
+    born_ns: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct StorePart {
+    pub(crate) generation: u64,
+    /// The generation that it may still be at, where a start or stop was cut short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<u64>,
+    /// The size of its file, once closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct BrokerPart {
+    pub(crate) generation: u64,
+    /// As for the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) before: Option<u64>,
+    /// Where the log ends, once closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) end: Option<End>,
+}
+
+/// [`LogEnd`] as it rests in the mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct End {
+    first_file: u64,
+    last_file: u64,
+    last_bytes: u64,
+}
+
+impl From<LogEnd> for End {
+    fn from(LogEnd { first_file, last_file, last_bytes }: LogEnd) -> Self {
+        Self { first_file, last_file, last_bytes }
+    }
+}
+
+impl From<End> for LogEnd {
+    fn from(End { first_file, last_file, last_bytes }: End) -> Self {
+        Self { first_file, last_file, last_bytes }
+    }
+}
+
+/// What is there in place of a mark.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Nothing,
+    Mark(Box<Mark>),
+    /// Why it cannot be used.
+    Unusable(String),
+}
+
+impl Mark {
+    /// A mark for a folder that has none.
+    pub(crate) fn new(folder: String) -> Self {
+        Self {
+            format: FORMAT,
+            folder,
+            generation: 0,
+            is_fresh: false,
+            is_closed: false,
+            file: None,
+            store: None,
+            broker: None,
+            objects: None,
+            has_admin_key: false,
+        }
+    }
+
+    /// Whether the mark in this folder is a copy of the one that was written.
+    pub(crate) fn is_copied(&self, folder: &Path) -> bool {
+        let here = fs::metadata(folder.join(FILE)).ok().map(|meta| FileId::of(&meta));
+        self.file.is_some() && self.file != here
+    }
+
+    /// Writes it, whole or not at all; on return it is durable.
+    pub(crate) fn write(&mut self, folder: &Path) -> io::Result<()> {
+        let unfinished = folder.join(UNFINISHED);
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        self.file = Some(FileId::of(&file.metadata()?));
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&unfinished, folder.join(FILE))?;
+        File::open(folder)?.sync_all()
+    }
+}
+
+impl FileId {
+    fn of(meta: &Metadata) -> Self {
+        let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let born_ns = born.map_or(0, |born| u64::try_from(born.as_nanos()).unwrap_or(0));
+        Self { inode: meta.ino(), born_ns }
+    }
+}
+
+/// Reads what is in the place of the mark.
+pub(crate) fn read(folder: &Path) -> Found {
+    let text = match fs::read(folder.join(FILE)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Nothing,
+        Err(error) => return Found::Unusable(format!("it cannot be read: {error}")),
+    };
+    /// What every format has.
+    #[derive(Deserialize)]
+    struct AnyMark {
+        format: u32,
+    }
+    match serde_json::from_slice::<AnyMark>(&text) {
+        Ok(any) if any.format > FORMAT => {
+            return Found::Unusable(format!(
+                "a newer version of Sluice wrote it (format {}, this version reads up to {FORMAT}); run the newer one, or \
+                 restore a backup that was made before the upgrade",
+                any.format
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => return Found::Unusable(format!("it is damaged: {error}")),
+    }
+    match serde_json::from_slice(&text) {
+        Ok(mark) => Found::Mark(Box::new(mark)),
+        Err(error) => Found::Unusable(format!("it is damaged: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(folder: &Path) -> Mark {
+        let mut mark = Mark::new("a".to_owned());
+        mark.store = Some(StorePart { generation: 3, before: None, bytes: Some(7) });
+        mark.write(folder).unwrap();
+        mark
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written_and_its_copy_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = written(folder.path());
+        let Found::Mark(read) = read(folder.path()) else { panic!("it can be read") };
+        assert_eq!(*read, mark);
+        assert!(!mark.is_copied(folder.path()));
+        let copy = tempfile::tempdir().unwrap();
+        fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
+        assert!(mark.is_copied(copy.path()));
+    }
+
+    #[test]
+    fn what_is_no_mark_of_this_version_is_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(read(folder.path()), Found::Nothing));
+        let told = |text: &str| {
+            fs::write(folder.path().join(FILE), text).unwrap();
+            match read(folder.path()) {
+                Found::Unusable(why) => why,
+                other => panic!("{text}: {other:?}"),
+            }
+        };
+        assert!(told(r#"{"format": 2, "shape": "new"}"#).contains("newer version"));
+        for damaged in ["", "{", "null", r#"{"format": 1}"#] {
+            assert!(told(damaged).contains("damaged"), "{damaged}");
+        }
+        written(folder.path());
+        let text = fs::read_to_string(folder.path().join(FILE)).unwrap();
+        assert!(told(&text.replace("\"store\"", "\"stare\"")).contains("damaged"));
+    }
+}
