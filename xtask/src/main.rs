@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stdout, reason = "chores talk to a person")]
 
+mod advisories;
+mod notices;
 mod planted;
 mod servers;
 mod tidy;
@@ -15,9 +17,13 @@ use anyhow::{Context, Result, bail};
 
 const HELP: &str = "Usage: cargo xtask COMMAND
 
-  ci      format, lints, tests, doc-tests, docs, tidy
+  ci      format, lints, tests, doc-tests, docs, tidy, notices, advisories
   test    every test, set-up included
   tidy    the house rules: arrows between crates, module docs, product names, licences
+  notices [--check]
+          write NOTICES.txt, what the licences of packages in the binary ask for, or see that it is up to date
+  advisories
+          whether locked versions are affected by the advisories that are known here, and how old that knowledge is
   bench   every benchmark, in release
   planted [WORDS]
           whether the tests find the bugs that are planted in a copy of the sources: all, or those with WORDS in their name";
@@ -28,6 +34,8 @@ fn main() -> ExitCode {
         "ci" => ci(),
         "test" => test(),
         "tidy" => tidy::check(&root()),
+        "notices" => notices::write(&root(), std::env::args().nth(2).as_deref() == Some("--check")),
+        "advisories" => advisories::check(&root()),
         "bench" => cargo("bench", &["--workspace"]),
         "planted" => planted::check(&std::env::args().skip(2).collect::<Vec<_>>().join(" ")),
         _ => {
@@ -53,6 +61,8 @@ fn root() -> PathBuf {
 fn ci() -> Result<()> {
     step("format", || cargo("fmt", &["--all", "--check"]))?;
     step("tidy", || tidy::check(&root()))?;
+    step("notices", || notices::write(&root(), true))?;
+    step("advisories", || advisories::check(&root()))?;
     step("lints", || cargo("clippy", &["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     step("tests", test)?;
     step("docs", || {

@@ -73,7 +73,7 @@ const PRODUCTS: &[&str] = &[
 const PRODUCTS_ALLOWED: &[&str] = &["crates/brokers/", "crates/databases/", "crates/schema/data/", "xtask/"];
 
 /// Licences that dependencies may have.
-const LICENCES: &[&str] = &[
+pub(crate) const LICENCES: &[&str] = &[
     "Apache-2.0",
     "MIT",
     "BSD-2-Clause",
@@ -95,7 +95,7 @@ const FILE_LINES_MAX: usize = 800;
 
 pub(crate) fn check(root: &Path) -> Result<()> {
     let mut faults = Vec::new();
-    let metadata = metadata(root)?;
+    let metadata = metadata(root, &[])?;
     arrows(&metadata, &mut faults);
     licences(&metadata, &mut faults);
     for file in sources(root)? {
@@ -113,9 +113,10 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     bail!("the house is not tidy:\n  {}", faults.join("\n  "))
 }
 
-fn metadata(root: &Path) -> Result<Value> {
+/// What cargo knows of all packages.
+pub(crate) fn metadata(root: &Path, more: &[&str]) -> Result<Value> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["metadata", "--format-version", "1", "--locked"]).current_dir(root);
+    command.args(["metadata", "--format-version", "1", "--locked"]).args(more).current_dir(root);
     let output = command.output().context("cargo metadata could not start")?;
     if !output.status.success() {
         bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));

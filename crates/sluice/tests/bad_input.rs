@@ -29,6 +29,7 @@ fn the_command_line_says_what_is_wrong_before_anything_starts() {
     ends(&run(&["flow", "ls", "--url", "http://127.0.0.1:1/"]), 1, "sluice up");
     ends(&run(&["--help"]), 0, "Examples");
     ends(&run(&["completions", "bash"]), 0, "complete");
+    ends(&run(&["notices"]), 0, "Software of others in the sluice binary");
 }
 
 #[test]

@@ -20,6 +20,9 @@ use crate::exit::Code;
 
 pub(crate) use decode::run as decode;
 
+const LICENSE: &str = include_str!("../../../../LICENSE");
+const NOTICES: &str = include_str!("../../../../NOTICES.txt");
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
     let target = args.target;
     let output = target.output;
@@ -35,11 +38,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
         Command::Doctor(broker) => return doctor::run(&target, broker).await,
         Command::Decode => decode::run()?,
+        Command::Notices => print(&format!("{LICENSE}\n{NOTICES}")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut cli::command(), "sluice", &mut std::io::stdout());
         }
     }
     Ok(Code::Ok)
+}
+
+/// Prints a long text; who reads only its beginning has what was wanted.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
 
 /// Reads `@FILE`, `-` (standard input) or the text itself.
