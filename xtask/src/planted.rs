@@ -74,6 +74,7 @@ const LANE: &str = "crates/sdk/src/processor/lane.rs";
 const HOST: &str = "crates/sdk/src/host.rs";
 const ROUTES: &str = "crates/gateway/src/routes.rs";
 const SUSPECTS: &str = "crates/sdk/src/suspects.rs";
+const RENDERER: &str = "crates/processors/src/renderer.rs";
 const QUEUE: &str = "crates/bus/src/embedded/queue.rs";
 const CLIENT: &str = "crates/bus/src/client.rs";
 const BROWSER: &str = "crates/gateway/src/browser.rs";
@@ -335,6 +336,20 @@ const BUGS: &[Bug] = &[
         "delivery.again(pause);",
         "if PLANTED { delivery.ack() } else { delivery.again(pause) }",
     ),
+    bug(
+        "a process that a template ended is used again",
+        RENDERER,
+        "Err(Failed::Ended(reason)) => Err(reason),",
+        "Err(Failed::Ended(reason)) => { if PLANTED { self.renderer.keep(process); } Err(reason) }",
+    )
+    .found_by("user_programs", "a_template_without_end_ends_and_no_thread_of_the_runtime_waits_for_it"),
+    bug(
+        "templates of one workspace take every turn",
+        RENDERER,
+        "let _turn = self.turn.acquire().await.map_err(closed)?;",
+        "let _turn = if PLANTED { None } else { Some(self.turn.acquire().await.map_err(closed)?) };",
+    )
+    .found_by("user_programs", "a_workspace_waits_for_no_template_of_another"),
     bug(
         "a message that ends its process is tried for ever",
         SUSPECTS,

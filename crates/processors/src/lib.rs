@@ -37,6 +37,7 @@ pub mod prompt;
 mod provenance;
 pub mod provider;
 pub mod removals;
+pub mod renderer;
 pub mod reranker;
 pub mod retrieval;
 mod template;
@@ -52,6 +53,7 @@ pub use derived::Derived;
 pub use embeddings::{Embedder, EmbedderConfig, LocalConfig};
 pub use metering::Meters;
 pub use provider::Dialect;
+pub use renderer::{Renderer, RendererConfig};
 
 /// Processors that keep what they are given, each with those that read it: they share one store, so they run in one
 /// process.
@@ -90,6 +92,7 @@ pub fn resources(stores: Option<Stores>, model: Model, metrics: &Metrics) -> Res
         .with(model)
         .with(Embedder::default())
         .with(decoder::Decoding::default())
+        .with(Renderer::default())
         .with(Meters::registered(metrics));
     match stores {
         Some(stores) => resources.with(Derived::new(stores.clone())).with(stores),

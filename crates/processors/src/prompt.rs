@@ -1,11 +1,12 @@
 //! The prompt service: a template by id and its terms in, the model's answer out, checked against what the template
-//! promises.
+//! promises. Templates and schemas are users' programs: they run in the renderer's processes, never here.
 
 mod records;
 mod repair;
-mod results;
+pub(crate) mod results;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sluice_bus::{Client, Patience};
@@ -16,8 +17,10 @@ use sluice_schema::message::{
 use sluice_sdk::{BindError, Inputs, Ports, Processor, Responder, View};
 use tokio::sync::watch;
 
-use self::records::{PROMPT, Prompts, Rendered};
+use self::records::{PROMPT, Record};
 use self::results::ResponseType;
+use crate::renderer::child::{Answer, Job};
+use crate::renderer::{Renderer, WorkspaceRenderer};
 
 /// Longest wait for the next message of the model's answer.
 const MODEL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -28,8 +31,10 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(3_600);
 pub struct Prompt {
     model: Client<exchange::TextCompletion>,
     config: watch::Receiver<Arc<View>>,
-    loaded: Mutex<Option<(Arc<View>, Arc<Prompts>)>>,
+    renderer: WorkspaceRenderer,
     workspace: String,
+    /// It was logged that the system prompt cannot be used.
+    is_system_told: AtomicBool,
 }
 
 impl Processor for Prompt {
@@ -41,8 +46,9 @@ impl Processor for Prompt {
         Ok(Self {
             model: ports.client("text-completion")?,
             config: ports.config(&[PROMPT]),
-            loaded: Mutex::new(None),
+            renderer: ports.resource::<Renderer>()?.of(ports.workspace()),
             workspace: ports.workspace().to_owned(),
+            is_system_told: AtomicBool::new(false),
         })
     }
 
@@ -57,21 +63,24 @@ impl Prompt {
         request: PromptRequest,
         answer: Responder<exchange::Prompt>,
     ) -> Result<PromptResponse, Error> {
-        let prompts = self.prompts().ok_or_else(|| {
+        let view = self.config.borrow().clone();
+        if view.entries(PROMPT, &self.workspace).next().is_none() {
             let reason = format!(
                 "workspace '{}' has no prompts; put the standard ones (config type '{PROMPT}') and ask again",
                 self.workspace
             );
-            Error::new("no-configuration", reason)
-        })?;
-        let rendered = prompts.render(&request.id, &request.terms).map_err(llm_error)?;
-        let streaming = request.streaming && rendered.response_type == ResponseType::Text;
+            return Err(Error::new("no-configuration", reason));
+        }
+        let record = records::find(&view, &self.workspace, &request.id).map_err(llm_error)?;
+        let rendered = self.render(&view, &record, &request).await.map_err(llm_error)?;
+        drop(view);
+        let streaming = request.streaming && record.response_type == ResponseType::Text;
         let mut usage = Usage::default();
         let text = self.complete(&rendered, streaming.then_some(&answer), &mut usage).await?;
         let (text, object) = if streaming {
             (text, String::new())
         } else {
-            results::result(rendered.response_type, rendered.schema.as_ref(), text).map_err(llm_error)?
+            self.result(&record, text).await.map_err(llm_error)?
         };
         Ok(PromptResponse {
             text,
@@ -84,6 +93,44 @@ impl Prompt {
         })
     }
 
+    async fn render(
+        &self,
+        view: &View,
+        record: &Record,
+        request: &PromptRequest,
+    ) -> Result<Rendered, String> {
+        let (system, unreadable) = records::system(view, &self.workspace);
+        let wants_schema = record.response_type == ResponseType::Json;
+        let job = Job::Render {
+            name: &request.id,
+            system: &system,
+            template: &record.template,
+            schema: if wants_schema { &record.schema } else { "" },
+            terms: &request.terms,
+        };
+        let Answer::Rendered { system, prompt, strict_schema, bad_system } = self.renderer.run(&job).await?
+        else {
+            return Err("the renderer answered something else".to_owned());
+        };
+        let reason = unreadable.unwrap_or(bad_system);
+        if !reason.is_empty() && !self.is_system_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(workspace = self.workspace, reason, "the system prompt cannot be used");
+        }
+        Ok(Rendered { system, prompt, schema: serde_json::from_str(&strict_schema).ok() })
+    }
+
+    /// Text and object of the answer. A text needs no look into it.
+    async fn result(&self, record: &Record, text: String) -> Result<(String, String), String> {
+        if record.response_type == ResponseType::Text {
+            return results::result(ResponseType::Text, None, text);
+        }
+        let job = Job::Result { form: record.response_type, schema: &record.schema, text: &text };
+        match self.renderer.run(&job).await? {
+            Answer::Result { text, object } => Ok((text, object)),
+            Answer::Rendered { .. } => Err("the renderer answered something else".to_owned()),
+        }
+    }
+
     /// Asks the model. With `parts`, all but the last fragment go there and the last one is returned; else all of them.
     async fn complete(
         &self,
@@ -91,7 +138,7 @@ impl Prompt {
         parts: Option<&Responder<exchange::Prompt>>,
         usage: &mut Usage,
     ) -> Result<String, Error> {
-        let schema = rendered.strict_schema();
+        let schema = rendered.schema.clone();
         let question = TextCompletionRequest {
             system: rendered.system.clone(),
             prompt: rendered.prompt.clone(),
@@ -119,34 +166,14 @@ impl Prompt {
         }
         Ok(text)
     }
+}
 
-    /// The workspace's prompts; compiled again when their records changed. `None` when there are none.
-    fn prompts(&self) -> Option<Arc<Prompts>> {
-        let view = self.config.borrow().clone();
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, prompts)) = &*loaded
-            && known.same_type(&view, PROMPT)
-        {
-            return Some(prompts.clone());
-        }
-        let records: Vec<(&str, &str)> =
-            view.entries(PROMPT, &self.workspace).map(|(key, value)| (&**key, &**value)).collect();
-        if records.is_empty() {
-            *loaded = None;
-            return None;
-        }
-        let prompts = Arc::new(Prompts::load(&records));
-        for (key, reason) in prompts.bad() {
-            tracing::warn!(
-                workspace = self.workspace,
-                prompt = key,
-                reason,
-                "a prompt record cannot be used"
-            );
-        }
-        *loaded = Some((view, prompts.clone()));
-        Some(prompts)
-    }
+/// A prompt with its terms filled in.
+struct Rendered {
+    system: String,
+    prompt: String,
+    /// The schema of its result, if a provider can enforce it.
+    schema: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Default)]

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use sluice_bus::embedded::Embedded as Broker;
 use sluice_bus::faulty::{Made, Operation};
 use sluice_bus::{BrokerAdmin, Client, Fault, Faulty, Patience, Plan};
-use sluice_processors::{Decoding, DecodingConfig, Model, ModelConfig};
+use sluice_processors::{Decoding, DecodingConfig, Model, ModelConfig, Renderer, RendererConfig};
 use sluice_schema::message::{
     Chunk, Document, DocumentMetadata, DocumentProgress, DocumentRagQuery, DocumentRagResponse, FlowRequest,
     LibrarianRequest, LibrarianResponse, Metadata, PassageSource, ProcessingMetadata, PromptRequest, Term,
@@ -97,7 +97,8 @@ impl World {
         let roster = sluice_processors::roster();
         let resources =
             sluice_processors::resources(Some(store.stores()), Model::new(model).unwrap(), &process.metrics)
-                .with(decoding);
+                .with(decoding)
+                .with(renderer());
         let parts = sluice_flow::Parts {
             process: process.clone(),
             admin,
@@ -227,6 +228,22 @@ impl World {
         }
         parts
     }
+}
+
+#[test]
+#[ignore = "the process that renders prompts for the other tests"]
+fn renders_prompts() {
+    sluice_processors::renderer::child::serve(std::io::stdin(), std::io::stdout()).unwrap();
+}
+
+/// Renders in processes of this program.
+fn renderer() -> Renderer {
+    let arguments = ["renders_prompts", "--exact", "--ignored", "--nocapture", "--test-threads", "1"];
+    Renderer::new(RendererConfig {
+        program: std::env::current_exe().unwrap(),
+        arguments: arguments.map(str::to_owned).to_vec(),
+        ..RendererConfig::default()
+    })
 }
 
 /// Reads every PDF as three pages, of which the second is damaged; the process that does so is a script.

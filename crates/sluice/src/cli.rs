@@ -212,6 +212,9 @@ pub(crate) enum Command {
     /// Print the licence, and what those of the software of others in this binary ask to be passed on
     #[command(after_help = "Example:\n  sluice notices | less")]
     Notices,
+    /// Render prompts from standard input, for a processor
+    #[command(hide = true)]
+    Render,
     /// Print shell completions
     #[command(after_help = "Example:\n  sluice completions bash > /etc/bash_completion.d/sluice")]
     Completions {

@@ -27,9 +27,14 @@ fn main() -> ExitCode {
             return if error.use_stderr() { exit::Code::Usage.into() } else { exit::Code::Ok.into() };
         }
     };
-    if matches!(args.command, cli::Command::Decode) {
-        // Before anything else starts: all of it would count against the limits of this process.
-        return commands::decode().map_or_else(|error| exit::report(&error), |()| exit::Code::Ok.into());
+    // Before anything else starts: all of it would count against the limits of these processes.
+    let alone = match args.command {
+        cli::Command::Decode => Some(commands::decode()),
+        cli::Command::Render => Some(commands::render()),
+        _ => None,
+    };
+    if let Some(ended) = alone {
+        return ended.map_or_else(|error| exit::report(&error), |()| exit::Code::Ok.into());
     }
     telemetry::start(&args);
     if !args.typed_secrets.is_empty() {

@@ -49,7 +49,7 @@ impl Default for DecodingConfig {
 }
 
 /// This program. By its process where the system tells, so that an upgrade under a running one does not change it.
-fn own_program() -> PathBuf {
+pub(crate) fn own_program() -> PathBuf {
     let running = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
     if running.exists() { running } else { std::env::current_exe().unwrap_or_default() }
 }

@@ -1,23 +1,22 @@
-//! Prompt records of a workspace: loaded one by one, so that a bad one costs only itself.
+//! Prompt records of a workspace, each read when it is asked for, so that a bad one costs only itself.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use minijinja::value::Serde;
-use minijinja::{Environment, Value};
 use serde::Deserialize;
-use serde_json::Map;
+use sluice_sdk::View;
 
-use super::results::{self, ResponseType};
-use crate::template;
+use super::results::ResponseType;
+use crate::renderer::child::SYSTEM_DEFAULT;
 
 /// The config type of prompt records.
 pub(crate) const PROMPT: &str = "prompt";
+/// Bytes of a record that is used.
+const RECORD_BYTES_MAX: usize = 64 * 1024;
 const SYSTEM: &str = "system";
 const TEMPLATE_PREFIX: &str = "template.";
-const SYSTEM_DEFAULT: &str = "Be helpful.";
 
 #[derive(Deserialize)]
-struct Record {
+struct Raw {
     prompt: String,
     #[serde(rename = "response-type", default)]
     response_type: Option<String>,
@@ -27,112 +26,93 @@ struct Record {
     object_schema: Option<serde_json::Value>,
 }
 
-/// What a good record promises of its results.
-struct Promise {
-    response_type: ResponseType,
-    schema: Option<serde_json::Value>,
-}
-
-/// The prompts of a workspace, compiled.
-pub(crate) struct Prompts {
-    environment: Environment<'static>,
-    promises: BTreeMap<String, Result<Promise, String>>,
-    bad_system: Option<String>,
-}
-
-/// A prompt with its terms filled in.
-#[derive(Debug)]
-pub(crate) struct Rendered {
-    pub(crate) system: String,
-    pub(crate) prompt: String,
+/// A record that can be read. Its template and schema may still be no good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) template: String,
     pub(crate) response_type: ResponseType,
-    pub(crate) schema: Option<serde_json::Value>,
+    /// JSON text; empty where there is none.
+    pub(crate) schema: String,
 }
 
-impl Rendered {
-    /// The schema, if the model's provider can enforce it.
-    pub(crate) fn strict_schema(&self) -> Option<Map<String, serde_json::Value>> {
-        let schema = self.schema.as_ref().filter(|_| self.response_type == ResponseType::Json)?;
-        results::enforceable(schema)
-    }
+/// The record of a prompt.
+pub(crate) fn find(view: &View, workspace: &str, id: &str) -> Result<Record, String> {
+    let Some(text) = view.get(PROMPT, workspace, &format!("{TEMPLATE_PREFIX}{id}")) else {
+        return Err(format!(
+            "there is no prompt '{id}'; put it as config type '{PROMPT}', key '{TEMPLATE_PREFIX}{id}'"
+        ));
+    };
+    read(text).map_err(|reason| format!("prompt '{id}' cannot be used: {reason}"))
 }
 
-impl Prompts {
-    /// Compiles all records; those that cannot be used are kept with the reason.
-    pub(crate) fn load(records: &[(&str, &str)]) -> Self {
-        let mut environment = template::environment();
-        let mut promises = BTreeMap::new();
-        let mut bad_system = None;
-        let mut system = SYSTEM_DEFAULT.to_owned();
-        for (key, text) in records {
-            if *key == SYSTEM {
-                match serde_json::from_str(text) {
-                    Ok(text) => system = text,
-                    Err(error) => bad_system = Some(format!("not a JSON string: {error}")),
-                }
-            } else if let Some(id) = key.strip_prefix(TEMPLATE_PREFIX) {
-                promises.insert(id.to_owned(), load_one(&mut environment, key, text));
-            }
-        }
-        if let Err(reason) = template::compile(&mut environment, SYSTEM, &system) {
-            bad_system = Some(reason);
-            // The default is plain text and compiles.
-            let _ = template::compile(&mut environment, SYSTEM, SYSTEM_DEFAULT);
-        }
-        Self { environment, promises, bad_system }
-    }
-
-    /// Keys and reasons of the records that cannot be used.
-    pub(crate) fn bad(&self) -> impl Iterator<Item = (&str, &str)> {
-        let templates = self
-            .promises
-            .iter()
-            .filter_map(|(id, promise)| Some((id.as_str(), promise.as_ref().err()?.as_str())));
-        self.bad_system.iter().map(|reason| (SYSTEM, reason.as_str())).chain(templates)
-    }
-
-    /// Fills in a prompt; each term is JSON text, or else the text itself, as some clients send it.
-    pub(crate) fn render(&self, id: &str, terms: &BTreeMap<String, String>) -> Result<Rendered, String> {
-        let promise = match self.promises.get(id) {
-            Some(Ok(promise)) => promise,
-            Some(Err(reason)) => return Err(format!("prompt '{id}' cannot be used: {reason}")),
-            None => {
-                return Err(format!(
-                    "there is no prompt '{id}'; put it as config type '{PROMPT}', key '{TEMPLATE_PREFIX}{id}'"
-                ));
-            }
-        };
-        let mut values = BTreeMap::new();
-        for (name, text) in terms {
-            let value =
-                serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.clone()));
-            values.insert(name.clone(), Value::from(Serde(&value)));
-        }
-        Ok(Rendered {
-            system: template::render(&self.environment, SYSTEM, &values)?,
-            prompt: template::render(&self.environment, &format!("{TEMPLATE_PREFIX}{id}"), &values)?,
-            response_type: promise.response_type,
-            schema: promise.schema.clone(),
-        })
+/// The system prompt, and why the record of it cannot be used, if that is so.
+pub(crate) fn system(view: &View, workspace: &str) -> (String, Option<String>) {
+    match view.get(PROMPT, workspace, SYSTEM).map(read_system) {
+        None => (SYSTEM_DEFAULT.to_owned(), None),
+        Some(Ok(text)) => (text, None),
+        Some(Err(reason)) => (SYSTEM_DEFAULT.to_owned(), Some(reason)),
     }
 }
 
-fn load_one(environment: &mut Environment<'static>, key: &str, text: &str) -> Result<Promise, String> {
-    let record: Record = serde_json::from_str(text).map_err(|e| format!("not a prompt record: {e}"))?;
-    let response_type = match record.response_type.as_deref() {
+fn read_system(text: &Arc<str>) -> Result<String, String> {
+    check_size(text)?;
+    serde_json::from_str(text).map_err(|error| format!("not a JSON string: {error}"))
+}
+
+fn check_size(text: &str) -> Result<(), String> {
+    let bytes = text.len();
+    if bytes > RECORD_BYTES_MAX {
+        return Err(format!(
+            "it has {bytes} bytes, and a prompt record at most {RECORD_BYTES_MAX}; make it shorter"
+        ));
+    }
+    Ok(())
+}
+
+fn read(text: &str) -> Result<Record, String> {
+    check_size(text)?;
+    let raw: Raw = serde_json::from_str(text).map_err(|e| format!("not a prompt record: {e}"))?;
+    let response_type = match raw.response_type.as_deref() {
         None | Some("text") => ResponseType::Text,
         Some("json") => ResponseType::Json,
         Some("jsonl") => ResponseType::JsonLines,
         Some(other) => return Err(format!("response-type is '{other}', not text, json or jsonl")),
     };
-    let schema = record.schema.or(record.object_schema.filter(|_| response_type == ResponseType::JsonLines));
-    template::compile(environment, key, &record.prompt)?;
-    Ok(Promise { response_type, schema })
+    let schema = raw.schema.or(raw.object_schema.filter(|_| response_type == ResponseType::JsonLines));
+    let schema = schema.map(|schema| schema.to_string()).unwrap_or_default();
+    Ok(Record { template: raw.prompt, response_type, schema })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::renderer::child::{Answer, render};
+
+    /// Prompts as the service finds and renders them, but in this process.
+    struct Prompts(Vec<(String, String)>);
+
+    impl Prompts {
+        fn new(records: &[(&str, &str)]) -> Self {
+            Self(records.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect())
+        }
+
+        fn get(&self, key: &str) -> Option<&str> {
+            self.0.iter().find(|(known, _)| known == key).map(|(_, text)| text.as_str())
+        }
+
+        fn render(&self, id: &str, terms: &BTreeMap<String, String>) -> Result<(String, String), String> {
+            let record = read(self.get(&format!("{TEMPLATE_PREFIX}{id}")).unwrap())?;
+            let system = self.get(SYSTEM).and_then(|text| read_system(&text.into()).ok());
+            let system = system.unwrap_or_else(|| SYSTEM_DEFAULT.to_owned());
+            let terms = terms.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+            match render(id, &system, &record.template, &record.schema, terms)? {
+                Answer::Rendered { system, prompt, .. } => Ok((system, prompt)),
+                Answer::Result { .. } => Err("no rendering".to_owned()),
+            }
+        }
+    }
 
     fn terms(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
@@ -140,43 +120,57 @@ mod tests {
 
     #[test]
     fn a_bad_record_costs_only_itself() {
-        let prompts = Prompts::load(&[
+        let large = format!(r#"{{"prompt": "{}"}}"#, "x".repeat(RECORD_BYTES_MAX));
+        let prompts = Prompts::new(&[
             ("system", "\"You are {{who}}.\""),
             ("template-index", "[]"),
             ("template.good", r#"{"prompt": "Say {{word}}", "response-type": "text", "other": 1}"#),
             ("template.broken", r#"{"prompt": "{% if %}"}"#),
             ("template.no-json", "{"),
             ("template.odd", r#"{"prompt": "", "response-type": "yaml"}"#),
+            ("template.large", &large),
         ]);
-        let good = prompts.render("good", &terms(&[("word", "\"hi\""), ("who", "\"terse\"")])).unwrap();
-        assert_eq!((good.system.as_str(), good.prompt.as_str()), ("You are terse.", "Say hi"));
-        assert_eq!(prompts.bad().map(|(id, _)| id).collect::<Vec<_>>(), ["broken", "no-json", "odd"]);
-        assert!(prompts.render("broken", &terms(&[])).unwrap_err().contains("cannot be used"));
-        assert!(prompts.render("unknown", &terms(&[])).unwrap_err().contains("template.unknown"));
+        let good = prompts.render("good", &terms(&[("word", "\"hi\""), ("who", "\"terse\"")]));
+        assert_eq!(good, Ok(("You are terse.".to_owned(), "Say hi".to_owned())));
+        for (id, expected) in [
+            ("broken", "prompt 'broken' cannot be used"),
+            ("no-json", "not a prompt record"),
+            ("odd", "'yaml'"),
+            ("large", "make it shorter"),
+        ] {
+            let reason = prompts.render(id, &terms(&[])).unwrap_err();
+            assert!(reason.contains(expected), "{id}: {reason}");
+        }
+        assert!(find(&View::default(), "w", "unknown").unwrap_err().contains("template.unknown"));
     }
 
     #[test]
     fn a_term_that_is_no_json_is_a_text() {
-        let prompts = Prompts::load(&[("template.a", r#"{"prompt": "{{a}}|{{b}}|{{c}}"}"#)]);
+        let prompts = Prompts::new(&[("template.a", r#"{"prompt": "{{a}}|{{b}}|{{c}}"}"#)]);
         let shown =
             prompts.render("a", &terms(&[("a", "hi there"), ("b", "[1, \"x\"]"), ("c", "\"q\"")])).unwrap();
-        assert_eq!(shown.prompt, "hi there|[1, 'x']|q");
+        assert_eq!(shown.1, "hi there|[1, 'x']|q");
     }
 
     #[test]
     fn without_a_system_record_the_default_stands() {
-        let prompts = Prompts::load(&[("system", "not json"), ("template.a", r#"{"prompt": ""}"#)]);
-        assert_eq!(prompts.render("a", &terms(&[])).unwrap().system, "Be helpful.");
-        assert_eq!(prompts.bad().count(), 1);
+        for system in ["not json", "\"{% if %}\""] {
+            let prompts = Prompts::new(&[("system", system), ("template.a", r#"{"prompt": ""}"#)]);
+            assert_eq!(prompts.render("a", &terms(&[])).unwrap().0, "Be helpful.");
+        }
+        assert_eq!(system(&View::default(), "w"), ("Be helpful.".to_owned(), None));
+    }
+
+    fn standard() -> Vec<(&'static str, &'static str)> {
+        let standard = sluice_schema::standard::config().iter().filter(|value| value.config_type == PROMPT);
+        standard.map(|value| (value.key.as_ref(), value.value.as_ref())).collect()
     }
 
     /// Each standard prompt with terms as its callers send them, as the engine that templates were written for renders it.
     #[test]
     fn every_standard_prompt_renders_as_it_did_before() {
-        let standard = sluice_schema::standard::config().iter().filter(|value| value.config_type == PROMPT);
-        let records: Vec<(&str, &str)> =
-            standard.map(|value| (value.key.as_ref(), value.value.as_ref())).collect();
-        let prompts = Prompts::load(&records);
+        let records = standard();
+        let prompts = Prompts::new(&records);
         let rendered: BTreeMap<String, (serde_json::Map<String, serde_json::Value>, String)> =
             serde_json::from_str(include_str!("rendered.json")).unwrap();
         let ids = records.iter().filter_map(|(key, _)| key.strip_prefix(TEMPLATE_PREFIX));
@@ -186,31 +180,22 @@ mod tests {
         );
         for (id, (variables, expected)) in &rendered {
             let terms = variables.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();
-            assert_eq!(&prompts.render(id, &terms).unwrap().prompt, expected, "{id}");
+            assert_eq!(&prompts.render(id, &terms).unwrap().1, expected, "{id}");
         }
     }
 
     #[test]
     fn every_standard_prompt_compiles_and_renders() {
-        let standard = sluice_schema::standard::config();
-        let records: Vec<(&str, &str)> = standard
-            .iter()
-            .filter(|value| value.config_type == PROMPT)
-            .map(|value| (value.key.as_ref(), value.value.as_ref()))
-            .collect();
+        let records = standard();
         assert!(records.len() > 20);
-        let prompts = Prompts::load(&records);
-        assert_eq!(prompts.bad().collect::<Vec<_>>(), []);
+        let prompts = Prompts::new(&records);
         let documents = r#"["Water boils at 100 degrees.", "Ice melts at 0."]"#;
         let shown = prompts
             .render("document-prompt", &terms(&[("query", "\"When?\""), ("documents", documents)]))
-            .unwrap();
-        assert!(
-            shown.prompt.contains("Water boils at 100 degrees.\n\n[passage]\nIce melts at 0."),
-            "{}",
-            shown.prompt
-        );
-        assert!(shown.prompt.ends_with("Question: When?\n"));
+            .unwrap()
+            .1;
+        assert!(shown.contains("Water boils at 100 degrees.\n\n[passage]\nIce melts at 0."), "{shown}");
+        assert!(shown.ends_with("Question: When?\n"));
         for (key, _) in records.iter().filter(|(key, _)| *key != "system") {
             let id = key.strip_prefix("template.").unwrap();
             prompts.render(id, &terms(&[])).unwrap_or_else(|reason| panic!("{id}: {reason}"));

@@ -1,12 +1,14 @@
 //! What a model wrote, turned into the result that a template promises.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::repair;
 use crate::json_schema;
 
 /// The form of a prompt's result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum ResponseType {
     Text,
     Json,

@@ -19,7 +19,7 @@ use sluice_processors::chunk_index::VectorQuery;
 use sluice_processors::completion::TextCompletion;
 use sluice_processors::embeddings::Embeddings;
 use sluice_processors::prompt::Prompt;
-use sluice_processors::{Dialect, Embedder, EmbedderConfig, Model, ModelConfig};
+use sluice_processors::{Dialect, Embedder, EmbedderConfig, Model, ModelConfig, Renderer, RendererConfig};
 use sluice_schema::message::TextCompletionRequest;
 use sluice_schema::{Exchange, Topic, exchange, standard};
 use sluice_sdk::config::value;
@@ -79,7 +79,8 @@ impl World {
         let resources = Resources::new()
             .with(store.stores())
             .with(Model::new(Some(model)).unwrap())
-            .with(Embedder::open(embedder).await.unwrap());
+            .with(Embedder::open(embedder).await.unwrap())
+            .with(renderer());
         let roster =
             Roster::new().add::<TextCompletion>().add::<Prompt>().add::<Embeddings>().add::<VectorQuery>();
         watch.ready(&["prompt"]).await;
@@ -102,6 +103,22 @@ impl World {
         }
         self.store.close().await;
     }
+}
+
+#[test]
+#[ignore = "the process that renders prompts for the other tests"]
+fn renders_prompts() {
+    sluice_processors::renderer::child::serve(std::io::stdin(), std::io::stdout()).unwrap();
+}
+
+/// Renders in processes of this program.
+fn renderer() -> Renderer {
+    let arguments = ["world::renders_prompts", "--exact", "--ignored", "--nocapture", "--test-threads", "1"];
+    Renderer::new(RendererConfig {
+        program: std::env::current_exe().unwrap(),
+        arguments: arguments.map(str::to_owned).to_vec(),
+        ..RendererConfig::default()
+    })
 }
 
 fn topic(class: &str, name: &str) -> Topic {

@@ -11,6 +11,7 @@ mod doctor;
 mod document;
 mod files;
 mod flow;
+mod render;
 mod up;
 mod watch;
 
@@ -19,6 +20,7 @@ use crate::cli::{self, Args, Command};
 use crate::exit::Code;
 
 pub(crate) use decode::run as decode;
+pub(crate) use render::run as render;
 
 const LICENSE: &str = include_str!("../../../../LICENSE");
 const NOTICES: &str = include_str!("../../../../NOTICES.txt");
@@ -39,6 +41,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Doctor(broker) => return doctor::run(&target, broker).await,
         Command::Decode => decode::run()?,
         Command::Notices => print(&format!("{LICENSE}\n{NOTICES}")),
+        Command::Render => render::run()?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut cli::command(), "sluice", &mut std::io::stdout());
         }
