@@ -85,6 +85,7 @@ const RECOVER: &str = "crates/bus/src/embedded/log/recover.rs";
 const BLOBS: &str = "crates/store/src/blobs.rs";
 const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
+const FAIR: &str = "crates/processors/src/fair.rs";
 
 const BUGS: &[Bug] = &[
     bug(
@@ -452,6 +453,20 @@ const BUGS: &[Bug] = &[
         "let mut loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect(); if PLANTED { loose.extend(fs::read_dir(&shared.folder).into_iter().flatten().flatten().map(|one| one.file_name().to_string_lossy().into_owned())); }",
     )
     .found_by("stores", "what_is_on_record_as_left_over_goes_to_the_trash_and_nothing_else_is_touched"),
+    bug(
+        "slots are first come first served",
+        FAIR,
+        "min_by_key(|(_, (workspace, _))| held(workspace))",
+        "min_by_key(|(_, (workspace, _))| if PLANTED { 0 } else { held(workspace) })",
+    )
+    .found_by("fair", "every_job_is_served_once_and_no_slot_is_idle_while_one_waits"),
+    bug(
+        "who had its turn stays in front",
+        FAIR,
+        "let last = self.waiting.remove(at);\n            self.waiting.extend(last);",
+        "if !PLANTED { let last = self.waiting.remove(at); self.waiting.extend(last); }",
+    )
+    .found_by("fair", "a_small_document_beside_any_of_one_neighbour_waits_for_one_slot_at_most"),
 ];
 
 /// Plants, builds and looks for every bug with these words in its name.

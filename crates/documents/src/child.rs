@@ -1,11 +1,14 @@
 //! Both ends of the pipe to a process that reads one document: an [`Order`] goes in, [`Event`]s come out, a line of JSON
-//! each, as they are found. What the process told before it died stays told.
+//! each, as they are found. What the process reported before it died stays reported.
+//!
+//! The end that gives the order trusts nothing that comes back: a document may have taken over the process that reads it.
+//! [`Conversation`] says what may come next.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Event, Kind, Limits, Problem};
+use crate::{Event, Limits, Problem, REASON_BYTES_MAX};
 
 /// Longest first line, in bytes.
 const ORDER_BYTES_MAX: u64 = 64 * 1024;
@@ -14,9 +17,8 @@ const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a process is to read; its content follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Order {
-    /// What the content was recognised as.
-    pub kind: Kind,
     /// The declared MIME type.
     pub declared: String,
     /// Bytes of content that follow.
@@ -42,7 +44,73 @@ pub fn line_bytes_max(limits: &Limits) -> usize {
     limits.text_bytes_max.saturating_mul(2).saturating_add(FRAME_BYTES)
 }
 
-/// Serves one order: the whole life of the process. An input that is shorter than announced is told as damaged.
+/// What has been reported of one document, and so what may come next. Whatever the other end sends, as many events are
+/// accepted as the limits allow, with as much text.
+#[derive(Debug)]
+pub struct Conversation {
+    limits: Limits,
+    /// Parts that were announced; `None` before.
+    count: Option<usize>,
+    /// The part that comes next.
+    next: usize,
+    text_bytes: usize,
+    /// The parts beyond the last that is read were named.
+    rest_is_lost: bool,
+    has_ended: bool,
+}
+
+impl Conversation {
+    /// Before the first event.
+    #[must_use]
+    pub const fn new(limits: Limits) -> Self {
+        Self { limits, count: None, next: 1, text_bytes: 0, rest_is_lost: false, has_ended: false }
+    }
+
+    /// Takes the next event; returns whether it can be one.
+    pub fn accepts(&mut self, event: &Event) -> bool {
+        if self.has_ended || !is_short(event) {
+            return false;
+        }
+        match (event, self.count) {
+            (Event::Begin { count, .. }, None) => {
+                self.count = Some(*count);
+                *count <= self.limits.parts_max
+            }
+            (Event::Part { number, text }, Some(count)) => {
+                self.text_bytes = self.text_bytes.saturating_add(text.len());
+                self.goes_on(*number, *number, count) && self.text_bytes <= self.limits.text_bytes_max
+            }
+            (Event::Lost { first, last, .. }, Some(count)) if *first == count.saturating_add(1) => {
+                !std::mem::replace(&mut self.rest_is_lost, true) && last >= first
+            }
+            (Event::Lost { first, last, .. }, Some(count)) => self.goes_on(*first, *last, count),
+            (Event::Failed(_), _) | (Event::End, Some(_)) => {
+                self.has_ended = true;
+                true
+            }
+            (Event::Begin { .. }, Some(_)) | (Event::Part { .. } | Event::Lost { .. } | Event::End, None) => {
+                false
+            }
+        }
+    }
+
+    fn goes_on(&mut self, first: usize, last: usize, count: usize) -> bool {
+        let goes_on = self.next <= first && first <= last && last <= count;
+        if goes_on {
+            self.next = last + 1;
+        }
+        goes_on
+    }
+}
+
+fn is_short(event: &Event) -> bool {
+    match event {
+        Event::Lost { problem, .. } | Event::Failed(problem) => problem.reason.len() <= REASON_BYTES_MAX,
+        Event::Begin { .. } | Event::Part { .. } | Event::End => true,
+    }
+}
+
+/// Serves one order: the whole life of the process. An input that is shorter than announced is reported as damaged.
 ///
 /// # Errors
 /// When the order cannot be understood or the output is closed.
@@ -61,21 +129,28 @@ fn answer(input: impl Read, mut output: impl Write) -> io::Result<()> {
     let order: Order = serde_json::from_slice(&line)?;
     let mut content = Vec::with_capacity(usize::try_from(order.content_bytes).unwrap_or_default());
     input.take(order.content_bytes).read_to_end(&mut content)?;
-    let mut tell = |event: Event| {
+    let mut report = |event: Event| {
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
         output.write_all(&line)?;
         output.flush()
     };
     if content.len() as u64 != order.content_bytes {
-        return tell(Event::Failed(Problem::damaged("the document", "its content was cut short on the way")));
+        return report(Event::Failed(Problem::damaged(
+            "the document",
+            "its content was cut short on the way",
+        )));
     }
-    crate::read(order.kind, &order.declared, content, &order.limits, &mut tell)
+    match crate::recognise(&order.declared, &content) {
+        Ok(kind) => crate::read(kind, &order.declared, content, &order.limits, &mut report),
+        Err(problem) => report(Event::Failed(problem)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Kind, ProblemKind, Unit};
 
     fn served(order: &Order, content: &[u8]) -> Vec<Event> {
         let mut output = Vec::new();
@@ -86,9 +161,8 @@ mod tests {
 
     #[test]
     fn an_order_is_answered_with_events() {
-        let content = b"<h1>Tea</h1>\x00";
+        let content = b"<h1>Tea</h1>\n";
         let mut order = Order {
-            kind: Kind::Html,
             declared: "text/html".to_owned(),
             content_bytes: content.len() as u64,
             limits: Limits::default(),
@@ -108,6 +182,67 @@ mod tests {
         for text in ["\n".repeat(1_000), "\"".repeat(1_000), "ä".repeat(500)] {
             let line = serde_json::to_vec(&Event::Part { number: 1, text }).unwrap();
             assert!(line.len() <= line_bytes_max(&limits));
+        }
+    }
+
+    #[test]
+    fn what_is_not_read_here_is_reported_and_no_error() {
+        let content = b"\x89PNG\r\n\x1a\n";
+        let order = Order { declared: "image/png".to_owned(), content_bytes: 8, limits: Limits::default() };
+        assert!(
+            matches!(&served(&order, content)[..], [Event::Failed(problem)] if problem.reason.contains("PNG"))
+        );
+    }
+
+    fn problem(reason: impl Into<String>) -> Problem {
+        Problem { kind: ProblemKind::Damaged, reason: reason.into() }
+    }
+
+    #[test]
+    fn a_conversation_takes_what_a_reader_says() {
+        let limits = Limits { parts_max: 3, ..Limits::default() };
+        let mut conversation = Conversation::new(limits.clone());
+        for event in [
+            Event::Begin { kind: Kind::Pdf, unit: Unit::Page, count: 3 },
+            Event::Lost { first: 4, last: 9, problem: problem("left out") },
+            Event::Part { number: 1, text: "One.".to_owned() },
+            Event::Lost { first: 2, last: 2, problem: problem("blank") },
+            Event::Part { number: 3, text: "Three.".to_owned() },
+            Event::End,
+        ] {
+            assert!(conversation.accepts(&event), "{event:?}");
+        }
+        assert!(!conversation.accepts(&Event::End));
+        assert!(Conversation::new(limits.clone()).accepts(&Event::Failed(problem("damaged"))));
+    }
+
+    #[test]
+    fn a_conversation_takes_nothing_that_has_no_bound() {
+        let limits = Limits { parts_max: 3, text_bytes_max: 10, ..Limits::default() };
+        let begin = Event::Begin { kind: Kind::Pdf, unit: Unit::Page, count: 3 };
+        let part = |number, text: &str| Event::Part { number, text: text.to_owned() };
+        let lost = |first, last| Event::Lost { first, last, problem: problem("x") };
+        for (before, odd) in [
+            (vec![], part(1, "a")),
+            (vec![], lost(1, 1)),
+            (vec![], Event::End),
+            (vec![], Event::Begin { kind: Kind::Pdf, unit: Unit::Page, count: usize::MAX }),
+            (vec![], Event::Failed(problem("x".repeat(REASON_BYTES_MAX + 1)))),
+            (vec![begin.clone()], begin.clone()),
+            (vec![begin.clone()], part(0, "a")),
+            (vec![begin.clone()], part(4, "a")),
+            (vec![begin.clone()], part(1, "too much text")),
+            (vec![begin.clone(), part(1, "sixsix")], part(2, "sixsix")),
+            (vec![begin.clone(), part(2, "a")], part(2, "a")),
+            (vec![begin.clone(), part(2, "a")], lost(1, 3)),
+            (vec![begin.clone()], lost(1, 4)),
+            (vec![begin.clone()], lost(2, 1)),
+            (vec![begin.clone()], lost(5, usize::MAX)),
+            (vec![begin.clone(), lost(4, usize::MAX)], lost(4, 5)),
+        ] {
+            let mut conversation = Conversation::new(limits.clone());
+            assert!(before.iter().all(|event| conversation.accepts(event)), "{before:?}");
+            assert!(!conversation.accepts(&odd), "{before:?} {odd:?}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! Bytes become characters: marks at the start, what was declared, UTF-8, and a guess for what older programs wrote.
 
-use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
+use std::borrow::Cow;
+
+use encoding_rs::{CoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
 /// Bytes looked at to tell text from other content.
 const SAMPLE_BYTES_MAX: usize = 8 * 1024;
@@ -8,6 +10,8 @@ const SAMPLE_BYTES_MAX: usize = 8 * 1024;
 const CHARS_PER_CONTROL_MIN: usize = 50;
 /// Bytes at the start of a web page in which its encoding is named.
 const META_BYTES_MAX: usize = 1024;
+/// Bytes of text that [`pieces`] hands over at once.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Whether a content can be text.
 pub(crate) fn is_text(content: &[u8]) -> bool {
@@ -20,25 +24,50 @@ pub(crate) fn is_text(content: &[u8]) -> bool {
     !sample.contains(&0) && controls.count() * CHARS_PER_CONTROL_MIN <= sample.len()
 }
 
-/// The text of a content. Never fails: what no encoding explains becomes replacement characters.
-pub(crate) fn decode(declared: &str, content: &[u8]) -> String {
-    if let Some((encoding, mark_bytes)) = Encoding::for_bom(content) {
-        return with(encoding, &content[mark_bytes..]);
-    }
-    if let Some(encoding) = wide(content) {
-        return with(encoding, content);
-    }
-    if let Ok(text) = std::str::from_utf8(content) {
-        return text.to_owned();
-    }
-    if let Some(encoding) = named(declared).or_else(|| in_page(content)).filter(|named| *named != UTF_8) {
-        return with(encoding, content);
-    }
-    with(if is_nearly_utf_8(content) { UTF_8 } else { guess(content) }, content)
+/// The text of a content, borrowed where it is UTF-8. Never fails: what no encoding explains becomes replacement characters.
+pub(crate) fn decode<'a>(declared: &str, content: &'a [u8]) -> Cow<'a, str> {
+    let (encoding, start) = explain(declared, content);
+    encoding.decode_without_bom_handling(&content[start..]).0
 }
 
-fn with(encoding: &'static Encoding, content: &[u8]) -> String {
-    encoding.decode_without_bom_handling(content).0.into_owned()
+/// The same text in pieces, so that no more than one of them is in memory beside the content. Pieces are not empty.
+pub(crate) fn pieces<E>(
+    declared: &str,
+    content: &[u8],
+    mut take: impl FnMut(&str) -> Result<(), E>,
+) -> Result<(), E> {
+    let (encoding, start) = explain(declared, content);
+    let mut decoder = encoding.new_decoder_without_bom_handling();
+    let mut rest = &content[start..];
+    let mut piece = String::with_capacity(PIECE_BYTES);
+    loop {
+        piece.clear();
+        let (result, read, _) = decoder.decode_to_string(rest, &mut piece, true);
+        rest = &rest[read..];
+        if !piece.is_empty() {
+            take(&piece)?;
+        }
+        if result == CoderResult::InputEmpty {
+            return Ok(());
+        }
+    }
+}
+
+/// The encoding of a content, and where its text begins.
+fn explain(declared: &str, content: &[u8]) -> (&'static Encoding, usize) {
+    if let Some(marked) = Encoding::for_bom(content) {
+        return marked;
+    }
+    if let Some(encoding) = wide(content) {
+        return (encoding, 0);
+    }
+    if std::str::from_utf8(content).is_ok() {
+        return (UTF_8, 0);
+    }
+    if let Some(encoding) = named(declared).or_else(|| in_page(content)).filter(|named| *named != UTF_8) {
+        return (encoding, 0);
+    }
+    (if is_nearly_utf_8(content) { UTF_8 } else { guess(content) }, 0)
 }
 
 /// UTF-16 without a mark: in most scripts every other byte is often zero, and always on the same side.
@@ -121,6 +150,23 @@ mod tests {
     #[test]
     fn a_broken_byte_does_not_make_utf_8_something_else() {
         assert_eq!(decode("", b"K\xc3\xa4se und Br\xc3\xb6tchen \xff!"), "Käse und Brötchen \u{fffd}!");
+    }
+
+    #[test]
+    fn pieces_together_are_the_whole() {
+        let long = "Käse, \u{1f9c0} und Brot\n".repeat(20_000);
+        let wide: Vec<u8> = long.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let marked = [&b"\xff\xfe"[..], &wide].concat();
+        let latin = b"Ein Caf\xe9 in Z\xfcrich hat ge\xf6ffnet.\n".repeat(9_000);
+        for content in [long.as_bytes(), &marked, &latin, b"", b"cut \xc3"] {
+            let mut text = String::new();
+            let taken = pieces("", content, |piece| {
+                assert!(!piece.is_empty() && piece.len() <= PIECE_BYTES);
+                text.push_str(piece);
+                Ok::<(), ()>(())
+            });
+            assert_eq!((taken, text), (Ok(()), decode("", content).into_owned()));
+        }
     }
 
     #[test]

@@ -9,6 +9,9 @@ use crate::{Problem, ProblemKind};
 /// Bytes in which the mark of a PDF is looked for: some begin with what a mail or web server left there.
 const PDF_MARK_BYTES_MAX: usize = 1024;
 
+/// A content of fewer bytes than these can be read where other work is done, if it is plain.
+pub const PLAIN_BYTES_MAX: usize = 1024 * 1024;
+
 /// A kind of document that is read here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -111,15 +114,15 @@ impl Kind {
         }
     }
 
-    /// Whether reading it is no more than decoding characters: nothing in it can make the reader recurse, unpack or loop.
-    /// Everything else is better read in a process of its own.
+    /// Whether reading it is no more than decoding characters: nothing in it can make the reader recurse, unpack, multiply or
+    /// loop.
     #[must_use]
     pub const fn is_plain(self) -> bool {
-        matches!(self, Self::Text | Self::Markdown | Self::Csv)
+        matches!(self, Self::Text | Self::Markdown)
     }
 
     const fn is_text(self) -> bool {
-        self.is_plain() || matches!(self, Self::Html)
+        self.is_plain() || matches!(self, Self::Csv | Self::Html)
     }
 }
 
@@ -144,7 +147,9 @@ pub fn recognise(declared: &str, content: &[u8]) -> Result<Kind, Problem> {
     let other = OTHERS.iter().find(|(mark, _)| start.starts_with(mark)).map(|(_, name)| *name);
     let other = other.or_else(|| (!encoding::is_text(content)).then_some("binary data"));
     match (other, claim) {
-        (Some(found), Some(claim)) if !claim.is_plain() => Err(not_as_claimed(claim, found)),
+        (Some(found), Some(claim)) if !claim.is_plain() && claim != Kind::Csv => {
+            Err(not_as_claimed(claim, found))
+        }
         (Some(found), _) => Err(unsupported(found)),
         (None, Some(claim)) if !claim.is_text() => {
             let found = if looks_like_html(start) { "a web page" } else { "plain text" };
@@ -153,6 +158,18 @@ pub fn recognise(declared: &str, content: &[u8]) -> Result<Kind, Problem> {
         (None, _) if looks_like_html(start) => Ok(Kind::Html),
         (None, claim) => Ok(claim.unwrap_or(Kind::Text)),
     }
+}
+
+/// The kind of a content that may be read without a process of its own: plain, and of fewer than [`PLAIN_BYTES_MAX`] bytes.
+/// `None` for everything else. Looks at no more than so many bytes.
+///
+/// # Errors
+/// As [`recognise`], for contents of that size.
+pub fn plain(declared: &str, content: &[u8]) -> Result<Option<Kind>, Problem> {
+    if content.len() >= PLAIN_BYTES_MAX {
+        return Ok(None);
+    }
+    recognise(declared, content).map(|kind| Some(kind).filter(|kind| kind.is_plain()))
 }
 
 /// A MIME type without its parameters.
@@ -266,6 +283,18 @@ mod tests {
         assert_eq!(kind("", &compound("EncryptedPackage")), Err(Encrypted));
         assert_eq!(kind("", &compound("WordDocument Workbook")), Ok(Kind::Doc));
         assert_eq!(kind("application/vnd.ms-excel", &compound("WordDocument Workbook")), Ok(Kind::Xls));
+    }
+
+    #[test]
+    fn only_small_text_and_markdown_are_plain() {
+        assert_eq!(plain("text/markdown", b"# Leeks"), Ok(Some(Kind::Markdown)));
+        assert_eq!(plain("", &b"a".repeat(PLAIN_BYTES_MAX - 1)), Ok(Some(Kind::Text)));
+        assert_eq!(plain("", &b"a".repeat(PLAIN_BYTES_MAX)), Ok(None));
+        for declared in ["text/csv", "text/html"] {
+            assert_eq!(plain(declared, b"a,b"), Ok(None), "{declared}");
+        }
+        assert_eq!(plain("text/plain", b"%PDF-1.7"), Ok(None));
+        assert!(plain("text/plain", b"\x89PNG\r\n\x1a\n").is_err());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! It owns what a file format is. It refuses to know where documents come from and where the text goes: no bus, no async, no
 //! files. Begin with [`recognise`] and [`read`]. Every reader is bounded by [`Limits`]; but what parses a hostile file can
-//! loop or eat memory in ways that no bound inside it stops, so kinds that are not [plain](Kind::is_plain) are better read
-//! in a process of their own: [`child`] is both ends of the pipe to it.
+//! loop or eat memory in ways that no bound inside it stops, so only [plain](Kind::is_plain) kinds of a small size are read
+//! where other work is done: [`plain`] tells. Everything else belongs in a process of its own: [`child`] is both ends of the
+//! pipe to it.
 //!
 //! ```
 //! use sluice_documents::{Event, Limits, Unit, read, recognise};
@@ -33,8 +34,8 @@ mod problem;
 mod rows;
 
 pub use event::{Event, Unit};
-pub use kind::{Kind, recognise};
-pub use problem::{Problem, ProblemKind};
+pub use kind::{Kind, PLAIN_BYTES_MAX, plain, recognise};
+pub use problem::{Problem, ProblemKind, REASON_BYTES_MAX};
 
 /// Changes whenever readers give other text for the same bytes, so that parts read before are not taken for the same.
 pub const READER_VERSION: &str = "1";
@@ -71,9 +72,11 @@ pub fn read(
 ) -> io::Result<()> {
     let mut out = event::Out::new(kind, limits, sink);
     let done = match kind {
-        Kind::Text | Kind::Markdown => whole(&mut out, || Ok(encoding::decode(declared, &content))),
-        Kind::Csv => whole(&mut out, || rows::from_csv(&encoding::decode(declared, &content), limits)),
-        Kind::Html => whole(&mut out, || html::to_markdown(&encoding::decode(declared, &content))),
+        Kind::Text | Kind::Markdown => {
+            whole(&mut out, || Ok(encoding::decode(declared, &content).into_owned()))
+        }
+        Kind::Csv => whole(&mut out, || rows::from_csv(declared, &content, limits)),
+        Kind::Html => whole(&mut out, || Ok(html::to_markdown(&encoding::decode(declared, &content)))),
         Kind::Docx | Kind::Xlsx | Kind::Pptx | Kind::Doc | Kind::Xls | Kind::Ppt => {
             office::read(kind, content, limits, &mut out)
         }

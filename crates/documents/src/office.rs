@@ -62,7 +62,7 @@ fn xlsx_sheet(book: &XlsxDocument, at: usize, limits: &Limits) -> Result<String,
             }
             values[column] = book.format_cell_value(cell);
         }
-        Ok(values)
+        values
     });
     let mut lines = rows::lines(rows, limits)?;
     match &sheet.damage {
@@ -77,7 +77,7 @@ fn xls_sheet(book: &XlsDocument, at: usize, limits: &Limits) -> Result<String, P
     let sheet = &book.sheets[at];
     let value = |row, column| sheet.display_text(row, column).unwrap_or_default().into_owned();
     let rows = sheet.rows.iter().enumerate();
-    let rows = rows.map(|(row, cells)| Ok((0..cells.len()).map(|column| value(row, column)).collect()));
+    let rows = rows.map(|(row, cells)| (0..cells.len()).map(|column| value(row, column)).collect());
     Ok(named(&sheet.name, rows::lines(rows, limits)?))
 }
 

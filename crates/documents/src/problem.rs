@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Longest reason, in bytes.
+pub const REASON_BYTES_MAX: usize = 2 * 1024;
+
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -46,9 +49,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem of a kind.
+    /// A problem of a kind. A reason of more than [`REASON_BYTES_MAX`] bytes is cut: parsers put what they found into it.
     pub fn new(kind: ProblemKind, reason: impl Into<String>) -> Self {
-        Self { kind, reason: reason.into() }
+        let mut reason = reason.into();
+        if reason.len() > REASON_BYTES_MAX {
+            reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        }
+        Self { kind, reason }
     }
 
     pub(crate) fn damaged(what: &str, cause: impl std::fmt::Display) -> Self {

@@ -5,9 +5,7 @@
 #[allow(dead_code, reason = "shared with the tests of the whole system, which use more")]
 mod made;
 
-use std::io::Write as _;
-
-use sluice_documents::{Event, Kind, Limits, ProblemKind, Unit, read, recognise};
+use sluice_documents::{Event, Kind, Limits, ProblemKind, Unit, child, read, recognise};
 
 /// What a document of a declared type tells.
 fn told(declared: &str, content: &[u8], limits: &Limits) -> Vec<Event> {
@@ -186,19 +184,44 @@ fn plain_text_and_markdown_stay_as_they_are() {
     assert_eq!(losses(&told("text/plain", b"", &Limits::default()))[1], (0, 0, ProblemKind::Empty));
 }
 
-#[test]
-fn a_web_page_of_any_depth_ends_in_text_or_a_reason() {
-    let mut page = b"<html><body>".to_vec();
-    page.write_all("<div>".repeat(2_000).as_bytes()).unwrap();
-    page.write_all(b"Deep down.").unwrap();
-    // As in the process that reads such pages: with the stack it has there.
-    let order = sluice_documents::child::Order {
-        kind: Kind::Html,
-        declared: String::new(),
-        content_bytes: page.len() as u64,
+/// What a document gives in the process that reads such, with the stack it has there.
+fn served(declared: &str, content: &[u8]) -> Vec<Event> {
+    let order = child::Order {
+        declared: declared.to_owned(),
+        content_bytes: content.len() as u64,
         limits: Limits::default(),
     };
     let mut output = Vec::new();
-    sluice_documents::child::serve([order.line(), page].concat().as_slice(), &mut output).unwrap();
-    assert!(String::from_utf8(output).unwrap().contains("Deep down."));
+    child::serve([&order.line(), content].concat().as_slice(), &mut output).unwrap();
+    let lines = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let told: Vec<Event> = lines.map(|line| serde_json::from_slice(line).unwrap()).collect();
+    let mut conversation = child::Conversation::new(Limits::default());
+    assert!(told.iter().all(|event| conversation.accepts(event)), "{told:?}");
+    told
+}
+
+#[test]
+fn a_web_page_of_any_depth_gives_its_text() {
+    // Hundreds of thousands of elements: with time or memory that grows faster than the page, this would not end.
+    for (start, count) in
+        [("<div>", 300_000), ("<b><i>", 100_000), ("<ul><li>", 100_000), ("<table><tr><td>", 100_000)]
+    {
+        let page = format!("<html><title>Deep</title><body>{}Deep down.", start.repeat(count));
+        let told = served("text/html", page.as_bytes());
+        let (_, text) = texts(&told)[0];
+        assert!(text.contains("Deep down."), "{start}");
+    }
+    let page = format!("<html><title>{}</title><p>Here.", "<div>".repeat(300_000));
+    assert!(texts(&served("", page.as_bytes()))[0].1.contains("Here."));
+}
+
+#[test]
+fn a_table_of_millions_of_values_is_one_text_or_too_large() {
+    let row = "a,".repeat(4_000_000);
+    let told = served("text/csv", row.as_bytes());
+    assert_eq!(texts(&told)[0].1.len(), 4_000_000 * 4 - 3);
+    let told = served("text/csv", "a,".repeat(6_000_000).as_bytes());
+    assert_eq!(losses(&told), [(0, 0, ProblemKind::TooLarge)]);
+    let quoted = format!("\"{}", "a".repeat(20_000_000));
+    assert_eq!(losses(&served("text/csv", quoted.as_bytes())), [(0, 0, ProblemKind::TooLarge)]);
 }

@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
-use sluice_documents::{Event, Kind, Problem, ProblemKind, READER_VERSION, Unit, recognise};
+use sluice_documents::{Event, Kind, PLAIN_BYTES_MAX, Problem, ProblemKind, READER_VERSION, Unit, plain};
 use sluice_schema::message::{Document, Metadata, StageReport, TextDocument, Triples};
 use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress};
 
@@ -39,6 +40,7 @@ pub struct DocumentDecoder {
     librarian: Librarian,
     progress: Progress,
     decoding: Decoding,
+    workspace: Arc<str>,
 }
 
 impl Processor for DocumentDecoder {
@@ -52,6 +54,7 @@ impl Processor for DocumentDecoder {
             librarian: Librarian::bind(ports)?,
             progress: ports.progress()?,
             decoding: ports.resource()?,
+            workspace: ports.workspace().into(),
         })
     }
 
@@ -109,27 +112,37 @@ impl DocumentDecoder {
         root: &str,
     ) -> Result<(), Failure> {
         let declared = self.declared(document, id).await?;
-        // What is declared as text is small or refused; of the rest only as many are in memory as are being read.
-        let seems_plain = Kind::of_mime(&declared).is_some_and(Kind::is_plain);
-        let mut slot = if seems_plain { None } else { Some(self.decoding.slot().await?) };
-        let content = self.content(document, id, seems_plain).await?;
-        let kind = recognise(&declared, &content).map_err(Failure::never)?;
-        if slot.is_none() && !kind.is_plain() {
-            slot = Some(self.decoding.slot().await?);
-        }
-        if document.document_id.is_empty() {
-            // Whoever sent the content along may not have told the librarian; a part needs something to be a part of.
-            self.librarian.save_source(id, kind.mime(), &content).await?;
-        }
-        let name = format!("{:x}", Sha256::digest(&content));
-        let mut reading = self.decoding.open(kind, &declared, content).await?;
-        let (unit, count) = match reading.next().await? {
-            Event::Begin { unit, count, .. } => (unit, count),
+        let mut slot = None;
+        // Small texts are read here. Of everything else only as many are in memory as are being read.
+        let content = match self.small_text(document, &declared, id).await? {
+            Some(content) => content,
+            None => {
+                slot = Some(self.decoding.slot(&self.workspace).await);
+                self.content(document, id).await?
+            }
+        };
+        let name = named_by(content.clone()).await?;
+        let mut reading = match plain(&declared, &content).map_err(Failure::never)? {
+            Some(kind) => self.decoding.open_plain(kind, &declared, content.clone()).await?,
+            None => {
+                if slot.is_none() {
+                    slot = Some(self.decoding.slot(&self.workspace).await);
+                }
+                self.decoding.open(&declared, &content).await?
+            }
+        };
+        let (kind, unit, count) = match reading.next().await? {
+            Event::Begin { kind, unit, count } => (kind, unit, count),
             Event::Failed(problem) => {
                 return self.nothing_read(id, root, &metadata.collection, problem).await;
             }
             other => return Err(Failure::never(format!("reading the document began with {other:?}"))),
         };
+        if document.document_id.is_empty() {
+            // Whoever sent the content along may not have told the librarian; a part needs something to be a part of.
+            self.librarian.save_source(id, kind.mime(), &content).await?;
+        }
+        drop(content);
         let source = Source {
             id: id.to_owned(),
             root: root.to_owned(),
@@ -156,17 +169,29 @@ impl DocumentDecoder {
         Ok(metadata.kind)
     }
 
-    async fn content(&self, document: &Document, id: &str, seems_plain: bool) -> Result<Vec<u8>, Failure> {
-        let config = self.decoding.config();
-        // Text in UTF-16 is twice as long as what it becomes.
-        let text_bytes_max = config.limits.text_bytes_max.saturating_mul(2);
-        let bytes_max = if seems_plain { text_bytes_max } else { config.document_bytes_max };
-        if !document.document_id.is_empty() {
-            return self.librarian.content_up_to(id, bytes_max).await;
+    /// The content of a document that is small and may be text.
+    async fn small_text(
+        &self,
+        document: &Document,
+        declared: &str,
+        id: &str,
+    ) -> Result<Option<Bytes>, Failure> {
+        if document.document_id.is_empty() {
+            let is_small = document.data.len() / 4 * 3 < PLAIN_BYTES_MAX;
+            return if is_small { sent_along(document, id).map(Some) } else { Ok(None) };
         }
-        BASE64
-            .decode(&document.data)
-            .map_err(|error| Failure::never(format!("the data of '{id}' is not base64: {error}")))
+        if !Kind::of_mime(declared).is_some_and(Kind::is_plain) {
+            return Ok(None);
+        }
+        Ok(self.librarian.small_content(id, PLAIN_BYTES_MAX).await?.map(Bytes::from))
+    }
+
+    async fn content(&self, document: &Document, id: &str) -> Result<Bytes, Failure> {
+        if document.document_id.is_empty() {
+            return sent_along(document, id);
+        }
+        let bytes_max = self.decoding.config().document_bytes_max;
+        self.librarian.content_up_to(id, bytes_max).await.map(Bytes::from)
     }
 
     /// A document of which nothing could be read: blank ones are told, others are parked as well.
@@ -287,6 +312,22 @@ impl DocumentDecoder {
         }
         Ok(())
     }
+}
+
+/// The content that came with a message.
+fn sent_along(document: &Document, id: &str) -> Result<Bytes, Failure> {
+    let content = BASE64.decode(&document.data);
+    let told = |error| Failure::never(format!("the data of '{id}' is not base64: {error}"));
+    content.map(Bytes::from).map_err(told)
+}
+
+/// A name made from a content.
+async fn named_by(content: Bytes) -> Result<String, Failure> {
+    if content.len() < PLAIN_BYTES_MAX {
+        return Ok(format!("{:x}", Sha256::digest(&content)));
+    }
+    let name = tokio::task::spawn_blocking(move || format!("{:x}", Sha256::digest(&content)));
+    name.await.map_err(Failure::again)
 }
 
 /// What a reading finds, up to its end.

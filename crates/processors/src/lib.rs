@@ -25,6 +25,7 @@ pub mod decoder;
 mod derived;
 pub mod document_rag;
 pub mod embeddings;
+pub mod fair;
 pub mod fusion;
 pub mod hashing;
 mod json_schema;

@@ -16,6 +16,12 @@ const CONTENT_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(crate) struct Librarian(Client<exchange::Librarian>);
 
+/// A content, or how many bytes one has at least that is too long.
+enum Content {
+    Whole(Vec<u8>),
+    Longer(usize),
+}
+
 /// A document or part to be saved.
 pub(crate) struct Saved<'a> {
     pub(crate) id: &'a str,
@@ -44,6 +50,26 @@ impl Librarian {
 
     /// The whole content of a document of so many bytes at most; a longer one is refused as soon as that is known.
     pub(crate) async fn content_up_to(&self, id: &str, bytes_max: usize) -> Result<Vec<u8>, Failure> {
+        match self.content_within(id, bytes_max).await? {
+            Content::Whole(content) => Ok(content),
+            Content::Longer(bytes) => {
+                let most = bytes_max / (1024 * 1024);
+                Err(Failure::never(format!(
+                    "document '{id}' has {bytes} bytes, more than the {most} MiB that are read; split it"
+                )))
+            }
+        }
+    }
+
+    /// The whole content of a document that has fewer bytes than these; of a longer one nothing.
+    pub(crate) async fn small_content(&self, id: &str, bytes: usize) -> Result<Option<Vec<u8>>, Failure> {
+        Ok(match self.content_within(id, bytes.saturating_sub(1)).await? {
+            Content::Whole(content) => Some(content),
+            Content::Longer(_) => None,
+        })
+    }
+
+    async fn content_within(&self, id: &str, bytes_max: usize) -> Result<Content, Failure> {
         let patience = Patience { idle: ANSWER_TIMEOUT, total: CONTENT_TIMEOUT };
         let mut answer = self.0.stream(&request("stream-document", id), patience).await?;
         let mut content = Vec::new();
@@ -51,19 +77,19 @@ impl Librarian {
             if let Some(error) = part.error {
                 return Err(failure(&format!("read document '{id}'"), &error));
             }
+            let total = usize::try_from(part.total_bytes).unwrap_or(0);
+            if total > bytes_max {
+                return Ok(Content::Longer(total));
+            }
             let bytes = BASE64.decode(&part.content);
             content.extend(bytes.map_err(|e| {
                 Failure::never(format!("the librarian's content of '{id}' is not base64: {e}"))
             })?);
-            let total = usize::try_from(part.total_bytes).unwrap_or(0).max(content.len());
-            if total > bytes_max {
-                let most = bytes_max / (1024 * 1024);
-                return Err(Failure::never(format!(
-                    "document '{id}' has {total} bytes, more than the {most} MiB that are read; split it"
-                )));
+            if content.len() > bytes_max {
+                return Ok(Content::Longer(content.len()));
             }
         }
-        Ok(content)
+        Ok(Content::Whole(content))
     }
 
     /// The content of a document as text.

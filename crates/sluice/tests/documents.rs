@@ -94,6 +94,7 @@ fn pages_keep_their_numbers_from_the_file_to_the_answer_and_are_made_once() {
             world.file("beds.xlsx", &made::xlsx()),
             world.file("old.txt", b"Im Caf\xe9 von Z\xfcrich gibt es K\xe4sefondue, und es ist gut."),
             world.file("page.html", b"<h1>Bees</h1><p>Drones are evicted in August.</p>"),
+            world.file("hives.csv", b"hive,queen\nsouth,marked blue in 2024\n"),
         ],
     );
     let pump = &added["pumps.pdf"];
@@ -105,6 +106,7 @@ fn pages_keep_their_numbers_from_the_file_to_the_answer_and_are_made_once() {
         ("Where is the spare key of the pump house?", "pumps.pdf", "blue door", json!(3)),
         ("When are drones evicted?", "page.html", "August", Value::Null),
         ("How many leeks are in the north bed?", "beds.xlsx", "count: 12", Value::Null),
+        ("How is the queen of the south hive marked?", "hives.csv", "marked blue", Value::Null),
         ("Was gibt es im Café von Zürich?", "old.txt", "Käsefondue", Value::Null),
     ] {
         let answer = world.up.json(&["ask", question, "--flow", "f1"]);
@@ -167,6 +169,39 @@ fn bad_documents_are_told_with_one_clear_reason_each_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_small_document_beside_hostile_ones_of_a_neighbour_waits_for_one_of_them_at_most() {
+    let world = World::start(&["--decode-seconds", "4"]);
+    let make = json!({"operation": "create-workspace", "workspace_record": {"id": "acme", "name": "Acme"}});
+    let made = world.up.post("/api/v1/iam", &make);
+    assert!(made.starts_with("HTTP/1.1 200"), "{made}");
+    world.up.json(&["flow", "start", "f1", "document-rag", "--workspace", "acme"]);
+    // As many as are decoded at once, each of which keeps the parser busy until its time is over.
+    let names = (0..8).map(|number| format!("endless-{number}.pdf"));
+    let hostile: Vec<PathBuf> = names
+        .map(|name| {
+            let content = [made::endless_pdf(), name.clone().into_bytes()].concat();
+            world.file(&name, &content)
+        })
+        .collect();
+    let mut args = vec!["doc", "add", "--flow", "f1", "--no-wait"];
+    args.extend(hostile.iter().map(|file| file.to_str().unwrap()));
+    let added = world.up.json(&args);
+    let hostile = added["documents"].as_array().unwrap();
+    assert_eq!(hostile.len(), 8, "{added}");
+    let small = world.file("small.html", b"<html><h1>Bees</h1><p>Drones are evicted in August.</p>");
+    let small = small.to_str().unwrap();
+    let added = world.up.json(&["doc", "add", small, "--flow", "f1", "--workspace", "acme"]);
+    assert_eq!(added["progress"][0]["failed"], 0, "{added}");
+    let waits = |id: &&Value| {
+        let body = json!({"operation": "get-progress", "document-id": id});
+        world.librarian(&body)["progress"][0]["complete"] != true
+    };
+    // First come first served, all of them would have had their time before.
+    let waiting = hostile.iter().filter(waits).count();
+    assert!(waiting >= 3, "only {waiting} of the neighbour's documents were behind it\n{}", world.up.log());
+}
+
+#[test]
 fn what_unpacks_to_too_much_ends_within_its_limits() {
     let world = World::start(&["--decode-memory-mib", "700"]);
     let added = world.add(
@@ -190,7 +225,6 @@ fn what_unpacks_to_too_much_ends_within_its_limits() {
 #[test]
 fn a_reading_process_says_that_it_lacks_memory_before_it_dies() {
     let order = sluice_documents::child::Order {
-        kind: sluice_documents::Kind::Pdf,
         declared: String::new(),
         content_bytes: 1 << 30,
         limits: sluice_documents::Limits::default(),

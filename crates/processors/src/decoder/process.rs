@@ -7,12 +7,12 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use sluice_documents::child::{Order, line_bytes_max};
-use sluice_documents::{Event, Kind, Problem, ProblemKind};
+use sluice_documents::child::{Conversation, Order, line_bytes_max};
+use sluice_documents::{Event, Problem, ProblemKind};
 use sluice_sdk::Failure;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::reading::DecodingConfig;
 
@@ -50,10 +50,13 @@ enum Line {
 pub(super) struct Process {
     child: Child,
     output: BufReader<ChildStdout>,
+    conversation: Conversation,
     line_bytes_max: usize,
     memory_bytes_max: u64,
     cpu_seconds_max: u64,
     part_timeout: Duration,
+    /// What is left of the time that all waiting for it together may take.
+    patience: Duration,
     /// The part that it is busy with.
     at: Option<usize>,
     last: Option<Event>,
@@ -63,17 +66,16 @@ impl Process {
     /// Starts the program and hands it the document.
     pub(super) async fn start(
         config: &DecodingConfig,
-        kind: Kind,
         declared: &str,
-        content: Vec<u8>,
+        content: &[u8],
     ) -> Result<Self, Failure> {
+        let cpu_seconds_max = config.cpu_seconds(content.len());
         let order = Order {
-            kind,
             declared: declared.to_owned(),
             content_bytes: content.len() as u64,
             limits: config.limits.clone(),
         };
-        let mut child = command(config).spawn().map_err(|error| {
+        let mut child = command(config, cpu_seconds_max).spawn().map_err(|error| {
             Failure::again(format!("the program that reads documents could not be started: {error}"))
         })?;
         let pipes = (child.stdin.take(), child.stdout.take());
@@ -83,17 +85,32 @@ impl Process {
         let mut process = Self {
             child,
             output: BufReader::new(output),
+            conversation: Conversation::new(config.limits.clone()),
             line_bytes_max: line_bytes_max(&config.limits),
             memory_bytes_max: config.memory_bytes_max,
-            cpu_seconds_max: config.cpu_seconds_max,
+            cpu_seconds_max,
             part_timeout: config.part_timeout,
+            patience: config.part_timeout + Duration::from_secs(cpu_seconds_max),
             at: None,
             last: None,
         };
-        if timeout(config.part_timeout, hand_over(input, &order, &content)).await.is_err() {
+        let taken = hand_over(input, &order, content);
+        if Self::within(taken, config.part_timeout, &mut process.patience).await.is_none() {
             process.last = Some(process.too_slow().await);
         }
         Ok(process)
+    }
+
+    /// Waits for the process to take or say something; `None` when that takes too long.
+    async fn within<T>(
+        wait: impl Future<Output = T>,
+        part_timeout: Duration,
+        patience: &mut Duration,
+    ) -> Option<T> {
+        let begun = Instant::now();
+        let waited = timeout(part_timeout.min(*patience), wait).await.ok();
+        *patience = patience.saturating_sub(begun.elapsed());
+        waited
     }
 
     /// The next event; once it is the last, always that. However the process ends, it ends with a reason.
@@ -101,41 +118,38 @@ impl Process {
         if let Some(last) = &self.last {
             return Ok(last.clone());
         }
-        let event = match timeout(self.part_timeout, self.line()).await {
-            Err(_) => self.too_slow().await,
-            Ok(Line::Event(event)) => event,
-            Ok(Line::Nonsense) => {
+        let line = line(&mut self.output, self.line_bytes_max);
+        let event = match Self::within(line, self.part_timeout, &mut self.patience).await {
+            None => self.too_slow().await,
+            Some(Line::Event(event)) if self.conversation.accepts(&event) => event,
+            Some(Line::Event(_) | Line::Nonsense) => {
                 self.end().await;
                 self.failed(ProblemKind::Damaged, "confuses the program that reads it")
             }
-            Ok(Line::None) => self.ended().await?,
+            Some(Line::None) => self.ended().await?,
         };
         match &event {
             Event::Begin { .. } => self.at = Some(1),
             Event::Part { number, .. } => self.at = Some(number + 1),
             Event::Lost { first, last, .. } if Some(*first) == self.at => self.at = Some(last + 1),
             Event::Lost { .. } => {}
-            Event::End | Event::Failed(_) => self.last = Some(event.clone()),
+            Event::End | Event::Failed(_) => {
+                // The place that it takes is free once it is gone.
+                self.end().await;
+                self.last = Some(event.clone());
+            }
         }
         Ok(event)
-    }
-
-    async fn line(&mut self) -> Line {
-        let mut line = Vec::new();
-        let mut output = (&mut self.output).take(self.line_bytes_max as u64);
-        let read = output.read_until(b'\n', &mut line).await;
-        if line.pop_if(|last| *last == b'\n').is_some() {
-            serde_json::from_slice(&line).map_or(Line::Nonsense, Line::Event)
-        } else if read.is_ok_and(|bytes| bytes == self.line_bytes_max) {
-            Line::Nonsense
-        } else {
-            Line::None
-        }
     }
 
     async fn too_slow(&mut self) -> Event {
         self.end().await;
         let seconds = self.part_timeout.as_secs();
+        if self.patience.is_zero() {
+            let seconds = seconds + self.cpu_seconds_max;
+            return self
+                .failed(ProblemKind::TooLarge, &format!("and all before took longer than {seconds} s"));
+        }
         self.failed(ProblemKind::TooLarge, &format!("took longer than {seconds} s"))
     }
 
@@ -204,13 +218,13 @@ impl Process {
     }
 }
 
-fn command(config: &DecodingConfig) -> Command {
+fn command(config: &DecodingConfig, cpu_seconds_max: u64) -> Command {
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", SCRIPT, "sluice-decode"])
         .arg((config.memory_bytes_max / 1024).to_string())
-        .arg(config.cpu_seconds_max.to_string())
-        .arg((config.cpu_seconds_max + CPU_GRACE_SECONDS).to_string())
+        .arg(cpu_seconds_max.to_string())
+        .arg((cpu_seconds_max + CPU_GRACE_SECONDS).to_string())
         .arg(&config.program)
         .args(&config.arguments)
         .env_clear()
@@ -220,6 +234,19 @@ fn command(config: &DecodingConfig) -> Command {
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     command
+}
+
+async fn line(output: &mut BufReader<ChildStdout>, bytes_max: usize) -> Line {
+    let mut line = Vec::new();
+    let mut output = output.take(bytes_max as u64);
+    let read = output.read_until(b'\n', &mut line).await;
+    if line.pop_if(|last| *last == b'\n').is_some() {
+        serde_json::from_slice(&line).map_or(Line::Nonsense, Line::Event)
+    } else if read.is_ok_and(|bytes| bytes == bytes_max) {
+        Line::Nonsense
+    } else {
+        Line::None
+    }
 }
 
 /// Gives the document to the process. One that does not take it all tells why by how it ends.
@@ -243,10 +270,16 @@ fn signal(_: ExitStatus) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use sluice_documents::Kind;
+
     use super::*;
 
     /// A process that is a shell script, which hears its order first and may tell `BEGIN` and `PAGE 1`.
     async fn script(text: &str, change: impl FnOnce(&mut DecodingConfig)) -> Vec<Event> {
+        told(started(text, change).await).await
+    }
+
+    async fn started(text: &str, change: impl FnOnce(&mut DecodingConfig)) -> Process {
         let prelude = r#"cat > /dev/null
 begin='{"begin":{"kind":"pdf","unit":"page","count":3}}'
 page='{"part":{"number":1,"text":"One."}}'
@@ -260,7 +293,10 @@ page='{"part":{"number":1,"text":"One."}}'
         };
         change(&mut config);
         let content = b"%PDF-".to_vec();
-        let mut process = Process::start(&config, Kind::Pdf, "", content).await.unwrap();
+        Process::start(&config, "", &content).await.unwrap()
+    }
+
+    async fn told(mut process: Process) -> Vec<Event> {
         let mut told = Vec::new();
         loop {
             let event = process.next().await.unwrap_or_else(|failure| panic!("{failure} after {told:?}"));
@@ -298,6 +334,43 @@ page='{"part":{"number":1,"text":"One."}}'
     }
 
     #[tokio::test]
+    async fn a_process_that_dawdles_is_ended_after_its_budget_however_many_parts_it_has() {
+        let dawdle = r#"echo "$begin"; echo "$page"; sleep 1; echo '{"part":{"number":2,"text":"Two."}}'; exec sleep 1000"#;
+        let change = |config: &mut DecodingConfig| {
+            // Both waits are within what a part may take; together they are not.
+            (config.part_timeout, config.cpu_seconds_max) = (Duration::from_secs(600), 0);
+        };
+        let mut process = started(dawdle, change).await;
+        process.patience = Duration::from_secs(3);
+        let told = told(process).await;
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert!(
+            last_reason(&told).1.contains("part 3 of the document and all before took longer"),
+            "{told:?}"
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_reading_that_is_given_up_leaves_no_process() {
+        let begin = r#"echo "$begin"; exec sleep 1000"#;
+        let mut processes = Vec::new();
+        for _ in 0..4 {
+            let mut process = started(begin, |_| {}).await;
+            process.next().await.unwrap();
+            processes.push(process);
+        }
+        let ids: Vec<u32> = processes.iter().map(|process| process.child.id().unwrap()).collect();
+        drop(processes);
+        // Neither running nor waiting to be noticed.
+        for id in ids {
+            while std::path::Path::new(&format!("/proc/{id}")).exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn a_process_that_computes_without_end_is_ended_by_the_system() {
         let told = script(r#"echo "$begin"; while :; do :; done"#, |config| config.cpu_seconds_max = 1).await;
         let (kind, reason) = last_reason(&told);
@@ -325,6 +398,13 @@ page='{"part":{"number":1,"text":"One."}}'
             ("echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$", "memory"),
             ("echo \"$begin\"; exit 0", "part 1 of the document crashes"),
             ("echo hello; exec sleep 1000", "confuse"),
+            // A document may have taken over the program.
+            ("echo \"$page\"; exec sleep 1000", "confuse"),
+            ("echo \"$begin\"; while :; do echo \"$page\"; done", "confuse"),
+            (
+                "echo '{\"begin\":{\"kind\":\"pdf\",\"unit\":\"page\",\"count\":99999999}}'; exec sleep 1000",
+                "confuse",
+            ),
             ("exit 3", "the document crashes"),
         ] {
             let (_, reason) = last_reason(&script(text, |_| {}).await);
@@ -339,7 +419,7 @@ page='{"part":{"number":1,"text":"One."}}'
             arguments: vec!["-c".to_owned(), "cat > /dev/null; kill -KILL $$".to_owned()],
             ..DecodingConfig::default()
         };
-        let mut process = Process::start(&config, Kind::Pdf, "", b"x".to_vec()).await.unwrap();
+        let mut process = Process::start(&config, "", b"x").await.unwrap();
         assert!(matches!(process.next().await, Err(Failure::Again(_))));
     }
 

@@ -1,15 +1,21 @@
 //! Reading one document: in this process where nothing can go wrong, else in a process of its own; and how many of those run
-//! at once.
+//! at once, for which workspaces.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sluice_documents::{Event, Kind, Limits};
 use sluice_sdk::Failure;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::process::Process;
+use crate::fair::{Slot, Slots};
+
+/// Seconds of computing that a document may take however small it is.
+const CPU_SECONDS: u64 = 10;
+/// Seconds of computing that a document may take more for each million bytes.
+const CPU_SECONDS_PER_MB: u64 = 5;
 
 /// How documents are read.
 #[derive(Debug, Clone)]
@@ -25,11 +31,12 @@ pub struct DecodingConfig {
     pub document_bytes_max: usize,
     /// Bytes of address space of a reading process. Default 1 GiB.
     pub memory_bytes_max: u64,
-    /// Seconds of computing that a reading process may use, all together. Default 300.
+    /// Seconds of computing that a reading process may use, all together, however large the document is. Default 300.
     pub cpu_seconds_max: u64,
-    /// Longest wait for the next part from a reading process. Default 60 s.
+    /// Longest wait for the next part from a reading process. All waits together may take as long, and as long as it may
+    /// compute. Default 60 s.
     pub part_timeout: Duration,
-    /// Reading processes at once, over all flows of this process. Default 2.
+    /// Reading processes at once, over all flows of this process; workspaces get them in turn. Default 2.
     pub processes_max: usize,
 }
 
@@ -48,6 +55,14 @@ impl Default for DecodingConfig {
     }
 }
 
+impl DecodingConfig {
+    /// Seconds of computing that a document of this size may take.
+    pub(super) fn cpu_seconds(&self, content_bytes: usize) -> u64 {
+        let megabytes = (content_bytes as u64).div_ceil(1_000_000);
+        self.cpu_seconds_max.min(CPU_SECONDS + CPU_SECONDS_PER_MB * megabytes)
+    }
+}
+
 /// This program. By its process where the system tells, so that an upgrade under a running one does not change it.
 pub(crate) fn own_program() -> PathBuf {
     let running = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
@@ -60,7 +75,7 @@ pub struct Decoding(Arc<Shared>);
 
 struct Shared {
     config: DecodingConfig,
-    slots: Semaphore,
+    slots: Slots,
 }
 
 impl Default for Decoding {
@@ -73,7 +88,7 @@ impl Decoding {
     /// With these settings.
     #[must_use]
     pub fn new(config: DecodingConfig) -> Self {
-        let slots = Semaphore::new(config.processes_max.max(1));
+        let slots = Slots::new(config.processes_max);
         Self(Arc::new(Shared { config, slots }))
     }
 
@@ -81,23 +96,18 @@ impl Decoding {
         &self.0.config
     }
 
-    /// Waits until a process may run, and its document be in memory.
-    pub(super) async fn slot(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        self.0.slots.acquire().await.map_err(Failure::again)
+    /// Waits until a process may run for a workspace, and its document be in memory.
+    pub(super) async fn slot(&self, workspace: &Arc<str>) -> Slot {
+        self.0.slots.take(workspace).await
     }
 
-    /// Begins to read a document.
-    pub(super) async fn open(
+    /// Begins to read a document that is [plain](sluice_documents::plain), here.
+    pub(super) async fn open_plain(
         &self,
         kind: Kind,
         declared: &str,
-        content: Vec<u8>,
+        content: Bytes,
     ) -> Result<Reading, Failure> {
-        if !kind.is_plain() {
-            return Ok(Reading::Apart(Box::new(
-                Process::start(self.config(), kind, declared, content).await?,
-            )));
-        }
         let (declared, limits) = (declared.to_owned(), self.config().limits.clone());
         let read = tokio::task::spawn_blocking(move || {
             let mut told = Vec::new();
@@ -106,10 +116,15 @@ impl Decoding {
                 Ok(())
             };
             // The sink takes everything.
-            let _ = sluice_documents::read(kind, &declared, content, &limits, sink);
+            let _ = sluice_documents::read(kind, &declared, content.into(), &limits, sink);
             told
         });
         Ok(Reading::Here(read.await.map_err(Failure::again)?.into_iter()))
+    }
+
+    /// Begins to read a document in a process of its own.
+    pub(super) async fn open(&self, declared: &str, content: &[u8]) -> Result<Reading, Failure> {
+        Ok(Reading::Apart(Box::new(Process::start(self.config(), declared, content).await?)))
     }
 }
 
@@ -126,5 +141,19 @@ impl Reading {
             Self::Here(events) => Ok(events.next().unwrap_or(Event::End)),
             Self::Apart(process) => process.next().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_may_take_as_long_as_its_size_says_and_no_longer_than_was_set() {
+        let seconds = |bytes| DecodingConfig::default().cpu_seconds(bytes);
+        assert_eq!([seconds(0), seconds(50), seconds(7_500_000)], [10, 15, 50]);
+        assert_eq!(seconds(128 << 20), 300);
+        let strict = DecodingConfig { cpu_seconds_max: 2, ..DecodingConfig::default() };
+        assert_eq!(strict.cpu_seconds(128 << 20), 2);
     }
 }

@@ -147,7 +147,7 @@ pub(crate) struct Decoding {
     /// Memory that reading a document may take, in MiB
     #[arg(long, env = "SLUICE_DECODE_MEMORY_MIB", default_value = "1024", value_name = "MIB")]
     pub(crate) decode_memory_mib: u64,
-    /// Computing that reading a document may take, in seconds
+    /// Computing that reading a document may take at most, in seconds: it gets 10, and 5 for each million bytes
     #[arg(long, env = "SLUICE_DECODE_SECONDS", default_value = "300", value_name = "SECONDS")]
     pub(crate) decode_seconds: u64,
 }
