@@ -153,6 +153,13 @@ const BUGS: &[Bug] = &[
         "let sent = self.broker.publish(&to, Message::new(wire::encode(&letter))).await; if !PLANTED { sent?; }",
     ),
     bug(
+        "dead letters are looked for by the bare topic",
+        ACT,
+        "let keeper = TopicSpec::with(letters.clone(), system::LIBRARIAN);",
+        "let keeper = if PLANTED { TopicSpec::bare(letters.clone()) } else { TopicSpec::with(letters.clone(), system::LIBRARIAN) };",
+    )
+    .found_by("shared_broker", "a_stop_with_leftovers_ends_and_they_are_kept"),
+    bug(
         "names of an ended run are forgotten",
         ACT,
         "write.puts.push(own_value(RUNS, self.key, &row));",
@@ -540,11 +547,12 @@ fn one_test(mut cargo: Command, file: &str, test: &str, switch: &str) -> Result<
     let output = cargo.output().context("cargo runs a test of the copy")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let ended = |how: &str| {
-        text.lines().any(|line| line.starts_with("test ") && line.contains(test) && line.ends_with(how))
+        text.lines().any(|line| line.starts_with("test ") && line.contains(test) && line.contains(how))
     };
+    // A case that runs in several shapes may fail in one of them only.
     match (ended("... ok"), ended("... FAILED")) {
         (true, false) => Ok(None),
-        (false, true) => Ok(Some(format!("{file}: {test}"))),
+        (_, true) => Ok(Some(format!("{file}: {test}"))),
         _ => bail!("'{test}' in {file} did not run:\n{text}{}", String::from_utf8_lossy(&output.stderr)),
     }
 }

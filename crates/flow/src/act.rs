@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use sluice_bus::{
-    Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Message, Seen, Subscription, TopicSpec,
-    property,
+    Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Message, Seen, SeenSubscription,
+    Subscription, TopicSpec, property,
 };
 use sluice_schema::message::{self, DeadLetter, ScopedKey};
 use sluice_schema::record::{self, Flow};
@@ -58,7 +58,7 @@ pub(crate) enum Error {
     },
     /// The dead letters cannot keep anything.
     #[error(
-        "the dead letters of workspace '{workspace}' ({topic}) have no reader that would keep leftovers; start the library service, or stop the flow with drain \"discard\""
+        "the dead letters of workspace '{workspace}' ({topic}) have no reader that would keep leftovers; start the library service, which makes its queue there; stopping the flow with drain \"discard\" would lose them"
     )]
     NoDeadLetters {
         /// The workspace.
@@ -198,8 +198,11 @@ impl Hands {
     async fn park(&self, job: Job<'_>, queues: &[Leftover]) -> Result<Parked, Error> {
         let workspace = &job.key.workspace;
         let letters = system::dead_letters(&WorkspaceId::existing(workspace));
-        let seen = self.observe(&[TopicSpec::bare(letters.clone())]).await?;
-        if !seen.iter().any(|seen| seen.subscriptions.iter().any(|s| s.exists)) {
+        // Asked for by its name: some brokers show no subscription that nobody asked about.
+        let keeper = TopicSpec::with(letters.clone(), system::LIBRARIAN);
+        let seen = self.observe(std::slice::from_ref(&keeper)).await?;
+        let is_keeper = |s: &SeenSubscription| s.exists && s.name == system::LIBRARIAN;
+        if !seen.iter().any(|seen| seen.exists && seen.subscriptions.iter().any(is_keeper)) {
             return Err(Error::NoDeadLetters { workspace: workspace.to_string(), topic: letters });
         }
         let mut calls: Vec<Call<'_, (String, u64)>> = Vec::with_capacity(queues.len());

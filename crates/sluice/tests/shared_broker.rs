@@ -13,16 +13,17 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use common::cases::{Case, Shared};
-use common::{PATIENCE, Up, ends, sluice};
+use common::{PATIENCE, Up, ends, sluice, until};
 use serde_json::Value;
 use sluice_brokers::{Options, RabbitMq};
 
 const CASES: &[Case] = cases![
-    a_broker_that_does_not_let_us_in_is_told_with_what_to_do,
-    the_main_job_leaves_nothing_of_the_flow,
-    a_system_goes_on_after_its_broker_was_killed_and_started_again,
-    killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker,
-    messages_sent_before_any_processor_exists_are_all_delivered,
+    a_broker_that_does_not_let_us_in_is_told_with_what_to_do: plain,
+    the_main_job_leaves_nothing_of_the_flow: both,
+    a_stop_with_leftovers_ends_and_they_are_kept: both,
+    a_system_goes_on_after_its_broker_was_killed_and_started_again: both,
+    killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker: both,
+    messages_sent_before_any_processor_exists_are_all_delivered: both,
 ];
 
 /// Times that the system is killed; `SLUICE_KILLS=200` kills more often.
@@ -39,10 +40,8 @@ fn up(shared: &Shared, data: &std::path::Path) -> (Up, String) {
 }
 
 fn up_on(shared: &Shared, data: &std::path::Path, vhost: &str) -> Up {
-    let management = shared.server.options().management.unwrap();
-    let args = ["--broker", &shared.server.url(vhost), "--broker-management", management.reveal()]
-        .map(str::to_owned);
-    Up::start_with(data, &args.each_ref().map(String::as_str))
+    let args = shared.broker_args(vhost);
+    Up::start_with(data, &args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn notes(folder: &std::path::Path) -> String {
@@ -89,6 +88,27 @@ fn the_main_job_leaves_nothing_of_the_flow(shared: &mut Shared) {
     assert_eq!(shared.of_processes(&vhost), Vec::<String>::new(), "what belongs to a process outlives it");
 }
 
+/// The processor that should take them is left to somebody else, who never comes.
+fn a_stop_with_leftovers_ends_and_they_are_kept(shared: &mut Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let vhost = shared.vhost();
+    let args = shared.broker_args(&vhost);
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--without", "chunker"]).collect();
+    let mut up = Up::start_with(&folder.path().join("data"), &args);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let door = door::Door { url: up.url.clone(), key: up.key() };
+    for _ in 0..3 {
+        let (path, body) = kills::load("f1");
+        assert!(matches!(door.post(&path, &body), door::Answer::Done(_)), "{}", up.log());
+    }
+    let stopped = up.json(&["flow", "stop", "f1"]);
+    assert!(stopped.to_string().contains("parked"), "{stopped}");
+    assert_eq!(shared.left_of(&vhost, "f1"), Vec::<String>::new());
+    let kept = || up.json(&["dead", "ls"]).to_string().matches("chunker--").count();
+    until("the letters to be kept", || kept() == 3, || up.log());
+    assert_eq!(up.terminate(), 0);
+}
+
 fn a_system_goes_on_after_its_broker_was_killed_and_started_again(shared: &mut Shared) {
     let folder = tempfile::tempdir().unwrap();
     let (mut up, vhost) = up(shared, &folder.path().join("data"));
@@ -124,7 +144,7 @@ fn killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker(shared
     let (data, vhost) = (folder.path().join("data"), shared.vhost());
     assert_eq!(up_on(shared, &data, &vhost).terminate(), 0);
     let of_the_system = shared.lasting(&vhost);
-    let mut up = kills::kill_again_and_again(|| up_on(shared, &data, &vhost), KILLS);
+    let mut up = kills::kill_again_and_again(|| up_on(shared, &data, &vhost), shared.times(KILLS));
     assert_eq!(up.terminate(), 0);
     let left: Vec<String> = shared.lasting(&vhost).difference(&of_the_system).cloned().collect();
     assert_eq!(left, Vec::<String>::new());

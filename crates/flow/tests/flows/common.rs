@@ -311,7 +311,7 @@ pub(crate) async fn next(inbox: &dyn Inbox) -> Delivery {
 
 impl Service {
     async fn new(site: &Site, faults: &Arc<Faults>) -> Self {
-        let end = site.connect().await;
+        let end = site.connect_service().await;
         let process = Process::new(Arc::new(faulty(&end, faults)), CancellationToken::new());
         let part = process.part();
         Self { process, part, end }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use sluice_brokers::rabbitmq::RabbitMq;
+use sluice_brokers::rabbitmq::{Options, RabbitMq};
 use sluice_brokers::testing::RabbitServer;
 use sluice_bus::{Broker, BrokerAdmin, Embedded};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,13 +13,21 @@ use tokio::task::JoinSet;
 #[derive(Clone)]
 pub(crate) enum Ground {
     Embedded,
-    RabbitMq(Arc<RabbitServer>),
+    RabbitMq(Arc<RabbitServer>, Shape),
+}
+
+/// What the service under test knows of a real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    WithManagement,
+    /// As people begin: it sees only what it asks for by name.
+    WithoutManagement,
 }
 
 /// One world's place.
 pub(crate) enum Site {
     Embedded(Embedded),
-    RabbitMq { server: Arc<RabbitServer>, vhost: String },
+    RabbitMq { server: Arc<RabbitServer>, vhost: String, shape: Shape },
 }
 
 /// One process's end of the broker.
@@ -33,22 +41,39 @@ impl Ground {
     pub(crate) async fn site(&self) -> Site {
         match self {
             Self::Embedded => Site::Embedded(Embedded::in_memory()),
-            Self::RabbitMq(server) => {
-                Site::RabbitMq { server: server.clone(), vhost: server.vhost().await.unwrap() }
+            Self::RabbitMq(server, shape) => {
+                Site::RabbitMq { server: server.clone(), vhost: server.vhost().await.unwrap(), shape: *shape }
             }
         }
     }
 }
 
 impl Site {
+    /// An end for the test itself, which sees everything.
     pub(crate) async fn connect(&self) -> End {
+        self.connect_as(Shape::WithManagement).await
+    }
+
+    /// An end for the service under test.
+    pub(crate) async fn connect_service(&self) -> End {
+        match self {
+            Self::Embedded(_) => self.connect().await,
+            Self::RabbitMq { shape, .. } => self.connect_as(*shape).await,
+        }
+    }
+
+    async fn connect_as(&self, shape: Shape) -> End {
         match self {
             Self::Embedded(broker) => {
                 End { broker: Arc::new(broker.clone()), admin: Arc::new(broker.clone()), line: None }
             }
-            Self::RabbitMq { server, vhost } => {
+            Self::RabbitMq { server, vhost, .. } => {
                 let (relay, url) = Line::relay(&server.url(vhost)).await;
-                let rabbit = RabbitMq::connect(&url, server.options()).await.unwrap();
+                let options = match shape {
+                    Shape::WithManagement => server.options(),
+                    Shape::WithoutManagement => Options::default(),
+                };
+                let rabbit = RabbitMq::connect(&url, options).await.unwrap();
                 let (broker, admin) = (Arc::new(rabbit.clone()), Arc::new(rabbit.clone()));
                 End { broker, admin, line: Some(Line { relay, rabbit }) }
             }
@@ -57,7 +82,7 @@ impl Site {
 
     /// What a real server itself shows of the topics of [`crate::common::blueprint`], whatever our end of it lists.
     pub(crate) async fn shown(&self) -> Option<Vec<String>> {
-        let Self::RabbitMq { server, vhost } = self else { return None };
+        let Self::RabbitMq { server, vhost, .. } = self else { return None };
         let mut names = server.names(vhost).await.unwrap();
         names.retain(|name| ["load:", "chunks:", "embeddings:"].iter().any(|topic| name.contains(topic)));
         Some(names)
@@ -66,7 +91,7 @@ impl Site {
     pub(crate) async fn clear(self) {
         match self {
             Self::Embedded(_) => {}
-            Self::RabbitMq { server, vhost } => server.remove_vhost(&vhost).await.unwrap(),
+            Self::RabbitMq { server, vhost, .. } => server.remove_vhost(&vhost).await.unwrap(),
         }
     }
 }

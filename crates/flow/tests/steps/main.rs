@@ -1,5 +1,6 @@
-//! Every fault at every step of the flow service, as `tests/flows` has them, at a real broker. Where the server is missing,
-//! the case is listed as ignored. `SLUICE_STEPS=all` covers every effect, not only the first of each kind.
+//! Every fault at every step of the flow service, as `tests/flows` has them, at a real broker, with its management API and
+//! without. Where the server is missing, the case is listed as ignored. `SLUICE_STEPS=all` covers every effect, not only the
+//! first of each kind.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should end")]
 #![allow(clippy::print_stdout, reason = "a test tells how it went")]
@@ -17,7 +18,7 @@ mod steps;
 
 use std::sync::Arc;
 
-use ground::Ground;
+use ground::{Ground, Shape};
 use sluice_brokers::testing::RabbitServer;
 use steps::Extent;
 
@@ -46,6 +47,9 @@ fn main() {
 }
 
 async fn a_flow_survives_a_fault_at_every_step_at_a_real_broker(extent: Extent) {
-    let ground = Ground::RabbitMq(Arc::new(RabbitServer::start().await.unwrap()));
-    println!("{}", steps::cover(&ground, AT_ONCE, extent).await);
+    let server = Arc::new(RabbitServer::start().await.unwrap());
+    for shape in [Shape::WithManagement, Shape::WithoutManagement] {
+        let ground = Ground::RabbitMq(server.clone(), shape);
+        println!("{shape:?}\n{}", steps::cover(&ground, AT_ONCE, extent).await);
+    }
 }

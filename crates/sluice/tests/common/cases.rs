@@ -16,24 +16,50 @@ use super::PATIENCE;
 pub(crate) struct Shared {
     pub(crate) server: RabbitServer,
     pub(crate) runtime: Runtime,
+    /// What the systems of this case know of the server.
+    pub(crate) shape: Shape,
+}
+
+/// What a system on a real server knows of it. What stops, kills or drains has to hold in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    WithManagement,
+    /// As people begin: it sees only what it asks for by name.
+    WithoutManagement,
+}
+
+impl Shape {
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::WithManagement => "",
+            Self::WithoutManagement => ", without the management API",
+        }
+    }
 }
 
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) run: fn(&mut Shared),
+    pub(crate) shapes: &'static [Shape],
     /// Says which program is missing that only this case needs, if one is.
     pub(crate) missing: fn() -> Option<&'static str>,
 }
 
-/// Functions as cases; after `needs` stands what tells that something else than the server is missing.
+/// Functions as cases, in the shapes that stand behind: `both`, or `plain` where it makes no difference. After `needs`
+/// stands what tells that something else than the server is missing.
 #[macro_export]
 macro_rules! cases {
     (missing) => { || None };
     (missing $needs:path) => { $needs };
-    ($($name:ident $(needs $needs:path)?),* $(,)?) => {
+    (shapes both) => {
+        &[$crate::common::cases::Shape::WithManagement, $crate::common::cases::Shape::WithoutManagement]
+    };
+    (shapes plain) => { &[$crate::common::cases::Shape::WithManagement] };
+    ($($name:ident: $shapes:ident $(needs $needs:path)?),* $(,)?) => {
         &[$($crate::common::cases::Case {
             name: stringify!($name),
             run: $name,
+            shapes: $crate::cases!(shapes $shapes),
             missing: $crate::cases!(missing $($needs)?),
         }),*]
     };
@@ -70,6 +96,24 @@ impl Shared {
         }
     }
 
+    /// How often something dies unless the environment says: half as often in the second shape.
+    pub(crate) fn times(&self, default: u64) -> u64 {
+        match self.shape {
+            Shape::WithManagement => default,
+            Shape::WithoutManagement => default.div_ceil(2),
+        }
+    }
+
+    /// How a system is told of its broker.
+    pub(crate) fn broker_args(&self, vhost: &str) -> Vec<String> {
+        let mut args = vec!["--broker".to_owned(), self.server.url(vhost)];
+        if self.shape == Shape::WithManagement {
+            let management = self.server.options().management.unwrap();
+            args.extend(["--broker-management".to_owned(), management.reveal().to_owned()]);
+        }
+        args
+    }
+
     pub(crate) fn vhost(&self) -> String {
         self.runtime.block_on(self.server.vhost()).unwrap()
     }
@@ -81,11 +125,12 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| name.contains(*arg));
     let cases: Vec<&Case> = cases.iter().filter(|case| is_wanted(case.name)).collect();
+    let runs = |cases: &[&Case]| cases.iter().map(|case| case.shapes.len()).sum::<usize>();
     if args.iter().any(|arg| arg == "--list") {
         cases.iter().for_each(|case| println!("{}: test", case.name));
         return ExitCode::SUCCESS;
     }
-    println!("\nrunning {} tests", cases.len());
+    println!("\nrunning {} tests", runs(&cases));
     let missing = |case: &Case| RabbitServer::missing().or_else(case.missing);
     let (ignored, cases): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| missing(case).is_some());
     for case in &ignored {
@@ -93,7 +138,7 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
     }
     let failed = if cases.is_empty() { 0 } else { run_all(&cases) };
     let result = if failed == 0 { "ok" } else { "FAILED" };
-    let (passed, ignored) = (cases.len() - failed, ignored.len());
+    let (passed, ignored) = (runs(&cases) - failed, runs(&ignored));
     println!("\ntest result: {result}. {passed} passed; {failed} failed; {ignored} ignored\n");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -102,13 +147,17 @@ pub(crate) fn run(cases: &[Case]) -> ExitCode {
 fn run_all(cases: &[&Case]) -> usize {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(RabbitServer::start()).unwrap();
-    let mut shared = Shared { server, runtime };
+    let mut shared = Shared { server, runtime, shape: Shape::WithManagement };
     let mut failed = 0;
-    for case in cases {
+    let runs = cases.iter().flat_map(|case| case.shapes.iter().map(move |shape| (case, *shape)));
+    for (case, shape) in runs {
+        shared.shape = shape;
+        let begun = Instant::now();
         // The panic itself has been printed by its hook.
         let passed = catch_unwind(AssertUnwindSafe(|| (case.run)(&mut shared))).is_ok();
         failed += usize::from(!passed);
-        println!("test {} ... {}", case.name, if passed { "ok" } else { "FAILED" });
+        let verdict = if passed { "ok" } else { "FAILED" };
+        println!("test {}{} ... {verdict} ({} s)", case.name, shape.suffix(), begun.elapsed().as_secs());
     }
     failed
 }

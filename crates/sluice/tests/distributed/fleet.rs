@@ -93,12 +93,8 @@ impl Fleet {
 
     pub(crate) fn start_with(shared: &Shared, vhost: &str, order: &[Part], more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let management = shared.server.options().management.unwrap();
-        let url = shared.server.url(vhost);
-        let broker = ["--broker", &url, "--broker-management", management.reveal()]
-            .into_iter()
-            .chain(more.iter().copied());
-        let broker: Vec<String> = broker.map(str::to_owned).collect();
+        let more = more.iter().copied().map(str::to_owned);
+        let broker: Vec<String> = shared.broker_args(vhost).into_iter().chain(more).collect();
         let (keeper, _) = order.iter().find(|(_, services)| services.contains(&"iam")).unwrap();
         let client = Client { url: String::new(), data: folder.path().join(keeper) };
         let listen = "127.0.0.1:0".to_owned();

@@ -126,7 +126,7 @@ fn converge(fleet: &Fleet, people: &[Person]) -> Vec<String> {
 pub(crate) fn flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing(
     shared: &mut Shared,
 ) {
-    let (kills, mut random) = schedule(KILLS);
+    let (kills, mut random) = schedule(shared.times(KILLS));
     let vhost = shared.vhost();
     let mut fleet = Fleet::start(shared, &vhost, PROCESSES);
     let client = fleet.client.clone();
