@@ -153,6 +153,20 @@ const BUGS: &[Bug] = &[
         "let sent = self.broker.publish(&to, Message::new(wire::encode(&letter))).await; if !PLANTED { sent?; }",
     ),
     bug(
+        "an unroutable publish is taken for done",
+        "crates/brokers/src/rabbitmq/publish.rs",
+        "Err(Error::NoReader { topic: topic.clone() })",
+        "if PLANTED { Ok(()) } else { Err(Error::NoReader { topic: topic.clone() }) }",
+    )
+    .found_by("rabbitmq", "a_message_for_a_reader_on_record_is_refused_while_its_queue_is_missing"),
+    bug(
+        "an owner does not listen to who misses its topics",
+        "crates/flow/src/lib.rs",
+        "doubts.add(topic);",
+        "if !PLANTED { doubts.add(topic); }",
+    )
+    .found_by("flows", "a_topic_that_somebody_misses_is_made_again_at_once"),
+    bug(
         "dead letters are looked for by the bare topic",
         ACT,
         "let keeper = TopicSpec::with(letters.clone(), system::LIBRARIAN);",

@@ -44,8 +44,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_bus::{
-    BoxFuture, Broker, BrokerAdmin, Finding, Inbox, Limits, Message, PoisonBound, Pressure, Result, Seen,
-    Subscription, TopicSpec,
+    BoxFuture, Broker, BrokerAdmin, Finding, Inbox, Limits, Losses, Message, PoisonBound, Pressure, Result,
+    Seen, Subscription, TopicSpec,
 };
 use sluice_schema::Topic;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +117,7 @@ struct Core {
     address: Arc<Address>,
     options: Options,
     limits: Limits,
+    losses: Losses,
     stop: CancellationToken,
 }
 
@@ -153,6 +154,7 @@ impl RabbitMq {
             address,
             limits: Limits { message_bytes_max: options.message_bytes_max },
             options,
+            losses: Losses::default(),
             stop,
         };
         Ok(Self { core: Arc::new(core), _stop: Arc::new(guard) })
@@ -191,18 +193,23 @@ impl Broker for RabbitMq {
             if bytes > max {
                 return Err(sluice_bus::Error::TooLarge { bytes, max });
             }
-            self.core.publisher.publish(to, message, max).await
+            let sent = self.core.publisher.publish(to, message, max).await;
+            sent.inspect_err(|error| self.core.losses.note(error))
         })
     }
 
     fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>>> {
         Box::pin(async move {
-            Ok(match to {
+            let attached = match to {
                 Subscription::Shared { topic, name, prefetch } => {
-                    Box::new(shared::attach(&self.core, topic, name, *prefetch).await?) as Box<dyn Inbox>
+                    let attached = shared::attach(&self.core, topic, name, *prefetch).await;
+                    attached.map(|inbox| Box::new(inbox) as Box<dyn Inbox>)
                 }
-                Subscription::Own { topics } => Box::new(own::attach(&self.core, topics).await?) as _,
-            })
+                Subscription::Own { topics } => {
+                    own::attach(&self.core, topics).await.map(|inbox| Box::new(inbox) as Box<dyn Inbox>)
+                }
+            };
+            attached.inspect_err(|error| self.core.losses.note(error))
         })
     }
 
@@ -214,6 +221,14 @@ impl Broker for RabbitMq {
     fn pressure(&self) -> Option<Pressure> {
         let is_blocked = self.core.publisher.is_blocked();
         Some(Pressure { bytes: 0, high_water_bytes: u64::MAX, disk_full: is_blocked })
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.core.publisher.trouble()
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        Some(&self.core.losses)
     }
 }
 

@@ -50,6 +50,17 @@ struct Home {
     supervisor: Option<Child>,
 }
 
+/// What is removed; see [`RabbitServer::damage`].
+#[derive(Debug, Clone, Copy)]
+pub enum Damage<'a> {
+    /// A queue with what is in it.
+    Queue(&'a str),
+    /// An exchange with its bindings.
+    Exchange(&'a str),
+    /// The binding of a queue to an exchange.
+    Binding(&'a str, &'a str),
+}
+
 #[derive(Clone, Copy)]
 struct Ports {
     amqp: u16,
@@ -240,6 +251,23 @@ impl RabbitServer {
             names.extend(found.into_iter().map(|named| named.name));
         }
         Ok(names)
+    }
+
+    /// Removes something of a vhost behind everybody's back.
+    ///
+    /// # Errors
+    /// What the management API said.
+    pub async fn damage(&self, vhost: &str, what: Damage<'_>) -> Result<(), String> {
+        let mut url = url::Url::parse(&self.management).map_err(|error| error.to_string())?;
+        let path: &[&str] = match what {
+            Damage::Queue(name) => &["api", "queues", vhost, name],
+            Damage::Exchange(name) => &["api", "exchanges", vhost, name],
+            // A binding is called by its key, which is the queue's name.
+            Damage::Binding(exchange, queue) => &["api", "bindings", vhost, "e", exchange, "q", queue, queue],
+        };
+        let _ = url.path_segments_mut().map(|mut segments| _ = segments.extend(path));
+        let sent = self.client.delete(url).send().await.and_then(reqwest::Response::error_for_status);
+        sent.map(drop).map_err(|error| error.to_string())
     }
 
     /// Runs `rabbitmqctl`.

@@ -60,9 +60,14 @@ impl<T: ?Sized> Clone for Sender<T> {
 }
 
 impl<T: Serialize + ?Sized> Sender<T> {
-    /// An end that publishes to `topic`.
+    /// An end that publishes to `topic`, whether or not anybody reads it.
     pub fn new(broker: Arc<dyn Broker>, topic: Topic) -> Self {
         Self { broker, address: Address::Topic(topic.clone()), topic, message: PhantomData }
+    }
+
+    /// An end that publishes to a `topic` with a reader on record: without one, sending fails.
+    pub fn subscribed(broker: Arc<dyn Broker>, topic: Topic) -> Self {
+        Self { broker, address: Address::Subscribed(topic.clone()), topic, message: PhantomData }
     }
 
     /// Where it publishes.

@@ -39,7 +39,7 @@ use crate::contract::{
     Address, Broker, BrokerAdmin, Inbox, InboxAddress, PoisonBound, SeenSubscription, Subscription, TopicSpec,
 };
 use crate::message::{Delivery, Message};
-use crate::{BoxFuture, Error, Result};
+use crate::{BoxFuture, Error, ErrorKind, Result};
 
 /// How long a case may take.
 pub const CASE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sluice_schema::{Class, Topic};
 
+use crate::losses::Losses;
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Result};
 
@@ -23,8 +24,21 @@ impl fmt::Display for InboxAddress {
 pub enum Address {
     /// To whoever subscribes to a topic.
     Topic(Topic),
+    /// To the readers of a topic that has one on record: where the broker has none, the message is refused, not counted.
+    Subscribed(Topic),
     /// To one reader's inbox.
     Inbox(InboxAddress),
+}
+
+impl Address {
+    /// The topic, unless it is an inbox.
+    #[must_use]
+    pub const fn topic(&self) -> Option<&Topic> {
+        match self {
+            Self::Topic(topic) | Self::Subscribed(topic) => Some(topic),
+            Self::Inbox(_) => None,
+        }
+    }
 }
 
 impl From<Topic> for Address {
@@ -83,8 +97,10 @@ impl Pressure {
 /// The data path. No method here can make or remove a named queue; a reader's inbox lives and dies with its connection.
 ///
 /// **Guarantees.** A publish to a `flow` topic returns after the message is durable, once for all subscriptions that the
-/// topic has; with no subscription it is counted, not kept, and succeeds. A publish to a `request` topic without a
-/// subscription is [`crate::Error::Unroutable`]. A publish to a `response` or `notify` topic reaches the inboxes that
+/// topic has; with no subscription it is counted, not kept, and succeeds, unless the sender knows of one on record
+/// ([`Address::Subscribed`]): then it is [`crate::Error::NoReader`], and nothing happened. Of several subscriptions on
+/// record some may be missing: the others get the message, and the owner's next look finds it. A publish to a `request`
+/// topic without a subscription is [`crate::Error::Unroutable`]. A publish to a `response` or `notify` topic reaches the inboxes that
 /// follow it now, maybe none. A publish to a topic that was never ensured is [`crate::Error::NoTopic`]. First deliveries
 /// of one subscription keep publish order; redeliveries do not.
 ///
@@ -101,6 +117,17 @@ pub trait Broker: Send + Sync + 'static {
 
     /// How much waits, where the broker can tell without asking anybody; doors refuse new work while it is high.
     fn pressure(&self) -> Option<Pressure> {
+        None
+    }
+
+    /// Why nothing can be published at the moment, in words for people, where the broker can tell without asking anybody:
+    /// it is away, or short of something. `None` when nothing is known to be wrong.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// What calls of this process found missing, for who tells its owner. `None` where a broker takes no notes.
+    fn losses(&self) -> Option<&Losses> {
         None
     }
 }
@@ -172,6 +199,8 @@ pub struct SeenSubscription {
     pub unsettled: Option<u64>,
     /// Readers attached; `None` where the broker cannot show them.
     pub consumers: Option<u64>,
+    /// Whether what is published to the topic reaches it; `None` where the broker cannot show that. Making it again binds it.
+    pub is_bound: Option<bool>,
 }
 
 impl SeenSubscription {

@@ -9,6 +9,7 @@ use crate::contract::{
     Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
     Subscription, TopicSpec,
 };
+use crate::losses::Losses;
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Result};
 
@@ -106,7 +107,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl<B: Broker> Broker for Counting<B> {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<()>> {
-        if let Address::Topic(topic) = to {
+        if let Some(topic) = to.topic() {
             self.count(topic, |counts| {
                 counts.published += 1;
                 counts.published_bytes += message.body.len() as u64;
@@ -135,6 +136,14 @@ impl<B: Broker> Broker for Counting<B> {
 
     fn pressure(&self) -> Option<Pressure> {
         self.inner.pressure()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.inner.trouble()
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        self.inner.losses()
     }
 }
 

@@ -37,6 +37,7 @@ use crate::contract::{
     Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
     Subscription, TopicSpec,
 };
+use crate::losses::Losses;
 use crate::message::Message;
 use crate::{BoxFuture, Error, Result};
 
@@ -62,6 +63,7 @@ struct Core {
     table: Arc<Table>,
     log: Option<Log>,
     held: Arc<Mutex<HashSet<String>>>,
+    losses: Losses,
 }
 
 struct StopOnDrop(Arc<Core>);
@@ -96,7 +98,7 @@ impl Embedded {
     }
 
     fn from_core(table: Arc<Table>, log: Option<Log>) -> Self {
-        let core = Arc::new(Core { table, log, held: Arc::default() });
+        let core = Arc::new(Core { table, log, held: Arc::default(), losses: Losses::default() });
         Self { _stop: Arc::new(StopOnDrop(core.clone())), core }
     }
 
@@ -238,7 +240,7 @@ impl Core {
             return Err(Error::TooLarge { bytes, max });
         }
         let topic = match to {
-            Address::Topic(topic) => topic,
+            Address::Topic(topic) | Address::Subscribed(topic) => topic,
             Address::Inbox(address) => {
                 let own = self.table.inbox(&address.0)?;
                 own.push(message, own.direct.clone());
@@ -249,7 +251,10 @@ impl Core {
         match topic.class() {
             Class::Request => found.request(message, &self.table),
             Class::Response | Class::Notify => found.broadcast(&message),
-            Class::Flow if !found.wants()? => Ok(()),
+            Class::Flow if !found.wants()? => match to {
+                Address::Subscribed(_) => Err(Error::NoReader { topic: topic.clone() }),
+                Address::Topic(_) | Address::Inbox(_) => Ok(()),
+            },
             Class::Flow => match &self.log {
                 Some(log) => log.publish(&found, message).await,
                 None => found.enqueue(0, message, &self.table),
@@ -349,18 +354,23 @@ impl Core {
 
 impl Broker for Embedded {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.core.publish(to, message))
+        Box::pin(async move {
+            self.core.publish(to, message).await.inspect_err(|error| self.core.losses.note(error))
+        })
     }
 
     fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>>> {
         Box::pin(async move {
-            match to {
+            let attached = match to {
                 Subscription::Shared { topic, name, prefetch } => {
-                    let inbox = SharedInbox::attach(&self.core, topic, name, *prefetch)?;
-                    Ok(Box::new(inbox) as Box<dyn Inbox>)
+                    SharedInbox::attach(&self.core, topic, name, *prefetch)
+                        .map(|inbox| Box::new(inbox) as Box<dyn Inbox>)
                 }
-                Subscription::Own { topics } => Ok(Box::new(self.core.own_inbox(topics)?) as Box<dyn Inbox>),
-            }
+                Subscription::Own { topics } => {
+                    self.core.own_inbox(topics).map(|inbox| Box::new(inbox) as Box<dyn Inbox>)
+                }
+            };
+            attached.inspect_err(|error| self.core.losses.note(error))
         })
     }
 
@@ -370,6 +380,14 @@ impl Broker for Embedded {
 
     fn pressure(&self) -> Option<Pressure> {
         Some(self.core.pressure())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.core.pressure().disk_full.then(|| "the disk of the embedded broker is full".to_owned())
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        Some(&self.core.losses)
     }
 }
 

@@ -40,6 +40,14 @@ pub enum Error {
         /// The topic.
         topic: Topic,
     },
+    /// A message for a reader on record, whose queue is missing. Nothing was kept.
+    #[error(
+        "the queue of a reader of '{topic}' is missing, and nothing was kept; its owner makes it again: try again in a moment"
+    )]
+    NoReader {
+        /// The topic.
+        topic: Topic,
+    },
     /// The reader of that inbox is gone.
     #[error("the inbox '{inbox}' is gone")]
     NoInbox {
@@ -150,6 +158,7 @@ impl Error {
             | Self::Held { .. }
             | Self::HoldLost { .. }
             | Self::Unavailable { .. }
+            | Self::NoReader { .. }
             | Self::Disk { .. } => ErrorKind::Unavailable,
             Self::TimedOut { .. } | Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
         }

@@ -14,6 +14,7 @@ use crate::contract::{
     Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
     Subscription, TopicSpec,
 };
+use crate::losses::Losses;
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Error, Result};
 
@@ -245,7 +246,7 @@ fn about(topics: &[TopicSpec]) -> String {
 impl<B: Broker> Broker for Faulty<B> {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<()>> {
         let about = match to {
-            Address::Topic(topic) => topic.to_string(),
+            Address::Topic(topic) | Address::Subscribed(topic) => topic.to_string(),
             Address::Inbox(inbox) => inbox.to_string(),
         };
         Box::pin(through(&self.state, Operation::Publish, about, self.inner.publish(to, message)))
@@ -269,6 +270,14 @@ impl<B: Broker> Broker for Faulty<B> {
 
     fn pressure(&self) -> Option<Pressure> {
         self.inner.pressure()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.inner.trouble()
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        self.inner.losses()
     }
 }
 

@@ -13,6 +13,7 @@ pub mod counting;
 pub mod embedded;
 pub mod error;
 pub mod faulty;
+pub mod losses;
 pub mod message;
 pub mod trace;
 
@@ -25,6 +26,7 @@ pub use counting::{Counting, Counts};
 pub use embedded::{Config, Embedded};
 pub use error::{Error, ErrorKind};
 pub use faulty::{Fault, Faulty, Plan};
+pub use losses::Losses;
 pub use message::{Delivery, Message, Settle, Verdict, property};
 
 /// The result of a bus operation.

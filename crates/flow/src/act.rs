@@ -226,7 +226,7 @@ impl Hands {
         let to =
             Subscription::Shared { topic: topic.clone(), name: name.clone(), prefetch: PARK_WINDOW.into() };
         let inbox = self.broker.subscribe(&to).await.map_err(failed)?;
-        let to = Address::Topic(letters.clone());
+        let to = Address::Subscribed(letters.clone());
         let park = async |delivery: Delivery| {
             let bytes = delivery.message.body.len();
             let letter = letter(job, name, &delivery);

@@ -93,9 +93,17 @@ impl Rounds {
         for (key, tended) in self.flows.iter_mut().filter(|(_, tended)| tended.is_settled) {
             let is_whole =
                 |seen| plan::plan(key, &tended.wish, &claims, seen, Default::default()) == Next::Settled;
-            if !listed.is_some_and(is_whole) {
-                (tended.is_settled, tended.is_routine, tended.due) = (false, true, now);
+            if listed.is_some_and(is_whole) {
+                continue;
             }
+            // A look at one topic may show less than the listing did. Where there is no listing, no look shows what a queue is
+            // bound to, and making what is there changes nothing.
+            let wish = tended.wish.clone();
+            match listed {
+                Some(listed) => tended.doubt(plan::missing(&wish, listed).cloned(), now),
+                None => tended.doubt(wish.topology.topics.iter().map(|owned| owned.topic.clone()), now),
+            }
+            (tended.is_settled, tended.is_routine, tended.due) = (false, true, now);
         }
     }
 

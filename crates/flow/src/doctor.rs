@@ -216,6 +216,12 @@ fn drift(looked: &Looked<'_>, seen: &Sight, found: &mut Vec<Found>) {
                         let missing = finding(Severity::Error, "subscription-missing", text, next);
                         found.push(about(missing, &key.id, Some(name), own));
                     }
+                    Some(s) if s.is_bound == Some(false) => {
+                        let text =
+                            format!("nothing sent to {name} reaches the queue of {own}: it is not bound");
+                        let unbound = finding(Severity::Error, "subscription-unbound", text, next);
+                        found.push(about(unbound, &key.id, Some(name), own));
+                    }
                     Some(s) if s.consumers == Some(0) => {
                         let text = format!("nobody reads {name} as {own}; {} messages wait there", s.ready);
                         // Every question on a request topic goes unanswered, whether or not one waits now.

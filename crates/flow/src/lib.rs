@@ -30,11 +30,11 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bus::BrokerAdmin;
-use sluice_schema::record;
+use sluice_bus::{BrokerAdmin, TopicSpec};
 use sluice_schema::slots::SlotKind;
+use sluice_schema::{record, system};
 use sluice_sdk::processor::SlotUse;
-use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
+use sluice_sdk::{Backoff, Catalogue, ConfigClient, ConfigWatch, Process, losses};
 use tokio::sync::{Mutex, Notify};
 
 pub use board::{Phase, QueueVerdict, Report};
@@ -88,6 +88,7 @@ pub async fn start(parts: Parts) {
     let board = Arc::new(board::Board::new());
     let mirror = Arc::new(mirror::Mirror::new(config.clone(), board.clone()));
     let poke = Arc::new(Notify::new());
+    let doubts = Arc::new(tended::Doubts::default());
     let reconciler = reconcile::Reconciler {
         lead: lead::Lead::new(admin.clone(), config.clone()),
         broker: process.broker.clone(),
@@ -97,12 +98,14 @@ pub async fn start(parts: Parts) {
             board: board.clone(),
             tasks: process.tasks.clone(),
             audit_interval: options.audit_interval,
+            doubts: doubts.clone(),
         },
         poke: poke.clone(),
         rounds: None,
     };
     process.tasks.spawn("flow/loop", reconciler.run(process.stop.clone()));
     follow(&process, &watch, poke.clone());
+    listen(&process, admin.clone(), doubts, poke.clone());
     let desk = service::Desk {
         config,
         admin: admin.clone(),
@@ -131,6 +134,23 @@ fn follow(process: &Process, watch: &ConfigWatch, poke: Arc<Notify>) {
                 poke.notify_one();
             }
             known = view;
+        }
+    });
+}
+
+/// Lets the loop look at topics that somebody found something of missing.
+fn listen(process: &Process, admin: Arc<dyn BrokerAdmin>, doubts: Arc<tended::Doubts>, poke: Arc<Notify>) {
+    let broker = process.broker.clone();
+    process.tasks.supervise("flow/losses", Backoff::default(), move || {
+        let (broker, admin) = (broker.clone(), admin.clone());
+        let (doubts, poke) = (doubts.clone(), poke.clone());
+        async move {
+            admin.ensure(&TopicSpec::bare(system::lost_topics())).await?;
+            let lost = |topic| {
+                doubts.add(topic);
+                poke.notify_one();
+            };
+            Err::<(), _>(losses::listen(&*broker, lost).await)
         }
     });
 }

@@ -119,6 +119,7 @@ impl Wish {
             parameters: self.parameters.clone(),
             status: (self.want == Want::Gone).then(|| "stopping".to_owned()),
             run: Some(self.run.clone()),
+            read: self.topology.read_interfaces(),
         }
     }
 }
@@ -161,6 +162,14 @@ impl Named {
 }
 
 impl Topology {
+    /// Topics that interfaces take messages in by, and that have a reader on record.
+    fn read_interfaces(&self) -> Vec<String> {
+        let entrances: BTreeSet<&String> =
+            self.interfaces.values().filter_map(|roles| roles.get("flow")).collect();
+        let owned = self.topics.iter().filter(|owned| !owned.subscriptions.is_empty());
+        owned.map(|owned| owned.topic.to_string()).filter(|topic| entrances.contains(topic)).collect()
+    }
+
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }

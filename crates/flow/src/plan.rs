@@ -146,10 +146,14 @@ fn up(key: &FlowKey, wish: &Wish, records: &Records, seen: &Sight) -> Next {
 fn is_whole(topic: &OwnedTopic, seen: &Sight) -> bool {
     let Some(seen) = seen.get(&topic.topic) else { return false };
     seen.exists
-        && topic
-            .subscriptions
-            .iter()
-            .all(|name| seen.subscriptions.iter().any(|s| s.exists && s.name == *name))
+        && topic.subscriptions.iter().all(|name| {
+            seen.subscriptions.iter().any(|s| s.exists && s.is_bound != Some(false) && s.name == *name)
+        })
+}
+
+/// Topics of a wish of which something is not there, or not as it must be.
+pub(crate) fn missing<'a>(wish: &'a Wish, seen: &'a Sight) -> impl Iterator<Item = &'a Topic> {
+    wish.topology.topics.iter().filter(|topic| !is_whole(topic, seen)).map(|topic| &topic.topic)
 }
 
 fn is_written(key: &FlowKey, part: &Part, records: &Records) -> bool {
@@ -343,8 +347,14 @@ mod tests {
         }
 
         fn see(&mut self, at: &str, name: &str, ready: u64, unsettled: Option<u64>, consumers: Option<u64>) {
-            let subscription =
-                SeenSubscription { name: name.to_owned(), exists: true, ready, unsettled, consumers };
+            let subscription = SeenSubscription {
+                name: name.to_owned(),
+                exists: true,
+                ready,
+                unsettled,
+                consumers,
+                is_bound: None,
+            };
             let seen =
                 Seen { topic: topic(at), exists: true, subscriptions: vec![subscription], unroutable: None };
             self.seen.insert(topic(at), seen);
@@ -632,6 +642,20 @@ mod tests {
             case.see(text, "librarian", 0, Some(0), Some(0));
         }
         assert_eq!(case.steps(), [format!("remove {INPUT} {ASKED}")]);
+    }
+
+    #[test]
+    fn a_queue_that_nothing_reaches_is_made_again() {
+        let mut case = Case::new(Want::Running);
+        assert_eq!(case.next(), Next::Settled);
+        let bind = |case: &mut Case, is_bound| {
+            case.seen.get_mut(&topic(INPUT)).unwrap().subscriptions[0].is_bound = is_bound;
+        };
+        bind(&mut case, Some(false));
+        assert_eq!(case.steps(), [format!("ensure {INPUT}")]);
+        assert_eq!(missing(&case.wish, &case.seen).collect::<Vec<_>>(), [&topic(INPUT)]);
+        bind(&mut case, Some(true));
+        assert_eq!(case.next(), Next::Settled);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::lead::Lead;
 use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish, scoped_key, scoped_value, unchanged};
 use crate::mirror::Mirror;
 use crate::plan::{self, DrainClock, Next, QueueLeft, Sight, Step};
-use crate::tended::{RETRY, Tended, verdicts};
+use crate::tended::{Doubts, RETRY, Tended, verdicts};
 
 /// Failures of one cause after which an operator is told.
 const FAILURES_TOLD: u32 = 5;
@@ -54,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) board: Arc<Board>,
     pub(crate) tasks: Tasks,
     pub(crate) audit_interval: Duration,
+    pub(crate) doubts: Arc<Doubts>,
 }
 
 /// What a service knows and does while it leads.
@@ -216,13 +217,25 @@ impl Rounds {
         let claims = Claims::of(&records);
         let now = Instant::now();
         self.notice(&records, now);
+        let doubts = self.shared.doubts.take();
+        if !doubts.is_empty() {
+            self.flows.values_mut().for_each(|tended| tended.doubt(doubts.iter().cloned(), now));
+        }
         let (due, is_more) = self.due(&claims, now);
         let needed = due.iter().flat_map(|(key, wish)| plan::needed(key, wish, &claims));
         let seen = Arc::new(self.look(needed).await?);
         for (key, wish) in due {
-            let clock = self.flows.get_mut(&key).map(|f| f.clock(&wish, &seen, now)).unwrap_or_default();
-            let clock = DrainClock { is_listed: self.audit.is_listing, ..clock };
-            let next = plan::plan(&key, &wish, &claims, &seen, clock);
+            let Some(tended) = self.flows.get_mut(&key) else { continue };
+            let clock = DrainClock { is_listed: self.audit.is_listing, ..tended.clock(&wish, &seen, now) };
+            let next = if plan::wanted(&key, &wish, &records) == Want::Running {
+                if tended.told == Some(Phase::Running) {
+                    let lost = plan::missing(&wish, &seen).filter(|topic| seen.contains_key(*topic));
+                    tell_lost(&key, lost);
+                }
+                plan::plan(&key, &wish, &claims, &tended.believed(&seen), clock)
+            } else {
+                plan::plan(&key, &wish, &claims, &seen, clock)
+            };
             self.tell_parking(&key, &wish, &next);
             self.begin(key, wish, &records, next, &seen).await;
         }
@@ -506,6 +519,14 @@ impl Drop for Rounds {
     /// What is under way is cut: under a lost hold it can do nothing any more, and a successor looks for itself.
     fn drop(&mut self) {
         self.acting.values().chain(&self.auditing).for_each(AbortHandle::abort);
+    }
+}
+
+/// What a running flow has lost is made again; whether messages were lost with it nobody can tell.
+pub(crate) fn tell_lost<'a>(key: &FlowKey, lost: impl Iterator<Item = &'a Topic>) {
+    let lost: Vec<_> = lost.map(Topic::as_str).collect();
+    if !lost.is_empty() {
+        tracing::warn!(flow = %key, topics = lost.join(", "), "a running flow has lost queues at the broker; they are made again. What was in them is gone, and what foreign processes sent meanwhile may be: find out who removes them");
     }
 }
 

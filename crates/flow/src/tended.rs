@@ -1,11 +1,11 @@
 //! What the loop remembers of a flow between looks, on its own clock.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice_bus::Seen;
-use sluice_schema::Class;
+use sluice_schema::{Class, Topic};
 use sluice_sdk::Backoff;
 use tokio::time::Instant;
 
@@ -35,6 +35,30 @@ pub(crate) struct Tended {
     drain: Option<Draining>,
     pub(crate) verdicts: BTreeMap<String, QueueVerdict>,
     pub(crate) told: Option<Phase>,
+    /// Topics of a running flow that are made whatever a look shows: not all that can be missing can be seen.
+    doubted: BTreeSet<Topic>,
+    /// Those of them that are being made.
+    being_made: BTreeSet<Topic>,
+}
+
+/// Topics that publishers and readers found something of missing, until the loop takes notice.
+#[derive(Default)]
+pub(crate) struct Doubts(Mutex<BTreeSet<Topic>>);
+
+/// Doubts that wait at most; of others the audit learns.
+const DOUBTS_MAX: usize = 10_000;
+
+impl Doubts {
+    pub(crate) fn add(&self, topic: Topic) {
+        let mut doubts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubts.len() < DOUBTS_MAX {
+            doubts.insert(topic);
+        }
+    }
+
+    pub(crate) fn take(&self) -> BTreeSet<Topic> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// A drain under way, on this loop's own clock.
@@ -57,6 +81,8 @@ impl Tended {
             drain: None,
             verdicts: BTreeMap::new(),
             told: None,
+            doubted: BTreeSet::new(),
+            being_made: BTreeSet::new(),
         }
     }
 
@@ -70,8 +96,29 @@ impl Tended {
     }
 
     pub(crate) fn settle(&mut self) {
-        (self.is_settled, self.is_routine) = (true, false);
+        self.being_made.clear();
+        // What was doubted meanwhile comes next.
+        self.is_settled = self.doubted.is_empty();
+        self.is_routine = false;
         (self.polls, self.failures, self.last_error) = (0, 0, None);
+    }
+
+    /// Lets topics be made again; at once, unless what is tried for this flow keeps failing.
+    pub(crate) fn doubt(&mut self, topics: impl IntoIterator<Item = Topic>, now: Instant) {
+        let own = |topic: &Topic| self.wish.topology.topics.iter().any(|owned| owned.topic == *topic);
+        let before = self.doubted.len();
+        self.doubted.extend(topics.into_iter().filter(own));
+        if self.doubted.len() > before && self.is_settled {
+            (self.is_settled, self.is_routine, self.due) = (false, true, now);
+        }
+    }
+
+    /// What a plan for a running flow may rely on: doubted topics are made, as if they had not been seen.
+    pub(crate) fn believed(&mut self, seen: &Sight) -> Sight {
+        self.being_made.append(&mut self.doubted);
+        let own = self.wish.topology.topics.iter().map(|owned| &owned.topic);
+        let believed = own.filter(|topic| !self.being_made.contains(*topic));
+        believed.filter_map(|topic| Some((topic.clone(), seen.get(topic)?.clone()))).collect()
     }
 
     pub(crate) fn progress(&mut self, now: Instant) {
@@ -90,6 +137,7 @@ impl Tended {
         let is_same = self.last_error.as_deref() == Some(reason);
         self.failures = if is_same { self.failures + 1 } else { 1 };
         self.last_error = Some(reason.to_owned());
+        self.doubted.append(&mut self.being_made);
         let pause = RETRY.pause(self.failures - 1);
         self.due = now + pause;
         u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sluice_bus::{Address, Error, ErrorKind, Message, Patience, RawCall, Replies, property};
 use sluice_schema::api::{self, Caller, Service};
 use sluice_schema::operation::{self, Access, Kind, Level, Operation, Parameters};
-use sluice_schema::{Topic, WorkspaceId, system};
+use sluice_schema::{WorkspaceId, message, system};
 use sluice_sdk::Process;
 use sluice_sdk::watch::ConfigWatch;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -334,13 +334,26 @@ impl Hall {
         Source::Service(Box::new(Stream { raw, asked, gone, cut: self.cut.clone() }))
     }
 
-    async fn hand_in(&self, inlet: Topic, message: Message) -> Result<(), Refusal> {
-        let address = Address::Topic(inlet);
-        let sent = self.process.broker.publish(&address, message);
+    async fn hand_in(&self, inlet: Address, message: Message) -> Result<(), Refusal> {
+        let sent = self.settle_and_send(&inlet, message);
         match tokio::time::timeout(self.options.call_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Self::told(&error, "flow-error", "this flow")),
             Err(_) => Err(Refusal::failed("gateway-error", "Timeout")),
+        }
+    }
+
+    /// Sends into a flow. A queue that somebody removed is made again within moments, as the flow service is told of it.
+    async fn settle_and_send(&self, inlet: &Address, message: Message) -> sluice_bus::Result<()> {
+        let until = Instant::now() + self.options.settle_timeout;
+        loop {
+            match self.process.broker.publish(inlet, message.clone()).await {
+                // Nothing was kept, so sending again sends once.
+                Err(Error::NoReader { .. } | Error::NoTopic { .. }) if Instant::now() < until => {
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                sent => return sent,
+            }
         }
     }
 
@@ -398,6 +411,12 @@ impl Hall {
             | Error::NoInbox { .. } => {
                 Refusal::failed(kind, format!("nobody serves {service} at the moment"))
             }
+            Error::NoReader { .. } => Refusal::Later(message::Error::new(
+                kind,
+                format!(
+                    "the queue of a reader of {service} is missing, and nothing was kept; it is made again within moments: send it again"
+                ),
+            )),
             Error::Unavailable { .. }
             | Error::Disk { .. }
             | Error::InUse { .. }

@@ -37,6 +37,8 @@ pub(crate) enum Refusal {
     Overloaded(&'static str),
     /// Nothing is known about workspaces and flows yet.
     NotReady,
+    /// Nothing was done for a passing cause, told as a typed error: the same call may succeed later.
+    Later(message::Error),
     /// Everything else, told as a typed error.
     Failed(message::Error),
 }
@@ -62,7 +64,7 @@ impl Refusal {
             Self::TooLarge { bytes_max } => return message::Error::new("too-large", too_large(*bytes_max)),
             Self::Overloaded(what) => ("gateway-overloaded", *what),
             Self::NotReady => ("gateway-not-ready", NOT_READY),
-            Self::Failed(error) => return error.clone(),
+            Self::Later(error) | Self::Failed(error) => return error.clone(),
         };
         message::Error::new(kind, text)
     }
@@ -103,6 +105,10 @@ impl IntoResponse for Refusal {
             }
             Self::Overloaded(what) => later(rejected(StatusCode::TOO_MANY_REQUESTS, what)),
             Self::NotReady => later(rejected(StatusCode::SERVICE_UNAVAILABLE, NOT_READY)),
+            Self::Later(error) => {
+                let told = json!({"error": {"type": error.r#type, "message": error.message}});
+                later((StatusCode::SERVICE_UNAVAILABLE, crate::http::json(&told)).into_response())
+            }
             Self::Failed(error) => {
                 crate::http::json(&json!({"error": {"type": error.r#type, "message": error.message}}))
             }

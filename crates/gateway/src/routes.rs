@@ -3,13 +3,13 @@
 //! A call takes one snapshot at its start and keeps it. What a snapshot drops tells the calls under way on it: a flow
 //! whose record vanished, or whose run or doors changed, and everything of a workspace that is gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use sluice_bus::{Following, Replies};
+use sluice_bus::{Address, Following, Replies};
 use sluice_schema::api::Service;
 use sluice_schema::doors::{self, Home, Use};
 use sluice_schema::{Topic, WorkspaceId, record};
@@ -46,14 +46,15 @@ impl Route {
 pub(crate) struct Interface {
     /// For services that answer.
     pub(crate) route: Option<Route>,
-    /// For services that only take in.
-    pub(crate) inlet: Option<Topic>,
+    /// For services that only take in: a topic, with a reader on record or without.
+    pub(crate) inlet: Option<Address>,
 }
 
 /// The doors of one run of a flow.
 pub(crate) struct Doors {
     run: Option<String>,
     named: Named,
+    read: BTreeSet<String>,
     pub(crate) interfaces: HashMap<Box<str>, Interface>,
     /// Cancelled when this run is no longer on record.
     pub(crate) gone: CancellationToken,
@@ -189,6 +190,8 @@ struct Record {
     run: Option<String>,
     stopping: bool,
     named: Named,
+    /// Topics with a reader on record.
+    read: BTreeSet<String>,
 }
 
 /// Reads a record, if every topic it exposes is this workspace's and no system service's. Reads no more of it than
@@ -219,7 +222,9 @@ fn read(workspace: &str, id: &str, text: &str) -> Result<Record, String> {
     }
     let run = record.get("run").and_then(Value::as_str).map(ToOwned::to_owned);
     let stopping = record.get("status").is_some_and(|status| !status.is_null());
-    Ok(Record { run, stopping, named })
+    let read = record.get("read").and_then(Value::as_array).into_iter().flatten();
+    let read = read.filter_map(Value::as_str).map(ToOwned::to_owned).collect();
+    Ok(Record { run, stopping, named, read })
 }
 
 /// The doors of a record: the old ones while the run and its interfaces are the same, so that calls under way go on.
@@ -227,6 +232,7 @@ fn open_doors(record: Record, old: Option<&Flow>) -> Arc<Doors> {
     if let Some(old) = old.and_then(Flow::doors)
         && old.run == record.run
         && old.named == record.named
+        && old.read == record.read
     {
         return old.clone();
     }
@@ -235,11 +241,16 @@ fn open_doors(record: Record, old: Option<&Flow>) -> Arc<Doors> {
             (Some(request), Some(response)) => Some(Route::new(request.clone(), response.clone())),
             _ => None,
         };
-        Interface { route, inlet: roles.get("flow").cloned() }
+        let inlet = roles.get("flow").cloned().map(|topic| {
+            let is_read = record.read.contains(topic.as_str());
+            if is_read { Address::Subscribed(topic) } else { Address::Topic(topic) }
+        });
+        Interface { route, inlet }
     };
     let interfaces =
         record.named.iter().map(|(name, roles)| (name.as_str().into(), interface(roles))).collect();
-    Arc::new(Doors { run: record.run, named: record.named, interfaces, gone: CancellationToken::new() })
+    let Record { run, named, read, .. } = record;
+    Arc::new(Doors { run, named, read, interfaces, gone: CancellationToken::new() })
 }
 
 /// The latest snapshot, for everybody. Cheap to clone.

@@ -319,7 +319,7 @@ impl DeadLetters {
                 message.set(name, value);
             }
         }
-        Ok(self.broker.publish(&Address::Topic(target.topic), message).await?)
+        Ok(self.broker.publish(&Address::Subscribed(target.topic), message).await?)
     }
 
     /// The run that the letter's flow has now; empty where the letter's topic does not belong to one run.

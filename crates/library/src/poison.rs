@@ -83,7 +83,7 @@ impl Files {
             reason = letter.reason,
             "a message was parked; see `sluice dead ls`"
         );
-        let to = Address::Topic(system::dead_letters(&WorkspaceId::existing(&workspace)));
+        let to = Address::Subscribed(system::dead_letters(&WorkspaceId::existing(&workspace)));
         match self.broker.publish(&to, Message::new(wire::encode(&letter))).await {
             Err(error) if error.kind() == ErrorKind::Absent && !self.is_live(&workspace).await? => {
                 tracing::warn!(workspace, "the workspace is gone, and what was parked from it with it");

@@ -57,10 +57,10 @@ pub(crate) struct Processings {
 #[derive(Debug, PartialEq)]
 struct Entrance {
     run: String,
-    load: Topic,
+    load: Address,
     /// The text goes straight to the chunker.
     is_text: bool,
-    triples: Option<Topic>,
+    triples: Option<Address>,
 }
 
 impl Processings {
@@ -165,9 +165,9 @@ impl Processings {
             trace.into_iter().fold(message, |message, trace| message.with(property::TRACE, trace))
         };
         let collection = &processing.metadata.collection;
-        if let Some(topic) = &entrance.triples {
+        if let Some(address) = &entrance.triples {
             let triples = provenance::of(&document.metadata, collection);
-            self.broker.publish(&Address::Topic(topic.clone()), traced(wire::encode(&triples))).await?;
+            self.broker.publish(address, traced(wire::encode(&triples))).await?;
         }
         let metadata = Some(provenance::root(&document.metadata, collection));
         let document_id = document.metadata.id.clone();
@@ -176,7 +176,7 @@ impl Processings {
         } else {
             wire::encode(&m::Document { metadata, data: String::new(), document_id })
         };
-        self.broker.publish(&Address::Topic(entrance.load.clone()), traced(body)).await
+        self.broker.publish(&entrance.load, traced(body)).await
     }
 
     /// Where a document enters a flow, from the flow's record as it is now.
@@ -319,9 +319,13 @@ fn entrance(flow: &str, record: &record::Flow, document: &DocumentMetadata) -> R
             "flow '{flow}' is {status} and takes no documents; start it again when it is gone"
         )));
     }
-    let door = |interface: &str| -> Result<Option<Topic>, Error> {
-        let topic = record.interfaces.get(interface).and_then(|roles| roles.get("flow"));
-        topic.map(|text| checked(flow, interface, text)).transpose()
+    let door = |interface: &str| -> Result<Option<Address>, Error> {
+        let Some(text) = record.interfaces.get(interface).and_then(|roles| roles.get("flow")) else {
+            return Ok(None);
+        };
+        let topic = checked(flow, interface, text)?;
+        let is_read = record.read.contains(text);
+        Ok(Some(if is_read { Address::Subscribed(topic) } else { Address::Topic(topic) }))
     };
     let kind = document.kind.split(';').next().unwrap_or_default().trim();
     let loads = match kind {
@@ -374,7 +378,8 @@ mod tests {
 
     fn entered(record: &record::Flow, kind: &str) -> Result<String, String> {
         let document = DocumentMetadata { kind: kind.to_owned(), ..Default::default() };
-        entrance("f1", record, &document).map(|e| e.load.to_string()).map_err(|error| error.to_string())
+        let load = entrance("f1", record, &document).map(|entrance| entrance.load);
+        load.map(|load| load.topic().unwrap().to_string()).map_err(|error| error.to_string())
     }
 
     #[test]

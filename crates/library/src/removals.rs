@@ -168,7 +168,7 @@ impl Removals {
             restored,
         };
         let topic = system::removals(&WorkspaceId::existing(workspace));
-        Ok(self.broker.publish(&Address::Topic(topic), Message::new(wire::encode(&removal))).await?)
+        Ok(self.broker.publish(&Address::Subscribed(topic), Message::new(wire::encode(&removal))).await?)
     }
 
     /// Makes so what was wished and is not so yet, and forgets what has been gone for long.

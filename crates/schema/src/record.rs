@@ -49,6 +49,9 @@ pub struct Flow {
     /// The run that the topics belong to; ours, absent in records of other flow services.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
+    /// Ours: topics among the interfaces that have a reader on record. What is sent there is kept or refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<String>,
 }
 
 impl Flow {
@@ -71,4 +74,7 @@ pub struct ProcessorEntry {
     /// of that topic.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub direct: Vec<String>,
+    /// Ours: slots that it sends to whose topic has a reader on record. What is sent there is kept or refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<String>,
 }

@@ -56,6 +56,7 @@ const ROWS: &[Row] = &[
     Row { base: "knowledge", classes: CALLS, scope: Scope::Workspace, service: KNOWLEDGE },
     Row { base: "iam", classes: CALLS, scope: Scope::Global, service: IAM_SVC },
     Row { base: "audit-events", classes: &[Class::Notify], scope: Scope::Global, service: GATEWAY },
+    Row { base: "lost-topics", classes: &[Class::Notify], scope: Scope::Global, service: FLOW_SVC },
     Row { base: "policy-events", classes: &[Class::Notify], scope: Scope::Global, service: IAM_SVC },
 ];
 
@@ -179,6 +180,8 @@ topics! { global:
     iam_response = Response "iam";
     /// Audit events.
     audit_events = Notify "audit-events";
+    /// Notices of whoever found something of a topic missing, to its owner.
+    lost_topics = Notify "lost-topics";
     /// Policy decisions.
     policy_events = Notify "policy-events";
 }
@@ -257,6 +260,7 @@ mod tests {
             (iam_request(), "request:tg:iam"),
             (iam_response(), "response:tg:iam"),
             (audit_events(), "notify:tg:audit-events"),
+            (lost_topics(), "notify:tg:lost-topics"),
             (policy_events(), "notify:tg:policy-events"),
             (flow_request(w), "request:tg:flow:acme"),
             (flow_response(w), "response:tg:flow:acme"),

@@ -2,26 +2,33 @@
 //!
 //! A queue can vanish while its owner runs: somebody deletes it at the broker, or sets its vhost up anew. Nobody but the
 //! owner makes it again, so every owner looks at a period, and soon after a reader of its process reports that what it reads
-//! is gone.
+//! is gone, or any process tells that it misses a topic of a service ([`crate::losses`]).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sluice_bus::{BrokerAdmin, Error, ErrorKind, TopicSpec};
+use sluice_schema::{Topic, system};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::Process;
+use crate::tasks::Backoff;
+use crate::{Process, losses};
 
 /// How often owners look without a report.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two looks at least, however many readers report.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// Pauses between tries to hear what other processes miss.
+const HEAR_AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10) };
 
 /// Reports of readers that found their topic or subscription gone. One per process; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Missing {
     reports: watch::Sender<u64>,
+    /// Whether what other processes miss is heard here.
+    hears: Arc<AtomicBool>,
 }
 
 impl Missing {
@@ -30,6 +37,30 @@ impl Missing {
         if error.kind() == ErrorKind::Absent {
             self.reports.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Hears from now on what other processes miss of services' topics; told once per process is enough.
+    pub(crate) fn hear(&self, process: &Process) {
+        if self.hears.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (broker, missing, stop) = (process.broker.clone(), self.clone(), process.stop.clone());
+        process.tasks.spawn("own/losses", async move {
+            let lost = |topic: Topic| {
+                if system::owner_of(&topic).is_some() {
+                    missing.reports.send_modify(|count| *count += 1);
+                }
+            };
+            let listening = async {
+                for attempt in 0.. {
+                    // The notices' own topic comes with the flow service.
+                    let error = losses::listen(&*broker, &lost).await;
+                    tracing::debug!(%error, "what other processes miss is not heard at the moment");
+                    tokio::time::sleep(HEAR_AGAIN.pause(attempt)).await;
+                }
+            };
+            stop.run_until_cancelled(listening).await;
+        });
     }
 
     /// When to look whether everything owned is there.
@@ -76,6 +107,7 @@ pub async fn own(
     topics: Vec<TopicSpec>,
 ) -> Result<(), Error> {
     ensure(&**admin, &topics).await?;
+    process.missing.hear(process);
     let (admin, stop, mut looks) = (admin.clone(), process.stop.clone(), process.missing.looks());
     let name = owner.to_owned();
     process.tasks.spawn(format!("own/{owner}"), async move {

@@ -35,6 +35,8 @@ impl Process {
         let replies = Replies::new(broker.clone());
         let tasks = Tasks::new(stop.clone());
         tasks.spawn("bus/replies", replies.clone().run(stop.child_token()));
+        let (losses, ended) = (crate::losses::tell(broker.clone()), stop.clone());
+        tasks.spawn("bus/losses", async move { _ = ended.run_until_cancelled(losses).await });
         let metrics = Metrics::default();
         Self { broker, replies, tasks, stop, metrics, suspects: Arc::default(), missing: Missing::default() }
     }

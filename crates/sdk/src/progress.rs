@@ -26,7 +26,7 @@ impl Progress {
         flow: &str,
     ) -> Result<Self, sluice_schema::TopicError> {
         let topic = Topic::tg(Class::Flow, format_args!("progress:{workspace}"))?;
-        Ok(Self { sender: Sender::new(broker, topic), flow: flow.into() })
+        Ok(Self { sender: Sender::subscribed(broker, topic), flow: flow.into() })
     }
 
     /// Sends a report; fills in the flow. A deployment whose librarian keeps no progress has no such topic: the report is

@@ -38,6 +38,7 @@ pub async fn serve_workspaces(
     process.tasks.spawn("workspaces", async move {
         let stop = served.process.stop.clone();
         let mut looks = served.process.missing.looks();
+        served.process.missing.hear(&served.process);
         loop {
             let is_news = tokio::select! {
                 () = stop.cancelled() => return,

@@ -11,11 +11,11 @@ use sluice_bus::{
     Address, Broker, BrokerAdmin, Client, Fault, Faulty, Message, Plan, Subscription, TopicSpec, property,
 };
 use sluice_schema::message::{Chunk, DeadLetter, EmbeddingsRequest, EmbeddingsResponse};
-use sluice_schema::{Topic, exchange, wire};
+use sluice_schema::{Topic, exchange, system, wire};
 use sluice_sdk::config::value;
 use sluice_sdk::{
-    Backoff, BindError, ConfigClient, ConfigWatch, Failure, Host, HostOptions, Inputs, Point, Ports, Process,
-    Processor, Resources, Roster, service,
+    Backoff, BindError, ConfigClient, ConfigWatch, Failure, Host, HostOptions, Inputs, Out, Point, Ports,
+    Process, Processor, Resources, Roster, losses, service,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -155,6 +155,56 @@ async fn a_message_that_the_dead_letters_cannot_take_stays_until_they_can() {
     let letter = tokio::time::timeout(PATIENCE, read.next()).await.unwrap().unwrap();
     assert_eq!(wire::decode::<DeadLetter>(&letter.message.body).unwrap().reason, "it is poison");
     letter.ack();
+}
+
+/// Passes on everything.
+struct Passer(Out<Chunk>);
+
+impl Processor for Passer {
+    const NAME: &'static str = "passer";
+
+    fn bind(ports: &mut Ports) -> Result<Self, BindError> {
+        ports.output("output").map(Self)
+    }
+
+    fn inputs(on: &mut Inputs<Self>) {
+        on.message("input", |passer: Arc<Self>, chunk: Chunk| async move { passer.0.send(&chunk).await });
+    }
+}
+
+/// The owner of the output is told as often as somebody fails to send there.
+#[tokio::test]
+async fn what_is_sent_to_a_missing_reader_is_sent_again_until_it_is_there() {
+    let (process, broker) = process();
+    let (config, _kept) = config(&process, &broker).await;
+    let (input, output) = (topic("flow:tg:in:w:f1"), topic("flow:tg:out:w:f1"));
+    broker.ensure(&TopicSpec::with(input.clone(), "passer--w--f1--input")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(output.clone())).await.unwrap();
+    broker.ensure(&TopicSpec::bare(system::lost_topics())).await.unwrap();
+    let topics = format!(r#"{{"input": "{input}", "output": "{output}"}}"#);
+    let entry = format!(r#"{{"topics": {topics}, "parameters": {{}}, "read": ["output"]}}"#);
+    config.put("w", vec![value("w", "processor:passer", "f1", entry)]).await.unwrap();
+    let watch = ConfigWatch::start(&process, NO_RESYNC);
+    let retry = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(5) };
+    let options = HostOptions { retry, attempts_max: u32::MAX };
+    Host::new(process.clone(), Roster::new().add::<Passer>(), watch, Resources::new(), options).start();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let listening = broker.clone();
+    process.tasks.spawn("test/listens", async move {
+        let _ = losses::listen(&listening, |lost| _ = tell.send(lost)).await;
+    });
+
+    let chunk = Message::new(wire::encode(&Chunk { chunk: "c".to_owned(), ..Default::default() }));
+    broker.publish(&Address::Topic(input.clone()), chunk).await.unwrap();
+    // A notice that nobody follows yet is lost, and another comes as long as something is missing.
+    let lost = async { while told.recv().await.unwrap() != output {} };
+    tokio::time::timeout(PATIENCE, lost).await.unwrap();
+    broker.ensure(&TopicSpec::with(output.clone(), "reader")).await.unwrap();
+    let read = Subscription::Shared { topic: output, name: "reader".to_owned(), prefetch: 1 };
+    let read = broker.subscribe(&read).await.unwrap();
+    let passed = tokio::time::timeout(PATIENCE, read.next()).await.unwrap().unwrap();
+    assert_eq!(wire::decode::<Chunk>(&passed.message.body).unwrap().chunk, "c");
+    passed.ack();
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use sluice_schema::message::{
     Chunk, ConfigRequest, ConfigResponse, ConfigValue, DeadLetter, EmbeddingsRequest, EmbeddingsResponse,
     Error, Metadata, StageReport, TextCompletionRequest, TextCompletionResponse,
 };
-use sluice_schema::{Topic, exchange, wire};
+use sluice_schema::{Topic, exchange, system, wire};
+use sluice_sdk::owned;
 use sluice_sdk::workspaces::WorkspaceService;
 use sluice_sdk::{
     BindError, ConfigWatch, Failure, Host, HostOptions, Inputs, Out, Point, Ports, Process, Processor,
@@ -382,5 +383,32 @@ async fn what_nobody_here_reads_is_made_again_at_the_next_look() {
         };
         tokio::time::timeout(sluice_sdk::owned::LOOK_INTERVAL * 2, is_there).await.expect("it is made again");
     }
+    process.shutdown(PATIENCE).await;
+}
+
+/// On virtual time: sooner than the owner would look by itself.
+#[tokio::test(start_paused = true)]
+async fn what_another_process_misses_of_a_service_is_made_again_at_once() {
+    let (process, broker) = process().await;
+    broker.ensure(&TopicSpec::bare(system::lost_topics())).await.unwrap();
+    let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
+    let answers = TopicSpec::bare(system::iam_response());
+    owned::own(&process, &admin, "iam", vec![answers.clone()]).await.unwrap();
+    let other = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+    for _ in 0..3 {
+        broker.remove(&answers).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let to = Address::Topic(answers.topic.clone());
+        let is_there = async {
+            while other.broker.publish(&to, Message::new("x")).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is_there).await.expect("it is made again");
+        assert!(begun.elapsed() < owned::LOOK_INTERVAL / 2, "{:?}", begun.elapsed());
+        // So that the next loss counts as a new one.
+        tokio::time::sleep(owned::LOOK_INTERVAL * 5).await;
+    }
+    other.shutdown(PATIENCE).await;
     process.shutdown(PATIENCE).await;
 }

@@ -40,7 +40,7 @@ pub(crate) struct Line {
 
 fn place(to: &Address) -> &str {
     match to {
-        Address::Topic(topic) => topic.as_str(),
+        Address::Topic(topic) | Address::Subscribed(topic) => topic.as_str(),
         Address::Inbox(_) => "an inbox",
     }
 }
@@ -132,7 +132,7 @@ impl Line {
 impl Broker for Line {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<()>> {
         let class = match to {
-            Address::Topic(topic) => topic.class(),
+            Address::Topic(topic) | Address::Subscribed(topic) => topic.class(),
             Address::Inbox(_) => Class::Response,
         };
         Box::pin(async move {

@@ -15,12 +15,15 @@ use std::time::Instant;
 use common::cases::{Case, Shared};
 use common::{PATIENCE, Up, ends, sluice, until};
 use serde_json::Value;
+use sluice_brokers::testing::Damage;
 use sluice_brokers::{Options, RabbitMq};
+use sluice_bus::{BrokerAdmin as _, TopicSpec};
 
 const CASES: &[Case] = cases![
     a_broker_that_does_not_let_us_in_is_told_with_what_to_do: plain,
     the_main_job_leaves_nothing_of_the_flow: both,
     a_stop_with_leftovers_ends_and_they_are_kept: both,
+    what_was_taken_is_kept_although_somebody_removes_queues: both,
     a_system_goes_on_after_its_broker_was_killed_and_started_again: both,
     killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker: both,
     messages_sent_before_any_processor_exists_are_all_delivered: both,
@@ -106,6 +109,53 @@ fn a_stop_with_leftovers_ends_and_they_are_kept(shared: &mut Shared) {
     assert_eq!(shared.left_of(&vhost, "f1"), Vec::<String>::new());
     let kept = || up.json(&["dead", "ls"]).to_string().matches("chunker--").count();
     until("the letters to be kept", || kept() == 3, || up.log());
+    assert_eq!(up.terminate(), 0);
+}
+
+/// Whatever is removed, a text is kept or refused, and soon is kept again.
+fn what_was_taken_is_kept_although_somebody_removes_queues(shared: &mut Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let vhost = shared.vhost();
+    let args = shared.broker_args(&vhost);
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--without", "chunker"]).collect();
+    let mut up = Up::start_with(&folder.path().join("data"), &args);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let exchange = "tg.flow.text-document-load:default:f1";
+    let queue = format!("{exchange}.chunker--default--f1--input");
+    let door = door::Door { url: up.url.clone(), key: up.key() };
+    let spec = TopicSpec::with(
+        "flow:tg:text-document-load:default:f1".parse().unwrap(),
+        "chunker--default--f1--input",
+    );
+    let url = shared.server.url(&vhost);
+    let broker = shared.runtime.block_on(RabbitMq::connect(&url, Options::default())).unwrap();
+    for damage in [Damage::Queue(&queue), Damage::Binding(exchange, &queue), Damage::Exchange(exchange)] {
+        let waiting = || {
+            let seen = shared.runtime.block_on(broker.observe(std::slice::from_ref(&spec))).unwrap();
+            seen[0].subscriptions[0].ready
+        };
+        shared.runtime.block_on(shared.server.damage(&vhost, damage)).unwrap();
+        let before = if matches!(damage, Damage::Queue(_)) { 0 } else { waiting() };
+        let mut taken = 0;
+        until(
+            "five texts to be taken",
+            || {
+                let (path, body) = kills::load("f1");
+                match door.post(&path, &body) {
+                    door::Answer::Done(_) => taken += 1,
+                    door::Answer::Refused(said) => assert!(said.contains("flow-error"), "{said}"),
+                    door::Answer::None => panic!("no answer"),
+                }
+                taken == 5
+            },
+            || up.log(),
+        );
+        until("all that were taken to be there", || waiting() >= before + taken, || up.log());
+        assert_eq!(waiting(), before + taken, "{damage:?}\n{}", up.log());
+    }
+    up.json(&["flow", "stop", "f1"]);
+    assert_eq!(shared.left_of(&vhost, "f1"), Vec::<String>::new());
+    shared.runtime.block_on(broker.shutdown());
     assert_eq!(up.terminate(), 0);
 }
 

@@ -297,7 +297,9 @@ impl Admin {
                 (Some(_), _) => inventory.and_then(|inventory| inventory.unacknowledged(&queue)),
             };
             let (exists, ready, consumers) = (found.is_some(), ready.into(), Some(consumers.into()));
-            subscriptions.push(SeenSubscription { name, exists, ready, unsettled, consumers });
+            let fresh = inventory.filter(|_| known.is_fresh);
+            let is_bound = fresh.map(|inventory| inventory.is_bound(&exchange, &queue));
+            subscriptions.push(SeenSubscription { name, exists, ready, unsettled, consumers, is_bound });
         }
         let is_listed =
             known.is_fresh && inventory.is_some_and(|inventory| inventory.has_exchange(&exchange));
@@ -350,8 +352,10 @@ impl Admin {
     fn listed(&self, topic: Topic, inventory: &Inventory) -> Seen {
         let exchange = names::exchange(&topic);
         let subscription = |name: String| {
-            let queue = inventory.queue(&names::queue(&topic, &name));
+            let queue_name = names::queue(&topic, &name);
+            let queue = inventory.queue(&queue_name);
             SeenSubscription {
+                is_bound: Some(inventory.is_bound(&exchange, &queue_name)),
                 name,
                 exists: queue.is_some(),
                 ready: queue.and_then(|queue| queue.messages_ready).unwrap_or(0),

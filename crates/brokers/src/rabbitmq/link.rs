@@ -220,6 +220,18 @@ impl Link {
         self.0.blocked.borrow().clone()
     }
 
+    /// Why nothing can be sent over it at the moment.
+    pub(super) fn trouble(&self) -> Option<String> {
+        if let Some(why) = self.blocked() {
+            return Some(format!("the broker takes no messages ({why})"));
+        }
+        match &*self.0.state.borrow() {
+            State::Up(_) => None,
+            State::Down(why) => Some(format!("the broker at {} is away ({why})", self.0.address)),
+            State::Stopped => Some("this process has disconnected from the broker".to_owned()),
+        }
+    }
+
     /// Closes the connection once told to stop.
     pub(super) async fn close(&self) {
         let mut state = self.0.state.subscribe();

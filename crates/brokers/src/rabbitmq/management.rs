@@ -306,6 +306,11 @@ impl Inventory {
         names
     }
 
+    /// Whether a queue is bound to an exchange.
+    pub(super) fn is_bound(&self, exchange: &str, queue: &str) -> bool {
+        self.bound.get(exchange).is_some_and(|queues| queues.iter().any(|bound| bound == queue))
+    }
+
     /// Queues under no exchange's name.
     pub(super) fn orphans(&self) -> impl Iterator<Item = &str> {
         self.unbound.iter().filter(|queue| self.owner(queue).is_none()).map(String::as_str)

@@ -41,7 +41,7 @@ impl Publisher {
 
     pub(super) async fn publish(&self, to: &Address, message: Message, max: usize) -> Result<()> {
         let (class, exchange, key) = match to {
-            Address::Topic(topic) => {
+            Address::Topic(topic) | Address::Subscribed(topic) => {
                 (Some(topic.class()), names::short(&names::exchange(topic))?, ShortString::default())
             }
             Address::Inbox(inbox) => (None, ShortString::default(), names::short(&inbox.0)?),
@@ -54,14 +54,21 @@ impl Publisher {
         match (sent, to) {
             (Ok(Routed::Queued), _) => Ok(()),
             (Ok(Routed::Nowhere), Address::Inbox(inbox)) => Err(Error::NoInbox { inbox: inbox.to_string() }),
-            (Ok(Routed::Nowhere), Address::Topic(topic)) if topic.class() == Class::Request => {
+            (Ok(Routed::Nowhere), Address::Topic(topic) | Address::Subscribed(topic))
+                if topic.class() == Class::Request =>
+            {
                 Err(Error::Unroutable { topic: topic.clone() })
+            }
+            (Ok(Routed::Nowhere), Address::Subscribed(topic)) => {
+                Err(Error::NoReader { topic: topic.clone() })
             }
             (Ok(Routed::Nowhere), Address::Topic(topic)) => {
                 self.count_unroutable(topic);
                 Ok(())
             }
-            (Err(Fault::NoExchange), Address::Topic(topic)) => Err(Error::NoTopic { topic: topic.clone() }),
+            (Err(Fault::NoExchange), Address::Topic(topic) | Address::Subscribed(topic)) => {
+                Err(Error::NoTopic { topic: topic.clone() })
+            }
             (Err(Fault::NoExchange), Address::Inbox(inbox)) => {
                 Err(Error::NoInbox { inbox: inbox.to_string() })
             }
@@ -115,6 +122,11 @@ impl Publisher {
         self.link.is_blocked()
     }
 
+    /// Why nothing can be sent at the moment: the connection is away, or the broker takes no messages.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.link.trouble()
+    }
+
     pub(super) fn blocked(&self) -> Option<String> {
         self.link.blocked()
     }
@@ -126,7 +138,7 @@ impl Publisher {
 
 fn name(to: &Address) -> &str {
     match to {
-        Address::Topic(topic) => topic.as_str(),
+        Address::Topic(topic) | Address::Subscribed(topic) => topic.as_str(),
         Address::Inbox(inbox) => &inbox.0,
     }
 }

@@ -27,6 +27,7 @@ cases! {
     a_deleted_exchange_fails_publishes_until_its_owner_makes_it_again,
     a_deleted_queue_ends_its_reader_and_nobody_makes_it_but_its_owner,
     a_lost_binding_comes_back_with_the_owners_look,
+    a_message_for_a_reader_on_record_is_refused_while_its_queue_is_missing,
     a_message_of_20_mb_goes_through,
     what_others_send_passes_through_untouched,
     readers_of_two_processes_share_the_work,
@@ -130,6 +131,49 @@ async fn a_lost_binding_comes_back_with_the_owners_look(server: Server) -> Outco
     send(&broker, &spec.topic, "found").await.map_err(text)?;
     let got = next(&*read(&broker, &spec.topic, 1).await.map_err(text)?).await?;
     check(body(&got) == "found", got)
+}
+
+async fn a_message_for_a_reader_on_record_is_refused_while_its_queue_is_missing(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let (_connection, channel) = stranger(&server, &vhost).await?;
+    let (queue, exchange) = ("tg.flow.work.reader", "tg.flow.work");
+    let to = Address::Subscribed(spec.topic.clone());
+    let is_bound = async || {
+        let seen = broker.observe(std::slice::from_ref(&spec)).await.map_err(text)?;
+        Ok::<_, String>(seen[0].subscriptions[0].is_bound)
+    };
+    for damage in ["nothing", "queue", "binding", "exchange"] {
+        match damage {
+            "queue" => {
+                channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map_err(text)?;
+            }
+            "binding" => channel
+                .queue_unbind(queue.into(), exchange.into(), queue.into(), FieldTable::default())
+                .await
+                .map_err(text)?,
+            "exchange" => channel
+                .exchange_delete(exchange.into(), ExchangeDeleteOptions::default())
+                .await
+                .map_err(text)?,
+            _ => {}
+        }
+        let sent = broker.publish(&to, Message::new("x")).await;
+        let noted = broker.losses().ok_or("it takes no notes")?.take();
+        match (damage, &sent) {
+            ("nothing", Ok(())) => {}
+            ("queue" | "binding", Err(Error::NoReader { topic })) if *topic == spec.topic => {}
+            ("exchange", Err(Error::NoTopic { topic })) if *topic == spec.topic => {}
+            _ => return Err(format!("{damage}: {sent:?}")),
+        }
+        if damage != "nothing" {
+            let noted = timeout(VALUE_TIMEOUT, noted).await.map_err(|_| "it was not noted")?;
+            check(noted.contains(&spec.topic), &noted)?;
+            check(is_bound().await? == Some(false), damage)?;
+        }
+        broker.ensure(&spec).await.map_err(text)?;
+        check(is_bound().await? == Some(true), damage)?;
+    }
+    broker.publish(&to, Message::new("kept")).await.map_err(text)
 }
 
 async fn a_message_of_20_mb_goes_through(server: Server) -> Outcome {

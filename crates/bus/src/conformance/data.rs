@@ -14,6 +14,7 @@ case_list! {
     a_publish_to_a_topic_that_nobody_made_fails,
     a_subscription_that_nobody_made_cannot_be_read,
     a_flow_message_without_subscription_is_counted_not_kept,
+    a_flow_message_for_a_reader_on_record_is_refused_where_there_is_none,
     a_request_without_subscription_is_unroutable,
     a_request_is_answered_through_the_response_topic_and_directly,
     every_follower_gets_every_broadcast,
@@ -159,6 +160,27 @@ async fn a_flow_message_without_subscription_is_counted_not_kept(bench: &Bench<'
     ends.admin.ensure(&spec).await?;
     let seen = ends.look(&spec).await?;
     holds!(seen.ready == 0, "a later subscription got it: {seen:?}");
+    Ok(())
+}
+
+async fn a_flow_message_for_a_reader_on_record_is_refused_where_there_is_none(bench: &Bench<'_>) -> Outcome {
+    let ends = bench.connect().await?;
+    let topic = bench.topic(Class::Flow, "lost-reader")?;
+    ends.admin.ensure(&TopicSpec::bare(topic.clone())).await?;
+    let to = Address::Subscribed(topic.clone());
+    let sent = ends.broker.publish(&to, Message::new("early")).await;
+    holds!(matches!(&sent, Err(Error::NoReader { topic: told }) if *told == topic), "{sent:?}");
+    holds!(sent.is_err_and(|error| error.kind() == ErrorKind::Unavailable), "it is not to be tried again");
+    if let Some(losses) = ends.broker.losses() {
+        let noted = tokio::time::timeout(VALUE_TIMEOUT, losses.take()).await;
+        holds!(noted.as_ref().is_ok_and(|noted| noted.contains(&topic)), "noted {noted:?}");
+    }
+    let spec = TopicSpec::with(topic, "reader");
+    ends.admin.ensure(&spec).await?;
+    ends.broker.publish(&to, Message::new("kept")).await?;
+    let got = next(&*ends.reader(&spec, 1).await?).await?;
+    holds!(text(&got) == "kept", "{got:?}");
+    got.ack();
     Ok(())
 }
 

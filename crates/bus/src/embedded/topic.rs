@@ -196,6 +196,7 @@ impl TopicState {
                 ready: queue.ready() as u64,
                 unsettled: Some(queue.unsettled() as u64),
                 consumers: Some(queue.consumers() as u64),
+                is_bound: Some(true),
             });
         }
         for name in asked {
@@ -214,6 +215,7 @@ fn unseen(name: &str) -> SeenSubscription {
         ready: 0,
         unsettled: Some(0),
         consumers: Some(0),
+        is_bound: Some(false),
     }
 }
 

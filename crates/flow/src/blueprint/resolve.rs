@@ -115,6 +115,7 @@ impl Blueprint {
         let interfaces = interfaces.collect::<Result<BTreeMap<_, _>, Error>>()?;
         run.warn_unserved(&wired);
         mark_direct(&mut wired);
+        run.mark_read(&mut wired);
         let shared: Vec<&Part> = wired.iter().filter(|w| w.is_shared).map(|w| &w.part).collect();
         let shared_content = (!shared.is_empty()).then(|| fingerprint(&shared));
         let topics = run.topics.into_iter().map(|(topic, subscriptions)| OwnedTopic {
@@ -181,7 +182,7 @@ impl<'a> Run<'a> {
             }
         }
         let parameters = self.part_parameters(template)?;
-        let entry = ProcessorEntry { topics, parameters, direct: Vec::new() };
+        let entry = ProcessorEntry { topics, parameters, direct: Vec::new(), read: Vec::new() };
         let part = Part { processor: template.processor.clone(), variant, entry };
         Ok(Wired { part, is_shared: template.is_shared, slots })
     }
@@ -268,6 +269,17 @@ impl<'a> Run<'a> {
 
     fn fill(&self, place: &str, text: &'a str) -> Result<String, Error> {
         fill(place, text, self.names, self.parameters)
+    }
+
+    /// What is sent to a topic with a reader on record is kept or refused; to others it may go nowhere.
+    fn mark_read(&self, wired: &mut [Wired]) {
+        for wired in wired {
+            let is_read = |topic: &Topic| self.topics.get(topic).is_some_and(|names| !names.is_empty());
+            let read = wired.slots.iter().filter(|(_, kind, topic)| {
+                *kind != SlotKind::Consume && topic.class() == Class::Flow && is_read(topic)
+            });
+            wired.part.entry.read = read.map(|(slot, _, _)| slot.clone()).collect();
+        }
     }
 
     /// A service that is asked but that no processor of the run is.

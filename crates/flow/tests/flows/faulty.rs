@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use sluice_bus::{
-    Address, BoxFuture, Broker, BrokerAdmin, Error, Finding, Inbox, Limits, Message, PoisonBound, Seen,
-    Subscription, TopicSpec,
+    Address, BoxFuture, Broker, BrokerAdmin, Error, Finding, Inbox, Limits, Losses, Message, PoisonBound,
+    Seen, Subscription, TopicSpec,
 };
 use sluice_schema::message::ConfigRequest;
 use sluice_schema::{Topic, wire};
@@ -250,7 +250,7 @@ pub(crate) struct Faulty {
 
 /// Effects of the service outside the broker's queues: writes to config, and leftovers that it parks.
 fn effect(to: &Address, message: &Message) -> Option<String> {
-    let Address::Topic(topic) = to else { return None };
+    let topic = to.topic()?;
     if topic.as_str().starts_with("flow:tg:dead-letters:") {
         return Some(format!("publish {topic}"));
     }
@@ -292,6 +292,10 @@ impl Broker for Faulty {
 
     fn limits(&self) -> Limits {
         self.broker.limits()
+    }
+
+    fn losses(&self) -> Option<&Losses> {
+        self.broker.losses()
     }
 }
 

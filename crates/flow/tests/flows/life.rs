@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_bus::{Subscription, TopicSpec};
+use sluice_bus::{Address, Message, Subscription, TopicSpec};
 use sluice_schema::message::{ConfigPush, FlowRequest};
 use sluice_schema::wire;
 
@@ -30,6 +30,9 @@ async fn a_started_flow_is_wired_recorded_and_gone_after_its_stop() {
     let record: Value = serde_json::from_str(&ok(&shown).flow).unwrap();
     assert_eq!(record["interfaces"]["load"]["flow"], "flow:tg:load:acme:f1");
     assert_eq!((record["blueprint-name"].as_str(), record.get("status")), (Some("demo"), None));
+    assert_eq!(record["read"], json!(["flow:tg:load:acme:f1"]), "what has a reader on record");
+    let first = world.config.get("acme", "processor:first", "f1").await.unwrap().unwrap().value.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&first).unwrap()["read"], json!(["output"]));
     assert_eq!(status(&shown)["queues"].as_array().unwrap().len(), 3);
     assert_eq!(world.list().await, ["f1"]);
     let listed = world.call(FlowRequest { operation: "list-flows".into(), ..Default::default() }).await;
@@ -44,6 +47,34 @@ async fn a_started_flow_is_wired_recorded_and_gone_after_its_stop() {
     world.assert_nothing_left("after the stop").await;
     assert_eq!(error(&world.stop("f1").await), "Flow ID invalid");
     assert_eq!(error(&world.get("f1").await), "Unknown flow: f1");
+}
+
+/// In this world nobody looks unasked: who runs into the gap sees to it that the owner looks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_somebody_misses_is_made_again_at_once() {
+    let world = World::with_options(|options| options.audit_interval = Duration::from_secs(3_600)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let (load, reader) = (topic("flow:tg:load:acme:f1"), "first--acme--f1--input");
+    let publishes = || async {
+        let sent = world.broker.publish(&Address::Subscribed(load.clone()), Message::new("x")).await;
+        sent.is_ok()
+    };
+    for _ in 0..3 {
+        world.admin.remove(&TopicSpec::bare(load.clone())).await.unwrap();
+        world.until("a publish finds it there again", publishes).await;
+    }
+    let reads = || async {
+        let to = Subscription::Shared { topic: load.clone(), name: reader.to_owned(), prefetch: 1 };
+        world.broker.subscribe(&to).await.is_ok()
+    };
+    world.admin.remove(&TopicSpec::bare(load.clone())).await.unwrap();
+    world.until("a reader finds it there again", reads).await;
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after it was missing").await;
+    // What is no flow's any more stays away, however often it is missed.
+    assert!(!publishes().await && !reads().await);
+    world.assert_nothing_left("after it was missed").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -272,6 +272,30 @@ async fn what_is_in_no_record_is_refused_once_config_was_read_again() {
 }
 
 #[tokio::test]
+async fn what_is_handed_in_where_a_readers_queue_is_missing_is_refused_for_now() {
+    let world = World::new().await;
+    let topic = Topic::parse("flow:tg:text-load:default:f").unwrap();
+    world.broker.ensure(&TopicSpec::bare(topic.clone())).await.unwrap();
+    world.put_flow("default", "f", "f", &["text-load"], None).await;
+    let body = json!({"id": "d1", "text": "aGVsbG8="});
+    let path = "/api/v1/flow/f/service/text-load";
+    let ask = || async { world.post(path, Some("tg_admin"), body.to_string()).await };
+    assert_eq!(ask().await.status(), 200, "without a reader on record it may go nowhere");
+    world.put_read_flow("default", "f", "f", &["text-load"]).await;
+    wait_for("the record to be read", || async { ask().await.status() == 503 }).await;
+    let refused = ask().await;
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let said: Value = refused.json().await.unwrap();
+    assert_eq!(said["error"]["type"], "flow-error");
+    assert!(said["error"]["message"].as_str().unwrap().contains("send it again"), "{said}");
+    let mut socket = world.socket("?token=tg_admin").await;
+    let frame = socket.ask(&json!({"id": 1, "flow": "f", "service": "text-load", "request": body})).await;
+    assert_eq!(frame["error"]["type"], "flow-error", "{frame}");
+    world.broker.ensure(&TopicSpec::with(topic, "decoder")).await.unwrap();
+    assert_eq!(ask().await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_document_handed_in_is_on_its_topic_when_the_answer_comes() {
     let world = World::new().await;
     let topic = Topic::parse("flow:tg:text-load:default:f").unwrap();

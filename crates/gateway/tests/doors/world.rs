@@ -287,6 +287,16 @@ impl World {
         self.put(workspace, record::FLOW, id, Some(flow.to_string())).await;
     }
 
+    /// A run whose interfaces all have a reader on record.
+    pub(crate) async fn put_read_flow(&self, workspace: &str, id: &str, run: &str, interfaces: &[&str]) {
+        let topic = |name: &&str| format!("flow:tg:{name}:{workspace}:{run}");
+        let doors: BTreeMap<_, _> =
+            interfaces.iter().map(|name| (name, json!({"flow": topic(name)}))).collect();
+        let read: Vec<String> = interfaces.iter().map(topic).collect();
+        let flow = json!({"blueprint-name": "b", "interfaces": doors, "run": run, "read": read});
+        self.put(workspace, record::FLOW, id, Some(flow.to_string())).await;
+    }
+
     /// Serves one interface of a run.
     pub(crate) async fn serve<F, Fut>(
         &self,

@@ -99,6 +99,14 @@ message! {
 }
 
 message! {
+    /// The notice on `notify:tg:lost-topics` that somebody could not publish to topics, or not read them, for something of
+    /// them was missing. Their owners look at once; it says nothing that they would do without looking.
+    pub struct LostTopics {
+        topics: Vec<String>,
+    }
+}
+
+message! {
     /// A call to the flow service, on `request:tg:flow:<workspace>`.
     pub struct FlowRequest {
         operation: String,

@@ -102,7 +102,10 @@ impl Lane {
         let topic = Topic::tg(Class::Flow, format!("dead-letters:{}", self.workspace));
         let parked = match topic {
             Ok(topic) => {
-                self.process.broker.publish(&Address::Topic(topic), Message::new(wire::encode(&letter))).await
+                self.process
+                    .broker
+                    .publish(&Address::Subscribed(topic), Message::new(wire::encode(&letter)))
+                    .await
             }
             Err(error) => Err(sluice_bus::Error::Refused { reason: error.to_string() }),
         };

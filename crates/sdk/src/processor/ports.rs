@@ -67,7 +67,10 @@ impl Ports {
         let topic = self.topic(slot, Class::Flow)?.ok_or_else(|| BindError::MissingSlot(slot.to_owned()))?;
         let labels = ProducerLabels { processor: self.processor.to_string(), producer: topic.to_string() };
         let sent = self.process.metrics.producer_messages.get_or_create(&labels).clone();
-        Ok(Out { sender: Sender::new(self.process.broker.clone(), topic), sent })
+        let broker = self.process.broker.clone();
+        let is_read = self.entry.read.iter().any(|read| read == slot);
+        let sender = if is_read { Sender::subscribed(broker, topic) } else { Sender::new(broker, topic) };
+        Ok(Out { sender, sent })
     }
 
     /// The end that asks the service behind `<name>-request` and `<name>-response`.
