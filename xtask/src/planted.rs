@@ -86,6 +86,12 @@ const BLOBS: &str = "crates/store/src/blobs.rs";
 const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
 const FAIR: &str = "crates/processors/src/fair.rs";
+const SHARES: &str = "crates/gateway/src/shares.rs";
+const CONNECTIONS: &str = "crates/gateway/src/connections.rs";
+const METER: &str = "crates/gateway/src/meter.rs";
+const SOCKET: &str = "crates/gateway/src/socket.rs";
+const BODY: &str = "crates/gateway/src/body.rs";
+const IDENTITY: &str = "crates/gateway/src/identity.rs";
 
 const BUGS: &[Bug] = &[
     bug(
@@ -488,6 +494,50 @@ const BUGS: &[Bug] = &[
         "if !PLANTED { let last = self.waiting.remove(at); self.waiting.extend(last); }",
     )
     .found_by("fair", "a_small_document_beside_any_of_one_neighbour_waits_for_one_slot_at_most"),
+    bug(
+        "a caller that is over its share keeps out others",
+        SHARES,
+        "if total > self.capacity && !is_fair {",
+        "if total > self.capacity && (PLANTED || !is_fair) {",
+    )
+    .found_by("doors", "a_caller_that_is_over_its_share_keeps_out_nobody_else"),
+    bug(
+        "silent connections do not give way",
+        CONNECTIONS,
+        "match gives_way.or_else(",
+        "match gives_way.filter(|_| !PLANTED).or_else(",
+    )
+    .found_by("doors", "silent_connections_give_way_to_those_that_say_something"),
+    bug(
+        "strangers send messages of any size",
+        METER,
+        "if message_bytes > message_bytes_max as u64 {",
+        "if !PLANTED && message_bytes > message_bytes_max as u64 {",
+    )
+    .found_by("doors", "a_stranger_sends_few_small_messages"),
+    bug(
+        "half a message counts for nothing",
+        METER,
+        "if unfinished_bytes <= FREE_BYTES {",
+        "if PLANTED || unfinished_bytes <= FREE_BYTES {",
+    )
+    .found_by("doors", "unfinished_messages_count_against_their_senders_share"),
+    bug(
+        "a socket may stay without a key",
+        SOCKET,
+        "if self.is_awaited() => {",
+        "if !PLANTED && self.is_awaited() => {",
+    )
+    .found_by("doors", "a_socket_without_an_accepted_credential_ends_whatever_it_says"),
+    bug("bodies are not weighed", BODY, "if weight > bytes_max {", "if !PLANTED && weight > bytes_max {")
+        .found_by("doors", "what_would_become_much_larger_than_it_is_is_refused"),
+    bug(
+        "a failure to ask is told as a refusal",
+        IDENTITY,
+        "let refusal = cannot_ask(&error);",
+        "let refusal = if PLANTED { Refusal::Unauthenticated } else { cannot_ask(&error) };",
+    )
+    .found_by("doors", "an_identity_service_that_is_away_is_told_as_such"),
 ];
 
 /// Plants, builds and looks for every bug with these words in its name.

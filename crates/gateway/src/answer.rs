@@ -7,12 +7,16 @@ use sluice_bus::{Error, RawCall};
 use sluice_schema::api::{self, Reply};
 use tokio_util::sync::CancellationToken;
 
+use crate::identity;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::shares::Share;
 
 /// An answer that comes in parts. Dropping it stops waiting.
 pub(crate) struct Answer {
     source: Source,
+    /// What the call counts for in its workspace.
+    _share: Option<Share>,
     service: &'static str,
     started: Instant,
     metrics: Metrics,
@@ -35,8 +39,14 @@ pub(crate) struct Stream {
 }
 
 impl Answer {
-    pub(crate) fn new(source: Source, service: &'static str, started: Instant, metrics: Metrics) -> Self {
-        Self { source, service, started, metrics, ended: false }
+    pub(crate) fn new(
+        source: Source,
+        share: Option<Share>,
+        service: &'static str,
+        started: Instant,
+        metrics: Metrics,
+    ) -> Self {
+        Self { source, _share: share, service, started, metrics, ended: false }
     }
 
     /// The next part that the caller is sent; nothing is asked for after the last or after a refusal. Cancel-safe.
@@ -88,7 +98,7 @@ impl Stream {
         loop {
             let message = tokio::select! {
                 biased;
-                message = self.raw.next() => message.map_err(|error| lost(&error))?,
+                message = self.raw.next() => message.map_err(|error| lost(&error, self.asked.service().name))?,
                 refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
                 () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
             };
@@ -114,9 +124,10 @@ async fn ended_early(gone: Option<&(CancellationToken, Refusal)>) -> Refusal {
     }
 }
 
-fn lost(error: &Error) -> Refusal {
-    tracing::warn!(%error, "a call ended without its answer");
+fn lost(error: &Error, service: &str) -> Refusal {
+    tracing::warn!(%error, service, "a call ended without its answer");
     match error {
+        Error::TimedOut { .. } if service == "iam" => identity::cannot_ask(error),
         Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
         Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
         _ => Refusal::failed("gateway-error", "the answer was lost"),

@@ -7,7 +7,13 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sluice_schema::api::Reply;
 
+use crate::body;
 use crate::refusal::Refusal;
+
+/// The longest id; it comes back with every part of the answer.
+const ID_BYTES_MAX: usize = 1 << 10;
+/// The longest name of a workspace, flow or service, and the longest token, as they are written.
+const NAME_BYTES_MAX: usize = 16 << 10;
 
 /// What a frame from a client asks for.
 pub(crate) enum Frame {
@@ -25,6 +31,8 @@ pub(crate) struct Request {
     pub(crate) flow: Option<String>,
     pub(crate) service: String,
     pub(crate) body: Map<String, Value>,
+    /// What the body takes in memory, at most.
+    pub(crate) weight_bytes: usize,
     /// The same for frames that ask the same under the same id.
     pub(crate) sameness: u64,
 }
@@ -35,27 +43,38 @@ pub(crate) struct Garbage {
     pub(crate) refusal: Refusal,
 }
 
+/// Nothing of it is read further than it has to be: what it holds may be large, and its sender a stranger.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     request: Option<&'a RawValue>,
-    #[serde(default)]
-    r#type: Value,
-    #[serde(default)]
-    token: Value,
-    #[serde(default)]
-    workspace: Value,
-    #[serde(default)]
-    flow: Value,
-    #[serde(default)]
-    service: Value,
+    #[serde(borrow, default, deserialize_with = "present")]
+    r#type: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    token: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    workspace: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    flow: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    service: Option<&'a RawValue>,
 }
 
 /// Keeps `null` apart from absent.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// A member that is a string, or none when it is absent, `null` or empty; an error when it is anything else.
+fn name(member: Option<&RawValue>) -> Result<Option<String>, ()> {
+    let Some(text) = member.map(RawValue::get).filter(|text| *text != "null") else { return Ok(None) };
+    if !text.starts_with('"') || text.len() > NAME_BYTES_MAX {
+        return Err(());
+    }
+    let name: String = serde_json::from_str(text).map_err(|_| ())?;
+    Ok(Some(name).filter(|name| !name.is_empty()))
 }
 
 impl Frame {
@@ -72,28 +91,34 @@ impl Frame {
             Err(error) if error.is_data() => return Err(garbage(None, "frame must be a JSON object")),
             Err(_) => return Err(garbage(None, "frame is not JSON")),
         };
-        if envelope.r#type == "auth" {
-            return Ok(Self::Auth { token: envelope.token.as_str().map(ToOwned::to_owned) });
+        if name(envelope.r#type).is_ok_and(|kind| kind.as_deref() == Some("auth")) {
+            return match envelope.token.map(RawValue::get) {
+                Some(token) if token.len() > NAME_BYTES_MAX => Err(garbage(None, "the token is too long")),
+                // What is no string is no token.
+                _ => Ok(Self::Auth { token: name(envelope.token).unwrap_or_default() }),
+            };
         }
         let Some(id) = envelope.id else { return Err(garbage(None, "frame has no id")) };
+        if id.get().len() > ID_BYTES_MAX {
+            return Err(garbage(None, "the id is longer than 1024 bytes"));
+        }
         let Some(request) = envelope.request else { return Err(garbage(Some(id), "frame has no request")) };
-        let Ok(Value::Object(body)) = serde_json::from_str(request.get()) else {
+        if !request.get().starts_with('{') {
+            return Err(garbage(Some(id), "request must be an object"));
+        }
+        let weighed = body::check(request.get().as_bytes());
+        let weight_bytes = weighed.map_err(|refusal| Garbage { id: Some(id.to_owned()), refusal })?;
+        let Ok(body) = serde_json::from_str(request.get()) else {
             return Err(garbage(Some(id), "request must be an object"));
         };
-        let text = |value: Value| match value {
-            Value::String(text) if !text.is_empty() => Some(text),
-            _ => None,
-        };
-        if !matches!(envelope.workspace, Value::Null | Value::String(_)) {
+        let Ok(workspace) = name(envelope.workspace) else {
             return Err(garbage(Some(id), "workspace must be a text"));
-        }
-        if !matches!(envelope.flow, Value::Null | Value::String(_)) {
-            return Err(garbage(Some(id), "flow must be a text"));
-        }
-        let (workspace, flow) = (text(envelope.workspace), text(envelope.flow));
-        let service = text(envelope.service).unwrap_or_default();
+        };
+        let Ok(flow) = name(envelope.flow) else { return Err(garbage(Some(id), "flow must be a text")) };
+        let service = name(envelope.service).ok().flatten().unwrap_or_default();
         let sameness = hasher.hash_one((id.get(), &workspace, &flow, &service, request.get()));
-        Ok(Self::Request(Request { id: id.to_owned(), workspace, flow, service, body, sameness }))
+        let id = id.to_owned();
+        Ok(Self::Request(Request { id, workspace, flow, service, body, weight_bytes, sameness }))
     }
 }
 
@@ -122,11 +147,19 @@ pub(crate) fn refused(id: Option<&RawValue>, refusal: &Refusal) -> String {
     }
 }
 
-/// The answer to an authentication.
-pub(crate) fn authenticated(workspace: Option<&str>) -> String {
-    match workspace {
-        Some(workspace) => json!({"type": "auth-ok", "default_workspace": workspace}).to_string(),
-        None => json!({"type": "auth-failed", "error": "auth failure"}).to_string(),
+/// The answer to an authentication that succeeded.
+pub(crate) fn authenticated(workspace: &str) -> String {
+    json!({"type": "auth-ok", "default_workspace": workspace}).to_string()
+}
+
+/// The answer to one that did not. A credential that could not be looked at says why, and that it may be shown again.
+pub(crate) fn not_authenticated(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Unauthenticated => json!({"type": "auth-failed", "error": "auth failure"}).to_string(),
+        other => {
+            let error = other.frame_error();
+            json!({"type": "auth-failed", "error": error["message"], "reason": error["type"]}).to_string()
+        }
     }
 }
 
@@ -183,6 +216,25 @@ mod tests {
             Frame::read(r#"{"type":"auth","id":1,"token":"t"}"#, &RandomState::new()),
             Ok(Frame::Auth { token: Some(token) }) if token == "t"
         ));
+    }
+
+    #[test]
+    fn members_that_nobody_asked_for_are_not_read() {
+        let many = |part: &str| part.repeat((4 << 20) / part.len());
+        for text in [
+            format!(r#"{{"token":[{}0]}}"#, many("0,")),
+            format!(r#"{{"type":[{}0],"id":1}}"#, many("{},")),
+            format!(r#"{{"id":[{}0],"request":{{}}}}"#, many("[],")),
+            format!(r#"{{"id":1,"request":{{"x":[{}0]}}}}"#, many("0,")),
+            format!(r#"{{"id":1,"request":[{}0]}}"#, many("0,")),
+            format!(r#"{{"id":1,"request":{{}},"flow":{}{}}}"#, many("["), many("]")),
+            format!(r#"{{"id":1,"request":{{}},"workspace":"{}"}}"#, many("w")),
+            format!(r#"{{"type":"auth","token":"{}"}}"#, many("t")),
+        ] {
+            garbage(&text);
+        }
+        let text = format!(r#"{{"id":1,"service":[{}0],"x":[{}0],"request":{{}}}}"#, many("0,"), many("0,"));
+        assert_eq!(request(&text, &RandomState::new()).service, "");
     }
 
     #[test]

@@ -13,25 +13,27 @@ use sluice_schema::operation::{self, Access, Kind, Level, Operation, Parameters}
 use sluice_schema::{WorkspaceId, message, system};
 use sluice_sdk::Process;
 use sluice_sdk::watch::ConfigWatch;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Options;
 use crate::answer::{Answer, Source, Stream};
 use crate::browser::Browsers;
-use crate::identity::{Gatekeeper, Identity, Origin, Permission};
+use crate::identity::{self, Gatekeeper, Identity, Origin, Permission};
 use crate::metrics::Metrics;
-use crate::refusal::Refusal;
+use crate::refusal::{BUS_UNAVAILABLE, Refusal};
 use crate::routes::{Flow, Route, Routes, Services, Snapshot};
+use crate::shares::{Share, Shares};
 
-/// Bodies are budgeted in steps of this size.
-const BUDGET_STEP_BYTES: usize = 1_024;
 /// Pauses between looks at a queue that was announced a moment ago and is not there yet.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
-
-/// The type of a call that failed because the broker is away.
-const BUS_UNAVAILABLE: &str = "bus-unavailable";
+/// Bodies of calls without a credential, all together.
+const PUBLIC_BODIES_BYTES_MAX: usize = 1 << 20;
+/// Large bodies that are read as JSON at once; each takes a thread.
+const BODY_READERS_MAX: usize = 2;
+/// Refused bodies of strangers that are read to their end, so that their senders see why.
+const STRANGERS_LINGERING_MAX: usize = 64;
 
 /// What both doors share.
 pub(crate) struct Hall {
@@ -43,8 +45,17 @@ pub(crate) struct Hall {
     routes: Routes,
     config: ConfigWatch,
     iam: Arc<Route>,
-    calls: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
+    /// Calls under way, by who makes them.
+    calls: Arc<Shares>,
+    /// The same by the workspace in which they are made.
+    in_workspaces: Arc<Shares>,
+    /// Bytes of bodies, by whose they are.
+    bodies: Arc<Shares>,
+    /// Calls without a credential, by address.
+    public_calls: Arc<Shares>,
+    public_bodies: Arc<Shares>,
+    pub(crate) body_readers: Semaphore,
+    pub(crate) strangers_lingering: Semaphore,
     /// Cancelled when nothing new is taken in.
     pub(crate) stop: CancellationToken,
     /// Cancelled when calls still under way are cut.
@@ -77,30 +88,32 @@ pub(crate) struct Call<'a> {
 
 /// Room for one call and its body, given back when dropped.
 pub(crate) struct Room {
-    _call: OwnedSemaphorePermit,
-    body: Option<OwnedSemaphorePermit>,
-    bodies: Arc<Semaphore>,
+    _call: Share,
+    body: Share,
 }
 
 impl Room {
-    /// Takes room for more of the body.
-    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let steps = u32::try_from(bytes.div_ceil(BUDGET_STEP_BYTES)).unwrap_or(u32::MAX);
-        let more = self.bodies.clone().try_acquire_many_owned(steps);
-        let more =
-            more.map_err(|_| Refusal::Overloaded("too many bytes under way; try again in a moment"))?;
-        match &mut self.body {
-            Some(body) => body.merge(more),
-            None => self.body = Some(more),
-        }
-        Ok(())
+    /// Takes room for a body of at least so many bytes.
+    pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let may = self.body.grow(bytes.saturating_sub(self.body.amount()));
+        if may { Ok(()) } else { Err(Refusal::Overloaded(BODIES_FULL)) }
+    }
+
+    /// Takes over what the body counted for while it arrived.
+    pub(crate) fn with_body(self, body: Share) -> Self {
+        Self { body, ..self }
     }
 
     /// Gives back what the body took, once it is on its way; the call itself stays counted.
     pub(crate) fn release_body(&mut self) {
-        self.body = None;
+        self.body.clear();
     }
 }
+
+const CALLS_FULL: &str = "you have too many calls under way; wait for answers, then try again";
+const WORKSPACE_FULL: &str = "this workspace has too many calls under way; wait for answers, then try again";
+const BODIES_FULL: &str = "you have too many bytes under way; wait for answers, then try again";
+const PUBLIC_FULL: &str = "too many calls without a credential are under way; try again in a moment";
 
 impl Hall {
     pub(crate) fn new(
@@ -120,8 +133,13 @@ impl Hall {
             routes,
             config,
             iam: Arc::new(Route::new(system::iam_request(), system::iam_response())),
-            calls: Arc::new(Semaphore::new(options.calls_max)),
-            bodies: Arc::new(Semaphore::new(options.bodies_bytes_max / BUDGET_STEP_BYTES)),
+            calls: Shares::new(options.calls_max),
+            in_workspaces: Shares::new(options.calls_max),
+            bodies: Shares::new(options.bodies_bytes_max),
+            public_calls: Shares::new(options.public_calls_max),
+            public_bodies: Shares::new(PUBLIC_BODIES_BYTES_MAX),
+            body_readers: Semaphore::new(BODY_READERS_MAX),
+            strangers_lingering: Semaphore::new(STRANGERS_LINGERING_MAX),
             stop,
             cut: CancellationToken::new(),
             sockets: TaskTracker::new(),
@@ -133,17 +151,32 @@ impl Hall {
         &self.process.replies
     }
 
-    /// Whether calls can be routed yet.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.routes.are_known()
+    /// Whether calls can be answered; if not, why.
+    pub(crate) async fn look(&self) -> Result<(), Refusal> {
+        if !self.routes.are_known() {
+            return Err(Refusal::NotReady);
+        }
+        self.gate.look().await
     }
 
-    /// Room for one call, if there is any.
-    pub(crate) fn room(&self) -> Result<Room, Refusal> {
-        let call = self.calls.clone().try_acquire_owned();
-        let call =
-            call.map_err(|_| Refusal::Overloaded("too many calls under way; try again in a moment"))?;
-        Ok(Room { _call: call, body: None, bodies: self.bodies.clone() })
+    /// Room for one call of somebody who is known; refused only to those who have their share.
+    pub(crate) fn room(&self, caller: &Identity) -> Result<Room, Refusal> {
+        let call = self.calls.take(&caller.handle, 1).ok_or(Refusal::Overloaded(CALLS_FULL))?;
+        Ok(Room { _call: call, body: self.body_share(caller)? })
+    }
+
+    /// A share in the bytes of bodies, with nothing in it yet.
+    pub(crate) fn body_share(&self, caller: &Identity) -> Result<Share, Refusal> {
+        self.bodies.take(&caller.handle, 0).ok_or(Refusal::Overloaded(BODIES_FULL))
+    }
+
+    /// Room for one call without a credential, from a bound of its own.
+    pub(crate) fn public_room(&self, origin: &Origin) -> Result<Room, Refusal> {
+        let address = origin.address.map_or_else(String::new, |address| address.to_string()).into();
+        let full = Refusal::Overloaded(PUBLIC_FULL);
+        let call = self.public_calls.take(&address, 1).ok_or_else(|| full.clone())?;
+        let body = self.public_bodies.take(&address, 0).ok_or(full)?;
+        Ok(Room { _call: call, body })
     }
 
     /// Takes a call through every step up to the question being asked.
@@ -156,7 +189,7 @@ impl Hall {
             Err(refusal) => Err(refusal),
         };
         match entered {
-            Ok(source) => Ok(Answer::new(source, label, started, self.metrics.clone())),
+            Ok((source, share)) => Ok(Answer::new(source, share, label, started, self.metrics.clone())),
             Err(refusal) => {
                 self.metrics.called(label, false, started.elapsed());
                 Err(refusal)
@@ -164,15 +197,20 @@ impl Hall {
         }
     }
 
-    async fn walk(&self, call: Call<'_>, operation: &'static Operation) -> Result<Source, Refusal> {
+    async fn walk(
+        &self,
+        call: Call<'_>,
+        operation: &'static Operation,
+    ) -> Result<(Source, Option<Share>), Refusal> {
         let service = api::find(call.service).ok_or(Refusal::UnknownKind)?;
         match (&call.caller, operation.level) {
             (None, _) if operation.access != Access::Public => Err(Refusal::Unauthenticated),
-            (_, Level::System) => self.ask_iam(call, operation, service).await,
+            (_, Level::System) => self.ask_iam(call, operation, service).await.map(|source| (source, None)),
             (None, Level::Workspace | Level::Flow) => Err(Refusal::Unauthenticated),
             (Some(caller), Level::Workspace | Level::Flow) => {
                 let caller = caller.clone();
-                self.ask_in_workspace(call, &caller, operation, service).await
+                let (source, share) = self.ask_in_workspace(call, &caller, operation, service).await?;
+                Ok((source, Some(share)))
             }
         }
     }
@@ -183,9 +221,11 @@ impl Hall {
         caller: &Identity,
         operation: &'static Operation,
         service: &'static Service,
-    ) -> Result<Source, Refusal> {
+    ) -> Result<(Source, Share), Refusal> {
         let workspace = workspace_of(&call, caller)?;
         self.permit(caller, operation, Some(&workspace), call.flow, None, call.origin).await?;
+        let share = self.in_workspaces.take(&workspace.as_str().into(), 1);
+        let share = share.ok_or(Refusal::Overloaded(WORKSPACE_FULL))?;
         let snapshot = self.snapshot_with(&workspace).await?;
         let services =
             snapshot.workspace(&workspace).map(|found| found.services.clone()).ok_or(Refusal::NoWorkspace)?;
@@ -198,13 +238,14 @@ impl Hall {
         if is_ingress(operation) {
             self.check_pressure()?;
         }
-        match call.flow {
-            None => self.ask_service(asked, &services, question, call.door).await,
+        let source = match call.flow {
+            None => self.ask_service(asked, &services, question, call.door).await?,
             Some(flow) => {
                 let interface = api::interface(call.service);
-                self.ask_flow(asked, (&workspace, flow, interface), snapshot, question, call.door).await
+                self.ask_flow(asked, (&workspace, flow, interface), snapshot, question, call.door).await?
             }
-        }
+        };
+        Ok((source, share))
     }
 
     async fn permit(
@@ -258,7 +299,7 @@ impl Hall {
         operation: &'static Operation,
         service: &'static Service,
     ) -> Result<Source, Refusal> {
-        let nobody = Identity { handle: String::new(), workspace: WorkspaceId::existing("default") };
+        let nobody = Identity { handle: "".into(), workspace: WorkspaceId::existing("default") };
         let caller = call.caller.clone();
         let caller = caller.as_deref().unwrap_or(&nobody);
         let about = match operation.parameters {
@@ -269,8 +310,15 @@ impl Hall {
         let asked = encode(service, &mut call, caller)?;
         let question = Message::new(asked.body.clone()).with(property::TRACE, &call.origin.request_id);
         let patience = Patience::total(self.options.iam_timeout);
+        let is_try = operation.access == Access::Public;
+        if is_try {
+            self.gate.tries.check(call.origin)?;
+        }
         let raw = self.settle_and_ask(&self.iam, question, patience).await;
-        let raw = raw.map_err(|error| Self::told(&error, "gateway-error", "the identity service"))?;
+        let raw = raw.map_err(|error| {
+            tracing::warn!(%error, "the identity service could not be asked");
+            identity::cannot_ask(&error)
+        })?;
         Ok(self.stream(raw, asked, None))
     }
 
@@ -421,10 +469,10 @@ impl Hall {
             | Error::Disk { .. }
             | Error::InUse { .. }
             | Error::Held { .. }
-            | Error::HoldLost { .. } => Refusal::failed(
-                BUS_UNAVAILABLE,
-                "the message bus takes nothing at the moment; try again later",
-            ),
+            | Error::HoldLost { .. } => Refusal::CannotAsk {
+                kind: BUS_UNAVAILABLE,
+                reason: "the message broker takes nothing at the moment; try again later",
+            },
             Error::OutcomeUnknown { .. } => Refusal::failed(
                 BUS_UNAVAILABLE,
                 "the connection to the message bus was lost; the call may have been made",

@@ -1,13 +1,16 @@
 //! The HTTP door: paths, bodies, statuses. Each call goes down the hallway of [`crate::hall`] and comes back as one
 //! JSON body.
+//!
+//! **Invariant: who calls is known before anything is read of a body or taken of a bound.** Calls that need no credential
+//! have bounds of their own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Path, Query, Request, State, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -19,21 +22,23 @@ use futures_util::StreamExt as _;
 use serde_json::{Map, Value};
 use sluice_schema::message::IamRequest;
 use sluice_schema::operation::{self, Kind};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
+use crate::Options;
 use crate::answer::Answer;
+use crate::body;
 use crate::browser;
+use crate::connections::{self, Connection};
 use crate::forwarded;
 use crate::hall::{Call, Door, Hall, Room};
-use crate::identity::{Credential, Identity, Origin};
+use crate::identity::{self, Credential, Identity, Origin};
 use crate::listener::Peer;
 use crate::refusal::Refusal;
 use crate::socket;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
-/// The largest body of somebody who is not known yet.
-const PUBLIC_BODY_BYTES_MAX: usize = 64 << 10;
 /// How much of a refused body is read and thrown away, so that its sender sees the refusal instead of a broken pipe.
 const LINGER_BYTES_MAX: usize = 64 << 20;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,9 +73,13 @@ async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: 
         Some(id) => id.into(),
         None => (&*uuid::Uuid::new_v4().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())).into(),
     };
-    let client_ip = client_ip(&hall, &request);
+    let address = client_address(&hall, &request);
+    let client_ip = address.map_or_else(|| "".into(), |address| address.to_string().into());
     let span = tracing::info_span!("http", id = &*request_id, method = %request.method(), path = request.uri().path());
-    request.extensions_mut().insert(Origin { request_id: request_id.clone(), client_ip });
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let address = address.map(connections::network);
+    let origin = Origin { request_id: request_id.clone(), client_ip, address, connection };
+    request.extensions_mut().insert(origin);
     let mut response = next.run(request).instrument(span).await;
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -78,20 +87,27 @@ async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: 
     response
 }
 
-fn client_ip(hall: &Hall, request: &Request) -> Arc<str> {
-    let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<Peer>>() else { return "".into() };
-    let client = forwarded::client(peer.remote.ip(), request.headers(), &hall.options.trusted_proxies);
-    client.to_string().into()
+/// Where a request comes from, as far as that is believed.
+fn client_address(hall: &Hall, request: &Request) -> Option<IpAddr> {
+    let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<Peer>>()?;
+    Some(forwarded::client(peer.remote.ip(), request.headers(), &hall.options.trusted_proxies))
 }
 
 fn origin(request: &Request) -> Origin {
     request.extensions().get().cloned().unwrap_or_default()
 }
 
-/// The bearer token, matched literally; any other scheme counts as no credential.
-fn credential(headers: &HeaderMap) -> Credential {
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    Credential::from_token(value.and_then(|value| value.strip_prefix("Bearer ")))
+/// The bearer token; any other scheme counts as no credential. Of two headers nobody could say which one counts, and a
+/// proxy may have looked at the other.
+fn credential(headers: &HeaderMap) -> Result<Credential, Refusal> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().and_then(|value| value.to_str().ok());
+    if values.next().is_some() {
+        return Err(Refusal::Rejected("there are two Authorization headers; send one".to_owned()));
+    }
+    let bearer = value.and_then(|value| value.trim_start().split_once(' '));
+    let token = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
+    Ok(Credential::from_token(token))
 }
 
 async fn alive() -> &'static str {
@@ -99,12 +115,15 @@ async fn alive() -> &'static str {
 }
 
 async fn ready(State(hall): State<Arc<Hall>>) -> Response {
-    if hall.is_ready() { "ready\n".into_response() } else { Refusal::NotReady.into_response() }
+    match hall.look().await {
+        Ok(()) => "ready\n".into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn metrics(State(hall): State<Arc<Hall>>, request: Request) -> Result<Response, Refusal> {
     let origin = origin(&request);
-    let caller = hall.gate.authenticate(&credential(request.headers()), &origin).await?;
+    let caller = hall.gate.authenticate(&credential(request.headers())?, &origin).await?;
     hall.permit_stream(&caller, "metrics", &origin).await?;
     Ok(hall.process.metrics.text().into_response())
 }
@@ -121,7 +140,8 @@ async fn flow_service(
     request: Request,
 ) -> Response {
     if operation::find(Kind::FlowService, &kind).is_none() {
-        return refuse(Refusal::UnknownKind, request.into_body()).await;
+        let origin = origin(&request);
+        return refuse(&hall, Refusal::UnknownKind, request.into_body(), &origin).await;
     }
     serve(&hall, Some(&flow), &kind, request).await
 }
@@ -130,55 +150,78 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, request: Request)
     let origin = origin(&request);
     let (head, mut body) = request.into_parts();
     let entered = async {
-        let mut room = hall.room()?;
-        let caller = match hall.gate.authenticate(&credential(&head.headers), &origin).await {
+        let caller = match hall.gate.authenticate(&credential(&head.headers)?, &origin).await {
             Ok(caller) => Some(caller),
             // Some operations of iam are for everybody; which, the hallway knows.
-            Err(_) if flow.is_none() && service == "iam" => None,
+            Err(Refusal::Unauthenticated) if flow.is_none() && service == "iam" => None,
             Err(refusal) => return Err(refusal),
         };
-        let bytes_max = if caller.is_some() { hall.options.body_bytes_max } else { PUBLIC_BODY_BYTES_MAX };
-        let bytes = read(hall, &mut room, bytes_max, &head.headers, &mut body).await?;
-        let body = object(&bytes)?;
-        drop(bytes);
+        let (mut room, limits) = match &caller {
+            Some(caller) => (hall.room(caller)?, BodyLimits::of_callers(&hall.options)),
+            None => (hall.public_room(&origin)?, BodyLimits::of_strangers(&hall.options)),
+        };
+        let is_stranger = caller.is_none();
+        let bytes = read(&mut room, &limits, &head.headers, &mut body).await?;
+        let body = body::object(bytes, &mut room, &hall.body_readers).await?;
         let call = Call { door: Door::Http, caller, workspace: None, flow, service, body, origin: &origin };
         let answer = hall.enter(call).await?;
         room.release_body();
-        answer.only().await
+        let reply = answer.only().await?;
+        if is_stranger && reply.error.as_ref().is_some_and(|error| error.r#type == "auth-failed") {
+            hall.gate.tries.failed(&origin, "login-rejected");
+        }
+        Ok(reply)
     };
     match entered.await {
         Ok(reply) => json(&reply.body),
-        Err(refusal) => refuse(refusal, body).await,
+        Err(refusal) => refuse(hall, refusal, body, &origin).await,
     }
 }
 
-/// The body, within a limit and the gateway's budget.
-async fn read(
-    hall: &Hall,
-    room: &mut Room,
+/// How large a body may be, and how long it may take.
+struct BodyLimits {
     bytes_max: usize,
+    /// To the next part.
+    idle: Duration,
+    total: Duration,
+}
+
+impl BodyLimits {
+    const fn of_callers(options: &Options) -> Self {
+        Self {
+            bytes_max: options.body_bytes_max,
+            idle: options.body_idle_timeout,
+            total: options.call_timeout,
+        }
+    }
+
+    const fn of_strangers(options: &Options) -> Self {
+        let total = options.public_body_timeout;
+        Self { bytes_max: options.public_body_bytes_max, idle: total, total }
+    }
+}
+
+/// The body, within its limits. Its bytes count as they arrive: what is only announced takes nothing.
+async fn read(
+    room: &mut Room,
+    limits: &BodyLimits,
     headers: &HeaderMap,
     body: &mut Body,
 ) -> Result<Bytes, Refusal> {
+    let BodyLimits { bytes_max, idle, total } = *limits;
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|bytes| bytes > bytes_max) {
         return Err(Refusal::TooLarge { bytes_max });
     }
     let whole = async {
-        room.grow(declared.unwrap_or(0))?;
         let mut parts = std::mem::take(body).into_data_stream();
         let mut whole = Whole::Nothing;
-        let mut taken = declared.unwrap_or(0);
-        while let Some(part) = parts.next().await {
+        while let Some(part) = tokio::time::timeout(idle, parts.next()).await.map_err(|_| Refusal::Late)? {
             let part = part.map_err(|_| Refusal::InvalidJson)?;
             let bytes = whole.len() + part.len();
-            let refused = if bytes > bytes_max {
-                Err(Refusal::TooLarge { bytes_max })
-            } else {
-                room.grow(bytes.saturating_sub(taken))
-            };
-            taken = taken.max(bytes);
+            let refused =
+                if bytes > bytes_max { Err(Refusal::TooLarge { bytes_max }) } else { room.grow_to(bytes) };
             if let Err(refusal) = refused {
                 *body = Body::from_stream(parts);
                 return Err(refusal);
@@ -187,8 +230,7 @@ async fn read(
         }
         Ok(whole.bytes())
     };
-    let timed_out = || Refusal::failed("request-error", "the body did not arrive in time");
-    tokio::time::timeout(hall.options.call_timeout, whole).await.map_err(|_| timed_out())?
+    tokio::time::timeout(total, whole).await.map_err(|_| Refusal::Late)?
 }
 
 /// A body being put together; one that comes in one piece is not copied.
@@ -211,7 +253,9 @@ impl Whole {
         match self {
             Self::Nothing => Self::One(part),
             Self::One(first) => {
-                let mut all = BytesMut::with_capacity(expected.max(first.len() + part.len()));
+                // What is only announced gets no memory: the buffer grows with what comes.
+                let arrived = first.len() + part.len();
+                let mut all = BytesMut::with_capacity(expected.min(4 * arrived).max(arrived));
                 all.extend_from_slice(&first);
                 all.extend_from_slice(&part);
                 Self::Many(all)
@@ -232,14 +276,6 @@ impl Whole {
     }
 }
 
-fn object(bytes: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Refusal::NotAnObject),
-        Err(_) => Err(Refusal::InvalidJson),
-    }
-}
-
 /// A JSON body with status 200.
 pub(crate) fn json(body: &Value) -> Response {
     // A value has text keys only, so writing it cannot fail.
@@ -247,20 +283,24 @@ pub(crate) fn json(body: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], bytes).into_response()
 }
 
-/// Refuses, after taking in what is left of the body.
-async fn refuse(refusal: Refusal, body: Body) -> Response {
-    let mut parts = body.into_data_stream();
-    let discarded = async {
-        let mut bytes = 0;
-        while let Some(Ok(part)) = parts.next().await {
-            bytes += part.len();
-            if bytes > LINGER_BYTES_MAX {
-                return;
+/// Refuses, after taking in what is left of the body. Only so many strangers get that at once: it is a courtesy.
+async fn refuse(hall: &Hall, refusal: Refusal, body: Body, origin: &Origin) -> Response {
+    let is_known = origin.connection.as_ref().is_none_or(|connection| connection.is_known());
+    let turn = if is_known { None } else { hall.strangers_lingering.try_acquire().ok() };
+    if refusal != Refusal::Late && (is_known || turn.is_some()) {
+        let mut parts = body.into_data_stream();
+        let discarded = async {
+            let mut bytes = 0;
+            while let Some(Ok(part)) = parts.next().await {
+                bytes += part.len();
+                if bytes > LINGER_BYTES_MAX {
+                    return;
+                }
             }
-        }
-    };
-    // Whether the sender finished or not, it gets its answer now.
-    let _ = tokio::time::timeout(LINGER_TIMEOUT, discarded).await;
+        };
+        // Whether the sender finished or not, it gets its answer now.
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, discarded).await;
+    }
     refusal.into_response()
 }
 
@@ -280,8 +320,8 @@ async fn document_stream(
     request: Request,
 ) -> Result<Response, Refusal> {
     let origin = origin(&request);
-    let room = hall.room()?;
-    let caller = hall.gate.authenticate(&credential(request.headers()), &origin).await?;
+    let caller = hall.gate.authenticate(&credential(request.headers())?, &origin).await?;
+    let room = hall.room(&caller)?;
     let document = query.document_id.filter(|id| !id.is_empty());
     let Some(document) = document else {
         return Err(Refusal::Rejected("Missing required parameter: document-id".to_owned()));
@@ -340,14 +380,21 @@ async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, requ
     let origin = origin(&request);
     let (head, mut body) = request.into_parts();
     let answered = async {
-        let mut room = hall.room()?;
         let caller = match operation.as_str() {
-            "change-password" => Some(hall.gate.authenticate(&credential(&head.headers), &origin).await?),
+            "change-password" => Some(hall.gate.authenticate(&credential(&head.headers)?, &origin).await?),
             "login" | "bootstrap" | "bootstrap-status" | "prove-key" => None,
             _ => return Ok((StatusCode::NOT_FOUND, "404: Not Found").into_response()),
         };
-        let bytes = read(&hall, &mut room, PUBLIC_BODY_BYTES_MAX, &head.headers, &mut body).await?;
-        let members = if operation.starts_with("bootstrap") { Map::new() } else { object(&bytes)? };
+        let mut room = match &caller {
+            Some(caller) => hall.room(caller)?,
+            None => hall.public_room(&origin)?,
+        };
+        let limits = BodyLimits::of_strangers(&hall.options);
+        let bytes = read(&mut room, &limits, &head.headers, &mut body).await?;
+        let members = match operation.as_str() {
+            "bootstrap" | "bootstrap-status" => Map::new(),
+            _ => body::object(bytes, &mut room, &hall.body_readers).await?,
+        };
         if operation == "prove-key" {
             let peer = head.extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| *peer);
             return prove_key(&hall, peer.and_then(|peer| peer.local), &members, &origin).await;
@@ -356,7 +403,7 @@ async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, requ
     };
     match answered.await {
         Ok(response) => response,
-        Err(refusal) => refuse(refusal, body).await,
+        Err(refusal) => refuse(&hall, refusal, body, &origin).await,
     }
 }
 
@@ -379,8 +426,13 @@ async fn prove_key(
         parameters_json: challenge.to_string(),
         ..hall.gate.question(origin)
     };
-    let answer = hall.gate.ask(&question, origin).await.map_err(|_| Refusal::NotReady)?;
-    if answer.error.is_some() {
+    hall.gate.tries.check(origin)?;
+    let answer = hall.gate.ask(&question, origin).await?;
+    if let Some(error) = answer.error {
+        if identity::is_failure(&error) {
+            return Err(identity::COULD_NOT_ANSWER);
+        }
+        hall.gate.tries.failed(origin, "key-not-proved");
         return Err(Refusal::Unauthenticated);
     }
     let is_open = answer.proof.is_empty() && !answer.resolved_user_id.is_empty();
@@ -395,7 +447,7 @@ async fn authenticate_with_iam(
     origin: &Origin,
 ) -> Result<Response, Refusal> {
     let text = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let handle = caller.map_or_else(String::new, |caller| caller.handle.clone());
+    let handle = caller.map_or_else(String::new, |caller| caller.handle.to_string());
     let question = IamRequest {
         operation: operation.to_owned(),
         actor: handle.clone(),
@@ -406,8 +458,18 @@ async fn authenticate_with_iam(
         new_password: text("new_password"),
         ..hall.gate.question(origin)
     };
-    let answer = hall.gate.ask(&question, origin).await.map_err(|_| Refusal::Unauthenticated)?;
+    if matches!(operation, "login" | "change-password") {
+        hall.gate.tries.check(origin)?;
+    }
+    let answer = hall.gate.ask(&question, origin).await?;
     if let Some(error) = answer.error {
+        if identity::is_failure(&error) {
+            tracing::error!(?error, operation, "the identity service could not answer");
+            return Err(identity::COULD_NOT_ANSWER);
+        }
+        if error.r#type == "auth-failed" {
+            hall.gate.tries.failed(origin, "login-rejected");
+        }
         // A wrong password, a closed bootstrap: nobody outside learns which.
         let told = caller.is_some() && error.r#type != "auth-failed";
         return Err(if told { Refusal::Rejected(error.message) } else { Refusal::Unauthenticated });
@@ -435,14 +497,44 @@ struct SocketQuery {
 async fn open_socket(
     State(hall): State<Arc<Hall>>,
     Query(query): Query<SocketQuery>,
-    axum::Extension(origin): axum::Extension<Origin>,
-    upgrade: WebSocketUpgrade,
+    request: Request,
 ) -> Response {
+    let accepted = match accept_key(request.headers()) {
+        Ok(accepted) => accepted,
+        Err(what) => return (StatusCode::BAD_REQUEST, what).into_response(),
+    };
+    let origin = origin(&request);
     let credential = Credential::from_token(query.token.as_deref());
-    let bytes_max = hall.options.frame_bytes_max;
-    upgrade.max_message_size(bytes_max).max_frame_size(bytes_max).on_upgrade(move |socket| async move {
-        let tasks = hall.process.tasks.clone();
-        let sockets = hall.sockets.clone();
-        tasks.spawn("gateway/socket", sockets.track_future(socket::serve(hall, socket, credential, origin)));
-    })
+    let upgrade = hyper::upgrade::on(request);
+    let (tasks, sockets) = (hall.process.tasks.clone(), hall.sockets.clone());
+    let socket = async move {
+        match upgrade.await {
+            Ok(upgraded) => socket::serve(hall, upgraded, credential, origin).await,
+            Err(error) => tracing::debug!(%error, "a socket was gone before it began"),
+        }
+    };
+    tasks.spawn("gateway/socket", sockets.track_future(socket));
+    let headers = [
+        (header::CONNECTION, HeaderValue::from_static("upgrade")),
+        (header::UPGRADE, HeaderValue::from_static("websocket")),
+        (header::SEC_WEBSOCKET_ACCEPT, accepted),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+/// What proves to a client that its upgrade was understood, or why the request is none.
+fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
+    let names = |name: HeaderName, token: &str| {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(token))
+    };
+    if !names(header::CONNECTION, "upgrade") || !names(header::UPGRADE, "websocket") {
+        return Err("this path is for WebSockets: connect with ws:// or wss://");
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err("only version 13 of the WebSocket protocol is spoken here");
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).ok_or("the Sec-WebSocket-Key header is missing")?;
+    HeaderValue::try_from(derive_accept_key(key.as_bytes()))
+        .map_err(|_| "the Sec-WebSocket-Key header is invalid")
 }

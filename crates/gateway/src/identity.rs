@@ -1,26 +1,47 @@
 //! Who calls, and whether they may: the identity service is asked over the bus, its word is kept for a minute.
+//!
+//! **Invariant: a failure to ask never means yes, and is never told as a refusal.** The caller is told that the identity
+//! service or the bus is away, and may come again.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use sluice_bus::{Client, Patience, Replies, property};
-use sluice_schema::message::{IamRequest, IamResponse};
+use sluice_bus::{Client, Error, Patience, Replies, property};
+use sluice_schema::message::{self, IamRequest, IamResponse};
 use sluice_schema::{WorkspaceId, exchange, system, wire};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::Instant;
 
 use crate::cache::Cache;
+use crate::connections::Connection;
 use crate::metrics::Metrics;
-use crate::refusal::Refusal;
+use crate::refusal::{BUS_UNAVAILABLE, IAM_UNAVAILABLE, Refusal};
+use crate::tries::Tries;
 
 const IDENTITIES_MAX: usize = 10_000;
 const DECISIONS_MAX: usize = 50_000;
+/// How long a credential that was accepted counts as one that is not guessed.
+const ACCEPTED_BEFORE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long it is remembered that nobody is let in without a credential.
+const CLOSED_FOR: Duration = Duration::from_secs(5);
+/// How long a refused credential is refused again without asking; it is no new guess.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+/// Credentials never accepted before that the identity service is asked about at once; more wait.
+const NEW_CREDENTIALS_MAX: usize = 64;
+const NEW_CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(2);
+/// After a failure to ask, the next question is put this much later; until then the answer is the same.
+const AWAY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a look at the identity service may take, and how long its good outcome holds.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+const LOOK_HOLDS: Duration = Duration::from_secs(1);
 
 /// An authenticated caller.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    pub(crate) handle: String,
+    pub(crate) handle: Arc<str>,
     /// Where the caller works unless a call says otherwise.
     pub(crate) workspace: WorkspaceId,
 }
@@ -46,11 +67,25 @@ impl Credential {
     }
 }
 
-/// Where a call comes from, as the identity service's log wants it.
+/// Where a call comes from: as the identity service's log wants it, and the connection it came over.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origin {
     pub(crate) request_id: Arc<str>,
     pub(crate) client_ip: Arc<str>,
+    /// The address as limits see it; behind a trusted proxy, that of the proxy's client.
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) connection: Option<Arc<Connection>>,
+}
+
+impl Origin {
+    /// A credential was accepted on this connection.
+    fn known(&self) {
+        if let Some(connection) = &self.connection
+            && !connection.is_known()
+        {
+            connection.known();
+        }
+    }
 }
 
 /// A question of permission.
@@ -92,7 +127,17 @@ pub(crate) struct Gatekeeper {
     replies: Replies,
     client: OnceCell<Client<exchange::Iam>>,
     known: Cache<[u8; 32], Arc<Identity>>,
+    accepted_before: Cache<[u8; 32], ()>,
+    refused: Cache<[u8; 32], ()>,
     decisions: Cache<String, bool>,
+    /// Until when it is known that nobody is let in without a credential.
+    closed_until: Mutex<Option<Instant>>,
+    /// The last failure to ask, and until when it stands for the next.
+    away: Mutex<Option<(Refusal, Instant)>>,
+    new_credentials: Semaphore,
+    /// When the identity service was last seen to answer.
+    seen: tokio::sync::Mutex<Option<Instant>>,
+    pub(crate) tries: Tries,
     timeout: Duration,
     trust_timeout: Duration,
     metrics: Metrics,
@@ -109,14 +154,21 @@ impl Gatekeeper {
             replies,
             client: OnceCell::new(),
             known: Cache::new(IDENTITIES_MAX),
+            accepted_before: Cache::new(IDENTITIES_MAX),
+            refused: Cache::new(IDENTITIES_MAX),
             decisions: Cache::new(DECISIONS_MAX),
+            closed_until: Mutex::default(),
+            away: Mutex::default(),
+            new_credentials: Semaphore::new(NEW_CREDENTIALS_MAX),
+            seen: tokio::sync::Mutex::default(),
+            tries: Tries::default(),
             timeout,
             trust_timeout: trust_timeout.min(Duration::from_secs(60)),
             metrics,
         }
     }
 
-    /// Who shows this credential. Every failure looks the same from outside.
+    /// Who shows this credential. Every refused one looks the same from outside.
     pub(crate) async fn authenticate(
         &self,
         credential: &Credential,
@@ -128,34 +180,89 @@ impl Gatekeeper {
             Credential::Token(token) => token,
         };
         let digest: [u8; 32] = Sha256::digest(token).into();
-        if let Some(identity) = self.known.get(&digest) {
-            return Ok(identity);
-        }
+        let identity = match self.known.get(&digest) {
+            Some(identity) => identity,
+            None => self.resolve(token, digest, origin).await?,
+        };
+        origin.known();
+        Ok(identity)
+    }
+
+    async fn resolve(
+        &self,
+        token: &str,
+        digest: [u8; 32],
+        origin: &Origin,
+    ) -> Result<Arc<Identity>, Refusal> {
         let is_key = token.starts_with("tg_");
         // A system without authentication takes any token; any other refuses the anonymous caller, whatever the token.
         let (operation, api_key) =
             if is_key { ("resolve-api-key", token) } else { ("authenticate-anonymous", "") };
+        let reason = match (is_key, token.is_empty()) {
+            (true, _) => "invalid-api-key",
+            (false, true) => "anonymous-rejected",
+            (false, false) => "malformed-credential",
+        };
+        if self.refused.get(&digest).is_some() {
+            self.metrics.auth_failed(reason);
+            return Err(Refusal::Unauthenticated);
+        }
+        let was_accepted = self.accepted_before.get(&digest).is_some();
+        if !token.is_empty() && !was_accepted {
+            self.tries.check(origin)?;
+        }
+        if !is_key && self.is_closed() {
+            return Err(self.refuse(token, digest, reason, origin));
+        }
+        let _turn = if was_accepted { None } else { Some(self.turn().await?) };
         let question = IamRequest {
             operation: operation.to_owned(),
             api_key: api_key.to_owned(),
             ..self.question(origin)
         };
-        let answer = self.ask(&question, origin).await;
-        let identity = answer.ok().filter(|answer| answer.error.is_none()).and_then(resolved);
+        let answer = self.ask(&question, origin).await?;
+        if answer.error.as_ref().is_some_and(is_failure) {
+            tracing::error!(error = ?answer.error, operation, "the identity service could not answer");
+            return Err(COULD_NOT_ANSWER);
+        }
+        let identity = Some(answer).filter(|answer| answer.error.is_none()).and_then(resolved);
         let Some(identity) = identity.map(Arc::new) else {
-            let reason = match (is_key, token.is_empty()) {
-                (true, _) => "invalid-api-key",
-                (false, true) => "anonymous-rejected",
-                (false, false) => "malformed-credential",
-            };
-            self.metrics.auth_failed(reason);
-            return Err(Refusal::Unauthenticated);
+            if !is_key {
+                *lock(&self.closed_until) = Some(Instant::now() + CLOSED_FOR);
+            }
+            return Err(self.refuse(token, digest, reason, origin));
         };
         self.known.put(digest, identity.clone(), self.trust_timeout);
+        if !token.is_empty() {
+            self.accepted_before.put(digest, (), ACCEPTED_BEFORE);
+        }
         Ok(identity)
     }
 
-    /// Whether the caller may. A failing identity service never means yes.
+    fn refuse(&self, token: &str, digest: [u8; 32], reason: &'static str, origin: &Origin) -> Refusal {
+        self.metrics.auth_failed(reason);
+        if !token.is_empty() {
+            self.refused.put(digest, (), REFUSED_FOR);
+            self.tries.failed(origin, reason);
+        }
+        Refusal::Unauthenticated
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.closed_until).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// A turn for a credential that was never accepted, so that guesses do not keep the identity service from others.
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Refusal> {
+        let turn = tokio::time::timeout(NEW_CREDENTIALS_TIMEOUT, self.new_credentials.acquire()).await;
+        let busy = Refusal::CannotAsk {
+            kind: IAM_UNAVAILABLE,
+            reason: "too many new credentials are being looked at; try again in a moment",
+        };
+        turn.ok().and_then(Result::ok).ok_or(busy)
+    }
+
+    /// Whether the caller may.
     pub(crate) async fn authorise(
         &self,
         caller: &Identity,
@@ -164,37 +271,44 @@ impl Gatekeeper {
     ) -> Result<(), Refusal> {
         let key = permission.cache_key(&caller.handle);
         if let Some(allowed) = self.decisions.get(key.as_str()) {
-            return self.verdict(allowed);
+            return self.verdict(allowed, caller, permission, origin);
         }
         let question = IamRequest {
             operation: "authorise".to_owned(),
-            user_id: caller.handle.clone(),
+            user_id: caller.handle.to_string(),
             capability: permission.capability.to_owned(),
             resource_json: permission.resource(),
             parameters_json: permission.parameters(),
             ..self.question(origin)
         };
-        match self.ask(&question, origin).await {
-            Ok(answer) if answer.error.is_none() => {
+        let answer = self.ask(&question, origin).await.inspect_err(|_| self.metrics.decided("error"))?;
+        match answer.error {
+            None => {
                 let ttl = Duration::from_secs(u64::try_from(answer.decision_ttl_seconds).unwrap_or(0));
                 self.decisions.put(key, answer.decision_allow, ttl.min(self.trust_timeout));
-                self.verdict(answer.decision_allow)
+                self.verdict(answer.decision_allow, caller, permission, origin)
             }
-            Ok(answer) => {
-                tracing::warn!(error = ?answer.error, "the identity service could not decide");
+            Some(error) => {
+                tracing::warn!(?error, "the identity service could not decide");
                 self.metrics.decided("error");
-                Err(Refusal::Unauthenticated)
-            }
-            Err(_) => {
-                self.metrics.decided("error");
-                Err(Refusal::Unauthenticated)
+                Err(if is_failure(&error) { COULD_NOT_ANSWER } else { Refusal::Unauthenticated })
             }
         }
     }
 
-    fn verdict(&self, allowed: bool) -> Result<(), Refusal> {
+    fn verdict(
+        &self,
+        allowed: bool,
+        caller: &Identity,
+        permission: &Permission<'_>,
+        origin: &Origin,
+    ) -> Result<(), Refusal> {
         self.metrics.decided(if allowed { "allow" } else { "deny" });
-        if allowed { Ok(()) } else { Err(Refusal::Denied) }
+        if allowed {
+            return Ok(());
+        }
+        self.tries.denied(origin, &caller.handle, permission);
+        Err(Refusal::Denied)
     }
 
     /// An empty question that tells where it comes from.
@@ -206,12 +320,13 @@ impl Gatekeeper {
         }
     }
 
-    /// One question to the identity service.
-    pub(crate) async fn ask(
-        &self,
-        question: &IamRequest,
-        origin: &Origin,
-    ) -> sluice_bus::Result<IamResponse> {
+    /// One question to the identity service. After a failure to ask, those that follow at once fail the same way.
+    pub(crate) async fn ask(&self, question: &IamRequest, origin: &Origin) -> Result<IamResponse, Refusal> {
+        if let Some((refusal, until)) = &*lock(&self.away)
+            && Instant::now() < *until
+        {
+            return Err(refusal.clone());
+        }
         let asked = async {
             let client = self.client.get_or_try_init(|| self.connect()).await?;
             let question =
@@ -219,19 +334,102 @@ impl Gatekeeper {
             let mut call = client.stream_message(question, Patience::total(self.timeout)).await?;
             call.next().await.map(Option::unwrap_or_default)
         };
-        asked.await.inspect_err(|error| {
+        // A broker that holds publishers back may do so for longer than an answer takes.
+        let answer = tokio::time::timeout(self.timeout, asked).await.unwrap_or_else(|_| {
+            let after_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            Err(Error::TimedOut { what: "the identity service".to_owned(), after_ms })
+        });
+        answer.map_err(|error| {
             tracing::error!(%error, operation = question.operation, "the identity service does not answer");
+            let refusal = cannot_ask(&error);
+            *lock(&self.away) = Some((refusal.clone(), Instant::now() + AWAY_PAUSE));
+            refusal
         })
     }
 
     async fn connect(&self) -> sluice_bus::Result<Client<exchange::Iam>> {
         Client::new(&self.replies, system::iam_request(), &system::iam_response()).await
     }
+
+    /// Whether the identity service answers. Many who want to know at once ask it once.
+    pub(crate) async fn look(&self) -> Result<(), Refusal> {
+        let mut seen = self.seen.lock().await;
+        if seen.is_some_and(|seen| seen.elapsed() < LOOK_HOLDS) {
+            return Ok(());
+        }
+        *seen = None;
+        let question = IamRequest { operation: "bootstrap-status".to_owned(), ..IamRequest::default() };
+        let origin = Origin::default();
+        match tokio::time::timeout(LOOK_TIMEOUT, self.ask(&question, &origin)).await {
+            Ok(Ok(answer)) if answer.error.as_ref().is_some_and(is_failure) => Err(COULD_NOT_ANSWER),
+            Ok(Ok(_)) => {
+                *seen = Some(Instant::now());
+                Ok(())
+            }
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => Err(NO_ANSWER),
+        }
+    }
+}
+
+const NO_ANSWER: Refusal = Refusal::CannotAsk {
+    kind: IAM_UNAVAILABLE,
+    reason: "the identity service does not answer in time, or the message broker holds messages back; try again later",
+};
+pub(crate) const COULD_NOT_ANSWER: Refusal = Refusal::CannotAsk {
+    kind: IAM_UNAVAILABLE,
+    reason: "the identity service failed to answer; its log says why; try again later",
+};
+
+/// A failure to ask the identity service, in words for strangers; the cause is in the log.
+pub(crate) fn cannot_ask(error: &Error) -> Refusal {
+    let (kind, reason) = match error {
+        Error::TimedOut { .. } => return NO_ANSWER,
+        Error::NoTopic { .. }
+        | Error::NoSubscription { .. }
+        | Error::Unroutable { .. }
+        | Error::NoInbox { .. } => {
+            (IAM_UNAVAILABLE, "the identity service is not there; start it, or try again in a moment")
+        }
+        Error::Full { .. } => {
+            (IAM_UNAVAILABLE, "the identity service has too many questions waiting; try again in a moment")
+        }
+        Error::TooLarge { .. } | Error::Mismatch { .. } | Error::Refused { .. } | Error::Decode(_) => {
+            (IAM_UNAVAILABLE, "the identity service cannot be asked; its log and the gateway's say why")
+        }
+        Error::Unavailable { .. }
+        | Error::Disk { .. }
+        | Error::InUse { .. }
+        | Error::Held { .. }
+        | Error::HoldLost { .. }
+        | Error::OutcomeUnknown { .. } => {
+            (BUS_UNAVAILABLE, "the message broker takes nothing at the moment; try again later")
+        }
+    };
+    Refusal::CannotAsk { kind, reason }
+}
+
+/// Whether an answer of the identity service says that it failed, and nothing of who asked.
+pub(crate) fn is_failure(error: &message::Error) -> bool {
+    !matches!(
+        error.r#type.as_str(),
+        "auth-failed"
+            | "not-found"
+            | "invalid-argument"
+            | "operation-not-permitted"
+            | "duplicate"
+            | "disabled"
+            | "weak-password"
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn resolved(answer: IamResponse) -> Option<Identity> {
     let (handle, workspace) = (answer.resolved_user_id, answer.resolved_default_workspace);
     let workspace =
         (!handle.is_empty() && !workspace.is_empty()).then(|| WorkspaceId::existing(&workspace))?;
-    Some(Identity { handle, workspace })
+    Some(Identity { handle: handle.into(), workspace })
 }

@@ -5,6 +5,10 @@
 //! `sluice_schema::operation` and with the identity service, where it goes in the flow records. Begin with `hall`, the one
 //! way that calls of both doors (`http`, `socket`) take; `routes` is where they lead.
 //!
+//! **Invariant: who has no credential costs a constant.** Connections that have not shown one are few, small, short-lived and
+//! give way to others (`connections`); nothing that holders of keys need is taken before a credential was accepted, and
+//! among those everybody has a share (`shares`).
+//!
 //! **Invariant: no caller reaches a topic outside the workspace it was authorised for.** The workspace is resolved once,
 //! before permission is asked; flow records that name topics of another workspace or of a system service are not routed.
 //!
@@ -35,20 +39,27 @@ use tokio_util::sync::CancellationToken;
 
 mod address;
 mod answer;
+mod body;
 mod browser;
 mod cache;
+mod connections;
+mod files;
 mod forwarded;
 mod frame;
 mod hall;
 mod http;
 mod identity;
 mod listener;
+mod meter;
 mod metrics;
 mod options;
 mod refusal;
 mod routes;
+mod shares;
 mod socket;
+mod stream;
 mod tls;
+mod tries;
 
 pub use address::{AddressError, Host, Network, WebOrigin};
 pub use options::Options;
@@ -56,7 +67,7 @@ pub use routes::{RouteWatch, RoutedFlow};
 pub use tls::{Tls, TlsError, TlsFiles};
 
 use hall::Hall;
-use listener::{Listener, Peer};
+use listener::Listener;
 
 /// How long the answers of calls that were cut may take to leave.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -121,8 +132,8 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
         io::ErrorKind::AddrInUse => Error::InUse { address },
         _ => Error::Listen { address, source },
     };
-    let listener = Listener::bind(&options).await.map_err(listen)?;
-    let local_addr = listener.address().map_err(listen)?;
+    let tcp = Listener::bind(&options).await.map_err(listen)?;
+    let local_addr = tcp.address().map_err(listen)?;
 
     let metrics = metrics::Metrics::register(&process.metrics);
     let routes = routes::Routes::start(&process, &watch, &metrics);
@@ -139,14 +150,12 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
         });
     }
     let hall = Arc::new(Hall::new(process, watch, routes, metrics, options, stop.clone()));
-    let service = http::router(hall.clone()).into_make_service_with_connect_info::<Peer>();
     let (stopping, done) = (stop.clone(), stopped.clone());
     tasks.spawn("gateway/http", async move {
-        let server =
-            axum::serve(listener, service).with_graceful_shutdown(stopping.clone().cancelled_owned());
+        let cut_off = CancellationToken::new();
         let ended = async {
-            // Serving ends only after the stop signal, with every connection closed.
-            let _ = server.await;
+            // Ends only after the stop signal, with every connection closed.
+            listener::serve(tcp, &hall, http::router(hall.clone()), &cut_off).await;
             hall.sockets.close();
             hall.sockets.wait().await;
         };
@@ -162,6 +171,7 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
             () = ended => {}
             () = cut => {}
         }
+        cut_off.cancel();
         done.cancel();
     });
     Ok(Gateway { local_addr, stop, stopped })

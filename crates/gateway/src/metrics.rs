@@ -30,6 +30,11 @@ struct ServiceStatus {
     status: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stage {
+    stage: &'static str,
+}
+
 /// Counters of one gateway. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -42,6 +47,11 @@ pub(crate) struct Metrics {
     pub(crate) unreadable_answers: Counter,
     /// Requests of foreign hosts and pages.
     pub(crate) foreign_requests: Counter,
+    /// Connections that were closed in favour of others.
+    pub(crate) connections_evicted: Counter,
+    /// Connections for which there was no place.
+    pub(crate) connections_refused: Counter,
+    connections: Family<Stage, Gauge>,
     auth_failures: Family<Reason, Counter>,
     decisions: Family<Outcome, Counter>,
     requests: Family<ServiceStatus, Counter>,
@@ -58,6 +68,9 @@ impl Metrics {
             stalled_sockets: Counter::default(),
             unreadable_answers: Counter::default(),
             foreign_requests: Counter::default(),
+            connections_evicted: Counter::default(),
+            connections_refused: Counter::default(),
+            connections: Family::default(),
             auth_failures: Family::default(),
             decisions: Family::default(),
             requests: Family::default(),
@@ -95,7 +108,27 @@ impl Metrics {
             "Requests refused for their host or page",
             m.foreign_requests.clone(),
         );
+        with.register(
+            "sluice_gateway_connections",
+            "Open connections by how far their peer has shown a credential",
+            m.connections.clone(),
+        );
+        with.register(
+            "sluice_gateway_connections_evicted",
+            "Connections closed in favour of others",
+            m.connections_evicted.clone(),
+        );
+        with.register(
+            "sluice_gateway_connections_refused",
+            "Connections that found no place",
+            m.connections_refused.clone(),
+        );
         metrics
+    }
+
+    /// Connections of one stage.
+    pub(crate) fn connections(&self, stage: &'static str) -> Gauge {
+        self.connections.get_or_create(&Stage { stage }).clone()
     }
 
     pub(crate) fn auth_failed(&self, reason: &'static str) {

@@ -30,12 +30,33 @@ pub struct Options {
     pub body_bytes_max: usize,
     /// The largest WebSocket message; above it the socket closes with 1009. Default 50 MiB.
     pub frame_bytes_max: usize,
-    /// Bodies of all calls under way together; above it new ones are told to come later. Default 256 MiB.
+    /// Bodies of all calls under way together, unfinished ones included; shared as the calls are. Default 256 MiB.
     pub bodies_bytes_max: usize,
-    /// Calls under way in the whole gateway; above it new ones are told to come later. Default 1024.
+    /// Calls under way in the whole gateway. Above it, callers that have more than their share are told to come later,
+    /// so that one cannot keep out others; together they have at most twice as many. Default 1024.
     pub calls_max: usize,
-    /// Open connections; above it new ones wait to be accepted. Default 4096.
+    /// Calls without a credential under way; a bound of their own, shared in the same way by address. Default 32.
+    pub public_calls_max: usize,
+    /// The largest body of a call without a credential. Default 8 KiB.
+    pub public_body_bytes_max: usize,
+    /// Open connections; above it the oldest without an accepted credential, then idle ones, give way to new ones. Never
+    /// more than the process may have files, of which the inside keeps a quarter, at least 256. Default 4096.
     pub connections_max: usize,
+    /// Connections from one address, as part of all; a trusted proxy may have all. Default 0.75.
+    pub address_share_max: f32,
+    /// How long the head of a request may take. Default 10 s.
+    pub header_timeout: Duration,
+    /// How long a connection may be open between two requests. Default 60 s.
+    pub idle_timeout: Duration,
+    /// How long a body, or a message on a socket, may pause before it is whole. Default 30 s.
+    pub body_idle_timeout: Duration,
+    /// How long the body of a call without a credential may take. Default 5 s.
+    pub public_body_timeout: Duration,
+    /// How long a socket may be open before a credential is accepted on it. Default 10 s.
+    pub socket_auth_timeout: Duration,
+    /// How long nothing may come from a socket, not even an answer to a ping, before it is closed. Default 600 s: clients
+    /// that are not inside a call may leave pings unanswered.
+    pub socket_silence_timeout: Duration,
     /// Calls under way on one socket. Default 64.
     pub socket_calls_max: usize,
     /// Calls that wait for their turn on one socket. Default 256.
@@ -56,7 +77,7 @@ pub struct Options {
     pub settle_timeout: Duration,
     /// How long a socket's reader may leave an answer unread before the socket is closed. Default 60 s.
     pub write_timeout: Duration,
-    /// How often a quiet socket is pinged; pongs are not required. Default 30 s.
+    /// How often a socket is pinged. Default 30 s.
     pub ping_interval: Duration,
     /// How long calls under way may take once the gateway stops. Default 10 s.
     pub drain_timeout: Duration,
@@ -79,7 +100,16 @@ impl Options {
             frame_bytes_max: 50 << 20,
             bodies_bytes_max: 256 << 20,
             calls_max: 1_024,
+            public_calls_max: 32,
+            public_body_bytes_max: 8 << 10,
             connections_max: 4_096,
+            address_share_max: 0.75,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            body_idle_timeout: Duration::from_secs(30),
+            public_body_timeout: Duration::from_secs(5),
+            socket_auth_timeout: Duration::from_secs(10),
+            socket_silence_timeout: Duration::from_secs(600),
             socket_calls_max: 64,
             socket_waiting_max: 256,
             socket_unread_bytes_max: 8 << 20,

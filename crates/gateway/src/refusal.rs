@@ -7,6 +7,13 @@ use sluice_schema::message;
 
 /// Seconds after which a caller that was told to come later may try again.
 const RETRY_AFTER_SECONDS: &str = "1";
+/// The same where something has to be started or repaired first.
+const RETRY_AFTER_REPAIR_SECONDS: &str = "2";
+
+/// The type of a call that failed because the broker is away.
+pub(crate) const BUS_UNAVAILABLE: &str = "bus-unavailable";
+/// The type of a call that failed because the identity service is away.
+pub(crate) const IAM_UNAVAILABLE: &str = "iam-unavailable";
 
 /// A call that the gateway itself ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +40,18 @@ pub(crate) enum Refusal {
     NoWorkspace,
     /// The body, or what it becomes on the bus, is too large.
     TooLarge { bytes_max: usize },
+    /// The body would become much larger than it is.
+    TooManyValues,
+    /// The body did not arrive in time.
+    Late,
     /// A bound is reached; the same call may succeed later.
     Overloaded(&'static str),
+    /// Too many credentials that were not accepted came from one address.
+    TooManyTries,
+    /// The connection has a place for health checks only.
+    Crowded,
+    /// Who calls could not be asked about, or the call not be handed on.
+    CannotAsk { kind: &'static str, reason: &'static str },
     /// Nothing is known about workspaces and flows yet.
     NotReady,
     /// Nothing was done for a passing cause, told as a typed error: the same call may succeed later.
@@ -62,7 +79,12 @@ impl Refusal {
             Self::Denied => ("access-denied", "access denied"),
             Self::NoWorkspace => ("workspace-not-found", "workspace not found"),
             Self::TooLarge { bytes_max } => return message::Error::new("too-large", too_large(*bytes_max)),
+            Self::TooManyValues => ("too-large", TOO_MANY_VALUES),
+            Self::Late => ("request-error", LATE),
             Self::Overloaded(what) => ("gateway-overloaded", *what),
+            Self::TooManyTries => ("gateway-overloaded", TOO_MANY_TRIES),
+            Self::Crowded => ("gateway-overloaded", CROWDED),
+            Self::CannotAsk { kind, reason } => (*kind, *reason),
             Self::NotReady => ("gateway-not-ready", NOT_READY),
             Self::Later(error) | Self::Failed(error) => return error.clone(),
         };
@@ -77,6 +99,11 @@ impl Refusal {
 }
 
 const NOT_READY: &str = "the gateway has not read its configuration yet; try again in a moment";
+const TOO_MANY_VALUES: &str = "the body has too many values for its size; send fewer in one call (numbers and names as few longer texts)";
+const LATE: &str = "the body did not arrive in time; send it again, or in smaller parts";
+const TOO_MANY_TRIES: &str =
+    "too many credentials from this address were not accepted; check the key and try again in a moment";
+const CROWDED: &str = "too many connections are open; close some and try again in a moment";
 
 fn too_large(bytes_max: usize) -> String {
     format!(
@@ -97,17 +124,39 @@ impl IntoResponse for Refusal {
             Self::UnknownOperation => rejected(StatusCode::BAD_REQUEST, "unknown operation"),
             Self::UnknownKind => rejected(StatusCode::NOT_FOUND, "unknown kind"),
             Self::Rejected(text) => rejected(StatusCode::BAD_REQUEST, &text),
-            Self::Unauthenticated => rejected(StatusCode::UNAUTHORIZED, "auth failure"),
+            Self::Unauthenticated => {
+                let mut response = rejected(StatusCode::UNAUTHORIZED, "auth failure");
+                let scheme = header::HeaderValue::from_static("Bearer");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+                response
+            }
             Self::Denied => rejected(StatusCode::FORBIDDEN, "access denied"),
             Self::NoWorkspace => rejected(StatusCode::NOT_FOUND, "workspace not found"),
             Self::TooLarge { bytes_max } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("413: {}", too_large(bytes_max))).into_response()
             }
-            Self::Overloaded(what) => later(rejected(StatusCode::TOO_MANY_REQUESTS, what)),
-            Self::NotReady => later(rejected(StatusCode::SERVICE_UNAVAILABLE, NOT_READY)),
+            Self::TooManyValues => rejected(StatusCode::PAYLOAD_TOO_LARGE, TOO_MANY_VALUES),
+            Self::Late => rejected(StatusCode::REQUEST_TIMEOUT, LATE),
+            Self::Overloaded(what) => {
+                later(rejected(StatusCode::TOO_MANY_REQUESTS, what), RETRY_AFTER_SECONDS)
+            }
+            Self::TooManyTries => {
+                later(rejected(StatusCode::TOO_MANY_REQUESTS, TOO_MANY_TRIES), RETRY_AFTER_SECONDS)
+            }
+            Self::Crowded => later(rejected(StatusCode::SERVICE_UNAVAILABLE, CROWDED), RETRY_AFTER_SECONDS),
+            Self::NotReady => {
+                later(rejected(StatusCode::SERVICE_UNAVAILABLE, NOT_READY), RETRY_AFTER_SECONDS)
+            }
+            Self::CannotAsk { kind, reason } => {
+                let body = crate::http::json(&json!({"error": reason, "type": kind}));
+                later((StatusCode::SERVICE_UNAVAILABLE, body).into_response(), RETRY_AFTER_REPAIR_SECONDS)
+            }
             Self::Later(error) => {
                 let told = json!({"error": {"type": error.r#type, "message": error.message}});
-                later((StatusCode::SERVICE_UNAVAILABLE, crate::http::json(&told)).into_response())
+                later(
+                    (StatusCode::SERVICE_UNAVAILABLE, crate::http::json(&told)).into_response(),
+                    RETRY_AFTER_REPAIR_SECONDS,
+                )
             }
             Self::Failed(error) => {
                 crate::http::json(&json!({"error": {"type": error.r#type, "message": error.message}}))
@@ -116,9 +165,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-fn later(mut response: Response) -> Response {
-    response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static(RETRY_AFTER_SECONDS));
+fn later(mut response: Response, seconds: &'static str) -> Response {
+    response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(seconds));
     response
 }

@@ -3,6 +3,9 @@
 //! One task per socket holds everything: the calls under way, those that wait for their turn, and the writer. So a
 //! socket that closes takes its calls with it, and a reader that does not keep up holds back only itself: answers wait in
 //! a bounded outbox, then calls wait, then the socket is not read any more, and after a while it is closed.
+//!
+//! **Invariant: until a credential was accepted, a socket holds a few small frames and no call.** It has a deadline, and
+//! gives way to newer ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -12,17 +15,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument as _;
 
+use crate::body;
 use crate::frame::{self, Frame, Garbage, Request};
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{Credential, Identity, Origin};
+use crate::meter::{Excess, Meter, Metered};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 
@@ -30,20 +40,42 @@ use crate::refusal::Refusal;
 const UNREAD_FRAMES_MAX: usize = 256;
 /// Refusals that may wait for the outbox before the socket is not read any more.
 const NOTICES_MAX: usize = 64;
+/// How long a client that leaves may take to be told so.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes that are read of a socket at a time; each socket has a buffer of that size.
+const READ_BYTES: usize = 16 << 10;
 
-const GOING_AWAY: u16 = 1001;
-const TOO_BIG: u16 = 1009;
+/// The largest message before a credential was accepted.
+const STRANGERS_FRAME_BYTES_MAX: usize = 16 << 10;
+/// Answers on their way to a reader that is a stranger.
+const STRANGERS_UNREAD_BYTES_MAX: usize = 64 << 10;
+/// Messages before a credential was accepted.
+const STRANGERS_FRAMES_MAX: usize = 256;
+/// Credentials that are refused on one socket before it is closed.
+const REFUSED_CREDENTIALS_MAX: usize = 8;
+
+type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
 /// Serves one socket to its end.
-pub(crate) async fn serve(hall: Arc<Hall>, socket: WebSocket, credential: Credential, origin: Origin) {
+pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Credential, origin: Origin) {
     let _open = Open::new(&hall.metrics);
+    if let Some(connection) = &origin.connection {
+        connection.becomes_socket();
+    }
+    let meter = Meter::new(STRANGERS_FRAME_BYTES_MAX.min(hall.options.frame_bytes_max));
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
+        .max_message_size(Some(hall.options.frame_bytes_max))
+        .max_frame_size(Some(hall.options.frame_bytes_max));
+    let metered = Metered::new(TokioIo::new(upgraded), meter.clone());
+    let socket = WebSocketStream::from_raw_socket(metered, Role::Server, Some(config)).await;
     let (sink, stream) = socket.split();
     let (outbox, unread) = outbox(hall.options.socket_unread_bytes_max);
     let write_timeout = hall.options.write_timeout;
     let writer = write(sink, unread, write_timeout);
     tokio::pin!(writer);
     let metrics = hall.metrics.clone();
-    let mut session = Session::new(hall, outbox.clone(), credential, origin);
+    let mut session = Session::new(hall, outbox.clone(), meter, credential, origin);
     let span = tracing::info_span!("socket", id = &*session.origin.request_id);
     let close = tokio::select! {
         close = session.run(stream).instrument(span) => close,
@@ -80,22 +112,54 @@ impl Drop for Open {
     }
 }
 
-type CallUnderWay = Pin<Box<dyn Future<Output = u64> + Send>>;
-type Authentication = Pin<Box<dyn Future<Output = (Credential, Result<Arc<Identity>, Refusal>)> + Send>>;
+/// A call that has ended: what it asked, and whether its credential was not accepted any more, with the number of the
+/// credential.
+type Ended = (u64, Option<u64>);
+type CallUnderWay = Pin<Box<dyn Future<Output = Ended> + Send>>;
+type Authentication = Pin<Box<dyn Future<Output = (Shown, Result<Arc<Identity>, Refusal>)> + Send>>;
+type Reading = Pin<Box<dyn Future<Output = Result<Result<Frame, Garbage>, Refusal>> + Send>>;
+
+/// A credential that is being looked at.
+struct Shown {
+    credential: Credential,
+    /// Whether the client waits to be told.
+    is_told: bool,
+}
 
 /// What waits for its turn, in the order it came: an authentication counts for what comes after it.
 enum Work {
-    Auth(Credential),
-    Request(Request, Room),
+    Auth(Shown),
+    /// With its room, if somebody was known when it came.
+    Request(Box<Request>, Option<Room>),
+}
+
+/// Who is at the other end.
+enum Standing {
+    /// Nobody could be asked yet.
+    Unasked,
+    Known(Arc<Identity>),
+    Refused,
 }
 
 struct Session {
     hall: Arc<Hall>,
     outbox: Outbox,
+    meter: Arc<Meter>,
     credential: Credential,
+    /// Grows with each credential.
+    credentials_shown: u64,
+    standing: Standing,
+    /// Until when a credential has to be accepted.
+    deadline: Instant,
+    strangers_frames: usize,
+    refused_credentials: usize,
+    /// By how much the outbox is wider than strangers have it.
+    widened_bytes: usize,
     origin: Origin,
     calls: FuturesUnordered<CallUnderWay>,
     authentication: Option<Authentication>,
+    /// A large frame that is being read; the next one waits.
+    reading: Option<Reading>,
     waiting: VecDeque<Work>,
     /// Ids of questions not answered yet, by sameness; the same question again is a client's retry.
     open: HashMap<u64, Box<RawValue>>,
@@ -106,15 +170,31 @@ struct Session {
 }
 
 impl Session {
-    fn new(hall: Arc<Hall>, outbox: Outbox, credential: Credential, origin: Origin) -> Self {
+    fn new(
+        hall: Arc<Hall>,
+        outbox: Outbox,
+        meter: Arc<Meter>,
+        credential: Credential,
+        origin: Origin,
+    ) -> Self {
+        // What came with the upgrade is looked at first, and the client does not wait to be told.
+        let shown = Shown { credential: credential.clone(), is_told: false };
         Self {
+            deadline: Instant::now() + hall.options.socket_auth_timeout,
             hall,
             outbox,
+            meter,
             credential,
+            credentials_shown: 0,
+            standing: Standing::Unasked,
+            strangers_frames: 0,
+            refused_credentials: 0,
+            widened_bytes: 0,
             origin,
             calls: FuturesUnordered::new(),
             authentication: None,
-            waiting: VecDeque::new(),
+            reading: None,
+            waiting: VecDeque::from([Work::Auth(shown)]),
             open: HashMap::new(),
             notices: VecDeque::new(),
             hasher: RandomState::new(),
@@ -123,12 +203,20 @@ impl Session {
     }
 
     /// Runs until the client leaves (`None`) or the socket has to be closed. Every branch is cancel-safe.
-    async fn run(&mut self, mut stream: SplitStream<WebSocket>) -> Option<CloseFrame> {
+    async fn run(&mut self, mut stream: SplitStream<Socket>) -> Option<CloseFrame> {
         let stop = self.hall.stop.clone();
         let mut stopping = false;
         let mut ping = tokio::time::interval(self.hall.options.ping_interval);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
+        let connection = self.origin.connection.clone();
+        let evicted = async move {
+            match &connection {
+                Some(connection) => connection.evicted().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(evicted);
         loop {
             self.begin_what_waits();
             while let Some(notice) = self.notices.pop_front() {
@@ -138,16 +226,27 @@ impl Session {
                 }
             }
             if stopping && self.is_idle() {
-                return Some(close(GOING_AWAY, "the gateway is stopping"));
+                return Some(close(CloseCode::Away, "the gateway is stopping"));
             }
+            if let Some(close) = self.has_had_enough() {
+                return Some(close);
+            }
+            let reads = self.reads();
             tokio::select! {
-                Some(sameness) = self.calls.next() => {
+                Some((sameness, not_accepted)) = self.calls.next() => {
                     self.open.remove(&sameness);
+                    if not_accepted == Some(self.credentials_shown) {
+                        self.is_refused();
+                    }
                 }
-                (credential, caller) = finished(&mut self.authentication) => self.authenticated(credential, &caller),
-                frame = stream.next(), if self.notices.len() < NOTICES_MAX => match frame {
+                (shown, caller) = finished(&mut self.authentication) => self.authenticated(shown, caller),
+                read = finished(&mut self.reading) => match read {
+                    Ok(read) => self.take_frame(read, stopping),
+                    Err(refusal) => self.notices.push_back(frame::refused(None, &refusal)),
+                },
+                frame = stream.next(), if reads => match frame {
                     Some(Ok(frame)) => {
-                        if self.take(&frame, stopping).is_break() {
+                        if self.take(frame, stopping).is_break() {
                             return None;
                         }
                     }
@@ -156,16 +255,75 @@ impl Session {
                 },
                 // Room for a notice again; sending itself happens above.
                 () = self.outbox.ready(), if !self.notices.is_empty() => {}
+                () = tokio::time::sleep_until(self.deadline), if self.is_awaited() => {
+                    return Some(self.too_late());
+                }
+                () = &mut evicted => {
+                    return Some(close(CloseCode::Again, "too many sockets are open; authenticate sooner"));
+                }
                 () = stop.cancelled(), if !stopping => stopping = true,
-                _ = ping.tick() => self.outbox.ping(),
+                _ = ping.tick() => {
+                    if let Some(close) = self.is_silent() {
+                        return Some(close);
+                    }
+                    self.outbox.ping();
+                }
             }
         }
+    }
+
+    fn is_known(&self) -> bool {
+        matches!(self.standing, Standing::Known(_))
+    }
+
+    /// Whether the next frame may be read. A stranger's waits while its credential is looked at, since what may come
+    /// depends on that.
+    fn reads(&self) -> bool {
+        let is_free = self.is_known() || (self.authentication.is_none() && self.waiting.is_empty());
+        is_free && self.reading.is_none() && self.notices.len() < NOTICES_MAX
+    }
+
+    /// Whether a credential has to come by the deadline, and none is being looked at.
+    fn is_awaited(&self) -> bool {
+        !self.is_known() && self.authentication.is_none()
+    }
+
+    fn too_late(&self) -> CloseFrame {
+        match self.standing {
+            Standing::Unasked => {
+                close(CloseCode::Again, "the identity service does not answer; try again later")
+            }
+            Standing::Known(_) | Standing::Refused => {
+                close(CloseCode::Policy, "no credential was accepted in time")
+            }
+        }
+    }
+
+    /// A stranger that goes on and on, or does not read why it is refused.
+    fn has_had_enough(&self) -> Option<CloseFrame> {
+        if self.is_known() || self.authentication.is_some() {
+            return None;
+        }
+        let has = self.strangers_frames > STRANGERS_FRAMES_MAX
+            || self.refused_credentials >= REFUSED_CREDENTIALS_MAX
+            || self.notices.len() >= NOTICES_MAX;
+        has.then(|| close(CloseCode::Policy, "too many messages without an accepted credential"))
+    }
+
+    fn is_silent(&self) -> Option<CloseFrame> {
+        let silence = self.meter.silence();
+        if self.meter.is_unfinished() && silence > self.hall.options.body_idle_timeout {
+            return Some(close(CloseCode::Policy, "a message was not finished in time"));
+        }
+        let is_silent = silence > self.hall.options.socket_silence_timeout;
+        is_silent.then(|| close(CloseCode::Policy, "no ping was answered for too long"))
     }
 
     fn is_idle(&self) -> bool {
         self.calls.is_empty()
             && self.waiting.is_empty()
             && self.authentication.is_none()
+            && self.reading.is_none()
             && self.notices.is_empty()
     }
 
@@ -173,38 +331,130 @@ impl Session {
         while self.authentication.is_none() && self.calls.len() < self.hall.options.socket_calls_max {
             match self.waiting.pop_front() {
                 None => return,
-                Some(Work::Auth(credential)) => {
-                    let (hall, origin) = (self.hall.clone(), self.origin.clone());
-                    self.authentication = Some(Box::pin(async move {
-                        let caller = hall.gate.authenticate(&credential, &origin).await;
-                        (credential, caller)
-                    }));
-                }
+                Some(Work::Auth(shown)) => self.authenticate(shown),
                 Some(Work::Request(request, room)) => {
-                    self.calls_made += 1;
-                    let request_id = format!("{}.{}", self.origin.request_id, self.calls_made);
-                    let origin = Origin { request_id: request_id.into(), ..self.origin.clone() };
-                    let span =
-                        tracing::info_span!("call", id = &*origin.request_id, service = request.service);
-                    let (hall, outbox) = (self.hall.clone(), self.outbox.clone());
-                    let call = answer(hall, outbox, self.credential.clone(), origin, request, room);
-                    self.calls.push(Box::pin(call.instrument(span)));
+                    let caller = match &self.standing {
+                        Standing::Known(caller) => caller.clone(),
+                        Standing::Refused => {
+                            self.refuse(&request, &Refusal::Unauthenticated);
+                            continue;
+                        }
+                        Standing::Unasked => {
+                            // The last time it could not be asked; perhaps it can now.
+                            self.waiting.push_front(Work::Request(request, room));
+                            self.authenticate(Shown { credential: self.credential.clone(), is_told: false });
+                            return;
+                        }
+                    };
+                    match room.map_or_else(|| self.room(&caller, &request), Ok) {
+                        Ok(room) => self.begin(*request, room),
+                        Err(refusal) => self.refuse(&request, &refusal),
+                    }
                 }
             }
         }
     }
 
-    fn authenticated(&mut self, credential: Credential, caller: &Result<Arc<Identity>, Refusal>) {
-        let workspace = caller.as_ref().ok().map(|caller| caller.workspace.as_str());
-        self.notices.push_back(frame::authenticated(workspace));
-        // A failed attempt leaves nobody: going on as who one was before would surprise.
-        self.credential = if caller.is_ok() { credential } else { Credential::Refused };
+    fn authenticate(&mut self, shown: Shown) {
+        let (hall, origin) = (self.hall.clone(), self.origin.clone());
+        self.authentication = Some(Box::pin(async move {
+            let caller = hall.gate.authenticate(&shown.credential, &origin).await;
+            (shown, caller)
+        }));
     }
 
-    fn take(&mut self, message: &Message, stopping: bool) -> ControlFlow<()> {
+    fn begin(&mut self, request: Request, room: Room) {
+        self.calls_made += 1;
+        let request_id = format!("{}.{}", self.origin.request_id, self.calls_made);
+        let origin = Origin { request_id: request_id.into(), ..self.origin.clone() };
+        let span = tracing::info_span!("call", id = &*origin.request_id, service = request.service);
+        let (hall, outbox, shown) = (self.hall.clone(), self.outbox.clone(), self.credentials_shown);
+        let call = answer(hall, outbox, (self.credential.clone(), shown), origin, request, room);
+        self.calls.push(Box::pin(call.instrument(span)));
+    }
+
+    fn refuse(&mut self, request: &Request, refusal: &Refusal) {
+        self.open.remove(&request.sameness);
+        self.notices.push_back(frame::refused(Some(&request.id), refusal));
+    }
+
+    fn authenticated(&mut self, shown: Shown, caller: Result<Arc<Identity>, Refusal>) {
+        self.credentials_shown += 1;
+        match caller {
+            Ok(caller) => {
+                if shown.is_told {
+                    self.notices.push_back(frame::authenticated(caller.workspace.as_str()));
+                }
+                self.credential = shown.credential;
+                self.is_accepted(caller);
+            }
+            Err(refusal) => {
+                if shown.is_told {
+                    self.notices.push_back(frame::not_authenticated(&refusal));
+                }
+                match refusal {
+                    Refusal::Unauthenticated => {
+                        self.refused_credentials += usize::from(shown.is_told);
+                        self.is_refused();
+                    }
+                    // Nobody was asked: it may be shown again, also by the next question.
+                    _ => {
+                        self.credential = shown.credential;
+                        self.is_unasked();
+                    }
+                }
+                self.refuse_those_behind(&refusal);
+            }
+        }
+    }
+
+    fn is_accepted(&mut self, caller: Arc<Identity>) {
+        self.widened_bytes = self.outbox.widen(self.widened_bytes);
+        // Nothing is taken by asking for nothing.
+        let share = self.hall.body_share(&caller).ok();
+        self.meter.allow(self.hall.options.frame_bytes_max, share);
+        self.standing = Standing::Known(caller);
+    }
+
+    /// A refused credential leaves nobody: going on as who one was before would surprise.
+    fn is_refused(&mut self) {
+        self.become_stranger(Standing::Refused);
+        self.credential = Credential::Refused;
+    }
+
+    fn is_unasked(&mut self) {
+        self.become_stranger(Standing::Unasked);
+    }
+
+    fn become_stranger(&mut self, standing: Standing) {
+        if self.is_known() {
+            self.deadline = Instant::now() + self.hall.options.socket_auth_timeout;
+            self.strangers_frames = 0;
+            self.widened_bytes = self.outbox.narrow(self.widened_bytes);
+            self.meter.allow(STRANGERS_FRAME_BYTES_MAX.min(self.hall.options.frame_bytes_max), None);
+            if let Some(connection) = &self.origin.connection {
+                connection.enter(crate::connections::Stage::StrangerSocket);
+            }
+        }
+        self.standing = standing;
+    }
+
+    /// What came behind a credential that was not accepted is refused like it, up to the next credential.
+    fn refuse_those_behind(&mut self, refusal: &Refusal) {
+        while let Some(Work::Request(..)) = self.waiting.front() {
+            if let Some(Work::Request(request, _)) = self.waiting.pop_front() {
+                self.refuse(&request, refusal);
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message, stopping: bool) -> ControlFlow<()> {
+        if !self.is_known() {
+            self.strangers_frames += 1;
+        }
         let text = match message {
-            Message::Text(text) => text.as_str(),
-            Message::Binary(bytes) => match std::str::from_utf8(bytes) {
+            Message::Text(text) => text,
+            Message::Binary(bytes) => match bytes.try_into() {
                 Ok(text) => text,
                 Err(_) => {
                     let refusal = Refusal::failed("error", "frame is not UTF-8");
@@ -213,70 +463,120 @@ impl Session {
                 }
             },
             Message::Close(_) => return ControlFlow::Break(()),
-            Message::Ping(_) | Message::Pong(_) => return ControlFlow::Continue(()),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return ControlFlow::Continue(()),
         };
-        match Frame::read(text, &self.hasher) {
+        if text.len() <= body::INLINE_BYTES_MAX {
+            let read = Frame::read(&text, &self.hasher);
+            self.take_frame(read, stopping);
+        } else {
+            let (hall, hasher) = (self.hall.clone(), self.hasher.clone());
+            self.reading = Some(Box::pin(async move {
+                // The semaphore is never closed.
+                let _reader = hall.body_readers.acquire().await;
+                body::off_worker(move || Frame::read(&text, &hasher)).await
+            }));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn take_frame(&mut self, read: Result<Frame, Garbage>, stopping: bool) {
+        match read {
             Ok(Frame::Auth { .. }) if self.waiting.len() >= self.hall.options.socket_waiting_max => {
-                self.notices.push_back(frame::authenticated(None));
+                self.notices.push_back(frame::not_authenticated(&Refusal::Overloaded(TOO_MANY_WAIT)));
             }
             Ok(Frame::Auth { token }) => {
-                self.waiting.push_back(Work::Auth(Credential::from_token(token.as_deref())));
+                let credential = Credential::from_token(token.as_deref());
+                self.waiting.push_back(Work::Auth(Shown { credential, is_told: true }));
             }
             Ok(Frame::Request(request)) if self.open.contains_key(&request.sameness) => {
                 tracing::debug!("a question that is being answered came again");
             }
-            Ok(Frame::Request(request)) => match self.admit(text.len(), stopping) {
+            Ok(Frame::Request(request)) => match self.admit(&request, stopping) {
                 Ok(room) => {
                     self.open.insert(request.sameness, request.id.clone());
-                    self.waiting.push_back(Work::Request(request, room));
+                    self.waiting.push_back(Work::Request(Box::new(request), room));
                 }
                 Err(refusal) => self.notices.push_back(frame::refused(Some(&request.id), &refusal)),
             },
             Err(Garbage { id, refusal }) => self.notices.push_back(frame::refused(id.as_deref(), &refusal)),
         }
-        ControlFlow::Continue(())
     }
 
-    fn admit(&self, bytes: usize, stopping: bool) -> Result<Room, Refusal> {
+    fn admit(&self, request: &Request, stopping: bool) -> Result<Option<Room>, Refusal> {
         if stopping {
             return Err(Refusal::failed("gateway-error", "the gateway is stopping"));
         }
         if self.waiting.len() >= self.hall.options.socket_waiting_max {
-            return Err(Refusal::Overloaded("too many calls wait on this socket; wait for answers first"));
+            return Err(Refusal::Overloaded(TOO_MANY_WAIT));
         }
-        let mut room = self.hall.room()?;
-        room.grow(bytes)?;
+        match &self.standing {
+            Standing::Known(caller) => self.room(caller, request).map(Some),
+            Standing::Unasked => Ok(None),
+            Standing::Refused if self.waiting.is_empty() => Err(Refusal::Unauthenticated),
+            Standing::Refused => Ok(None),
+        }
+    }
+
+    /// Room for a request; what it counted for while it arrived goes over.
+    fn room(&self, caller: &Identity, request: &Request) -> Result<Room, Refusal> {
+        let arrived = self.meter.exchange(self.hall.body_share(caller)?);
+        let room = self.hall.room(caller)?;
+        let mut room = match arrived {
+            Some(arrived) => room.with_body(arrived),
+            None => room,
+        };
+        room.grow_to(request.weight_bytes)?;
         Ok(room)
     }
 
     /// The client sent what no frame can be. Calls under way are told before the socket closes, since clients wait for
     /// their last frame and not for the close.
-    async fn broken(&mut self, error: &axum::Error) -> Option<CloseFrame> {
-        let too_big = error.to_string().to_lowercase().contains("too long");
+    async fn broken(&mut self, error: &tungstenite::Error) -> Option<CloseFrame> {
         tracing::debug!(%error, "a socket broke");
-        if !too_big {
-            return None;
-        }
+        let bytes_max = self.hall.options.frame_bytes_max;
+        let (refusal, cut, close) = match excess(error)? {
+            Excess::TooLarge => (
+                Refusal::TooLarge {
+                    bytes_max: if self.is_known() { bytes_max } else { STRANGERS_FRAME_BYTES_MAX },
+                },
+                "the socket was closed: a message on it was too large",
+                close(CloseCode::Size, "the message is too large"),
+            ),
+            Excess::OverShare => (
+                Refusal::Overloaded("you have too many bytes under way; wait for answers, then try again"),
+                "the socket was closed: its caller had too many bytes under way",
+                close(CloseCode::Again, "too many bytes under way"),
+            ),
+        };
         self.calls.clear();
         self.waiting.clear();
-        let refusal = Refusal::TooLarge { bytes_max: self.hall.options.frame_bytes_max };
         self.outbox.send(Message::Text(frame::refused(None, &refusal).into())).await;
-        let cut = Refusal::failed("gateway-error", "the socket was closed: a message on it was too large");
+        let cut = Refusal::failed("gateway-error", cut);
         for (_, id) in std::mem::take(&mut self.open) {
             self.outbox.send(Message::Text(frame::refused(Some(&id), &cut).into())).await;
         }
-        Some(close(TOO_BIG, "the message is too large"))
+        Some(close)
     }
 }
 
-async fn finished(
-    authentication: &mut Option<Authentication>,
-) -> (Credential, Result<Arc<Identity>, Refusal>) {
-    match authentication {
+const TOO_MANY_WAIT: &str = "too many calls wait on this socket; wait for answers first";
+
+/// Whether a socket broke because there was too much of it.
+fn excess(error: &tungstenite::Error) -> Option<Excess> {
+    match error {
+        tungstenite::Error::Capacity(_) => Some(Excess::TooLarge),
+        tungstenite::Error::Io(error) => error.get_ref()?.downcast_ref().copied(),
+        _ => None,
+    }
+}
+
+/// What is under way, once it is done; never where nothing is.
+async fn finished<T>(under_way: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match under_way {
         None => std::future::pending().await,
-        Some(under_way) => {
-            let done = under_way.await;
-            *authentication = None;
+        Some(future) => {
+            let done = future.await;
+            *under_way = None;
             done
         }
     }
@@ -286,23 +586,28 @@ async fn finished(
 async fn answer(
     hall: Arc<Hall>,
     outbox: Outbox,
-    credential: Credential,
+    (credential, shown): (Credential, u64),
     origin: Origin,
     request: Request,
     mut room: Room,
-) -> u64 {
-    let Request { id, workspace, flow, service, body, sameness } = request;
+) -> Ended {
+    let Request { id, workspace, flow, service, body, sameness, .. } = request;
     let whole = body.get("streaming").and_then(serde_json::Value::as_bool) != Some(true);
+    let mut not_accepted = None;
     let entered = async {
-        let caller = Some(hall.gate.authenticate(&credential, &origin).await?);
+        let caller = hall.gate.authenticate(&credential, &origin).await;
+        let caller = Some(caller.inspect_err(|refusal| {
+            not_accepted = (*refusal == Refusal::Unauthenticated).then_some(shown);
+        })?);
         let (workspace, flow, service) = (workspace.as_deref(), flow.as_deref(), service.as_str());
         hall.enter(Call { door: Door::Socket, caller, workspace, flow, service, body, origin: &origin }).await
     };
-    let mut answer = match entered.await {
+    let entered = entered.await;
+    let mut answer = match entered {
         Ok(answer) => answer,
         Err(refusal) => {
             outbox.send(Message::Text(frame::refused(Some(&id), &refusal).into())).await;
-            return sameness;
+            return (sameness, not_accepted);
         }
     };
     room.release_body();
@@ -313,12 +618,12 @@ async fn answer(
         };
         outbox.send(Message::Text(text.into())).await;
         if last {
-            return sameness;
+            return (sameness, None);
         }
     }
 }
 
-fn close(code: u16, reason: &'static str) -> CloseFrame {
+fn close(code: CloseCode, reason: &'static str) -> CloseFrame {
     CloseFrame { code, reason: reason.into() }
 }
 
@@ -332,17 +637,31 @@ struct Outbox {
 
 type Unread = mpsc::Receiver<(Message, OwnedSemaphorePermit)>;
 
+/// An outbox as narrow as strangers have it.
 fn outbox(bytes_max: usize) -> (Outbox, Unread) {
     let (frames, unread) = mpsc::channel(UNREAD_FRAMES_MAX);
-    (Outbox { frames, room: Arc::new(Semaphore::new(bytes_max)), bytes_max }, unread)
+    let narrow = STRANGERS_UNREAD_BYTES_MAX.min(bytes_max);
+    (Outbox { frames, room: Arc::new(Semaphore::new(narrow)), bytes_max }, unread)
 }
 
 impl Outbox {
+    /// As wide as known callers have it; by how much it is wider then than strangers have it.
+    fn widen(&self, widened_bytes: usize) -> usize {
+        let rest = self.bytes_max.saturating_sub(STRANGERS_UNREAD_BYTES_MAX);
+        self.room.add_permits(rest.saturating_sub(widened_bytes));
+        rest
+    }
+
+    /// As narrow as strangers have it, as far as nothing is on its way; by how much it is still wider.
+    fn narrow(&self, widened_bytes: usize) -> usize {
+        widened_bytes - self.room.forget_permits(widened_bytes)
+    }
+
     fn bytes(&self, message: &Message) -> u32 {
         let bytes = match message {
             Message::Text(text) => text.len(),
             Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
-            Message::Close(_) => 0,
+            Message::Close(_) | Message::Frame(_) => 0,
         };
         // A frame larger than the whole outbox takes all of it.
         u32::try_from(bytes.min(self.bytes_max)).unwrap_or(u32::MAX)
@@ -394,7 +713,7 @@ enum Written {
     Stalled,
 }
 
-async fn write(mut sink: SplitSink<WebSocket, Message>, mut unread: Unread, timeout: Duration) -> Written {
+async fn write(mut sink: SplitSink<Socket, Message>, mut unread: Unread, timeout: Duration) -> Written {
     while let Some((message, room)) = unread.recv().await {
         let mut held = vec![room];
         let batch = async {
@@ -411,5 +730,7 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut unread: Unread, time
             Err(_) => return Written::Stalled,
         }
     }
+    // What the protocol itself has to say, as the answer to a close, may still be on its way.
+    let _ = tokio::time::timeout(timeout.min(CLOSE_TIMEOUT), sink.close()).await;
     Written::Ended
 }

@@ -151,11 +151,16 @@ impl Api {
         self.timeout
     }
 
-    /// Whether the gateway is there, and if so whether it is ready for calls.
-    pub(crate) async fn is_ready(&self) -> anyhow::Result<bool> {
+    /// Whether the gateway is there, and if so why it is not ready for calls.
+    pub(crate) async fn why_not_ready(&self) -> anyhow::Result<Option<Told>> {
         let url = format!("{}/readyz", self.base);
-        let answer = self.http.get(&url).send().await.map_err(|error| self.unreachable(&error))?;
-        Ok(answer.status().is_success())
+        let response = self.http.get(&url).send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(None);
+        }
+        let answer = read(&response.bytes().await.map_err(|error| self.unreachable(&error))?);
+        Ok(Some(self.refused(status.as_u16(), &answer)))
     }
 
     /// Calls an operation that needs no key.
@@ -199,7 +204,9 @@ impl Api {
                 let frame: Value =
                     serde_json::from_str(&text).context("the gateway sent what is not JSON")?;
                 if frame["type"] == "auth-failed" {
-                    return Err(self.refused(401, &frame).into());
+                    // With a reason, the key was not looked at.
+                    let status = if frame["reason"].is_string() { 503 } else { 401 };
+                    return Err(self.refused(status, &frame).into());
                 }
                 if let Some(error) = frame.get("error").and_then(Value::as_object) {
                     return Err(service_failure(error).into());
@@ -258,8 +265,7 @@ impl Api {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
         let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
-        let answer: Value = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).trim().to_owned()));
+        let answer = read(&bytes);
         if (200..300).contains(&status) {
             return told_by_service(answer);
         }
@@ -311,7 +317,9 @@ impl Api {
             .or_else(|| answer.as_str())
             .unwrap_or("no reason given");
         let message = format!("the gateway refused ({status}): {said}");
-        match status {
+        let kind =
+            ["reason", "type"].into_iter().find_map(|name| answer.get(name)?.as_str()).unwrap_or_default();
+        let told = match status {
             300..=399 => Told::new(Code::Failed, message).next("name the address it points to with --url"),
             401 => Told::new(Code::Denied, message).next(match &self.key {
                 Key::Elsewhere(file) => format!(
@@ -331,9 +339,11 @@ impl Api {
             404 => Told::new(Code::NotFound, message),
             408 | 504 => Told::new(Code::TimedOut, message),
             413 => Told::new(Code::Failed, message).next("send it in smaller parts"),
-            429 | 503 => Told::new(Code::Failed, message).next("try again in a moment"),
+            429 => Told::new(Code::Failed, message).next("try again in a moment"),
+            503 => Told::new(Code::Failed, message).next("try again in a moment, or run `sluice doctor`"),
             _ => Told::new(Code::Failed, message),
-        }
+        };
+        Told { kind: kind.to_owned(), ..told }
     }
 }
 
@@ -348,6 +358,12 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
         Some(carried) => tls_error(carried),
         None => error.source().and_then(tls_error),
     }
+}
+
+/// An answer as JSON, or what it says as a string.
+fn read(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes)
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).trim().to_owned()))
 }
 
 /// A failure that a service reports inside a good answer.

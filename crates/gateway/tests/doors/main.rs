@@ -8,6 +8,8 @@ mod neighbours;
 mod refusals;
 mod routing;
 mod sockets;
+mod strangers;
 mod tls;
+mod unasked;
 mod walls;
 mod world;

@@ -41,14 +41,19 @@ impl Exchange for Plain {
     }
 }
 
-/// The embedded broker, with a pressure that tests can raise.
+/// The embedded broker, with a pressure that tests can raise, and that they can take away.
 struct Pressed {
     inner: Arc<Embedded>,
     high: Arc<AtomicBool>,
+    away: Arc<AtomicBool>,
 }
 
 impl Broker for Pressed {
     fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, sluice_bus::Result<()>> {
+        if self.away.load(Ordering::SeqCst) {
+            let reason = "taken away by the test".to_owned();
+            return Box::pin(async { Err(sluice_bus::Error::Unavailable { reason }) });
+        }
         self.inner.publish(to, message)
     }
     fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, sluice_bus::Result<Box<dyn Inbox>>> {
@@ -104,6 +109,10 @@ const TOKENS: [(&str, &str, &str, Option<&str>); 3] = [
 pub(crate) struct Iam {
     /// Whether anybody may do anything.
     pub(crate) no_auth: Arc<AtomicBool>,
+    /// While set, it does not answer.
+    pub(crate) silent: Arc<AtomicBool>,
+    /// While set, it fails to answer.
+    pub(crate) broken: Arc<AtomicBool>,
     /// A token that is not accepted any more.
     pub(crate) revoked: Arc<Mutex<Option<String>>>,
     pub(crate) asked: Arc<AtomicU64>,
@@ -112,9 +121,12 @@ pub(crate) struct Iam {
 }
 
 impl Iam {
-    fn answer(&self, request: &m::IamRequest) -> Result<IamResponse, m::Error> {
+    pub(crate) fn answer(&self, request: &m::IamRequest) -> Result<IamResponse, m::Error> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         self.client_ip.lock().unwrap().clone_from(&request.client_ip);
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(m::Error::new("internal-error", "broken by the test"));
+        }
         let no_auth = self.no_auth.load(Ordering::SeqCst);
         let is = |handle: &str, workspace: &str| IamResponse {
             resolved_user_id: handle.to_owned(),
@@ -164,12 +176,16 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) iam: Iam,
     pub(crate) pressure: Arc<AtomicBool>,
+    /// While set, the broker takes nothing of the gateway.
+    pub(crate) away: Arc<AtomicBool>,
     pub(crate) http: reqwest::Client,
 }
 
 pub(crate) fn options() -> Options {
     let mut options = Options::new("127.0.0.1:0".parse().unwrap());
     options.settle_timeout = Duration::from_millis(300);
+    // Other tests keep the machine busy.
+    options.socket_auth_timeout = PATIENCE;
     options
 }
 
@@ -194,8 +210,9 @@ impl World {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let broker = Arc::new(Embedded::in_memory());
         let pressure = Arc::new(AtomicBool::new(false));
-        let pressed = Arc::new(Pressed { inner: broker.clone(), high: pressure.clone() });
-        let process = Process::new(pressed, CancellationToken::new());
+        let away = Arc::new(AtomicBool::new(false));
+        let pressed = Pressed { inner: broker.clone(), high: pressure.clone(), away: away.clone() };
+        let process = Process::new(Arc::new(pressed), CancellationToken::new());
         let (config, iam) = (Config::default(), Iam::default());
         config.broken.store(broken, Ordering::SeqCst);
         for workspace in ["default", "other"] {
@@ -223,7 +240,12 @@ impl World {
             (system::iam_request(), system::iam_response()),
             move |request, _| {
                 let deciding = deciding.clone();
-                async move { deciding.answer(&request) }
+                async move {
+                    if deciding.silent.load(Ordering::SeqCst) {
+                        std::future::pending::<()>().await;
+                    }
+                    deciding.answer(&request)
+                }
             },
         )
         .await;
@@ -231,7 +253,7 @@ impl World {
         let parts = Parts { process: process.clone(), watch, options };
         let gateway = sluice_gateway::start(parts).await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { process, broker, gateway, config, iam, pressure, http }
+        Self { process, broker, gateway, config, iam, pressure, away, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -441,6 +463,36 @@ impl Socket {
 
     pub(crate) async fn send_message(&mut self, message: tungstenite::Message) {
         self.inner.send(message).await.unwrap();
+    }
+
+    /// Whether it could be sent; not where the socket was closed.
+    pub(crate) async fn try_send_message(&mut self, message: tungstenite::Message) -> bool {
+        self.inner.send(message).await.is_ok()
+    }
+
+    /// A text in so many frames.
+    pub(crate) async fn send_parts(&mut self, text: &str, parts: usize) {
+        use tungstenite::protocol::frame::{
+            Frame,
+            coding::{Data, OpCode},
+        };
+        let bytes = text.len().div_ceil(parts);
+        let chunks: Vec<&[u8]> = text.as_bytes().chunks(bytes).collect();
+        for (number, chunk) in chunks.iter().enumerate() {
+            let code = OpCode::Data(if number == 0 { Data::Text } else { Data::Continue });
+            let frame = Frame::message(chunk.to_vec(), code, number + 1 == chunks.len());
+            // It may be closed before all of it is sent.
+            let _ = self.inner.send(tungstenite::Message::Frame(frame)).await;
+        }
+    }
+
+    /// Bytes that are no whole frame.
+    pub(crate) async fn raw(&mut self, bytes: &[u8]) {
+        use tokio::io::AsyncWriteExt as _;
+        let stream = self.inner.get_mut();
+        // It may be closed before all of it is sent.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.flush().await;
     }
 
     /// The next message that is not a ping.

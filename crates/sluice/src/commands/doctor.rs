@@ -34,10 +34,11 @@ pub(super) async fn run(target: &Target, broker: Broker) -> anyhow::Result<Code>
         findings.extend(folder_found(&folder));
     }
     findings.extend(broker_found(broker).await?);
-    match limited(&api, api.is_ready()).await {
+    match limited(&api, api.why_not_ready()).await {
         Err(error) => findings.push(unanswered("the gateway", "gateway-silent", &error)),
-        Ok(is_ready) => {
-            if !is_ready {
+        Ok(why) => {
+            // Another reason than its configuration is told by the services below.
+            if why.is_some_and(|why| why.kind.is_empty()) {
                 let text =
                     "the gateway has not read its configuration: the config service does not answer it";
                 findings.push(finding("error", "gateway-waits", text, start("config")));
@@ -183,6 +184,8 @@ fn words(answers: &[(&str, anyhow::Result<()>)]) -> Vec<Value> {
         match answer {
             Ok(()) => findings.push(works(&code("answers"), format!("the {name} service answers"))),
             // Nobody is let in while it is away, so nothing is known of this one.
+            Err(error)
+                if *name != "iam" && told(error).is_some_and(|(_, kind)| kind == "iam-unavailable") => {}
             Err(error) if *name != "iam" && told(error).is_some_and(|(code, _)| code == Code::Denied) => {}
             Err(error) => {
                 let text = format!("the {name} service does not answer: {error}");
@@ -372,6 +375,9 @@ mod tests {
         let denied = || refused(Code::Denied, "");
         let found =
             words(&[("iam", late()), ("config", denied()), ("library", denied()), ("flow", denied())]);
+        assert_eq!(codes(&found), ["iam-silent", "nothing-answers"]);
+        let unasked = || refused(Code::Failed, "iam-unavailable");
+        let found = words(&[("iam", unasked()), ("config", unasked()), ("flow", unasked())]);
         assert_eq!(codes(&found), ["iam-silent", "nothing-answers"]);
         let all = words(&[("iam", late()), ("config", late()), ("library", late()), ("flow", late())]);
         assert_eq!(all.len(), 5, "{all:?}");
