@@ -43,8 +43,8 @@ use crate::{BoxFuture, Error, Result};
 
 pub use config::{Config, LogEnd, Stamp};
 use hold::Hold;
-pub use log::DiskFaults;
 use log::Log;
+pub use log::{DiskFaults, LogFile};
 use own::{Own, OwnInbox};
 use queue::Entry;
 use reader::SharedInbox;
@@ -136,6 +136,18 @@ impl Embedded {
         match &self.core.log {
             Some(log) => log.set_stamp(stamp).await,
             None => Ok(()),
+        }
+    }
+
+    /// The files of the log as they are at one moment, between two records of it, at which `moment` is called. They can be
+    /// read from then on whatever becomes of the log.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] if the log does not work any more.
+    pub fn freeze<T>(&self, moment: impl FnOnce() -> T) -> Result<(Vec<LogFile>, T)> {
+        match &self.core.log {
+            Some(log) => log.freeze(moment),
+            None => Ok((Vec::new(), moment())),
         }
     }
 

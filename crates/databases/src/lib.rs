@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use sluice_store::{Blobs, Error, Result, Tables};
 
+pub use crate::objects::Bucket;
 use crate::objects::ObjectBlobs;
 
 /// Addresses that [`connect`] understands begin with one of these.
@@ -65,6 +66,24 @@ pub struct Settings {
 /// What the tables say.
 pub async fn used_by(tables: &dyn Tables) -> Result<Option<String>> {
     objects::used_by(tables).await
+}
+
+/// The objects that the rows of a store name, with their sizes; `page` reads rows of a table that come after a key.
+///
+/// # Errors
+/// What reading says.
+pub fn objects_in(
+    page: impl Fn(&str, Option<&[u8]>) -> Result<sluice_store::Rows>,
+) -> Result<Vec<(String, u64)>> {
+    objects::objects_in(page)
+}
+
+/// Puts down that content was moved to another address.
+///
+/// # Errors
+/// What writing says.
+pub async fn move_to(tables: &dyn Tables, url: &str) -> Result<()> {
+    objects::move_to(tables, url).await
 }
 
 /// Opens the content store at `url`, for example `s3://bucket/folder`. The bucket must be there. `tables` remember which

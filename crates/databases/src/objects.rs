@@ -25,6 +25,7 @@ use sluice_store::contract::blobs::GET_BYTES_MAX;
 use sluice_store::{
     Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, ErrorKind, Found, KeyRange, Read, Result, Tables,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use url::Url;
 
 use crate::Settings;
@@ -97,20 +98,7 @@ impl Place {
 
 impl ObjectBlobs {
     pub(crate) async fn open(url: &str, settings: &Settings, tables: Arc<dyn Tables>) -> Result<Self> {
-        let refused = |reason: String| Error::Refused { reason };
-        let parsed = Url::parse(url).map_err(|error| refused(format!("'{url}' cannot be read: {error}")))?;
-        let bucket = parsed.host_str().unwrap_or_default();
-        if bucket.is_empty() || !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(refused(
-                "an object store's address looks like s3://bucket/folder, with keys given beside it"
-                    .to_owned(),
-            ));
-        }
-        let folder = Path::from_url_path(parsed.path())
-            .map_err(|error| refused(format!("'{url}' names no folder: {error}")))?;
-        let at = settings.endpoint.as_ref().map(|endpoint| format!(" on {endpoint}")).unwrap_or_default();
-        let address = format!("s3://{bucket}/{folder}{at}");
-        let store = client(bucket, settings).map_err(|error| refused(format!("{address}: {error}")))?;
+        let (store, folder, address) = locate(url, settings)?;
         let blobs = Self { shared: Arc::new(Shared { store, folder, address, tables }) };
         blobs.shared.greet().await?;
         blobs.shared.settle(url.trim_end_matches('/')).await?;
@@ -120,6 +108,24 @@ impl ObjectBlobs {
         blobs.shared.sweep().await?;
         Ok(blobs)
     }
+}
+
+/// The object store that an address names, the folder in it, and the address for people.
+fn locate(url: &str, settings: &Settings) -> Result<(AmazonS3, Path, String)> {
+    let refused = |reason: String| Error::Refused { reason };
+    let parsed = Url::parse(url).map_err(|error| refused(format!("'{url}' cannot be read: {error}")))?;
+    let bucket = parsed.host_str().unwrap_or_default();
+    if bucket.is_empty() || !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(refused(
+            "an object store's address looks like s3://bucket/folder, with keys given beside it".to_owned(),
+        ));
+    }
+    let folder = Path::from_url_path(parsed.path())
+        .map_err(|error| refused(format!("'{url}' names no folder: {error}")))?;
+    let at = settings.endpoint.as_ref().map(|endpoint| format!(" on {endpoint}")).unwrap_or_default();
+    let address = format!("s3://{bucket}/{folder}{at}");
+    let store = client(bucket, settings).map_err(|error| refused(format!("{address}: {error}")))?;
+    Ok((store, folder, address))
 }
 
 fn client(bucket: &str, settings: &Settings) -> Result<AmazonS3, Box<dyn std::error::Error>> {
@@ -265,24 +271,7 @@ impl Shared {
     }
 
     fn failed(&self, doing: &str, error: &object_store::Error) -> Error {
-        use object_store::Error as From;
-        let told = causes(error);
-        let address = &self.address;
-        let said = |words: &[&str]| words.iter().any(|word| told.contains(word));
-        if matches!(error, From::NotFound { .. }) || said(&["NoSuchBucket"]) {
-            let reason = format!(
-                "{doing} {address} failed: there is no such bucket; make it, or name another ({told})"
-            );
-            return Error::Refused { reason };
-        }
-        if matches!(error, From::PermissionDenied { .. } | From::Unauthenticated { .. })
-            || said(&["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
-        {
-            let reason =
-                format!("{doing} {address} is not allowed: check the access key and what it may do ({told})");
-            return Error::Refused { reason };
-        }
-        Error::Unavailable { reason: format!("{doing} {address} failed: {told}") }
+        failed(&self.address, doing, error)
     }
 
     fn path(&self, object: &str) -> Path {
@@ -371,6 +360,25 @@ impl Shared {
         let reason = format!("its object is not in {}", self.address);
         Err(Error::Damaged { what: format!("content '{id}'"), reason })
     }
+}
+
+fn failed(address: &str, doing: &str, error: &object_store::Error) -> Error {
+    use object_store::Error as From;
+    let told = causes(error);
+    let said = |words: &[&str]| words.iter().any(|word| told.contains(word));
+    if matches!(error, From::NotFound { .. }) || said(&["NoSuchBucket"]) {
+        let reason =
+            format!("{doing} {address} failed: there is no such bucket; make it, or name another ({told})");
+        return Error::Refused { reason };
+    }
+    if matches!(error, From::PermissionDenied { .. } | From::Unauthenticated { .. })
+        || said(&["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+    {
+        let reason =
+            format!("{doing} {address} is not allowed: check the access key and what it may do ({told})");
+        return Error::Refused { reason };
+    }
+    Error::Unavailable { reason: format!("{doing} {address} failed: {told}") }
 }
 
 /// An error with all that caused it, each said once.
@@ -468,6 +476,122 @@ impl Blobs for ObjectBlobs {
             rows.rows.iter().map(info).collect()
         })
     }
+}
+
+/// The objects that rows name, read page by page, with their sizes.
+pub(crate) fn objects_in(
+    page: impl Fn(&str, Option<&[u8]>) -> Result<sluice_store::Rows>,
+) -> Result<Vec<(String, u64)>> {
+    let mut objects = Vec::new();
+    let mut after: Option<Bytes> = None;
+    loop {
+        let found = page(PLACES, after.as_deref())?;
+        for (_, row) in &found.rows {
+            let place = Place::decode(row)?;
+            objects.push((place.object, place.bytes));
+        }
+        match found.rows.last() {
+            Some((last, _)) if found.more => after = Some(last.clone()),
+            _ => return Ok(objects),
+        }
+    }
+}
+
+/// Puts down that content rests at another address from now on, which has no mark yet.
+pub(crate) async fn move_to(tables: &dyn Tables, url: &str) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.put(AT, ONLY, url.trim_end_matches('/').as_bytes().to_vec());
+    batch.delete(AT, MARKED);
+    tables.commit(batch).await
+}
+
+/// An object store as files are copied from and to it, without any tables.
+pub struct Bucket {
+    store: AmazonS3,
+    folder: Path,
+    address: String,
+}
+
+impl Bucket {
+    /// Reaches the object store at `url`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for an address or key that cannot work.
+    pub fn open(url: &str, settings: &Settings) -> Result<Self> {
+        let (store, folder, address) = locate(url, settings)?;
+        Ok(Self { store, folder, address })
+    }
+
+    /// Insists that no data folder has its content there yet.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if one has.
+    pub async fn check_free(&self) -> Result<()> {
+        match self.store.head(&self.folder.clone().join(MARK)).await {
+            Ok(_) => {
+                let reason =
+                    format!("{} holds the content of another data folder; name an empty one", self.address);
+                Err(Error::Refused { reason })
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(&self.address, "looking into", &error)),
+        }
+    }
+
+    /// Copies an object into a file that is whole or not there; its SHA-256 in hex.
+    ///
+    /// # Errors
+    /// What the object store or the disk says, and [`Error::Damaged`] for an object of another size.
+    pub async fn fetch(&self, object: &str, bytes: u64, to: &std::path::Path) -> Result<String> {
+        let on_disk =
+            |error: std::io::Error| Error::Unavailable { reason: format!("'{}': {error}", to.display()) };
+        let got = self.store.get(&self.folder.clone().join(object)).await;
+        let mut parts = got.map_err(|error| failed(&self.address, "reading from", &error))?.into_stream();
+        let unfinished = to.with_extension("new");
+        let mut file = tokio::fs::File::create(&unfinished).await.map_err(on_disk)?;
+        let (mut sum, mut copied) = (Sha256::new(), 0);
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|error| failed(&self.address, "reading from", &error))?;
+            sum.update(&part);
+            copied += part.len() as u64;
+            file.write_all(&part).await.map_err(on_disk)?;
+        }
+        if copied != bytes {
+            let reason = format!("it has {copied} bytes instead of {bytes}");
+            return Err(Error::Damaged { what: format!("object '{object}' in {}", self.address), reason });
+        }
+        file.sync_all().await.map_err(on_disk)?;
+        tokio::fs::rename(&unfinished, to).await.map_err(on_disk)?;
+        Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Stores a file as an object.
+    ///
+    /// # Errors
+    /// What the object store or the disk says.
+    pub async fn put(&self, object: &str, from: &std::path::Path) -> Result<()> {
+        let on_disk =
+            |error: std::io::Error| Error::Unavailable { reason: format!("'{}': {error}", from.display()) };
+        let told = |error: object_store::Error| failed(&self.address, "storing in", &error);
+        let path = self.folder.clone().join(object);
+        let mut file = tokio::fs::File::open(from).await.map_err(on_disk)?;
+        let mut part = next_part(&mut file).await.map_err(on_disk)?;
+        if part.len() < PART_BYTES {
+            return self.store.put(&path, PutPayload::from(part)).await.map(drop).map_err(told);
+        }
+        let mut upload = self.store.put_multipart(&path).await.map_err(told)?;
+        while !part.is_empty() {
+            upload.put_part(PutPayload::from(part)).await.map_err(told)?;
+            part = next_part(&mut file).await.map_err(on_disk)?;
+        }
+        upload.complete().await.map(drop).map_err(told)
+    }
+}
+
+async fn next_part(file: &mut tokio::fs::File) -> std::io::Result<Vec<u8>> {
+    let mut part = Vec::new();
+    file.take(PART_BYTES as u64).read_to_end(&mut part).await?;
+    Ok(part)
 }
 
 /// Content on its way in: gathered, and sent in parts once it is more than one.

@@ -206,6 +206,21 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too."
     )]
     Doctor(Broker),
+    /// Back up a data folder, also while it is in use; a second time only what changed is copied
+    #[command(
+        after_help = "Examples:\n  sluice backup /mnt/backup/sluice\n  sluice backup /mnt/backup/library --data /var/lib/sluice/library\n\nRun it on the machine of the data folder. See docs/backup.md."
+    )]
+    Backup(Backup),
+    /// Make a new data folder of a backup
+    #[command(
+        after_help = "Examples:\n  sluice restore /mnt/backup/sluice --data /var/lib/sluice-new\n  sluice up --data /var/lib/sluice-new\n\nThe folder must be empty or not there. Nothing is restored of a backup that is not whole."
+    )]
+    Restore(Restore),
+    /// Read all of a backup, or of a data folder that is not in use, and name what is wrong with it
+    #[command(
+        after_help = "Examples:\n  sluice verify /mnt/backup/sluice\n  sluice verify /var/lib/sluice\n\nExit code 0 when it is whole, 1 when it cannot be used, 2 when something is damaged."
+    )]
+    Verify(Verify),
     /// Read one document from standard input, for a processor
     #[command(hide = true)]
     Decode,
@@ -221,6 +236,28 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Backup {
+    /// Folder of the backup: an empty one, or that of an earlier backup of the same data folder
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) objects: Objects,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Restore {
+    /// Folder of the backup
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) objects: Objects,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    /// Folder of a backup, or a data folder
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -14,6 +14,8 @@
 //! told from a part that is behind.
 
 mod mark;
+mod restored;
+mod stopped;
 
 use std::fmt;
 use std::fs;
@@ -28,6 +30,8 @@ use sluice_store::{BlobAudit, Embedded as Store, FolderLock, Options, Stamp};
 use tokio::sync::Mutex;
 
 use self::mark::{BrokerPart, Found, Mark, StorePart};
+pub(crate) use self::restored::{check_formats, take_empty};
+pub(crate) use self::stopped::{Stopped, verify};
 use crate::exit::{Code, Told};
 
 /// How often the generation goes up while there is work.
@@ -39,9 +43,9 @@ const SERVICE_FORMATS: &[(&str, u32)] =
 const REFUSED: &str = "folder-refused";
 
 const STORE_FILE: &str = "store.redb";
-const BLOBS: &str = "blobs";
-const BROKER: &str = "broker";
-const ADMIN_KEY: &str = "admin.key";
+pub(crate) const BLOBS: &str = "blobs";
+pub(crate) const BROKER: &str = "broker";
+pub(crate) const ADMIN_KEY: &str = "admin.key";
 /// Held back for when the disk is full.
 const RESERVE: &str = "reserve";
 /// All that a process puts into its data folder, but for the lock and models that were fetched.
@@ -160,6 +164,10 @@ impl Folder {
                 Mark::new(uuid::Uuid::new_v4().to_string())
             }
         };
+        if mark.is_restoring {
+            let what = "a backup was being restored into it, and that was not finished; restore it again, into another folder";
+            return refuse(what.to_owned(), None);
+        }
         if mark.is_fresh {
             origin = Origin::Fresh;
         }
@@ -243,11 +251,7 @@ impl Folder {
     /// it may be served from.
     pub(crate) async fn admit(&self, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
-        if let Some(broker) = broker {
-            self.admit_broker(&mut state, broker.stamp().as_ref())?;
-        }
-        let audit = store.audit_blobs().await?;
-        self.admit_blobs(store, &audit).await?;
+        let audit = self.check_rest(&mut state, store, broker).await?;
         if self.origin != Origin::Marked && self.origin != Origin::Fresh {
             tracing::info!(folder = %self.path.display(), "the data folder is marked from now on");
         }
@@ -258,6 +262,26 @@ impl Folder {
         store.sweep(&audit).await?;
         self.warn_if_open();
         Ok(())
+    }
+
+    /// Looks at log and content; nothing is changed.
+    async fn check_rest(
+        &self,
+        state: &mut State,
+        store: &Store,
+        broker: Option<&Broker>,
+    ) -> anyhow::Result<BlobAudit> {
+        if let Some(broker) = broker {
+            self.admit_broker(state, broker.stamp().as_ref())?;
+        }
+        let audit = store.audit_blobs().await?;
+        self.admit_blobs(store, &audit).await?;
+        Ok(audit)
+    }
+
+    /// Whether there is a data folder.
+    pub(crate) fn is_at(path: &Path) -> bool {
+        path.join(mark::FILE).exists() || path.join(STORE_FILE).exists()
     }
 
     /// Puts down what else there is once everything serves.
@@ -635,4 +659,9 @@ fn set_parts_aside(path: &Path, parts: &[&str]) -> anyhow::Result<PathBuf> {
     }
     fs::File::open(path).and_then(|folder| folder.sync_all()).with_context(failed)?;
     Ok(aside)
+}
+
+/// What is made from now on is for the owner of this process alone.
+pub(crate) fn keep_private() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }

@@ -3,9 +3,11 @@
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod api;
+mod backup;
 mod bus;
 mod cli;
 mod commands;
+mod control;
 mod exit;
 mod folder;
 mod key;

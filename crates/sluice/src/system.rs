@@ -14,7 +14,9 @@ use sluice_sdk::{
 use sluice_store::{Embedded as Store, FolderLock, Stores};
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::Source;
 use crate::bus::{Bus, Remote};
+use crate::control;
 use crate::exit::Told;
 use crate::folder::{self, Folder, Loss, Want};
 use crate::services::{Selection, Service};
@@ -76,8 +78,7 @@ impl System {
         // An address that can never work is told before anything is made.
         settings.broker.as_ref().map_or(Ok(()), Remote::check)?;
         if let Some(data) = &settings.data {
-            // What is made from now on is for the owner of this process alone.
-            rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+            folder::keep_private();
             std::fs::create_dir_all(data)
                 .with_context(|| format!("the data folder '{}' cannot be made", data.display()))?;
         }
@@ -98,6 +99,7 @@ impl System {
             Ok(gateway) => {
                 let address = gateway.as_ref().map(|gateway| gateway.local_addr);
                 opened.go_on_counting(&layers.base);
+                opened.answer_commands(&settings, &layers.base).await;
                 Ok(Self { address, gateway, layers, opened })
             }
             Err(error) => {
@@ -239,6 +241,35 @@ impl Opened {
                     tracing::debug!(error = format!("{error:#}"), "the data folder does not count on now");
                 }
             }
+        });
+    }
+
+    /// Lets commands on this machine ask for backups.
+    async fn answer_commands(&self, settings: &Settings, process: &Process) {
+        let (Some(folder), Some(store), Some(data)) = (&self.folder, self.store.clone(), &settings.data)
+        else {
+            return;
+        };
+        let listener = match control::listen(data) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, "'sluice backup' cannot reach this process");
+                return;
+            }
+        };
+        let (path, id) = (data.clone(), folder.id().await);
+        let (broker, objects) = (self.bus.embedded().cloned(), settings.objects.clone());
+        let stop = process.stop.clone();
+        process.tasks.spawn("folder/control", async move {
+            let source = || Source {
+                path: path.clone(),
+                folder: id.clone(),
+                store: store.clone(),
+                broker: broker.clone(),
+                objects: objects.clone(),
+            };
+            stop.run_until_cancelled(control::serve(listener, source)).await;
+            control::remove(&path);
         });
     }
 

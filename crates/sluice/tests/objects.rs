@@ -61,6 +61,30 @@ fn content_rests_in_the_bucket_until_its_document_is_removed(server: Server) {
     assert_eq!(added["progress"][0]["complete"], true, "{added}");
     let keys = server.keys("documents");
     assert!(!keys.is_empty() && keys.iter().all(|key| key.starts_with("sluice/")), "{keys:?}");
+
+    // A backup holds the content too, and is restored into a bucket of its own.
+    let (backup, new) = (folder.path().join("backup"), folder.path().join("new"));
+    ends(&running.run(&["backup", backup.to_str().unwrap()]), 0, "Backed up");
+    ends(&sluice().arg("verify").arg(&backup).output().unwrap(), 0, "is whole");
+    server.make_bucket("elsewhere");
+    let elsewhere = [&["--objects", "s3://elsewhere/x", "--objects-endpoint", &endpoint], &key[..]].concat();
+    let restore = |more: &[&str]| {
+        sluice().arg("restore").arg(&backup).arg("--data").arg(&new).args(more).output().unwrap()
+    };
+    ends(&restore(&[]), 64, "--objects");
+    ends(&restore(&store), 1, "another data folder");
+    std::fs::remove_dir_all(&new).unwrap();
+    ends(&restore(&elsewhere), 0, "Restored");
+    let restored = Up::start_with(&new, &elsewhere);
+    common::until(
+        "an answer of the restored system",
+        || {
+            common::text(&restored.run(&["ask", "where is the spare key?", "--flow", "f1"]))
+                .contains("blue door")
+        },
+        || restored.log(),
+    );
+    drop(restored);
     assert_eq!(running.terminate(), 0);
 
     // Its documents would be without content.

@@ -8,12 +8,14 @@
 //! A file has a SHA-256 for each of its parts, and what is read is compared with them first: damaged content is an error,
 //! never an answer. The digest of the whole is the SHA-256 of those of its parts.
 
+mod audit;
+
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -22,7 +24,7 @@ use crate::contract::blobs::GET_BYTES_MAX;
 use crate::embedded::disk::is_full;
 use crate::embedded::{self, Faults, Step};
 use crate::keys::{blocking, check_id, rows, to_the_end};
-use crate::{Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, KeyRange, Read, Result, Tables};
+use crate::{Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, KeyRange, Read, Result, Rows, Tables};
 
 /// Content up to this many bytes rests in a table.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
@@ -49,12 +51,12 @@ const LOST: &str = "blobs.lost";
 const FOLDER: &str = "blobs";
 /// Where files go that were left over, in the data folder.
 const TRASH: &str = "trash";
-/// How long they stay there.
-const TRASH_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Rows read at once.
 const PAGE_ROWS: usize = 10_000;
 /// The digests of the parts of a file, by its name, which no other content has had.
 const PARTS: &str = "blobs.parts";
+
+pub use self::audit::{BlobAudit, MissingBlob};
 
 type PartDigest = [u8; DIGEST_BYTES];
 
@@ -77,31 +79,52 @@ struct Shared {
     faults: Arc<Faults>,
     /// Files of writers that were dropped unfinished, to be removed by the next write.
     leftovers: Mutex<Vec<PathBuf>>,
+    /// Copies of the folder that are being made: no file is removed meanwhile.
+    pins: AtomicUsize,
 }
 
-/// What files of content there are, and what there should be.
-#[derive(Debug, Default)]
-pub struct BlobAudit {
-    /// Files that the tables name.
-    pub named: usize,
-    /// Those that are missing or of another size, but for the ones that are known to be lost.
-    pub missing: Vec<MissingBlob>,
-    /// Files in the folder that the tables neither name nor have on record as left over.
-    pub unknown: usize,
-    files: HashSet<String>,
+/// Keeps every file of content where it is, until it is dropped.
+pub(crate) struct Pin(Arc<Shared>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // What was to be removed meanwhile goes with the next write.
+        self.0.pins.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
-/// Content whose file is not as the tables say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MissingBlob {
-    /// Id of the content.
-    pub id: String,
-    /// Name of its file.
-    pub file: String,
-    /// The size that it should have.
-    pub bytes: u64,
-    /// The size that it has, if it is there.
-    pub found_bytes: Option<u64>,
+/// The files of content that rows name, read page by page; those that are known to be lost are left out.
+pub(crate) fn files_in(page: impl Fn(&str, Option<&[u8]>) -> Result<Rows>) -> Result<Vec<(String, u64)>> {
+    let mut lost = HashSet::new();
+    each_row(&page, LOST, |key, _| {
+        lost.insert(String::from_utf8_lossy(key).into_owned());
+        Ok(())
+    })?;
+    let mut files = Vec::new();
+    each_row(&page, PLACES, |_, row| {
+        let place = Place::decode(row)?;
+        files.extend(place.file.filter(|file| !lost.contains(file)).map(|file| (file, place.bytes)));
+        Ok(())
+    })?;
+    Ok(files)
+}
+
+fn each_row(
+    page: impl Fn(&str, Option<&[u8]>) -> Result<Rows>,
+    table: &str,
+    mut take: impl FnMut(&[u8], &[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut after: Option<Bytes> = None;
+    loop {
+        let found = page(table, after.as_deref())?;
+        for (key, row) in &found.rows {
+            take(key, row)?;
+        }
+        match found.rows.last() {
+            Some((last, _)) if found.more => after = Some(last.clone()),
+            _ => return Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,106 +227,20 @@ impl FileBlobs {
     pub(crate) fn open(data: &Path, tables: Arc<dyn Tables>, faults: Arc<Faults>) -> Result<Self> {
         let folder = data.join(FOLDER);
         fs::create_dir_all(&folder).map_err(|e| crate::embedded::unusable(&folder, &e))?;
-        let shared = Shared { folder, trash: data.join(TRASH), tables, faults, leftovers: Mutex::default() };
+        let shared = Shared {
+            folder,
+            trash: data.join(TRASH),
+            tables,
+            faults,
+            leftovers: Mutex::default(),
+            pins: AtomicUsize::new(0),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    pub(crate) async fn audit(&self) -> Result<BlobAudit> {
-        let shared = &self.shared;
-        let (lost, loose) = (shared.names(LOST).await?, shared.names(LOOSE).await?);
-        let mut audit = BlobAudit::default();
-        let mut range = KeyRange::all();
-        loop {
-            let page = rows(&*shared.tables, Read::range(PLACES, range.clone(), PAGE_ROWS)).await?;
-            let mut named = Vec::new();
-            for (id, row) in &page.rows {
-                let Place { bytes, file: Some(file), .. } = Place::decode(row)? else { continue };
-                let id = String::from_utf8_lossy(id).into_owned();
-                named.push(MissingBlob { id, file, bytes, found_bytes: None });
-            }
-            audit.named += named.len();
-            audit.files.extend(named.iter().map(|one| one.file.clone()));
-            let folder = shared.folder.clone();
-            let missing = blocking(move || Ok(not_as_named(&folder, named))).await?;
-            audit.missing.extend(missing.into_iter().filter(|one| !lost.contains(&one.file)));
-            match page.rows.last() {
-                Some((last, _)) if page.more => range = range.after(last),
-                _ => break,
-            }
-        }
-        let folder = shared.folder.clone();
-        let there = blocking(move || {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(&folder).map_err(|e| crate::embedded::unusable(&folder, &e))? {
-                let entry = entry.map_err(|e| crate::embedded::unusable(&folder, &e))?;
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-            Ok(names)
-        });
-        let is_known = |name: &String| audit.files.contains(name) || loose.contains(name);
-        audit.unknown = there.await?.iter().filter(|name| !is_known(name)).count();
-        Ok(audit)
-    }
-
-    pub(crate) async fn accept_lost(&self, audit: &BlobAudit) -> Result<()> {
-        let mut batch = Batch::new();
-        for one in &audit.missing {
-            batch.put(LOST, &one.file, Vec::new());
-        }
-        self.shared.tables.commit(batch).await
-    }
-
-    pub(crate) async fn sweep(&self, audit: &BlobAudit) -> Result<()> {
-        let shared = &self.shared;
-        let loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect();
-        let (folder, trash) = (shared.folder.clone(), shared.trash.clone());
-        // What a place names is nobody's leftover, whatever else is on record.
-        let left: Vec<String> = loose.iter().filter(|name| !audit.files.contains(*name)).cloned().collect();
-        let moved = blocking(move || {
-            empty(&trash);
-            Ok(left.into_iter().filter(|name| throw_away(&folder, &trash, name)).collect::<Vec<_>>())
-        });
-        let mut batch = Batch::new();
-        for name in moved.await? {
-            batch.delete(LOOSE, name);
-        }
-        if batch.is_empty() { Ok(()) } else { shared.tables.commit(batch).await }
-    }
-}
-
-/// Which of these files are missing or of another size.
-fn not_as_named(folder: &Path, named: Vec<MissingBlob>) -> Vec<MissingBlob> {
-    let found = |one: MissingBlob| MissingBlob {
-        found_bytes: fs::metadata(folder.join(&one.file)).ok().map(|there| there.len()),
-        ..one
-    };
-    named.into_iter().map(found).filter(|one| one.found_bytes != Some(one.bytes)).collect()
-}
-
-/// Moves a file to the trash; whether it is in its folder no more.
-fn throw_away(folder: &Path, trash: &Path, name: &str) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let moved = fs::create_dir_all(trash)
-        .and_then(|()| fs::rename(folder.join(name), trash.join(format!("{now}-{name}"))));
-    match moved {
-        Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-        Err(error) => {
-            tracing::warn!(file = name, %error, "left-over content could not be moved to the trash yet");
-            false
-        }
-    }
-}
-
-/// Removes what has lain in the trash for long enough. Names begin with the second in which it came there.
-fn empty(trash: &Path) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    for entry in fs::read_dir(trash).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let since = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
-        if since.is_some_and(|since| now > Duration::from_secs(since) + TRASH_KEPT) {
-            remove_quietly(&entry.path());
-        }
+    pub(crate) fn pin(&self) -> Pin {
+        self.shared.pins.fetch_add(1, Ordering::SeqCst);
+        Pin(Arc::clone(&self.shared))
     }
 }
 
@@ -355,6 +292,9 @@ impl Shared {
     }
 
     fn remove_leftovers(&self) {
+        if self.pins.load(Ordering::SeqCst) > 0 {
+            return;
+        }
         let leftovers = std::mem::take(&mut *self.leftovers.lock().unwrap_or_else(PoisonError::into_inner));
         for path in leftovers {
             remove_quietly(&path);
@@ -415,6 +355,10 @@ impl Shared {
     /// Removes a file that no place names any more, and takes it off the list.
     async fn remove_loose(&self, file: String) -> Result<()> {
         let path = self.folder.join(&file);
+        if self.pins.load(Ordering::SeqCst) > 0 {
+            self.leftovers.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+            return Ok(());
+        }
         blocking(move || {
             remove_quietly(&path);
             Ok(())

@@ -36,6 +36,7 @@ mod writer;
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -46,6 +47,7 @@ use tokio::time::Instant;
 
 use self::recover::disk;
 pub use self::segment::DiskFaults;
+use self::segment::Segment;
 use self::tail::Tail;
 use super::config::{LogEnd, Stamp};
 use super::queue::{Entry, Stored};
@@ -81,6 +83,37 @@ struct Shared {
     cut_bytes: u64,
     /// Where it ends, once it is closed.
     closed_at: OnceLock<LogEnd>,
+}
+
+/// A file of a log as it was at some moment.
+#[derive(Debug, Clone)]
+pub struct LogFile {
+    /// Its name in the folder of the log.
+    pub name: String,
+    /// How much of it was written, in bytes.
+    pub bytes: u64,
+    segment: Arc<Segment>,
+}
+
+impl LogFile {
+    /// Reads it from the beginning; what was written later comes after [`LogFile::bytes`].
+    #[must_use]
+    pub fn reader(&self) -> impl io::Read + use<> {
+        LogReader { segment: self.segment.clone(), offset: 0 }
+    }
+}
+
+struct LogReader {
+    segment: Arc<Segment>,
+    offset: u64,
+}
+
+impl io::Read for LogReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.segment.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
 }
 
 /// What waits for the thread. Bounded by its publishers: each waits for its one operation.
@@ -166,6 +199,24 @@ impl Log {
 
     pub(super) fn stamp(&self) -> Option<Stamp> {
         lock(&self.shared.tail).ledger.stamp.clone()
+    }
+
+    pub(super) fn freeze<T>(&self, moment: impl FnOnce() -> T) -> Result<(Vec<LogFile>, T)> {
+        if self.shared.is_ended() {
+            return Err(self.shared.unusable());
+        }
+        let mut tail = lock(&self.shared.tail);
+        if let Err(error) = tail.flush() {
+            tracing::debug!(%error, "settled messages are not in the copy of the log; they would come again");
+        }
+        let files = tail.ledger.segments.values().map(|held| {
+            let segment = held.segment.clone();
+            let name = segment.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let bytes = if segment.number == tail.segment.number { tail.offset } else { held.bytes };
+            LogFile { name, bytes, segment }
+        });
+        let files = files.collect();
+        Ok((files, moment()))
     }
 
     pub(super) fn position(&self) -> (u64, u64) {

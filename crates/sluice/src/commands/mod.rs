@@ -1,6 +1,7 @@
 //! What each command does. Everything but `up`, `run` and `demo` goes through the gateway, as any other client would.
 
 mod ask;
+mod backup;
 mod blueprint;
 mod config;
 mod dead;
@@ -39,6 +40,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
         Command::Doctor(broker) => return doctor::run(&target, broker).await,
+        Command::Backup(one) => backup::make(&target, one).await?,
+        Command::Restore(one) => backup::restore(&target, one).await?,
+        Command::Verify(one) => return backup::verify(&target, one).await,
         Command::Decode => decode::run()?,
         Command::Notices => print(&format!("{LICENSE}\n{NOTICES}")),
         Command::Render => render::run()?,

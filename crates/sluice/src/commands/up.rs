@@ -125,7 +125,7 @@ fn gateway(listen: Listen, door: Door, open: Option<bool>) -> anyhow::Result<slu
     Ok(options)
 }
 
-fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_databases::Settings)>> {
+pub(super) fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_databases::Settings)>> {
     let Some(url) = args.objects else { return Ok(None) };
     let secret = match &args.objects_secret_file {
         Some(file) => Some(

@@ -26,6 +26,9 @@ pub(crate) struct Mark {
     pub(crate) generation: u64,
     /// The first start is not over: nothing was acknowledged yet, and any part may still be missing.
     pub(crate) is_fresh: bool,
+    /// A backup is being restored into it.
+    #[serde(default)]
+    pub(crate) is_restoring: bool,
     /// It was stopped in good order, and every part is exactly at its generation.
     pub(crate) is_closed: bool,
     /// Which file on which disk this was written into. A copy of a folder that was not closed is told by it.
@@ -115,6 +118,7 @@ impl Mark {
             folder,
             generation: 0,
             is_fresh: false,
+            is_restoring: false,
             is_closed: false,
             file: None,
             store: None,

@@ -11,7 +11,9 @@ use redb::{
 
 use crate::{Error, Result};
 
-const META: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("sluice.meta");
+const META: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new(TABLE);
+/// The table that holds it.
+pub(super) const TABLE: &str = "sluice.meta";
 const FOLDER: &str = "folder";
 const GENERATION: &str = "generation";
 const FORMAT_PREFIX: &str = "format.";
@@ -82,6 +84,22 @@ pub(super) fn settle_formats(database: &Database, services: &[(&str, u32)]) -> R
         redb::Error::Io(e) => Error::unavailable(format!("its formats cannot be noted: {e}; check the disk")),
         other => Error::unavailable(format!("its formats cannot be noted: {other}")),
     })
+}
+
+/// The formats on record.
+pub(super) fn formats(database: &Database) -> Result<Vec<(String, u32)>> {
+    Ok(written_formats(database).map_err(|e| unreadable(&e))?.1)
+}
+
+/// Puts down the formats of rows that come from a backup. How the file itself is laid out is the business of this version.
+pub(super) fn set_formats(database: &Database, formats: &[(String, u32)]) -> Result<()> {
+    let of_rows: Vec<(&str, u32)> = formats
+        .iter()
+        .map(|(part, version)| (part.as_str(), *version))
+        .filter(|(part, _)| *part != "tables")
+        .collect();
+    let failed = |e: redb::Error| Error::unavailable(format!("formats cannot be noted: {e}; check the disk"));
+    write_formats(database, &of_rows).map_err(failed)
 }
 
 /// Whether nothing was ever written, and the formats on record.

@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod lock;
 mod meta;
 pub(crate) mod sealed;
+mod snapshot;
 pub(crate) mod tables;
 mod upkeep;
 mod writer;
@@ -23,6 +24,7 @@ use crate::{Error, Result, Stores, Tables};
 
 pub use self::lock::FolderLock;
 pub use self::meta::{FORMATS, Stamp};
+pub use self::snapshot::Snapshot;
 pub use crate::blobs::{BlobAudit, MissingBlob};
 pub use disk::Faults;
 pub use upkeep::{Place, Step, Upkeep};
@@ -123,6 +125,33 @@ impl Embedded {
     /// What writing says.
     pub async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
         self.tables.set_stamp(stamp).await
+    }
+
+    /// The store as it is at this moment, to be copied while others write. Files of content that are removed meanwhile stay
+    /// until it is dropped.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let pin = self.blobs.pin();
+        Snapshot::take(&self.tables, pin)
+    }
+
+    /// The format of each part, by name.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn formats(&self) -> Result<Vec<(String, u32)>> {
+        self.tables.formats()
+    }
+
+    /// Puts down formats of parts whose rows were written from a backup. Those that concern the file alone are left out.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub async fn set_formats(&self, formats: &[(String, u32)]) -> Result<()> {
+        let (tables, formats) = (Arc::clone(&self.tables), formats.to_vec());
+        crate::keys::blocking(move || tables.set_formats(&formats)).await
     }
 
     /// Grows with everything that is written, stamps left out.

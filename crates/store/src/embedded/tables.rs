@@ -145,6 +145,29 @@ impl EmbeddedTables {
         }
     }
 
+    pub(super) fn begin_read(&self) -> Result<redb::ReadTransaction> {
+        let failed = |e: redb::Error| Error::unavailable(format!("reading failed: {e}; check the disk"));
+        match &*self.shared.engine.read().unwrap_or_else(PoisonError::into_inner) {
+            Engine::Open(opened) => opened.database.begin_read().map_err(|e| failed(e.into())),
+            Engine::Ended(error) => Err(error.clone()),
+        }
+    }
+
+    /// The format of each part.
+    pub(super) fn formats(&self) -> Result<Vec<(String, u32)>> {
+        match &*self.shared.engine.read().unwrap_or_else(PoisonError::into_inner) {
+            Engine::Open(opened) => meta::formats(&opened.database),
+            Engine::Ended(error) => Err(error.clone()),
+        }
+    }
+
+    pub(super) fn set_formats(&self, formats: &[(String, u32)]) -> Result<()> {
+        match &*self.shared.engine.read().unwrap_or_else(PoisonError::into_inner) {
+            Engine::Open(opened) => meta::set_formats(&opened.database, formats),
+            Engine::Ended(error) => Err(error.clone()),
+        }
+    }
+
     /// Writes what the store says about itself, from the reserve if the disk is full.
     pub(crate) async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
         match self.hand_over(Batch::new(), 0, Some(stamp.clone())).await {
@@ -348,7 +371,7 @@ impl Shared {
     }
 }
 
-type Snapshot = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
+pub(super) type Snapshot = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// The answer to a read; if it fails, with the key that it had come to.
 fn answer(table: Option<&Snapshot>, read: &Read) -> Result<Found, (StorageError, Bytes)> {
@@ -374,7 +397,7 @@ pub(super) fn bounds(range: &KeyRange) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (Bound::Included(&range.from[..]), range.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded))
 }
 
-fn rows(
+pub(super) fn rows(
     table: &Snapshot,
     range: &KeyRange,
     rows_max: usize,
