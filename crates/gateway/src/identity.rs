@@ -388,6 +388,7 @@ pub(crate) fn cannot_ask(error: &Error) -> Refusal {
         Error::NoTopic { .. }
         | Error::NoSubscription { .. }
         | Error::Unroutable { .. }
+        | Error::NoReader { .. }
         | Error::NoInbox { .. } => {
             (IAM_UNAVAILABLE, "the identity service is not there; start it, or try again in a moment")
         }
