@@ -387,6 +387,7 @@ pub(crate) fn cannot_ask(error: &Error) -> Refusal {
         Error::TimedOut { .. } => return NO_ANSWER,
         Error::NoTopic { .. }
         | Error::NoSubscription { .. }
+        | Error::NoReader { .. }
         | Error::Unroutable { .. }
         | Error::NoReader { .. }
         | Error::NoInbox { .. } => {
