@@ -66,7 +66,7 @@ const BOARD: &str = "crates/flow/src/board.rs";
 const MIRROR: &str = "crates/flow/src/mirror.rs";
 const WRITER: &str = "crates/config/src/writer.rs";
 const STATE: &str = "crates/config/src/state.rs";
-const READER: &str = "crates/config/src/reader.rs";
+const PAGES: &str = "crates/config/src/pages.rs";
 const WATCH: &str = "crates/sdk/src/watch.rs";
 const SERVICE: &str = "crates/sdk/src/service.rs";
 const OWNED: &str = "crates/sdk/src/owned.rs";
@@ -308,9 +308,9 @@ const BUGS: &[Bug] = &[
     ),
     bug(
         "the history's identity is not looked at",
-        READER,
-        "let mark = Mark::read(history);",
-        "let history = if PLANTED { \"\" } else { history }; let mark = Mark::read(history);",
+        PAGES,
+        "let base = Base { version: since.version, mark };",
+        "let base = Base { version: since.version, mark: mark.filter(|_| !PLANTED) };",
     ),
     bug(
         "what was seen of another history's decision is taken for this one's",
@@ -322,8 +322,8 @@ const BUGS: &[Bug] = &[
     bug(
         "deletions are not applied",
         WATCH,
-        "for gone in &answer.deleted {",
-        "for gone in answer.deleted.iter().filter(|_| !PLANTED) {",
+        "for gone in &page.deleted {",
+        "for gone in page.deleted.iter().filter(|_| !PLANTED) {",
     ),
     bug(
         "a type that is new is not fetched whole",
@@ -335,8 +335,8 @@ const BUGS: &[Bug] = &[
     bug(
         "a version is shown before its data",
         WATCH,
-        "(next.version, next.history) = (version, history);",
-        "(next.version, next.history) = (version + i64::from(PLANTED), history);",
+        "(self.version, self.history) = (version, history);",
+        "(self.version, self.history) = (version + i64::from(PLANTED), history);",
     ),
     bug(
         "a fetch that failed is never tried again",
@@ -351,6 +351,20 @@ const BUGS: &[Bug] = &[
         "if !may_work || attempt >= ATTEMPTS_MAX || PLANTED {",
     )
     .found_by("losses", "an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once"),
+    bug(
+        "what is written while pages are told is not told",
+        PAGES,
+        "if *began == Base::of(&head) {",
+        "if PLANTED || *began == Base::of(&head) {",
+    )
+    .found_by("service", "pages_are_whole_at_one_version_whatever_is_written_meanwhile"),
+    bug(
+        "a type that cannot be read stops the others",
+        WATCH,
+        "if bad.is_empty() || bad.len() == list.len() {",
+        "if PLANTED || bad.is_empty() || bad.len() == list.len() {",
+    )
+    .found_by("programs", "a_type_that_cannot_be_read_stops_only_what_needs_it"),
     bug(
         "owners look once",
         OWNED,

@@ -15,6 +15,8 @@ use sluice_sdk::{Point, Process};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::pages::Paging;
+use crate::reader;
 use crate::request::{Door, Put, Read, Write};
 use crate::service::Service;
 use crate::state::provisioned_mark;
@@ -216,10 +218,11 @@ impl Hosts {
     }
 
     /// What a workspace lacks of the template, with the mark that it was given.
-    async fn copy_of_template(&self, id: &str) -> Result<Write, sluice_store::Error> {
-        let read = |workspace: &str| self.service.reader.read(Read::Dump { workspace: workspace.to_owned() });
-        let template = read(record::TEMPLATE).await?.config;
-        let present = read(id).await?.config;
+    async fn copy_of_template(&self, id: &str) -> Result<Write, reader::Error> {
+        let dump = Read::Dump { workspace: record::TEMPLATE.to_owned() };
+        let max = self.parts.process.broker.limits().message_bytes_max;
+        let template = self.service.reader.read(dump, &Paging::default(), max).await?.config;
+        let present = self.service.reader.keys(id).await?;
         let mark = provisioned_mark(id);
         let absent = |at: &ScopedKey| Expectation {
             workspace: at.workspace.clone(),
@@ -230,7 +233,7 @@ impl Hosts {
         let mut write = Write { expect: vec![absent(&mark)], ..Write::default() };
         for (config_type, values) in &template {
             for (key, value) in values {
-                if present.get(config_type).is_some_and(|keys| keys.contains_key(key)) {
+                if present.get(config_type).is_some_and(|keys| keys.contains(key)) {
                     continue;
                 }
                 let at =

@@ -6,7 +6,7 @@
 //! writes, which it keeps users from writing.
 //!
 //! Begin with [`start`]. Inside: `request` reads what was asked, `layout` says how things rest, `state` carries writes
-//! out (pure), `reader` answers questions, `writer` commits, `outbox` tells, `hosting` serves the queues.
+//! out (pure), `reader` answers questions, `pages` those that may be large, `writer` commits, `outbox` tells, `hosting` serves the queues.
 //!
 //! # Guarantees
 //! A write is one step with one version and one notice; its answer comes after the notice was sent, or, when the broker
@@ -30,6 +30,7 @@ mod history;
 mod hosting;
 mod layout;
 mod outbox;
+mod pages;
 mod reader;
 mod request;
 mod service;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use sluice_schema::message::{ConfigKey, ConfigRequest, ConfigValue, Error, Expectation, ScopedKey};
 use sluice_schema::{record, wire};
 
+use crate::pages::{Paging, Since};
+
 /// Elements of one request at most.
 const ELEMENTS_MAX: usize = 100_000;
 /// Bytes of a workspace, type or key at most.
@@ -23,7 +25,7 @@ pub(crate) enum Door {
 /// What a request asks for.
 #[derive(Debug)]
 pub(crate) enum Operation {
-    Read(Read),
+    Read(Read, Paging),
     Write(Write),
 }
 
@@ -34,7 +36,7 @@ pub(crate) enum Read {
     List { workspace: String, config_type: String },
     Values { workspace: String, config_type: String },
     Everywhere { config_type: String, with_values: bool },
-    Many { types: Vec<String>, since: i64, history: String },
+    Many { types: Vec<String>, since: Since },
     Dump { workspace: String },
 }
 
@@ -110,7 +112,7 @@ fn unreadable(error: &wire::DecodeError) -> Error {
     }
 }
 
-fn operation(door: &Door, request: ConfigRequest) -> Result<Operation, Error> {
+fn operation(door: &Door, mut request: ConfigRequest) -> Result<Operation, Error> {
     let everywhere = matches!(door, Door::System);
     let bad_operation = || refuse("bad-operation", "Bad operation");
     let longest = [
@@ -129,6 +131,8 @@ fn operation(door: &Door, request: ConfigRequest) -> Result<Operation, Error> {
             "a list of {longest} elements is longer than the limit of {ELEMENTS_MAX}; send several requests"
         )));
     }
+    let bytes_max = usize::try_from(request.bytes_max).ok().filter(|bytes| *bytes > 0);
+    let paging = Paging { bytes_max, cursor: std::mem::take(&mut request.cursor) };
     let read = match request.operation.as_str() {
         "get" => Read::Get { workspace: workspace(door, &request)?, keys: request.keys },
         "list" => Read::List { workspace: workspace(door, &request)?, config_type: request.r#type },
@@ -140,15 +144,16 @@ fn operation(door: &Door, request: ConfigRequest) -> Result<Operation, Error> {
         "getkeys-all-ws" if everywhere => {
             Read::Everywhere { config_type: request.r#type, with_values: false }
         }
-        "getvalues-many" if everywhere => {
-            Read::Many { types: request.types, since: request.since, history: request.history }
-        }
+        "getvalues-many" if everywhere => Read::Many {
+            types: request.types,
+            since: Since { version: request.since, history: request.history },
+        },
         "put" => return put(door, request).map(Operation::Write),
         "delete" => return delete(door, request).map(Operation::Write),
         "apply" if everywhere => return apply(request).map(Operation::Write),
         _ => return Err(bad_operation()),
     };
-    Ok(Operation::Read(read))
+    Ok(Operation::Read(read, paging))
 }
 
 /// The workspace that a request is about: the queue's, or on the system queue the body's.
@@ -325,7 +330,7 @@ mod tests {
     fn written(door: &Door, body: &str) -> Write {
         match parse(door, body).expect(body) {
             Operation::Write(write) => write,
-            Operation::Read(read) => panic!("{read:?}"),
+            Operation::Read(read, _) => panic!("{read:?}"),
         }
     }
 
@@ -414,7 +419,7 @@ mod tests {
         assert_eq!(write.expect[0].workspace, "acme");
         assert!(matches!(
             parse(&acme(), r#"{"operation":"config","workspace":"evil"}"#),
-            Ok(Operation::Read(Read::Dump { workspace })) if workspace == "acme"
+            Ok(Operation::Read(Read::Dump { workspace }, _)) if workspace == "acme"
         ));
     }
 
@@ -444,7 +449,7 @@ mod tests {
         assert!(write.puts.is_empty() && !write.idle_when_empty);
         assert!(matches!(
             parse(&Door::System, r#"{"operation":"getvalues-all-ws","type":null}"#),
-            Ok(Operation::Read(Read::Everywhere { with_values: true, .. }))
+            Ok(Operation::Read(Read::Everywhere { with_values: true, .. }, _))
         ));
     }
 }

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hosting::{self, Hosting, SERVED_TIMEOUT};
 use crate::outbox::{Outbox, Wire};
-use crate::reader::Reader;
+use crate::pages::Paging;
+use crate::reader::{self, Reader};
 use crate::request::{self, Asked, Door, Operation, Read, Write};
 use crate::state;
 use crate::writer::{Sent, Writer};
@@ -49,6 +50,8 @@ pub(crate) struct Service {
     hosting: Hosting,
 }
 
+/// Types and workspaces that one notice of a start names.
+const ANNOUNCED_MAX: usize = 10_000;
 /// How long start-up waits until everything is served.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -110,15 +113,22 @@ impl Service {
 
     async fn answer(&self, door: &Door, body: &str, asked: Asked) -> Result<ConfigResponse, message::Error> {
         match request::parse(door, body)? {
-            Operation::Read(read) => self.read(read).await,
+            Operation::Read(read, paging) => self.read(read, paging).await,
             Operation::Write(write) => self.write(Write { asked: Some(asked), ..write }).await,
         }
     }
 
-    async fn read(&self, read: Read) -> Result<ConfigResponse, message::Error> {
-        let answer = self.reader.read(read).await.map_err(|error| {
-            tracing::error!(%error, "config could not be read");
-            message::Error::new("config-error", error.to_string())
+    async fn read(&self, read: Read, paging: Paging) -> Result<ConfigResponse, message::Error> {
+        let max = self.process.broker.limits().message_bytes_max;
+        let answer = self.reader.read(read, &paging, max).await.map_err(|error| match error {
+            reader::Error::Expired => message::Error::new(message::Error::PAGE_EXPIRED, error.to_string()),
+            reader::Error::TooLarge { .. } => {
+                message::Error::new(message::Error::TOO_LARGE, error.to_string())
+            }
+            reader::Error::Store(error) => {
+                tracing::error!(%error, "config could not be read");
+                message::Error::new("config-error", error.to_string())
+            }
         })?;
         self.fits(answer)
     }
@@ -135,12 +145,8 @@ impl Service {
         if bytes <= max {
             return Ok(answer);
         }
-        Err(message::Error::new(
-            "config-error",
-            format!(
-                "the answer of {bytes} bytes is larger than the broker's limit of {max}; ask for fewer keys or types"
-            ),
-        ))
+        let error = reader::Error::TooLarge { max };
+        Err(message::Error::new(message::Error::TOO_LARGE, error.to_string()))
     }
 
     async fn write(&self, mut write: Write) -> Result<ConfigResponse, message::Error> {
@@ -164,10 +170,17 @@ impl Service {
             self.process.broker.publish(&Address::Topic(notify.clone()), push).await?;
             return Ok(());
         }
-        let announce = self.reader.pairs().await?;
-        match self.writer.write(Write { announce, ..Write::default() }).await {
-            Ok(written) => self.outbox.wait(written.version, NOTICE_TIMEOUT).await,
-            Err(error) => tracing::error!(error = error.message, "the start could not be announced"),
+        let pairs = self.reader.pairs().await?;
+        // Several notices where one would name all tenants; one also where there is nothing to name.
+        let mut parts: Vec<Vec<(String, String)>> = pairs.chunks(ANNOUNCED_MAX).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        for announce in parts {
+            match self.writer.write(Write { announce, ..Write::default() }).await {
+                Ok(written) => self.outbox.wait(written.version, NOTICE_TIMEOUT).await,
+                Err(error) => tracing::error!(error = error.message, "the start could not be announced"),
+            }
         }
         Ok(())
     }

@@ -9,8 +9,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sluice_schema::Topic;
-use sluice_schema::message::{ConfigResponse, ConfigValue, Expectation, ScopedKey};
+use sluice_schema::message::{ConfigValue, Expectation, ScopedKey};
 use sluice_schema::record::{self, Flow, ProcessorEntry};
+use sluice_sdk::config::Page;
 
 use crate::blueprint::{OwnedTopic, Topology};
 
@@ -233,19 +234,17 @@ impl Records {
         "processor:*",
     ];
 
-    /// The records after an answer to `getvalues-many`.
-    #[must_use]
-    pub fn after(mut self, answer: ConfigResponse) -> Self {
-        if answer.since <= 0 {
-            self = Self::default();
+    /// Takes in a page of what config holds.
+    pub fn take(&mut self, page: Page) {
+        if page.is_whole {
+            *self = Self::default();
         }
-        for gone in answer.deleted {
+        for gone in page.deleted {
             self.set(&gone.workspace, &gone.r#type, &gone.key, None, 0);
         }
-        for value in answer.values {
+        for value in page.values {
             self.set(&value.workspace, &value.r#type, &value.key, value.value.as_deref(), value.version);
         }
-        self
     }
 
     fn set(&mut self, workspace: &str, kind: &str, key: &str, text: Option<&str>, version: i64) {

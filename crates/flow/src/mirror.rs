@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sluice_sdk::config::Page;
 use sluice_sdk::{ConfigClient, ConfigError, Position};
 use tokio::sync::Mutex;
 
@@ -42,15 +43,18 @@ impl Mirror {
     pub(crate) async fn refresh(&self) -> Result<Arc<Records>, ConfigError> {
         let mut state = self.state.lock().await;
         let types = Records::TYPES.map(str::to_owned);
-        let answer = self.config.changes(&types, &state.position).await?;
-        if answer.since <= 0 && state.position != Position::default() {
+        // What was known stays as it was until the last page is there.
+        let mut pages: Vec<Page> = Vec::new();
+        let position = self.config.fetch(&types, &state.position, |page| pages.push(page)).await?;
+        if pages.iter().any(|page| page.is_whole) && state.position != Position::default() {
             self.board.clear();
             self.histories.fetch_add(1, Ordering::SeqCst);
         }
-        state.position = state.position.after(&answer);
-        if answer.since <= 0 || !answer.values.is_empty() || !answer.deleted.is_empty() {
-            let records = std::mem::take(&mut state.records);
-            state.records = Arc::new(Arc::unwrap_or_clone(records).after(answer));
+        state.position = position;
+        if pages.iter().any(|page| page.is_whole || !page.values.is_empty() || !page.deleted.is_empty()) {
+            let mut records = Arc::unwrap_or_clone(std::mem::take(&mut state.records));
+            pages.into_iter().for_each(|page| records.take(page));
+            state.records = Arc::new(records);
         }
         Ok(state.records.clone())
     }

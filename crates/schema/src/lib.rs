@@ -4,7 +4,7 @@
 //! It owns what two programs must agree on. It refuses to know how bytes travel or rest: no I/O, no async, no client
 //! library. Begin with [`Topic`] and [`message`]; [`wire`] turns messages into bytes and back. The tables: [`system`] says
 //! which topics the services own, [`doors`] which topics a flow may use, [`operation`] who may ask for what, [`api`] how
-//! clients' bodies become messages and back, [`slots`] what processors do with their topics.
+//! clients' bodies become messages and back, [`ceilings`] how large things may be, [`slots`] what processors do with their topics.
 //!
 //! ```
 //! use sluice_schema::{Class, Topic, message::Chunk, wire};
@@ -18,6 +18,7 @@
 //! ```
 
 pub mod api;
+pub mod ceilings;
 pub mod doors;
 pub mod exchange;
 pub mod ids;

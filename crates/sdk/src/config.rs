@@ -10,6 +10,8 @@ use sluice_schema::{Class, Topic, exchange};
 
 /// How long one call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// What one page of a fetch holds, in bytes, unless a single value is larger.
+pub const PAGE_BYTES: i64 = 4 << 20;
 
 /// A failed config call.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -85,6 +87,17 @@ impl Position {
             if answer.history.is_empty() { answer.version.max(self.version) } else { answer.version };
         Self { version, history: answer.history.clone() }
     }
+}
+
+/// A part of what is fetched: deletions first, then values, over what was known.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Page {
+    /// What was known before is forgotten first.
+    pub is_whole: bool,
+    /// Values to know.
+    pub values: Vec<ConfigValue>,
+    /// Keys that are gone.
+    pub deleted: Vec<ScopedKey>,
 }
 
 /// Calls to `request:tg:config`, the queue that only internal callers reach.
@@ -172,19 +185,68 @@ impl ConfigClient {
     }
 
     /// What was written after a position, of several types in all workspaces: relative where the service can tell and the
-    /// position is of its history (the answer's `since` says so), else everything.
+    /// position is of its history (the answer's `since` says so), else everything. All of it has to fit one message; see
+    /// [`ConfigClient::fetch`].
     ///
     /// # Errors
     /// As [`ConfigClient::call`].
     pub async fn changes(&self, types: &[String], after: &Position) -> Result<ConfigResponse, ConfigError> {
-        let request = ConfigRequest {
-            operation: "getvalues-many".to_owned(),
-            types: types.to_vec(),
-            since: after.version,
-            history: after.history.clone(),
-            ..Default::default()
-        };
-        self.call(&request).await
+        self.call(&changes(types, after)).await
+    }
+
+    /// The first page of what [`ConfigClient::fetch`] would hand over; its `cursor` says whether there is more.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn first_page(
+        &self,
+        types: &[String],
+        after: &Position,
+    ) -> Result<ConfigResponse, ConfigError> {
+        self.call(&ConfigRequest { bytes_max: PAGE_BYTES, ..changes(types, after) }).await
+    }
+
+    /// What was written after a position, of several types in all workspaces, however much it is: handed over in pages, of
+    /// which each goes over those before. What all of them make of what was known is true at the position that is
+    /// returned, and not before.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`]; what was handed over until then is worth nothing.
+    pub async fn fetch(
+        &self,
+        types: &[String],
+        after: &Position,
+        mut take: impl FnMut(Page) + Send,
+    ) -> Result<Position, ConfigError> {
+        let first = self.first_page(types, after).await?;
+        match self.hand_over(types, after, first, &mut take).await {
+            Err(ConfigError::Refused { kind, .. }) if kind == Error::PAGE_EXPIRED => {}
+            done => return done,
+        }
+        // Something was deleted that had to be told, or config was restored: once more, from nothing.
+        let nothing = Position::default();
+        let first = self.first_page(types, &nothing).await?;
+        self.hand_over(types, &nothing, first, &mut take).await
+    }
+
+    async fn hand_over(
+        &self,
+        types: &[String],
+        after: &Position,
+        mut answer: ConfigResponse,
+        take: &mut (impl FnMut(Page) + Send),
+    ) -> Result<Position, ConfigError> {
+        let mut is_whole = answer.since <= 0;
+        loop {
+            let (cursor, end) = (std::mem::take(&mut answer.cursor), after.after(&answer));
+            take(Page { is_whole, values: answer.values, deleted: answer.deleted });
+            if cursor.is_empty() {
+                return Ok(end);
+            }
+            is_whole = false;
+            let next = ConfigRequest { bytes_max: PAGE_BYTES, cursor, ..changes(types, after) };
+            answer = self.call(&next).await?;
+        }
     }
 
     /// Writes values into one workspace as one step; the new version.
@@ -230,6 +292,16 @@ impl ConfigClient {
             ..Default::default()
         };
         Ok(self.call(&request).await?.version)
+    }
+}
+
+fn changes(types: &[String], after: &Position) -> ConfigRequest {
+    ConfigRequest {
+        operation: "getvalues-many".to_owned(),
+        types: types.to_vec(),
+        since: after.version,
+        history: after.history.clone(),
+        ..Default::default()
     }
 }
 

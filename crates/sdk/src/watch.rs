@@ -2,7 +2,9 @@
 //!
 //! # Flow
 //! Subscribe to the notices, then fetch, then apply. A notice is a poke: it says what may have changed and carries no
-//! data. Pokes coalesce; one fetch is under way at most, and it asks only for what changed since the last one.
+//! data. Pokes coalesce; one fetch is under way at most, and it asks only for what changed since the last one. Types that
+//! are too much for one answer, or cannot be read, are read by themselves beside it, page by page: what needs them waits
+//! alone, and joins the rest once they are there.
 //!
 //! # Guarantees
 //! A version is shown only together with data at least that new. A failing fetch is tried again for ever, and the last
@@ -15,13 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sluice_bus::{Error, ErrorKind, Inbox, Subscription};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use sluice_bus::{BoxFuture, Error, ErrorKind, Inbox, Subscription};
 use sluice_schema::message::{ConfigPush, ConfigResponse};
 use sluice_schema::{Class, Topic, wire};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{ConfigClient, ConfigError, Position};
+use crate::config::{ConfigClient, ConfigError, Page, Position};
 use crate::tasks::{Backoff, lock};
 use crate::{Metrics, Process};
 
@@ -29,6 +33,9 @@ use crate::{Metrics, Process};
 pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 const SUBSCRIBE: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
+
+/// What a config service answers that has no `getvalues-many`.
+const NO_OPERATION: &str = "bad-operation";
 
 type Keys = BTreeMap<Arc<str>, Arc<str>>;
 type Workspaces = BTreeMap<Arc<str>, Keys>;
@@ -95,32 +102,35 @@ impl View {
         Position { version: self.version, history: self.history.clone() }
     }
 
-    /// The view after an answer to `getvalues-many` for `types`.
-    fn after(&self, types: &BTreeSet<String>, answer: &ConfigResponse) -> Self {
-        let mut next = if answer.since > 0 { self.clone() } else { Self::default() };
-        next.types.retain(|kind, _| types.contains(kind));
-        for gone in &answer.deleted {
-            next.delete(&gone.r#type, &gone.workspace, &gone.key);
+    /// Takes in a page about these types.
+    fn take(&mut self, types: &BTreeSet<String>, page: &Page) {
+        if page.is_whole {
+            self.types.retain(|kind, _| !types.contains(kind));
         }
-        for value in &answer.values {
+        for gone in &page.deleted {
+            self.delete(&gone.r#type, &gone.workspace, &gone.key);
+        }
+        for value in page.values.iter().filter(|value| types.contains(&value.r#type)) {
             match &value.value {
-                Some(text) => next.put(&value.r#type, &value.workspace, &value.key, text),
-                None => next.delete(&value.r#type, &value.workspace, &value.key),
+                Some(text) => self.put(&value.r#type, &value.workspace, &value.key, text),
+                None => self.delete(&value.r#type, &value.workspace, &value.key),
             }
         }
-        if answer.since <= 0 {
-            // Types that did not change keep their identity, so that comparing stays cheap.
-            for (kind, workspaces) in &mut next.types {
-                if let Some(old) = self.types.get(kind)
-                    && old == workspaces
-                {
-                    *workspaces = old.clone();
-                }
+    }
+
+    /// The view at a position, once every page was taken in. Types that are as in `old` keep their identity, so that
+    /// comparing stays cheap.
+    fn at(mut self, position: Position, old: &Self) -> Self {
+        for (kind, workspaces) in &mut self.types {
+            if let Some(known) = old.types.get(kind)
+                && known == workspaces
+            {
+                *workspaces = known.clone();
             }
         }
-        let Position { version, history } = self.position().after(answer);
-        (next.version, next.history) = (version, history);
-        next
+        let Position { version, history } = position;
+        (self.version, self.history) = (version, history);
+        self
     }
 }
 
@@ -327,13 +337,15 @@ fn matters(shared: &Shared, push: &ConfigPush) -> bool {
 
 async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &CancellationToken) {
     let mut failures = 0;
+    let mut alone = Alone::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = shared.poke.notified() => {}
             () = tokio::time::sleep(shared.resync_interval) => {}
+            Some(whole) = alone.reads.next(), if !alone.reads.is_empty() => alone.arrived.push(whole),
         }
-        while let Err(error) = fetch_numbered(shared, client).await {
+        while let Err(error) = fetch_numbered(shared, client, &mut alone).await {
             if stop.is_cancelled() {
                 return;
             }
@@ -346,39 +358,198 @@ async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &Cancell
     }
 }
 
-async fn fetch_numbered(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError> {
+async fn fetch_numbered<'a>(
+    shared: &'a Shared,
+    client: &'a ConfigClient,
+    alone: &mut Alone<'a>,
+) -> Result<(), ConfigError> {
     shared.fetches.send_modify(|fetches| fetches.begun += 1);
     let number = shared.fetches.borrow().begun;
-    fetch(shared, client).await?;
-    shared.fetches.send_modify(|fetches| fetches.done = number);
+    // Before anything can be shown, nobody's question is answered.
+    if fetch(shared, client, alone).await? {
+        shared.fetches.send_modify(|fetches| fetches.done = number);
+    }
     Ok(())
 }
 
-async fn fetch(shared: &Shared, client: &ConfigClient) -> Result<(), ConfigError> {
-    let types = lock(&shared.types).clone();
-    if types.is_empty() {
-        return Ok(());
+/// Types that are read by themselves, since they are too much for one answer or could not be read: whoever waits for them
+/// waits alone.
+#[derive(Default)]
+struct Alone<'a> {
+    reads: FuturesUnordered<BoxFuture<'a, Whole>>,
+    /// Those that are being read, and those that were and are about to join the others.
+    types: BTreeSet<String>,
+    arrived: Vec<Whole>,
+}
+
+/// All of one type.
+struct Whole {
+    kind: String,
+    values: Option<Arc<Workspaces>>,
+    position: Position,
+}
+
+impl<'a> Alone<'a> {
+    fn begin(&mut self, client: &'a ConfigClient, types: impl IntoIterator<Item = String>) {
+        for kind in types {
+            self.arrived.retain(|whole| whole.kind != kind);
+            self.types.insert(kind.clone());
+            self.reads.push(Box::pin(read_alone(client, kind)));
+        }
+    }
+}
+
+impl Whole {
+    /// What was written of the type meanwhile.
+    async fn catch_up(&mut self, client: &ConfigClient) -> Result<(), ConfigError> {
+        let only = BTreeSet::from([self.kind.clone()]);
+        let mut draft = View::default();
+        draft.types.extend(self.values.clone().map(|values| (self.kind.clone(), values)));
+        let list = [self.kind.clone()];
+        self.position = client.fetch(&list, &self.position, |page| draft.take(&only, &page)).await?;
+        self.values = draft.types.remove(&self.kind);
+        Ok(())
+    }
+}
+
+/// Reads a type until it can be read.
+async fn read_alone(client: &ConfigClient, kind: String) -> Whole {
+    let only = BTreeSet::from([kind.clone()]);
+    let list = [kind.clone()];
+    for attempt in 0.. {
+        let mut draft = View::default();
+        let error = match client.fetch(&list, &Position::default(), |page| draft.take(&only, &page)).await {
+            Ok(position) => return Whole { values: draft.types.remove(&kind), kind, position },
+            Err(error) => error,
+        };
+        if (attempt + 1_u32).is_power_of_two() {
+            tracing::warn!(kind, %error, "config of this type cannot be read; what needs it waits, all else goes on");
+        }
+        tokio::time::sleep(RETRY.pause(attempt)).await;
+    }
+    std::future::pending().await
+}
+
+/// Whether an error is about what was asked, not about a service that is away.
+fn is_about_the_question(error: &ConfigError) -> bool {
+    matches!(error, ConfigError::Refused { kind, .. } if kind != NO_OPERATION)
+}
+
+fn has_no_operation(error: &ConfigError) -> bool {
+    matches!(error, ConfigError::Refused { kind, .. } if kind == NO_OPERATION)
+}
+
+/// What changed of the types that are followed, and all of those that are new. Where those are little, in one answer.
+/// Whether anything is shown by now.
+async fn fetch<'a>(
+    shared: &'a Shared,
+    client: &'a ConfigClient,
+    alone: &mut Alone<'a>,
+) -> Result<bool, ConfigError> {
+    let types: BTreeSet<String> = lock(&shared.types).difference(&alone.types).cloned().collect();
+    if types.is_empty() && alone.types.is_empty() {
+        return Ok(true);
     }
     let old = shared.view.borrow().clone();
-    let grew = *shared.covered.borrow() != types;
+    let grew = !types.is_subset(&shared.covered.borrow());
     let since = if grew { Position::default() } else { old.position() };
-    let list: Vec<String> = types.iter().cloned().collect();
-    let answer = match client.changes(&list, &since).await {
-        Err(ConfigError::Refused { kind, .. }) if kind == "bad-operation" => {
-            one_by_one(client, &list).await?
+    if alone.arrived.is_empty() && !types.is_empty() {
+        match client.first_page(&Vec::from_iter(types.clone()), &since).await {
+            Ok(answer) if answer.cursor.is_empty() => {
+                let mut next = View::clone(&old);
+                let position = since.after(&answer);
+                let is_whole = answer.since <= 0;
+                next.take(&types, &Page { is_whole, values: answer.values, deleted: answer.deleted });
+                show(shared, next.at(position, &old), &types);
+                return Ok(true);
+            }
+            Err(error) if has_no_operation(&error) => {
+                let answer = one_by_one(client, &Vec::from_iter(types.clone())).await?;
+                let mut next = View::clone(&old);
+                let position = old.position().after(&answer);
+                next.take(&types, &Page { is_whole: true, values: answer.values, ..Page::default() });
+                show(shared, next.at(position, &old), &types);
+                return Ok(true);
+            }
+            Ok(_) => {}
+            Err(error) if is_about_the_question(&error) => {
+                tracing::debug!(%error, "reading types by themselves")
+            }
+            Err(error) => return Err(error),
         }
-        other => other?,
-    };
-    shared.tell_back();
-    let next = old.after(&types, &answer);
-    shared.metrics.config_version.set(next.version);
-    if *old != next {
-        shared.view.send_replace(Arc::new(next));
     }
     if grew {
-        shared.covered.send_replace(types);
+        let fresh: Vec<String> = types.difference(&shared.covered.borrow()).cloned().collect();
+        alone.begin(client, fresh);
     }
-    Ok(())
+    join(shared, client, alone, &old).await
+}
+
+/// Brings the types that are shown, and those that have been read by themselves, to one position.
+async fn join<'a>(
+    shared: &'a Shared,
+    client: &'a ConfigClient,
+    alone: &mut Alone<'a>,
+    old: &View,
+) -> Result<bool, ConfigError> {
+    for whole in &mut alone.arrived {
+        // Read before the others were: first as far as they are, so that all can go on from where they stand.
+        if whole.position.version < old.version {
+            whole.catch_up(client).await?;
+        }
+    }
+    loop {
+        let mut types = shared.covered.borrow().clone();
+        types.retain(|kind| !alone.types.contains(kind));
+        let mut since = (!types.is_empty()).then(|| old.position());
+        let mut next = old.clone();
+        for whole in &alone.arrived {
+            types.insert(whole.kind.clone());
+            match &whole.values {
+                Some(values) => drop(next.types.insert(whole.kind.clone(), values.clone())),
+                None => drop(next.types.remove(&whole.kind)),
+            }
+        }
+        let arrived = alone.arrived.iter().map(|whole| &whole.position);
+        since = since.or_else(|| arrived.min_by_key(|position| position.version).cloned());
+        let Some(since) = since else { return Ok(false) };
+        let list = Vec::from_iter(types.clone());
+        let error = match client.fetch(&list, &since, |page| next.take(&types, &page)).await {
+            Ok(position) => {
+                alone.arrived.clear();
+                alone.types.retain(|kind| !types.contains(kind));
+                show(shared, next.at(position, old), &types);
+                return Ok(true);
+            }
+            Err(error) => error,
+        };
+        if !is_about_the_question(&error) {
+            return Err(error);
+        }
+        // Which of them is it about? Where it is about all, it is not about any.
+        let mut bad = Vec::new();
+        for kind in &list {
+            match client.first_page(std::slice::from_ref(kind), &since).await {
+                Ok(_) => {}
+                Err(error) if is_about_the_question(&error) => bad.push(kind.clone()),
+                Err(error) => return Err(error),
+            }
+        }
+        if bad.is_empty() || bad.len() == list.len() {
+            return Err(error);
+        }
+        alone.begin(client, bad);
+    }
+}
+
+fn show(shared: &Shared, next: View, types: &BTreeSet<String>) {
+    shared.tell_back();
+    shared.metrics.config_version.set(next.version);
+    let is_news = **shared.view.borrow() != next;
+    if is_news {
+        shared.view.send_replace(Arc::new(next));
+    }
+    shared.covered.send_if_modified(|covered| std::mem::replace(covered, types.clone()) != *types);
 }
 
 /// For config services without `getvalues-many`: one call per type. The lowest version seen is the one to show.
@@ -409,27 +580,26 @@ mod tests {
         assert!(service.back() && !service.back());
     }
 
+    fn page(is_whole: bool, values: Vec<ConfigValue>, deleted: Vec<ScopedKey>) -> Page {
+        Page { is_whole, values, deleted }
+    }
+
     #[test]
-    fn a_relative_answer_changes_only_what_it_names() {
+    fn a_relative_page_changes_only_what_it_names() {
         let types: BTreeSet<String> = ["flow".to_owned(), "tool".to_owned()].into();
-        let whole = ConfigResponse {
-            version: 5,
-            values: vec![
-                value("flow", "a", "f1", "1"),
-                value("flow", "b", "f2", "2"),
-                value("tool", "a", "t", "x"),
-            ],
-            ..Default::default()
-        };
-        let first = View::default().after(&types, &whole);
-        let change = ConfigResponse {
-            version: 7,
-            since: 5,
-            values: vec![value("flow", "a", "f1", "new")],
-            deleted: vec![ScopedKey { workspace: "b".into(), r#type: "flow".into(), key: "f2".into() }],
-            ..Default::default()
-        };
-        let second = first.after(&types, &change);
+        let values = vec![
+            value("flow", "a", "f1", "1"),
+            value("flow", "b", "f2", "2"),
+            value("tool", "a", "t", "x"),
+            value("other", "a", "t", "x"),
+        ];
+        let mut first = View::default();
+        first.take(&types, &page(true, values, Vec::new()));
+        assert_eq!(first.all("other").count(), 0, "nobody asked for it");
+        let mut second = first.clone();
+        let gone = ScopedKey { workspace: "b".into(), r#type: "flow".into(), key: "f2".into() };
+        second.take(&types, &page(false, vec![value("flow", "a", "f1", "new")], vec![gone]));
+        let second = second.at(Position { version: 7, ..Position::default() }, &first);
         assert_eq!(second.version, 7);
         assert_eq!(second.get("flow", "a", "f1").map(|v| &**v), Some("new"));
         assert_eq!(second.all("flow").count(), 1);
@@ -437,18 +607,22 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_forgets_what_it_does_not_name() {
+    fn a_whole_page_forgets_what_its_types_had_and_no_others() {
         let types: BTreeSet<String> = ["flow".to_owned()].into();
-        let whole = |version, values| ConfigResponse { version, values, ..Default::default() };
-        let first = View::default().after(&types, &whole(5, vec![value("flow", "a", "f1", "1")]));
-        let second = first.after(&types, &whole(6, vec![]));
-        assert_eq!(second.all("flow").count(), 0);
-        let older = second.after(&types, &whole(2, vec![]));
-        assert_eq!(older.version, 6, "a version never goes back");
-        let restored = ConfigResponse { history: "other".to_owned(), ..whole(2, vec![]) };
-        assert_eq!(
-            older.after(&types, &restored).position(),
-            Position { version: 2, history: "other".to_owned() }
-        );
+        let both: BTreeSet<String> = ["flow".to_owned(), "tool".to_owned()].into();
+        let mut view = View::default();
+        let values = vec![value("flow", "a", "f1", "1"), value("tool", "a", "t", "1")];
+        view.take(&both, &page(true, values, Vec::new()));
+        view.take(&types, &page(true, Vec::new(), Vec::new()));
+        assert_eq!((view.all("flow").count(), view.all("tool").count()), (0, 1));
+    }
+
+    #[test]
+    fn a_version_goes_back_only_with_a_history() {
+        let here = Position { version: 6, history: "one".to_owned() };
+        let older = ConfigResponse { version: 2, ..Default::default() };
+        assert_eq!(here.after(&older).version, 6);
+        let restored = ConfigResponse { history: "other".to_owned(), ..older };
+        assert_eq!(here.after(&restored), Position { version: 2, history: "other".to_owned() });
     }
 }

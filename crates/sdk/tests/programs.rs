@@ -412,3 +412,49 @@ async fn what_another_process_misses_of_a_service_is_made_again_at_once() {
     other.shutdown(PATIENCE).await;
     process.shutdown(PATIENCE).await;
 }
+
+/// A config service that cannot read one type, until it can.
+#[tokio::test]
+async fn a_type_that_cannot_be_read_stops_only_what_needs_it() {
+    let (process, broker) = process().await;
+    let is_well = tokio::sync::watch::Sender::new(false);
+    let point = Point::new(topic("request:tg:config"), topic("response:tg:config"), "config-svc");
+    broker.ensure(&TopicSpec::with(point.request.clone(), "config-svc")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    broker.ensure(&TopicSpec::bare(topic("notify:tg:config"))).await.unwrap();
+    let (well, count) = (is_well.subscribe(), tokio::sync::watch::Sender::new(0_u32));
+    let counted = count.clone();
+    service::serve::<exchange::Config, _, _>(
+        &process,
+        point,
+        process.stop.clone(),
+        move |request: ConfigRequest, _| {
+            let is_refused = request.types.iter().any(|kind| kind == "prompt") && !*well.borrow();
+            counted.send_modify(|count| *count += 1);
+            let version = i64::from(*counted.borrow());
+            async move {
+                if is_refused {
+                    return Err(Error::new("config-error", "a damaged row"));
+                }
+                let value = |kind: &String| sluice_sdk::config::value("a", kind, "k", version.to_string());
+                let values = request.types.iter().map(value).collect();
+                Ok(ConfigResponse { version, values, ..Default::default() })
+            }
+        },
+    );
+    let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+    watch.interest(&["flow", "prompt"]);
+    let ready = tokio::time::timeout(PATIENCE, watch.ready(&["flow"])).await.expect("flows are shown");
+    assert!(ready.get("flow", "a", "k").is_some() && ready.get("prompt", "a", "k").is_none());
+    let before = ready.version;
+    let later = tokio::time::timeout(PATIENCE, watch.look()).await.expect("flows are followed");
+    assert!(later.version > before);
+    is_well.send_replace(true);
+    let all = tokio::time::timeout(PATIENCE, watch.ready(&["flow", "prompt"])).await.expect("both are shown");
+    assert!(all.get("prompt", "a", "k").is_some());
+    // And again, while it is followed: the last that was read stays.
+    is_well.send_replace(false);
+    let later = tokio::time::timeout(PATIENCE, watch.look()).await.expect("flows are followed still");
+    assert!(later.version > all.version && later.get("prompt", "a", "k").is_some());
+    process.shutdown(PATIENCE).await;
+}

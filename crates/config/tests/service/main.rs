@@ -6,4 +6,5 @@ mod common;
 mod model;
 mod notices;
 mod operations;
+mod pages;
 mod workspaces;

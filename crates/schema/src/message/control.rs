@@ -46,6 +46,10 @@ message! {
         /// Additive: the `history` that came with the answer that `since` is taken from. Where the service does not know
         /// it, everything is answered.
         #[additive] history: String,
+        /// Additive: what is read comes in pages of about so many bytes; 0 = in one answer, or not at all.
+        #[additive] bytes_max: i64,
+        /// Additive: the `cursor` of the page before, for the next one. All else is as in the first request.
+        #[additive] cursor: String,
         /// Additive, system queue only: no version, no notice, no history.
         #[additive] quiet: bool,
         /// Additive, system queue only: `apply` has to work on a full disk, since things are removed by it.
@@ -77,6 +81,9 @@ message! {
         /// Additive: which history `version` belongs to, in the answer to `getvalues-many`: to be sent back with it. The
         /// same version of a store that was restored from an older copy has another one.
         #[additive] history: String,
+        /// Additive: where the next page begins; absent on the last. Of each page `deleted` goes first, then `values`, over
+        /// the pages before; all of them together are at the last one's version.
+        #[additive] cursor: String,
     }
 }
 

@@ -15,6 +15,10 @@ impl Error {
     pub const OUTCOME_UNKNOWN: &'static str = "outcome-unknown";
     /// The type of a write that config's store did not take: nothing happened, the same write may succeed later.
     pub const CONFIG_UNAVAILABLE: &'static str = "config-unavailable";
+    /// The type of an error that says that something is larger than is accepted, or than one answer may be.
+    pub const TOO_LARGE: &'static str = "too-large";
+    /// The type of an error that says that the next page cannot be told any more: begin again with the first.
+    pub const PAGE_EXPIRED: &'static str = "page-expired";
 }
 
 message! {

@@ -1,0 +1,153 @@
+//! Answers in pages: whole at one moment in the end, whatever is written meanwhile, and however much all tenants hold together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::common::*;
+use sluice_bus::Embedded;
+use sluice_schema::message::{ConfigRequest, ConfigResponse};
+use sluice_sdk::{ConfigError, ConfigWatch, Position};
+
+type Known = BTreeMap<(String, String, String), String>;
+
+/// Deletions first, then values, over what was known.
+fn take(known: &mut Known, answer: &ConfigResponse) {
+    for gone in &answer.deleted {
+        known.remove(&(gone.r#type.clone(), gone.workspace.clone(), gone.key.clone()));
+    }
+    for value in &answer.values {
+        let at = (value.r#type.clone(), value.workspace.clone(), value.key.clone());
+        known.insert(at, value.value.clone().unwrap());
+    }
+}
+
+fn page(types: &[String], after: &Position, cursor: &str) -> ConfigRequest {
+    ConfigRequest {
+        types: types.to_vec(),
+        since: after.version,
+        history: after.history.clone(),
+        bytes_max: 1,
+        cursor: cursor.to_owned(),
+        ..request("getvalues-many")
+    }
+}
+
+/// Between any two pages something is written, changed and deleted, in front of what was told and behind it.
+#[tokio::test]
+async fn pages_are_whole_at_one_version_whatever_is_written_meanwhile() {
+    let (broker, store) = (Embedded::in_memory(), Store::new());
+    let house = Instance::start(&broker, &store).await;
+    let large = "x".repeat(20_000);
+    for workspace in ["a", "b", "c"] {
+        let values = (0..8).map(|n| value("t", &format!("k{n}"), &large)).collect();
+        house.system.put(workspace, values).await.unwrap();
+    }
+    let types = ["t".to_owned(), "u".to_owned()];
+    let (mut known, mut position) = (Known::new(), Position::default());
+    for round in 0..3 {
+        let mut cursor = String::new();
+        let mut pages = 0;
+        loop {
+            let answer = house.system.call(&page(&types, &position, &cursor)).await.unwrap();
+            if pages == 0 {
+                assert_eq!(answer.since > 0, round > 0, "relative from the second time on");
+                known.retain(|_, _| answer.since > 0);
+            }
+            take(&mut known, &answer);
+            pages += 1;
+            if answer.cursor.is_empty() {
+                position = position.after(&answer);
+                break;
+            }
+            cursor = answer.cursor;
+            if pages > 12 {
+                continue;
+            }
+            let text = format!("{round} {pages}");
+            house.system.put("a", vec![value("t", "k0", &text), value("u", &text, &large)]).await.unwrap();
+            house.system.put("c", vec![value("t", "k7", &text)]).await.unwrap();
+            house.system.delete("b", vec![key("t", &format!("k{}", pages % 8))]).await.unwrap();
+            house.system.put("b", vec![value("t", &format!("k{}", (pages + 3) % 8), &large)]).await.unwrap();
+        }
+        assert!(pages > 2, "{pages}");
+        let whole = house.system.getvalues_many(&types, 0).await.unwrap();
+        let mut expected = Known::new();
+        take(&mut expected, &whole);
+        assert_eq!((position.version, &known), (whole.version, &expected));
+        for n in 0..8 {
+            house.system.put("c", vec![value("t", &format!("k{n}"), &large)]).await.unwrap();
+        }
+    }
+    let garbled = house.system.call(&page(&types, &position, "{}")).await.unwrap_err();
+    assert!(matches!(&garbled, ConfigError::Refused { kind, .. } if kind == "page-expired"), "{garbled}");
+    house.stop().await;
+}
+
+/// A dump and a type are paged for users too; without pages what is too large is refused in words.
+#[tokio::test]
+async fn what_does_not_fit_one_message_comes_in_pages_or_is_refused_in_words() {
+    let limits = sluice_bus::embedded::Config { message_bytes_max: 300_000, ..Default::default() };
+    let (broker, store) = (Embedded::open(limits).unwrap(), Store::new());
+    let house = Instance::start(&broker, &store).await;
+    house.register("acme").await;
+    let user = house.user("acme").await;
+    for n in 0..20 {
+        let put = ConfigRequest {
+            values: vec![value("t", &format!("k{n}"), &"\"".repeat(10_000))],
+            ..request("put")
+        };
+        assert_eq!(ask(&user, put).await.error, None);
+    }
+    for operation in ["config", "getvalues"] {
+        let whole = ConfigRequest { r#type: "t".into(), ..request(operation) };
+        let error = ask(&user, whole.clone()).await.error.unwrap();
+        assert!(error.r#type == "too-large" && error.message.contains("bytes_max"), "{operation}: {error:?}");
+        let (mut found, mut cursor) = (0, String::new());
+        loop {
+            let next = ConfigRequest { bytes_max: 100_000, cursor, ..whole.clone() };
+            let answer = ask(&user, next).await;
+            assert_eq!(answer.error, None);
+            found += answer.values.len() + answer.config.get("t").map_or(0, BTreeMap::len);
+            cursor = answer.cursor;
+            if cursor.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(found, 20, "{operation}");
+    }
+    let names = ask(&user, ConfigRequest { r#type: "t".into(), ..request("list") }).await;
+    assert_eq!(names.directory.len(), 20, "names fit");
+    let keys = (0..20).map(|n| key("t", &format!("k{n}"))).collect();
+    let error = ask(&user, ConfigRequest { keys, ..request("get") }).await.error.unwrap();
+    assert_eq!(error.r#type, "too-large");
+    house.stop().await;
+}
+
+/// More than one message holds, of several workspaces; nobody's part is too large.
+#[tokio::test]
+async fn what_all_workspaces_hold_together_is_read_however_much_it_is() {
+    let (broker, store) = (Embedded::in_memory(), Store::new());
+    let house = Instance::start(&broker, &store).await;
+    let large = "x".repeat(1_000_000);
+    for workspace in 0..5 {
+        let values = (0..15).map(|n| value("prompt", &format!("k{n}"), &large)).collect();
+        house.system.put(&format!("w{workspace}"), values).await.unwrap();
+    }
+    house.system.put("w0", vec![value("flow", "f", "{}")]).await.unwrap();
+    house.stop().await;
+    let house = Instance::start(&broker, &store).await;
+    let types = ["flow".to_owned(), "prompt".to_owned()];
+    let refused = house.system.getvalues_many(&types, 0).await.unwrap_err();
+    assert!(matches!(&refused, ConfigError::Refused { kind, .. } if kind == "too-large"), "{refused}");
+    let watch = ConfigWatch::start(&house.process, Duration::from_secs(30));
+    watch.interest(&types);
+    let flows = tokio::time::timeout(DEADLINE, watch.ready(&["flow"])).await.expect("flows are read");
+    assert_eq!(flows.all("flow").count(), 1);
+    let all = tokio::time::timeout(DEADLINE, watch.ready(&types)).await.expect("everything is read");
+    assert_eq!((all.all("flow").count(), all.all("prompt").count()), (1, 75));
+    house.system.put("w1", vec![value("prompt", "k1", "small"), value("flow", "g", "{}")]).await.unwrap();
+    let seen = tokio::time::timeout(DEADLINE, watch.look()).await.unwrap();
+    assert_eq!(seen.get("prompt", "w1", "k1").map(|text| &**text), Some("small"));
+    assert_eq!(seen.all("flow").count(), 2);
+    house.stop().await;
+}

@@ -1,0 +1,85 @@
+//! The largest things that are accepted, in one table. Whoever takes something in checks it at the door, so that nothing that
+//! was accepted is too large to be read, answered or removed later; what a folder already holds beyond a ceiling can still
+//! be read in pages and deleted.
+//!
+//! Sizes are those that a text has in a message: what JSON escapes counts as it is written there.
+
+use crate::message::Error;
+
+/// A value of config.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// A value of the types that hold whole vocabularies: see [`value_bytes_max`].
+pub const ONTOLOGY_BYTES_MAX: usize = 8 << 20;
+/// All values of one config type in one workspace, with their names.
+pub const TYPE_BYTES_MAX: usize = 16 << 20;
+/// Keys of one config type in one workspace.
+pub const TYPE_KEYS_MAX: u64 = 10_000;
+/// All values of one workspace, with their names: a dump of it fits one message.
+pub const WORKSPACE_BYTES_MAX: usize = 48 << 20;
+/// What a value takes beside its texts.
+pub const ROW_BYTES: usize = 64;
+
+/// What a flow says about itself for people.
+pub const DESCRIPTION_BYTES_MAX: usize = 16 << 10;
+/// The parameters of a flow, names and values together.
+pub const PARAMETERS_BYTES_MAX: usize = 256 << 10;
+/// What a blueprint becomes once its parameters are filled in.
+pub const TOPOLOGY_BYTES_MAX: usize = 1 << 20;
+/// Flows of one workspace.
+pub const FLOWS_MAX: usize = 1_000;
+
+/// The largest value of a config type.
+#[must_use]
+pub fn value_bytes_max(config_type: &str) -> usize {
+    if config_type == "ontology" { ONTOLOGY_BYTES_MAX } else { VALUE_BYTES_MAX }
+}
+
+/// What a text takes in a message, without its quotes.
+#[must_use]
+pub fn json_bytes(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
+        0..0x20 => 5,
+        _ => 0,
+    };
+    text.len() + text.bytes().map(escaped).sum::<usize>()
+}
+
+/// Refuses what is beyond a ceiling.
+///
+/// # Errors
+/// An error of the type [`Error::TOO_LARGE`] that names what it is, its size and the ceiling.
+pub fn within(what: impl std::fmt::Display, bytes: usize, bytes_max: usize) -> Result<(), Error> {
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    let told = format!("{what} takes {bytes} bytes; the limit is {bytes_max}. Make it smaller, or split it");
+    Err(Error::new(Error::TOO_LARGE, told))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_takes_what_it_takes_in_a_message() {
+        let all: String = (0..0x300).filter_map(char::from_u32).collect();
+        for text in ["", "plain", "\"quoted\" \\ and\n\ttabbed\r\u{8}\u{c}", "\u{0}\u{1f}\u{7f}", "é→𝄞", &all]
+        {
+            let written = crate::wire::encode(text);
+            assert_eq!(json_bytes(text) + 2, written.len(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_a_ceiling_is_refused_with_both_sizes() {
+        assert_eq!(within("a description", 5, 5), Ok(()));
+        let error = within("a description", 6, 5).unwrap_err();
+        assert_eq!(error.r#type, "too-large");
+        assert!(
+            error.message.starts_with("a description takes 6 bytes; the limit is 5"),
+            "{}",
+            error.message
+        );
+    }
+}
