@@ -83,6 +83,7 @@ const FORWARDED: &str = "crates/gateway/src/forwarded.rs";
 const REGIME: &str = "crates/iam/src/regime.rs";
 const RECOVER: &str = "crates/bus/src/embedded/log/recover.rs";
 const BLOBS: &str = "crates/store/src/blobs.rs";
+const LEFT_OVER: &str = "crates/store/src/blobs/audit.rs";
 const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
 const FAIR: &str = "crates/processors/src/fair.rs";
@@ -489,7 +490,7 @@ const BUGS: &[Bug] = &[
     .found_by("durability", "after_a_crash_too_a_missing_file_is_found_and_a_cut_is_told_with_its_size"),
     bug(
         "content that no row names is swept",
-        BLOBS,
+        LEFT_OVER,
         "let loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect();",
         "let mut loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect(); if PLANTED { loose.extend(fs::read_dir(&shared.folder).into_iter().flatten().flatten().map(|one| one.file_name().to_string_lossy().into_owned())); }",
     )

@@ -389,7 +389,6 @@ pub(crate) fn cannot_ask(error: &Error) -> Refusal {
         | Error::NoSubscription { .. }
         | Error::NoReader { .. }
         | Error::Unroutable { .. }
-        | Error::NoReader { .. }
         | Error::NoInbox { .. } => {
             (IAM_UNAVAILABLE, "the identity service is not there; start it, or try again in a moment")
         }

@@ -9,7 +9,7 @@
 //! by a person; they set aside, and do not remove either.
 //!
 //! # Flow
-//! [`Folder::look`] before anything is opened, [`Folder::admit_opened`] after the store is, [`Folder::admit`] after the log is, [`Folder::pulse`] while they run,
+//! [`Folder::look`] and [`Folder::begin`] before anything is opened, [`Folder::admit_opened`] after the store is, [`Folder::admit`] after the log is, [`Folder::pulse`] while they run,
 //! [`Folder::close`] at the end. Each change of generation is announced in the mark first, so one that was cut short is
 //! told from a part that is behind.
 
@@ -195,6 +195,16 @@ impl Folder {
             (mark.store.map_or(0, |part| part.generation), mark.broker.map_or(0, |part| part.generation));
         let state = State { mark, store_at, broker_at, written: (0, (0, 0)) };
         Ok(Self { path: path.to_owned(), lock, want, origin, state: Mutex::new(state) })
+    }
+
+    /// Marks a folder that nothing is in yet, before anything is made in it: a first start that is cut short is told by it.
+    pub(crate) async fn begin(&self) -> anyhow::Result<()> {
+        if !self.is_fresh() {
+            return Ok(());
+        }
+        let mut state = self.state.lock().await;
+        state.mark.is_fresh = true;
+        self.write(&mut state)
     }
 
     /// Whether nothing is in it yet.
@@ -642,6 +652,11 @@ impl Contents {
 
 fn holds_something(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|meta| meta.len() > 0)
+}
+
+/// Whether the first start of a folder was cut short: nothing in it was acknowledged to anybody.
+pub(crate) fn was_never_served(path: &Path) -> bool {
+    matches!(mark::read(path), Found::Mark(mark) if mark.is_fresh)
 }
 
 /// Moves all that is in a folder into one inside it, so that it can be begun anew; where that is.

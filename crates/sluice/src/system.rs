@@ -174,7 +174,9 @@ impl Opened {
                 }
                 Ok(opened)
             }
-            Err(error) if settings.init_empty && folder::is_refusal(&error) => {
+            Err(error)
+                if folder::is_refusal(&error) && (settings.init_empty || folder::was_never_served(data)) =>
+            {
                 let aside = folder::set_aside(data, &lock)?;
                 tracing::warn!(
                     why = format!("{error:#}"), aside = %aside.display(),
@@ -193,6 +195,7 @@ impl Opened {
             accept: settings.accept_loss.clone(),
         };
         let folder = Folder::look(data, lock.clone(), want)?;
+        folder.begin().await?;
         let store = folder.open_store().context("the store could not be opened")?;
         let bus = match folder.admit_opened(&store).await {
             Err(error) => Err(error),

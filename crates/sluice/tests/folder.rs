@@ -389,6 +389,39 @@ fn a_folder_without_mark_that_lacks_its_store_keeps_its_documents() {
     assert_eq!(documents(&Up::start(&data)), 6);
 }
 
+#[test]
+fn a_start_that_is_killed_at_any_moment_is_gone_on_with_by_the_next() {
+    let seed: u64 =
+        std::env::var("SLUICE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    println!("run again with SLUICE_SEED={seed}");
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    for round in 0..12 {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("data");
+        if round % 3 == 1 {
+            copy(&FOLDERS.now, &data);
+        } else if round % 3 == 2 {
+            unpack_without_mark(&data);
+        }
+        for _ in 0..3 {
+            let mut command = sluice();
+            command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
+            let mut started = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+            std::thread::park_timeout(std::time::Duration::from_millis(random.random_range(0..150)));
+            started.kill().unwrap();
+            let output = started.wait_with_output().unwrap();
+            assert!(
+                !text(&output).contains("error:"),
+                "SLUICE_SEED={seed}, round {round}: {}",
+                text(&output)
+            );
+        }
+        let mut up = Up::start(&data);
+        assert_eq!(documents(&up), [0, 2, 6][round % 3]);
+        assert_eq!(up.terminate(), 0);
+    }
+}
+
 /// Makes syncs of files whose path has a word in it fail, once another file exists.
 const FAILING_SYNCS: &str = r#"
 #define _GNU_SOURCE
