@@ -40,6 +40,12 @@ pub(crate) struct AdminKey {
     stored: Stored,
 }
 
+/// Whether the store knows an admin key.
+pub(crate) async fn is_known(tables: &dyn Tables) -> Result<bool, Error> {
+    let found = tables.read(vec![Read::get(TABLE, ADMIN)]).await?;
+    Ok(found.into_iter().next().and_then(Found::into_value).is_some())
+}
+
 impl AdminKey {
     /// Brings file and store together: makes the key where the file is absent, takes it in where only the file has it,
     /// and refuses where both have one and they differ.

@@ -41,6 +41,14 @@ pub enum Mode {
     NoAuth,
 }
 
+/// Whether these tables know an admin key, so that a missing key file is a loss.
+///
+/// # Errors
+/// What reading says.
+pub async fn knows_admin_key(tables: &dyn Tables) -> Result<bool, Error> {
+    key::is_known(tables).await
+}
+
 /// What the service is made of.
 pub struct Parts {
     /// The process it runs in.

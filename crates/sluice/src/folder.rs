@@ -284,6 +284,13 @@ impl Folder {
         if let Some(broker) = broker {
             self.admit_broker(state, broker.stamp().as_ref())?;
         }
+        if self.want.admin_key
+            && !holds_something(&self.path.join(ADMIN_KEY))
+            && !self.accepts(Loss::AdminKey)
+            && sluice_iam::knows_admin_key(&*store.tables()).await?
+        {
+            return Err(self.refuse(format!("{ADMIN_KEY} is missing or empty"), Some(Loss::AdminKey)));
+        }
         let audit = store.audit_blobs().await?;
         self.admit_blobs(store, &audit).await?;
         Ok(audit)

@@ -381,6 +381,11 @@ fn a_folder_without_mark_that_lacks_its_store_keeps_its_documents() {
     fs::copy(FOLDERS.other.join("store.redb"), data.join("store.redb")).unwrap();
     refused(&data, &["sluice.json", "store"], "the store of a marked folder");
     fs::write(data.join("store.redb"), &whole).unwrap();
+    let key = fs::read(data.join("admin.key")).unwrap();
+    fs::remove_file(data.join("admin.key")).unwrap();
+    refused(&data, &["admin.key"], "a lost key");
+    fs::write(data.join("admin.key"), key).unwrap();
+    fs::write(data.join("store.redb"), &whole).unwrap();
     let blob = files_of(&data.join("blobs")).remove(0);
     let content = fs::read(&blob).unwrap();
     fs::remove_file(&blob).unwrap();
