@@ -86,6 +86,7 @@ const BLOBS: &str = "crates/store/src/blobs.rs";
 const LEFT_OVER: &str = "crates/store/src/blobs/audit.rs";
 const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
+const DECODE: &str = "crates/sluice/src/commands/decode.rs";
 const FAIR: &str = "crates/processors/src/fair.rs";
 const SHARES: &str = "crates/gateway/src/shares.rs";
 const CONNECTIONS: &str = "crates/gateway/src/connections.rs";
@@ -495,6 +496,13 @@ const BUGS: &[Bug] = &[
         "let mut loose: Vec<String> = shared.names(LOOSE).await?.into_iter().collect(); if PLANTED { loose.extend(fs::read_dir(&shared.folder).into_iter().flatten().flatten().map(|one| one.file_name().to_string_lossy().into_owned())); }",
     )
     .found_by("stores", "what_is_on_record_as_left_over_goes_to_the_trash_and_nothing_else_is_touched"),
+    bug(
+        "the process that reads documents is not confined",
+        DECODE,
+        "if bare { Vec::new() }",
+        "if bare || PLANTED { Vec::new() }",
+    )
+    .found_by("confined", "a_process_that_reads_documents_reaches_no_file_no_network_and_no_process"),
     bug(
         "slots are first come first served",
         FAIR,

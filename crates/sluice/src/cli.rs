@@ -223,7 +223,14 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Read one document from standard input, for a processor
     #[command(hide = true)]
-    Decode,
+    Decode {
+        /// Try what such a process must not be able to do, and say what this system lacks to prevent it
+        #[arg(long)]
+        check: bool,
+        /// With --check: try it without anything that prevents it
+        #[arg(long, requires = "check")]
+        bare: bool,
+    },
     /// Print the licence, and what those of the software of others in this binary ask to be passed on
     #[command(after_help = "Example:\n  sluice notices | less")]
     Notices,

@@ -7,6 +7,7 @@ mod backup;
 mod bus;
 mod cli;
 mod commands;
+mod confine;
 mod control;
 mod exit;
 mod folder;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     };
     // Before anything else starts: all of it would count against the limits of these processes.
     let alone = match args.command {
-        cli::Command::Decode => Some(commands::decode()),
+        cli::Command::Decode { check, bare } => Some(commands::decode(check, bare)),
         cli::Command::Render => Some(commands::render()),
         _ => None,
     };

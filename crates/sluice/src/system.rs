@@ -294,6 +294,21 @@ impl Settings {
     }
 }
 
+/// Reports once what this machine lacks to confine the processes that read documents.
+async fn tell_confinement() {
+    match crate::commands::Confinement::of_this_machine().await {
+        Ok(confinement) if confinement.is_whole() => {}
+        Ok(confinement) => tracing::warn!(
+            "processes that read documents are limited here, and not fully confined: {}; see docs/decisions/0009-confined-readers.md",
+            confinement.text()
+        ),
+        Err(error) => tracing::warn!(
+            error = format!("{error:#}"),
+            "whether processes that read documents are confined could not be found out"
+        ),
+    }
+}
+
 /// Parts of the process in the order they start; they stop the other way round, so that each can still ask those below.
 struct Layers {
     /// The reply inbox.
@@ -407,6 +422,9 @@ async fn serve(
         let resources = sluice_processors::resources(stores.clone(), model, &process.metrics)
             .with(embedder.context("texts cannot be embedded")?)
             .with(sluice_processors::Decoding::new(settings.decoding.clone()));
+        if selection.runs_processor("document-decoder") {
+            process.tasks.spawn("decoder/confinement", tell_confinement());
+        }
         sluice_processors::removals::start(process, &watch, &mine, &resources);
         Host::new(process.clone(), mine, watch.clone(), resources, HostOptions::default()).start();
     }

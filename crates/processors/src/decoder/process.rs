@@ -1,5 +1,6 @@
 //! A process that reads one document: memory and computing limited by the system, waiting limited here. It gets nothing but
-//! the document: no environment, no files, no secrets.
+//! the document and an empty environment, and gives up the rest by itself: files, network, other processes. What it reports is
+//! taken as far as a reader could have reported it.
 //!
 //! The limits are set by the shell's `ulimit`, since every Unix has it and setting them from here takes unsafe code; the
 //! shell then becomes the program.

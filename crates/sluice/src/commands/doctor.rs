@@ -32,6 +32,9 @@ pub(super) async fn run(target: &Target, broker: Broker) -> anyhow::Result<Code>
     let mut findings = Vec::new();
     if let Ok(folder) = data_folder(target) {
         findings.extend(folder_found(&folder));
+        if folder.is_dir() {
+            findings.push(confinement_found().await);
+        }
     }
     findings.extend(broker_found(broker).await?);
     match limited(&api, api.why_not_ready()).await {
@@ -117,6 +120,30 @@ fn folder_found(folder: &Path) -> Vec<Value> {
         )),
     }
     findings
+}
+
+/// Whether processes that read documents reach nothing else on this machine.
+async fn confinement_found() -> Value {
+    const PAGE: &str =
+        "docs/decisions/0009-confined-readers.md says what each part keeps away, and what to do without it";
+    match super::Confinement::of_this_machine().await {
+        Ok(confinement) if confinement.is_whole() => {
+            works("decode-confined", "processes that read documents reach no file, no network and no process")
+        }
+        Ok(confinement) => {
+            let text =
+                format!("processes that read documents are not fully confined here: {}", confinement.text());
+            // While nothing that was tried was done, another part stands in for the one that is missing.
+            let severity = if confinement.done.is_empty() { "info" } else { "warning" };
+            finding(severity, "decode-not-confined", text, PAGE)
+        }
+        Err(error) => finding(
+            "warning",
+            "decode-not-started",
+            format!("processes that read documents do not start here: {error:#}"),
+            "check that this program can be started by its own user",
+        ),
+    }
 }
 
 /// The broker whose address was given, and its management API.

@@ -20,7 +20,7 @@ use crate::api::Api;
 use crate::cli::{self, Args, Command};
 use crate::exit::Code;
 
-pub(crate) use decode::run as decode;
+pub(crate) use decode::{Confinement, run as decode};
 pub(crate) use render::run as render;
 
 const LICENSE: &str = include_str!("../../../../LICENSE");
@@ -43,7 +43,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Backup(one) => backup::make(&target, one).await?,
         Command::Restore(one) => backup::restore(&target, one).await?,
         Command::Verify(one) => return backup::verify(&target, one).await,
-        Command::Decode => decode::run()?,
+        Command::Decode { check, bare } => decode::run(check, bare)?,
         Command::Notices => print(&format!("{LICENSE}\n{NOTICES}")),
         Command::Render => render::run()?,
         Command::Completions { shell } => {
