@@ -38,6 +38,7 @@ mod own;
 mod poison;
 mod pool;
 mod publish;
+mod screen;
 mod shared;
 
 use std::sync::Arc;

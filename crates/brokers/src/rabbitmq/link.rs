@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
-use super::{Pauses, fault, lock, stopped};
+use super::{Pauses, fault, lock, screen, stopped};
 
 /// How often a connection is looked at, should its end not have been told.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -244,10 +244,7 @@ impl Shared {
     async fn connect(&self) -> Result<Arc<Connection>> {
         let name = format!("{} {}", self.address.name, self.role);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime()
-            .map_err(|error| Error::Refused { reason: error.to_string() })?;
-        let connecting =
-            Connection::connect_uri_with_config(self.address.uri(), properties, self.address.tls(), runtime);
+        let connecting = screen::connect(self.address.uri(), properties, self.address.tls());
         match tokio::time::timeout(self.call_timeout, connecting).await {
             Ok(Ok(connection)) => Ok(Arc::new(connection)),
             Ok(Err(error)) => Err(fault::of_connecting(&error, &self.address)),

@@ -13,6 +13,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use sluice_bus::{Address, Broker, BrokerAdmin, Error, Message, PoisonBound, TopicSpec, property};
 use sluice_schema::{Class, Topic};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::AbortHandle;
 
 use crate::Server;
@@ -25,6 +26,7 @@ cases! {
     a_request_that_a_stranger_gives_back_for_ever_ends_by_its_deadline,
     a_loop_on_a_classic_queue_is_found_with_its_name,
     a_queue_that_a_stranger_makes_again_after_its_removal_is_listed_and_can_be_removed,
+    headers_nested_without_measure_are_handed_out_and_end_nothing,
     what_is_idle_goes_with_the_queues_of_strangers_unless_they_hold_something,
 }
 
@@ -249,6 +251,110 @@ async fn what_is_idle_goes_with_the_queues_of_strangers_unless_they_hold_somethi
         until("all removed", || async { held.remove_idle(&work).await.ok() }).await?;
         let listed = held.list("flow:").await.map_err(text)?;
         check(listed.iter().all(|seen| seen.topic != work.topic), listed)?;
+    }
+    Ok(())
+}
+
+/// One who writes frames by hand: the client library would not survive what is sent here.
+struct ByHand(tokio::net::TcpStream);
+
+impl ByHand {
+    async fn attach(server: &Server, vhost: &str) -> Result<Self, String> {
+        let url = url::Url::parse(&server.lock().await.url(vhost)).map_err(text)?;
+        let (host, port) = (url.host_str().unwrap_or("127.0.0.1"), url.port().unwrap_or(5672));
+        let login = format!("\0{}\0{}", url.username(), url.password().unwrap_or_default());
+        let mut own = Self(tokio::net::TcpStream::connect((host, port)).await.map_err(text)?);
+        own.0.write_all(b"AMQP\0\0\x09\x01").await.map_err(text)?;
+        own.hear([10, 10]).await?;
+        let start = [&long(b"")[..], &short("PLAIN"), &long(login.as_bytes()), &short("en_US")].concat();
+        own.say(0, [10, 11], &start).await?;
+        let tune = own.hear([10, 30]).await?;
+        // No heartbeats.
+        own.say(0, [10, 31], &[&tune[..6], &[0, 0]].concat()).await?;
+        own.say(0, [10, 40], &[&short(vhost)[..], &short(""), &[0]].concat()).await?;
+        own.hear([10, 41]).await?;
+        own.say(1, [20, 10], &short("")).await?;
+        own.hear([20, 11]).await?;
+        own.say(1, [85, 10], &[0]).await?;
+        own.hear([85, 11]).await?;
+        Ok(own)
+    }
+
+    /// Publishes to an exchange with one member of the headers; on return the broker has it.
+    async fn publish(&mut self, exchange: &str, name: &str, value: &[u8], body: &str) -> Result<(), String> {
+        self.say(1, [60, 40], &[&[0, 0][..], &short(exchange), &short(""), &[0]].concat()).await?;
+        let headers = [&short(name)[..], value].concat();
+        let size = (body.len() as u64).to_be_bytes();
+        let header = [&[0, 60, 0, 0][..], &size, &(1_u16 << 13).to_be_bytes(), &long(&headers)].concat();
+        self.frame(2, 1, &header).await?;
+        self.frame(3, 1, body.as_bytes()).await?;
+        self.hear([60, 80]).await.map(drop)
+    }
+
+    async fn say(&mut self, channel: u8, method: [u16; 2], rest: &[u8]) -> Result<(), String> {
+        let method = method.map(u16::to_be_bytes).concat();
+        self.frame(1, channel, &[&method[..], rest].concat()).await
+    }
+
+    async fn frame(&mut self, kind: u8, channel: u8, payload: &[u8]) -> Result<(), String> {
+        let size = u32::try_from(payload.len()).map_err(text)?.to_be_bytes();
+        let frame = [&[kind, 0, channel][..], &size, payload, &[0xce]].concat();
+        self.0.write_all(&frame).await.map_err(text)
+    }
+
+    /// What the next method says, which has to be this one.
+    async fn hear(&mut self, method: [u16; 2]) -> Result<Vec<u8>, String> {
+        let mut head = [0; 7];
+        let read = self.0.read_exact(&mut head);
+        tokio::time::timeout(VALUE_TIMEOUT, read).await.map_err(|_| "nothing heard")?.map_err(text)?;
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+        let mut payload = vec![0; size as usize + 1];
+        self.0.read_exact(&mut payload).await.map_err(text)?;
+        let told = [[payload[0], payload[1]], [payload[2], payload[3]]].map(u16::from_be_bytes);
+        if told != method {
+            return Err(format!("{told:?} instead of {method:?}: {}", String::from_utf8_lossy(&payload)));
+        }
+        payload.pop();
+        Ok(payload.split_off(4))
+    }
+}
+
+fn short(text: &str) -> Vec<u8> {
+    [&[u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat()
+}
+
+fn long(bytes: &[u8]) -> Vec<u8> {
+    [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+}
+
+/// A value of tables and arrays within each other.
+fn nested(kinds: &[u8], depth: usize) -> Vec<u8> {
+    let mut value = b"t\x01".to_vec();
+    for level in 0..depth {
+        let kind = kinds[level % kinds.len()];
+        let content = if kind == b'F' { [&short("")[..], &value].concat() } else { value };
+        value = [&[kind][..], &long(&content)].concat();
+    }
+    value
+}
+
+async fn headers_nested_without_measure_are_handed_out_and_end_nothing(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let mut by_hand = ByHand::attach(&server, &vhost).await?;
+    let inbox = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    for (kinds, depth) in [(&b"F"[..], 3_000), (b"A", 3_000), (b"FA", 3_000), (b"AAF", 15_000), (b"F", 10)] {
+        let sent = format!("{} {depth}", String::from_utf8_lossy(kinds));
+        by_hand.publish("tg.flow.work", "deep", &nested(kinds, depth), &sent).await?;
+        send(&broker, &spec.topic, "after").await.map_err(text)?;
+        let first = next(&*inbox).await?;
+        check(body(&first) == sent && first.message.get("deep").is_some(), &first)?;
+        // It comes back, as a copy that is counted, and can be given back uncounted too.
+        drop(first);
+        for expected in ["after", &sent] {
+            let delivery = next(&*inbox).await?;
+            check(body(&delivery) == expected, &delivery)?;
+            delivery.ack();
+        }
     }
     Ok(())
 }
