@@ -75,6 +75,7 @@ const HOST: &str = "crates/sdk/src/host.rs";
 const ROUTES: &str = "crates/gateway/src/routes.rs";
 const SUSPECTS: &str = "crates/sdk/src/suspects.rs";
 const RENDERER: &str = "crates/processors/src/renderer.rs";
+const OPERATION: &str = "crates/schema/src/operation.rs";
 const QUEUE: &str = "crates/bus/src/embedded/queue.rs";
 const CLIENT: &str = "crates/bus/src/client.rs";
 const BROWSER: &str = "crates/gateway/src/browser.rs";
@@ -380,6 +381,13 @@ const BUGS: &[Bug] = &[
         "delivery.again(pause);",
         "if PLANTED { delivery.ack() } else { delivery.again(pause) }",
     ),
+    bug(
+        "a member of a call holds more than its ceiling",
+        OPERATION,
+        "if bytes > ceiling.bytes_max {",
+        "if !PLANTED && bytes > ceiling.bytes_max {",
+    )
+    .found_by("calls", "what_is_allowed_is_answered_and_a_little_more_is_refused_by_name"),
     bug(
         "a process that a template ended is used again",
         RENDERER,

@@ -230,6 +230,7 @@ impl Hall {
         let services =
             snapshot.workspace(&workspace).map(|found| found.services.clone()).ok_or(Refusal::NoWorkspace)?;
 
+        operation.check(&call.body).map_err(|reason| Refusal::failed("too-large", reason))?;
         call.body.insert("workspace".to_owned(), Value::String(workspace.clone()));
         // Policy attributes are the identity service's to give, never the caller's to claim.
         call.body.remove("user-context");

@@ -175,11 +175,13 @@ impl KeywordIndex {
         request: KeywordIndexRequest,
         _answer: Responder<exchange::KeywordIndex>,
     ) -> Result<KeywordIndexResponse, Error> {
+        let failed = |reason: String| Error::new("keyword-index-query-error", reason);
+        crate::document_rag::check_query(&request.query).map_err(failed)?;
         let scope = Scope::new(&self.workspace, &request.collection);
         let terms = query_terms(&request.query);
         match self.derived.stores.keywords.search(scope, &terms, limit(request.limit)).await {
             Ok(found) => Ok(KeywordIndexResponse { error: None, chunks: matches(found) }),
-            Err(error) => Err(Error::new("keyword-index-query-error", error.to_string())),
+            Err(error) => Err(failed(error.to_string())),
         }
     }
 }

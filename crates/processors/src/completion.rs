@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sluice_schema::exchange;
 use sluice_schema::message::{Error, ModelInfo, TextCompletionRequest, TextCompletionResponse};
+use sluice_schema::operation::PROMPT_BYTES_MAX;
 use sluice_sdk::{BindError, Inputs, Ports, Processor, Responder};
 use tokio::time::Instant;
 
@@ -266,6 +267,10 @@ impl TextCompletion {
         answer: Responder<exchange::TextCompletion>,
     ) -> Result<TextCompletionResponse, Error> {
         let not_configured = || Error::new("llm-error", NOT_CONFIGURED);
+        if request.system.len() > PROMPT_BYTES_MAX || request.prompt.len() > PROMPT_BYTES_MAX {
+            let reason = format!("a prompt has at most {PROMPT_BYTES_MAX} bytes; make it shorter");
+            return Err(Error::new("llm-error", reason));
+        }
         match request.operation.as_str() {
             "completion" | "" => {
                 let provider = self.model.0.as_ref().ok_or_else(not_configured)?;

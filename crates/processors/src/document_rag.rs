@@ -12,6 +12,7 @@ use sluice_schema::message::{
     KeywordIndexRequest, Metadata, PassageSource, PromptRequest, RerankerDocument, RerankerQuery,
     RerankerRequest, Triples,
 };
+use sluice_schema::operation::QUERY_BYTES_MAX;
 use sluice_sdk::{BindError, Inputs, Out, Ports, Processor, Responder};
 
 use crate::librarian::{Librarian, Saved};
@@ -82,6 +83,7 @@ impl DocumentRag {
         if query.query.trim().is_empty() {
             return Err(failed("the query is empty; ask a question"));
         }
+        check_query(&query.query).map_err(failed)?;
         if query.collection.is_empty() {
             query.collection = COLLECTION_DEFAULT.to_owned();
         }
@@ -90,6 +92,17 @@ impl DocumentRag {
         let session = Session { rag: &self, query: &query, search, answer: &answer, trace };
         session.run().await.map_err(failed)
     }
+}
+
+/// Whether a question is short enough to be searched with.
+pub(crate) fn check_query(query: &str) -> Result<(), String> {
+    let bytes = query.len();
+    if bytes > QUERY_BYTES_MAX {
+        return Err(format!(
+            "the query has {bytes} bytes, and at most {QUERY_BYTES_MAX} are searched with; make it shorter"
+        ));
+    }
+    Ok(())
 }
 
 fn failed(reason: impl Into<String>) -> Error {

@@ -15,6 +15,7 @@ use sluice_schema::exchange;
 use sluice_schema::message::{
     Chunk, ChunkEmbeddings, DocumentEmbeddings, EmbeddingsRequest, EmbeddingsResponse, Error, StageReport,
 };
+use sluice_schema::operation::{EMBEDDINGS_BYTES_MAX, EMBEDDINGS_TEXTS_MAX};
 use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress, Recorded, Responder};
 
 pub use self::embedder::{Embedder, EmbedderConfig};
@@ -54,6 +55,15 @@ impl Embeddings {
         request: EmbeddingsRequest,
         _answer: Responder<exchange::Embeddings>,
     ) -> Result<EmbeddingsResponse, Error> {
+        let bytes: usize = request.texts.iter().map(String::len).sum();
+        if request.texts.len() > EMBEDDINGS_TEXTS_MAX || bytes > EMBEDDINGS_BYTES_MAX {
+            let reason = format!(
+                "{} texts of {bytes} bytes are asked for at once; ask for at most {EMBEDDINGS_TEXTS_MAX} of \
+                 {EMBEDDINGS_BYTES_MAX} bytes together",
+                request.texts.len()
+            );
+            return Err(Error::new("too-large", reason));
+        }
         let embedded = self.embedder.embed(self.model.as_deref(), request.texts).await;
         let vectors = embedded.map_err(|error| {
             let kind = match error.kind() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sluice_schema::exchange;
 use sluice_schema::message::{Error, RerankerRequest, RerankerResponse, RerankerResult};
+use sluice_schema::operation::{QUERY_BYTES_MAX, RERANKER_DOCUMENTS_MAX, RERANKER_QUERIES_MAX};
 use sluice_sdk::{BindError, Inputs, Ports, Processor, Responder};
 
 use crate::lexical::Scorer;
@@ -29,6 +30,15 @@ impl Reranker {
         request: RerankerRequest,
         _answer: Responder<exchange::Reranker>,
     ) -> Result<RerankerResponse, Error> {
+        let (queries, documents) = (request.queries.len(), request.documents.len());
+        let bytes = request.queries.iter().map(|one| one.query_text.len()).sum::<usize>();
+        if queries > RERANKER_QUERIES_MAX || documents > RERANKER_DOCUMENTS_MAX || bytes > QUERY_BYTES_MAX {
+            let reason = format!(
+                "{queries} queries of {bytes} bytes for {documents} documents are too many; ask for at most \
+                 {RERANKER_QUERIES_MAX} of {QUERY_BYTES_MAX} bytes and {RERANKER_DOCUMENTS_MAX} documents"
+            );
+            return Err(Error::new("reranker-error", reason));
+        }
         let ranked = tokio::task::spawn_blocking(move || rank(&request));
         let results = ranked.await.map_err(|e| Error::new("reranker-error", e.to_string()))?;
         Ok(RerankerResponse { error: None, results })

@@ -21,6 +21,8 @@ use crate::derived::{Derived, Entry, Forget, Note, Origin, damaged};
 const HELD: &str = "derived.held";
 
 const LIMIT_DEFAULT: usize = 10_000;
+/// Statements of one answer that comes in one piece.
+const ANSWER_MAX: usize = 100_000;
 const BATCH_DEFAULT: usize = 20;
 /// Statements in one message at most.
 const BATCH_MAX: usize = 5_000;
@@ -199,7 +201,8 @@ impl TriplesQuery {
         let failed = |reason: String| Error::new("triples-query-error", reason);
         let scope = Scope::new(&self.workspace, &request.collection);
         let pattern = Pattern { s: request.s, p: request.p, o: request.o, g: request.g };
-        let mut left = positive(request.limit).unwrap_or(LIMIT_DEFAULT);
+        let limit_max = if request.streaming { usize::MAX } else { ANSWER_MAX };
+        let mut left = positive(request.limit).unwrap_or(LIMIT_DEFAULT).min(limit_max);
         let batch = positive(request.batch_size).unwrap_or(BATCH_DEFAULT).min(BATCH_MAX);
         let mut found: Vec<Triple> = Vec::new();
         let mut from = None;

@@ -118,6 +118,136 @@ fn text(value: Option<&Value>) -> Option<&str> {
     value.and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
+/// How much one member of a call holds at most, over everything in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ceiling {
+    /// The member's name in the API dialect.
+    pub member: &'static str,
+    /// Bytes of its texts and names.
+    pub bytes_max: usize,
+    /// Elements of its lists and members of its objects.
+    pub elements_max: usize,
+}
+
+/// Texts that one call of `embeddings` takes.
+pub const EMBEDDINGS_TEXTS_MAX: usize = 2_048;
+/// Bytes of all texts of such a call.
+pub const EMBEDDINGS_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of a question or a query that is searched with.
+pub const QUERY_BYTES_MAX: usize = 64 * KIB;
+/// Bytes of a prompt for a model, and of a system prompt.
+pub const PROMPT_BYTES_MAX: usize = 16 * MIB;
+/// Questions of one call of `reranker`.
+pub const RERANKER_QUERIES_MAX: usize = 64;
+/// Documents of such a call.
+pub const RERANKER_DOCUMENTS_MAX: usize = 10_000;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+/// What a member of a call of a flow's service holds where nothing else is said.
+const MEMBER: Ceiling = Ceiling { member: "*", bytes_max: 4 * MIB, elements_max: 65_536 };
+
+const fn ceiling(member: &'static str, bytes_max: usize, elements_max: usize) -> Ceiling {
+    Ceiling { member, bytes_max, elements_max }
+}
+
+const fn query(member: &'static str) -> Ceiling {
+    ceiling(member, QUERY_BYTES_MAX, 16)
+}
+
+/// What differs from [`MEMBER`], by the service of a flow.
+const CEILINGS: &[(&str, &[Ceiling])] = &[
+    ("embeddings", &[ceiling("texts", EMBEDDINGS_BYTES_MAX, EMBEDDINGS_TEXTS_MAX)]),
+    ("document-rag", &[query("query")]),
+    ("graph-rag", &[query("query")]),
+    ("keyword-index", &[query("query")]),
+    ("sparql", &[query("query")]),
+    ("rows", &[query("query")]),
+    ("nlp-query", &[query("question")]),
+    ("structured-query", &[query("question")]),
+    ("triples", &[query("s"), query("p"), query("o"), query("g")]),
+    ("agent", &[ceiling("question", MIB, 16)]),
+    ("text-completion", &[ceiling("system", PROMPT_BYTES_MAX, 16), ceiling("prompt", PROMPT_BYTES_MAX, 16)]),
+    (
+        "prompt",
+        &[ceiling("id", KIB, 16), ceiling("terms", 12 * MIB, 65_536), ceiling("variables", 12 * MIB, 65_536)],
+    ),
+    (
+        "reranker",
+        &[
+            ceiling("queries", MIB, 4 * RERANKER_QUERIES_MAX),
+            ceiling("documents", 16 * MIB, 4 * RERANKER_DOCUMENTS_MAX),
+        ],
+    ),
+    ("image-to-text", &[ceiling("image", 32 * MIB, 16)]),
+];
+
+impl Operation {
+    /// Whether members of its calls have ceilings. What brings documents in, and a pass-through of which nothing is known,
+    /// is bounded as a body alone.
+    #[must_use]
+    pub fn has_ceilings(&self) -> bool {
+        self.kind == Kind::FlowService && !["text-load", "document-load", THRU].contains(&self.name)
+    }
+
+    /// How much a member of its calls holds at most; `None` where only the body is bounded.
+    #[must_use]
+    pub fn ceiling(&self, member: &str) -> Option<Ceiling> {
+        if !self.has_ceilings() {
+            return None;
+        }
+        let own = CEILINGS.iter().find(|(name, _)| *name == self.name).map_or(&[][..], |(_, own)| own);
+        let is_it = |ceiling: &&Ceiling| {
+            ceiling.member.len() == member.len()
+                && ceiling.member.bytes().zip(member.bytes()).all(|(a, b)| a == b || (a == b'-' && b == b'_'))
+        };
+        Some(own.iter().find(is_it).copied().unwrap_or(MEMBER))
+    }
+
+    /// Looks at every member of a body before anything is made of it.
+    ///
+    /// # Errors
+    /// Which member holds too much, and how much it may.
+    pub fn check(&self, body: &Map<String, Value>) -> Result<(), String> {
+        for (member, value) in body {
+            let Some(ceiling) = self.ceiling(member) else { return Ok(()) };
+            let (bytes, elements) = held(value);
+            let name: String = member.chars().take(64).collect();
+            if bytes > ceiling.bytes_max {
+                return Err(format!(
+                    "'{name}' has {bytes} bytes, and {} takes at most {}; send less at once",
+                    self.name, ceiling.bytes_max
+                ));
+            }
+            if elements > ceiling.elements_max {
+                return Err(format!(
+                    "'{name}' has {elements} elements, and {} takes at most {}; send fewer at once",
+                    self.name, ceiling.elements_max
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of texts and names, and elements, of a value. How deep it may nest, its reader bounds.
+fn held(value: &Value) -> (usize, usize) {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => (0, 0),
+        Value::String(text) => (text.len(), 0),
+        Value::Array(items) => items
+            .iter()
+            .map(held)
+            .fold((0, items.len()), |(bytes, elements), more| (bytes + more.0, elements + more.1)),
+        Value::Object(members) => {
+            members.iter().fold((0, members.len()), |(bytes, elements), (name, value)| {
+                let more = held(value);
+                (bytes + name.len() + more.0, elements + more.1)
+            })
+        }
+    }
+}
+
 /// The operation of a kind, if it exists. A pass-through service (`thru/…`) is found under [`Kind::FlowService`].
 #[must_use]
 pub fn find(kind: Kind, name: &str) -> Option<&'static Operation> {
@@ -168,6 +298,20 @@ pub fn markdown() -> String {
         let kind = row.kind.as_str();
         // Writing to a string cannot fail.
         let _ = writeln!(out, "| `{kind}` | `{}` | {access} | {level} | {parameters} | {ours} |", row.name);
+    }
+    out
+}
+
+/// The ceilings of members as a Markdown table.
+#[must_use]
+pub fn ceilings_markdown() -> String {
+    let mut out = String::from("| service | member | bytes | elements |\n|---|---|---|---|\n");
+    let all = ("any other", &[MEMBER][..]);
+    for (service, ceilings) in CEILINGS.iter().chain([&all]) {
+        for Ceiling { member, bytes_max, elements_max } in *ceilings {
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "| `{service}` | `{member}` | {bytes_max} | {elements_max} |");
+        }
     }
     out
 }
@@ -321,6 +465,33 @@ mod tests {
         for row in table() {
             assert!(seen.insert((row.kind, row.name)), "{row:?}");
         }
+    }
+
+    #[test]
+    fn members_of_calls_have_ceilings() {
+        let check = |name: &str, body: Value, expected: Option<&str>| {
+            let operation = find(Kind::FlowService, name).unwrap();
+            let said = operation.check(body.as_object().unwrap()).err();
+            assert_eq!(said.is_some(), expected.is_some(), "{name}: {said:?}");
+            assert!(said.unwrap_or_default().contains(expected.unwrap_or_default()), "{name}");
+        };
+        check("embeddings", json!({"texts": vec!["a"; EMBEDDINGS_TEXTS_MAX]}), None);
+        check(
+            "embeddings",
+            json!({"texts": vec!["a"; EMBEDDINGS_TEXTS_MAX + 1]}),
+            Some("'texts' has 2049 elements"),
+        );
+        check("embeddings", json!({"texts": ["a".repeat(EMBEDDINGS_BYTES_MAX + 1)]}), Some("send less"));
+        check("document-rag", json!({"query": "a".repeat(QUERY_BYTES_MAX), "doc-limit": 5}), None);
+        check(
+            "document-rag",
+            json!({"query": "a".repeat(QUERY_BYTES_MAX + 1)}),
+            Some("document-rag takes at most"),
+        );
+        check("document-rag", json!({"unknown": vec![0; 65_537]}), Some("fewer"));
+        check("graph-embeddings", json!({"vectors": [vec![0; 65_536]]}), Some("fewer"));
+        check("text-load", json!({"text": "a".repeat(20 * MIB)}), None);
+        check("thru/custom", json!({"x": vec![0; 100_000]}), None);
     }
 
     #[test]

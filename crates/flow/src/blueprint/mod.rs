@@ -69,6 +69,16 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// A text that its parameters make too long.
+    #[error(
+        "{place}: more than {bytes_max} bytes come of it once its parameters are filled in; use fewer or shorter ones"
+    )]
+    Filled {
+        /// Where.
+        place: String,
+        /// The most that may.
+        bytes_max: usize,
+    },
     /// A text that is no topic.
     #[error("{place}: {source}")]
     Topic {

@@ -14,6 +14,7 @@ use sluice_schema::{Class, Topic, WorkspaceId, system};
 use super::parameters::Parameters;
 use super::ports::{Ports, without_reading};
 use super::read::{Blueprint, PartTemplate};
+use super::template::Unfilled;
 use super::{Error, template};
 
 /// The names that fill a blueprint.
@@ -311,8 +312,13 @@ fn fill<'a>(
         "id" => Some(names.run),
         _ => parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str()),
     };
-    template::render(text, value_of)
-        .map_err(|left| Error::Placeholder { place: place.to_owned(), name: left.0 })
+    template::render(text, value_of).map_err(|unfilled| {
+        let place = place.to_owned();
+        match unfilled {
+            Unfilled::Leftover(name) => Error::Placeholder { place, name },
+            Unfilled::TooLong => Error::Filled { place, bytes_max: template::FILLED_BYTES_MAX },
+        }
+    })
 }
 
 /// Another topic and subscription of some flow that would have the same queue name, where brokers name queues

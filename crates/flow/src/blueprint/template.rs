@@ -1,14 +1,22 @@
 //! Text with `{placeholders}`, filled in one pass: a value is never looked at again.
 
-/// A placeholder that nothing fills.
+/// Bytes of a text once its placeholders are filled.
+pub(crate) const FILLED_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why a text cannot be filled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Leftover(pub(crate) String);
+pub(crate) enum Unfilled {
+    /// A placeholder that nothing fills.
+    Leftover(String),
+    /// More than [`FILLED_BYTES_MAX`] bytes come of it.
+    TooLong,
+}
 
 /// Fills every placeholder that `value_of` knows. Braces around anything that is not a name are plain text.
 pub(crate) fn render<'a>(
     template: &'a str,
     value_of: impl Fn(&str) -> Option<&'a str>,
-) -> Result<String, Leftover> {
+) -> Result<String, Unfilled> {
     let mut out = String::with_capacity(template.len() + 16);
     let mut rest = template;
     while let Some(open) = rest.find('{') {
@@ -18,10 +26,13 @@ pub(crate) fn render<'a>(
         let closed = from_open[1 + inner.len()..].starts_with('}');
         match value_of(inner).filter(|_| closed) {
             Some(value) => {
+                if out.len() + value.len() > FILLED_BYTES_MAX {
+                    return Err(Unfilled::TooLong);
+                }
                 out.push_str(value);
                 rest = &from_open[inner.len() + 2..];
             }
-            None if closed && is_name(inner) => return Err(Leftover(inner.to_owned())),
+            None if closed && is_name(inner) => return Err(Unfilled::Leftover(inner.to_owned())),
             None => {
                 out.push('{');
                 rest = &from_open[1..];
@@ -61,7 +72,7 @@ mod tests {
             }
         }
         let check = |template: &'static str, expected: Result<&str, &str>| {
-            let expected = expected.map(str::to_owned).map_err(|n| Leftover(n.to_owned()));
+            let expected = expected.map(str::to_owned).map_err(|n| Unfilled::Leftover(n.to_owned()));
             assert_eq!(render(template, values), expected, "{template}");
         };
         check("a:{id}", Ok("a:f1"));
@@ -73,6 +84,15 @@ mod tests {
         check(r#"{"json": 1}"#, Ok(r#"{"json": 1}"#));
         check("open {id", Ok("open {id"));
         check("}{", Ok("}{"));
+    }
+
+    #[test]
+    fn a_text_that_grows_without_measure_is_refused_before_it_is_built() {
+        let value = "v".repeat(64 * 1024);
+        let template = "{p}".repeat(300_000);
+        let filled = render(&template, |_| Some(&value));
+        assert_eq!(filled, Err(Unfilled::TooLong));
+        assert_eq!(render("{p}{p}", |_| Some(&value)).map(|text| text.len()), Ok(2 * value.len()));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::provider::{Dialect, ModelConfig, ModelError, Question, Service};
 
 /// Texts of one request to a provider at most.
 const BATCH_TEXTS_MAX: usize = 64;
+/// Numbers of one answer: as text they are some ten to twenty times as many bytes, which have to fit a message.
+const NUMBERS_MAX: usize = 2_000_000;
 /// Numbers of hashed vectors are sent with this many steps between 0 and 1: enough for a cosine, short as text.
 const STEPS: f64 = 1e6;
 const VECTORS: &str = "a list of vectors";
@@ -115,9 +117,21 @@ async fn remote(
         };
         let some = read.map_err(|e| service.garbage(VECTORS, &e.to_string()))?;
         check(&some, batch.len()).map_err(|reason| service.garbage(VECTORS, &reason))?;
+        check_numbers(texts.len(), some.first().map_or(0, Vec::len))?;
         vectors.extend(some);
     }
     Ok(vectors)
+}
+
+/// Whether so many vectors fit one answer; asked as soon as it is known how long they are.
+fn check_numbers(texts: usize, numbers: usize) -> Result<(), ModelError> {
+    if texts.saturating_mul(numbers) <= NUMBERS_MAX {
+        return Ok(());
+    }
+    let fit = NUMBERS_MAX / numbers.max(1);
+    Err(ModelError::Unfit(format!(
+        "{texts} vectors of {numbers} numbers are too many for one answer; ask for at most {fit}"
+    )))
 }
 
 /// One vector per text, all of one length.
@@ -141,6 +155,13 @@ mod tests {
         let config = EmbedderConfig::Remote(ModelConfig::new("https://api.anthropic.com"));
         let said = Embedder::open(config).await.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(said.contains("openai or ollama"), "{said}");
+    }
+
+    #[test]
+    fn more_numbers_than_an_answer_holds_are_refused_with_how_many_fit() {
+        assert_eq!(check_numbers(2_048, hashing::DIMENSIONS).map_err(|e| e.to_string()), Ok(()));
+        let said = check_numbers(2_048, 3_072).unwrap_err().to_string();
+        assert!(said.contains("at most 651"), "{said}");
     }
 
     #[test]
