@@ -70,13 +70,13 @@ pub(crate) async fn object(
     readers: &Semaphore,
 ) -> Result<Map<String, Value>, Refusal> {
     if bytes.len() <= INLINE_BYTES_MAX {
-        room.grow_to(check(&bytes)?)?;
+        room.weigh(check(&bytes)?)?;
         return read(&bytes);
     }
     // The semaphore is never closed.
     let _reader = readers.acquire().await;
     let weighed = bytes.clone();
-    room.grow_to(off_worker(move || check(&weighed)).await??)?;
+    room.weigh(off_worker(move || check(&weighed)).await??)?;
     off_worker(move || read(&bytes)).await?
 }
 

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -150,7 +150,6 @@ impl Connections {
             phase: AtomicU8::new(HEAD),
             since_ms: AtomicU64::new(self.now_ms()),
             blocked_ms: AtomicU64::new(0),
-            is_socket: AtomicBool::new(false),
             evicted: CancellationToken::new(),
         });
         self.insert(&mut table, &connection, stage);
@@ -267,7 +266,6 @@ pub(crate) struct Connection {
     since_ms: AtomicU64,
     /// Since when the peer takes nothing; 0 while it does.
     blocked_ms: AtomicU64,
-    is_socket: AtomicBool,
     evicted: CancellationToken,
 }
 
@@ -320,7 +318,7 @@ impl Connection {
 
     /// It is a socket from now on, with deadlines of its own.
     pub(crate) fn becomes_socket(self: &Arc<Self>) {
-        self.is_socket.store(true, Ordering::Relaxed);
+        self.enter_phase(SERVING);
         if !self.is_known() {
             self.enter(Stage::StrangerSocket);
         }
@@ -331,11 +329,19 @@ impl Connection {
         self.evicted.cancelled().await;
     }
 
-    fn is_idle(&self) -> bool {
-        self.phase.load(Ordering::Relaxed) == IDLE && !self.is_socket.load(Ordering::Relaxed)
+    /// Whether a socket has calls under way; one that has none may have to give way.
+    pub(crate) fn is_busy(&self, is_busy: bool) {
+        let phase = if is_busy { SERVING } else { IDLE };
+        if self.phase.load(Ordering::Relaxed) != phase {
+            self.enter_phase(phase);
+        }
     }
 
-    /// Something came in: between two requests, that is the next one's head.
+    fn is_idle(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == IDLE
+    }
+
+    /// Something came in: between two requests of HTTP, that is the next one's head.
     pub(crate) fn heard(&self) {
         if self.phase.load(Ordering::Relaxed) == IDLE {
             self.enter_phase(HEAD);

@@ -99,6 +99,15 @@ impl Room {
         if may { Ok(()) } else { Err(Refusal::Overloaded(BODIES_FULL)) }
     }
 
+    /// Takes room for what a body becomes when it is read.
+    pub(crate) fn weigh(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if bytes > self.body.most() {
+            // It would never fit.
+            return Err(Refusal::TooManyValues);
+        }
+        self.grow_to(bytes)
+    }
+
     /// Takes over what the body counted for while it arrived.
     pub(crate) fn with_body(self, body: Share) -> Self {
         Self { body, ..self }

@@ -155,7 +155,7 @@ impl IntoResponse for Refusal {
                 let told = json!({"error": {"type": error.r#type, "message": error.message}});
                 later(
                     (StatusCode::SERVICE_UNAVAILABLE, crate::http::json(&told)).into_response(),
-                    RETRY_AFTER_REPAIR_SECONDS,
+                    RETRY_AFTER_SECONDS,
                 )
             }
             Self::Failed(error) => {

@@ -86,6 +86,11 @@ impl Share {
         self.amount
     }
 
+    /// The most that one holder can have.
+    pub(crate) fn most(&self) -> usize {
+        self.shares.capacity
+    }
+
     /// Gives everything back; the holder may go on with it.
     pub(crate) fn clear(&mut self) {
         if self.amount > 0 {

@@ -225,6 +225,9 @@ impl Session {
                     break;
                 }
             }
+            if let Some(connection) = &self.origin.connection {
+                connection.is_busy(!self.is_idle());
+            }
             if stopping && self.is_idle() {
                 return Some(close(CloseCode::Away, "the gateway is stopping"));
             }
@@ -259,7 +262,7 @@ impl Session {
                     return Some(self.too_late());
                 }
                 () = &mut evicted => {
-                    return Some(close(CloseCode::Again, "too many sockets are open; authenticate sooner"));
+                    return Some(close(CloseCode::Again, "too many connections are open; connect again"));
                 }
                 () = stop.cancelled(), if !stopping => stopping = true,
                 _ = ping.tick() => {
@@ -525,7 +528,7 @@ impl Session {
             Some(arrived) => room.with_body(arrived),
             None => room,
         };
-        room.grow_to(request.weight_bytes)?;
+        room.weigh(request.weight_bytes)?;
         Ok(room)
     }
 

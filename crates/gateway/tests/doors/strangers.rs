@@ -249,6 +249,33 @@ async fn health_is_told_where_every_place_is_taken() {
 }
 
 #[tokio::test]
+async fn idle_sockets_of_known_callers_give_way_last_and_busy_ones_never() {
+    let mut options = options();
+    options.connections_max = 4;
+    options.address_share_max = 1.0;
+    let world = World::with(options).await;
+    let (go, entered) = with_held_embeddings(&world).await;
+    let mut busy = world.socket("?token=tg_admin").await;
+    let slow = json!({"id": "1", "flow": "f", "service": "embeddings", "request": {"texts": ["slow"]}});
+    busy.send(&slow).await;
+    tokio::time::timeout(PATIENCE, entered.acquire()).await.unwrap().unwrap().forget();
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut socket = world.socket("?token=tg_admin").await;
+        assert_eq!(socket.ask(&embed("1")).await["complete"], true);
+        idle.push(socket);
+    }
+    let silent = connect(&world).await;
+    let said = embeds_anew(&world, "tg_default").await;
+    assert!(said.contains("200 OK") && said.contains("vectors"), "{said}");
+    assert_eq!(closed_with(&mut idle[0]).await, Some(CloseCode::Again), "the one that was idle longest");
+    assert_eq!(idle[2].ask(&embed("2")).await["complete"], true, "the silent one gave way first");
+    go.notify_one();
+    assert_eq!(busy.frame().await["complete"], true);
+    drop(silent);
+}
+
+#[tokio::test]
 async fn heads_and_idle_connections_have_their_time() {
     let mut options = options();
     options.header_timeout = SHORT;
@@ -463,6 +490,9 @@ async fn what_would_become_much_larger_than_it_is_is_refused() {
     let answer = world.post(EMBEDDINGS, Some("tg_admin"), many.clone()).await;
     assert_eq!(answer.status(), 413);
     assert!(answer.text().await.unwrap().contains("too many values"));
+    // In proportion, and still more than there is room for at all.
+    let floats = format!(r#"{{"texts":[{}0]}}"#, "0.123456789012345678,".repeat(3 << 20));
+    assert_eq!(world.post(EMBEDDINGS, Some("tg_admin"), floats).await.status(), 413);
     let mut socket = world.socket("?token=tg_admin").await;
     socket.send_text(format!(r#"{{"id":"1","flow":"f","service":"embeddings","request":{many}}}"#)).await;
     let said = socket.frame().await;
