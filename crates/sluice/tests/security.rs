@@ -415,6 +415,41 @@ fn secrets_and_contents_are_in_no_log_error_metric_child_or_process_list() {
 }
 
 #[test]
+fn secrets_of_brokers_and_object_stores_are_in_no_log_of_their_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets = [
+        ("SLUICE_LOG", "trace"),
+        ("SLUICE_BROKER_PASSWORD", "canary-broker-4b1d"),
+        ("AWS_ACCESS_KEY_ID", "id"),
+        ("AWS_SECRET_ACCESS_KEY", "canary-secret-77aa"),
+        ("AWS_SESSION_TOKEN", "canary-session-88bb"),
+    ];
+    let run = |args: &[&str]| -> Output { sluice().args(args).envs(secrets).output().unwrap() };
+    let nobody = "127.0.0.1:1";
+    let doctor =
+        ["doctor", "--url", "http://127.0.0.1:1", "--timeout", "2", "--broker", "amqp://user@127.0.0.1:1"];
+    let data = folder.path().join("data").display().to_string();
+    let endpoint = format!("http://{nobody}");
+    let objects = ["--objects", "s3://bucket/x", "--objects-endpoint", &endpoint];
+    let up = [&["up", "--listen", "127.0.0.1:0", "--data", &data], &objects[..]].concat();
+    for (args, code) in [(&doctor[..], 2), (&up, 1)] {
+        let mut command = sluice();
+        command.args(args).envs(secrets.iter().copied());
+        // A broker is not asked for here, and its password would be refused without one.
+        if args[0] == "up" {
+            command.env_remove("SLUICE_BROKER_PASSWORD");
+        }
+        let output = command.output().unwrap();
+        ends(&output, code, nobody);
+        assert!(!text(&output).contains("canary-"), "{}", text(&output));
+    }
+    assert!(
+        !text(&run(&["doctor", "--broker", "amqp://user@127.0.0.1:1", "--broker-ca", "/not/there"]))
+            .contains("canary-")
+    );
+}
+
+#[test]
 fn a_secret_on_the_command_line_is_warned_of_without_being_repeated() {
     let run = |args: &[&str]| -> Output { sluice().args(args).output().unwrap() };
     let doctor = ["doctor", "--url", "http://127.0.0.1:1", "--timeout", "2", "--broker"];
