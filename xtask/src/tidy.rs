@@ -53,6 +53,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sluice-gateway",
         ],
     ),
+    ("sluice-fuzz", &[]),
     ("xtask", &[]),
 ];
 
