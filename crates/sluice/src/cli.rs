@@ -203,9 +203,9 @@ pub(crate) enum Command {
     Dead(Dead),
     /// What is wrong with the flows and what they run on, and what to do about it
     #[command(
-        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too."
+        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too.\nWith --verify all of the data folder is read, by the process that works in it or, if none does, here."
     )]
-    Doctor(Broker),
+    Doctor(Doctor),
     /// Back up a data folder, also while it is in use; a second time only what changed is copied
     #[command(
         after_help = "Examples:\n  sluice backup /mnt/backup/sluice\n  sluice backup /mnt/backup/library --data /var/lib/sluice/library\n\nRun it on the machine of the data folder. See docs/backup.md."
@@ -243,6 +243,16 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// What the doctor looks at.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) broker: Broker,
+    /// Read all of the data folder and compare it with its checksums
+    #[arg(long)]
+    pub(crate) verify: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -49,7 +49,7 @@ pub(crate) const ADMIN_KEY: &str = "admin.key";
 /// Held back for when the disk is full.
 const RESERVE: &str = "reserve";
 /// All that a process puts into its data folder, but for the lock and models that were fetched.
-const PARTS: &[&str] = &[mark::FILE, STORE_FILE, BLOBS, BROKER, ADMIN_KEY, RESERVE, "trash"];
+const PARTS: &[&str] = &[mark::FILE, STORE_FILE, BLOBS, BROKER, ADMIN_KEY, RESERVE, "trash", "upkeep.json"];
 /// What others should not be able to read.
 const PRIVATE: &[&str] = &["", STORE_FILE, BLOBS, BROKER, ADMIN_KEY, mark::FILE];
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use prometheus_client::metrics::gauge::Gauge;
 use sluice_bus::ErrorKind;
 use sluice_schema::record;
 use sluice_sdk::{
@@ -27,6 +28,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a start waits for another process to let go of the data folder.
 const FOLDER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often what is known of the store is counted.
+const COUNT_PAUSE: Duration = Duration::from_secs(5);
 /// Pauses between tries of a start that waits for others.
 const START_RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(5) };
 
@@ -234,6 +237,7 @@ impl Opened {
     /// Lets the folder count on while there is work.
     fn go_on_counting(&self, process: &Process) {
         let (Some(folder), Some(store)) = (self.folder.clone(), self.store.clone()) else { return };
+        look_after(&store, process);
         let (broker, stop) = (self.bus.embedded().cloned(), process.stop.clone());
         process.tasks.spawn("folder/pulse", async move {
             loop {
@@ -438,6 +442,30 @@ async fn serve(
         options: settings.gateway.clone(),
     });
     gateway.await.map(Some).context("the gateway did not start")
+}
+
+/// Gives room back, checks what is kept, and counts both, while the store is idle.
+fn look_after(store: &Store, process: &Process) {
+    let (upkeep, stop) = (store.upkeep(), process.stop.clone());
+    let [file, used, damage]: [Gauge; 3] = Default::default();
+    let metrics = &process.metrics;
+    metrics.register("sluice_store_file_bytes", "Size of the store's file", file.clone());
+    metrics.register("sluice_store_used_bytes", "What of the store's file is in use", used.clone());
+    metrics.register("sluice_store_damaged", "Damage that reads and checks of the store met", damage.clone());
+    let counting = upkeep.clone();
+    let counted = async move {
+        loop {
+            let report = counting.report();
+            file.set(i64::try_from(report.store_bytes).unwrap_or(i64::MAX));
+            used.set(i64::try_from(report.used_bytes).unwrap_or(i64::MAX));
+            let met = report.damage.len().max(counting.damaged_blocks());
+            damage.set(i64::try_from(met).unwrap_or(i64::MAX));
+            tokio::time::sleep(COUNT_PAUSE).await;
+        }
+    };
+    process.tasks.spawn("store/upkeep", async move {
+        stop.run_until_cancelled(async { tokio::join!(upkeep.tend(), counted) }).await;
+    });
 }
 
 /// The stores, with content where it was told to be.

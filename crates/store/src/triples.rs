@@ -1,34 +1,54 @@
-//! Statements over tables: three orders of short digests, the statement itself beside the first.
+//! Statements over tables: terms have numbers, and statements are three orders of these numbers.
 //!
-//! A key is the collection and the digests of the four terms in one order; whichever terms a pattern names, one of the
-//! orders has them in front. Only the subject order holds the statement, the others lead to it. Digests of equal length
-//! keep keys short however long a literal is.
+//! Each collection has a number and a dictionary, from the digest of a term to its number and from the number to the term.
+//! A key is the collection's number and those of the four terms in one order, the graph last; whichever terms a pattern
+//! names, one of the orders has them in front. Numbers take one to three bytes mostly, so a statement whose terms are known
+//! takes three short rows.
+//!
+//! Each write expects the row of its collection as it read it, and changes it; so a term that nothing uses any more can go
+//! with the last statement that did. Writes of one process to one collection take turns, and what waits for its turn is
+//! committed together.
 
-use std::sync::Arc;
+mod earlier;
+mod term;
 
-use bytes::{Buf as _, Bytes};
+pub(crate) use earlier::EARLIER;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use sluice_schema::message::{Term, Triple};
+use tokio::sync::oneshot;
 
-use crate::keys::{ScopeKey, join, rows, scope_key};
+use crate::keys::{ScopeKey, rows, scope_key, to_the_end};
 use crate::{
     Batch, BoxFuture, Cursor, Error, Found, KeyRange, Page, Pattern, Read, Result, Scope, Tables, Triples,
 };
 
-const BY_SUBJECT: &str = "triples.spo";
-const BY_PREDICATE: &str = "triples.pos";
-const BY_OBJECT: &str = "triples.osp";
+/// What is known of a collection, by workspace and collection; in one row more the number of the next collection.
+const SCOPES: &str = "graph.collections";
+const NEXT_SCOPE: &[u8] = b"next";
+/// The number of a term, by collection and digest.
+const NUMBERS: &str = "graph.numbers";
+/// A term, by collection and number.
+const TERMS: &str = "graph.terms";
 
-const SCOPE_BYTES: usize = size_of::<ScopeKey>();
 const DIGEST_BYTES: usize = 16;
 /// Rows looked at per read while a query looks for matches.
 const PAGE_ROWS: usize = 1024;
 /// Statements removed in one step.
 const REMOVE_ROWS: usize = 512;
-/// How deep statements may be quoted inside each other.
-const QUOTES_MAX: usize = 16;
-
-type Hash = [u8; DIGEST_BYTES];
+/// Statements and bytes of what waits that are committed together.
+const TOGETHER_STATEMENTS_MAX: usize = 20_000;
+const TOGETHER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How often a write begins again because another process changed the collection meanwhile.
+const TRIES_MAX: usize = 16;
+const STRIPES: usize = 64;
+/// The number of the default graph.
+const DEFAULT_GRAPH: u64 = 0;
 
 /// An order of the terms in a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,64 +59,152 @@ struct Order {
 }
 
 const ORDERS: [Order; 3] = [
-    Order { table: BY_SUBJECT, places: [0, 1, 2] },
-    Order { table: BY_PREDICATE, places: [1, 2, 0] },
-    Order { table: BY_OBJECT, places: [2, 0, 1] },
+    Order { table: "graph.spo", places: [0, 1, 2] },
+    Order { table: "graph.pos", places: [1, 2, 0] },
+    Order { table: "graph.osp", places: [2, 0, 1] },
 ];
 
-/// A statement by its digests: subject, predicate, object, graph.
-#[derive(Debug, Clone, Copy)]
-struct Quad([Hash; 4]);
+/// A statement by its numbers: subject, predicate, object, graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Quad([u64; 4]);
 
 impl Quad {
-    fn new(triple: &Triple) -> Result<Self> {
-        let [s, p, o] = terms_of(triple)?;
-        let graph = triple.g.as_deref().unwrap_or_default();
-        Ok(Self([
-            digest(&encode_term(s)?),
-            digest(&encode_term(p)?),
-            digest(&encode_term(o)?),
-            digest(graph.as_bytes()),
-        ]))
-    }
-
-    fn key(&self, scope: &ScopeKey, order: Order) -> Vec<u8> {
-        let [a, b, c] = order.places.map(|place| self.0[place]);
-        join(&[scope, &a, &b, &c, &self.0[3]])
-    }
-
-    fn from_key(key: &[u8], order: Order) -> Result<Self> {
-        let digests = key.get(SCOPE_BYTES..).unwrap_or_default().as_chunks::<DIGEST_BYTES>().0;
-        let [a, b, c, graph] =
-            *<&[Hash; 4]>::try_from(digests).map_err(|e| Error::damaged("the key of a statement", &e))?;
-        let mut quad = [Hash::default(), Hash::default(), Hash::default(), graph];
-        for (place, digest) in order.places.into_iter().zip([a, b, c]) {
-            quad[place] = digest;
+    fn key(&self, scope: u64, order: Order) -> Vec<u8> {
+        let mut key = Vec::with_capacity(16);
+        put_number(scope, &mut key);
+        for place in order.places {
+            put_number(self.0[place], &mut key);
         }
+        put_number(self.0[3], &mut key);
+        key
+    }
+
+    fn from_key(mut key: &[u8], order: Order) -> Result<Self> {
+        let mut next = || {
+            take_number(&mut key).ok_or_else(|| Error::damaged("the key of a statement", &"it is cut short"))
+        };
+        let mut quad = [0; 4];
+        next()?;
+        for place in order.places {
+            quad[place] = next()?;
+        }
+        quad[3] = next()?;
         Ok(Self(quad))
     }
 }
 
-/// A pattern by its digests.
-struct Wanted([Option<Hash>; 4]);
+/// Appends a number so that the order of the bytes is that of the numbers, and no number begins another.
+fn put_number(number: u64, to: &mut Vec<u8>) {
+    match number {
+        0..=240 => to.push(number as u8),
+        241..=2287 => {
+            let rest = number - 241;
+            to.extend([241 + (rest >> 8) as u8, rest as u8]);
+        }
+        2288..=67_823 => {
+            to.push(249);
+            to.extend_from_slice(&((number - 2288) as u16).to_be_bytes());
+        }
+        _ => {
+            let bytes = number.to_be_bytes();
+            let skipped = (number.leading_zeros() / 8).min(5) as usize;
+            to.push(255 - skipped as u8);
+            to.extend_from_slice(&bytes[skipped..]);
+        }
+    }
+}
 
-impl Wanted {
-    fn new(pattern: &Pattern) -> Result<Self> {
-        let term =
-            |term: &Option<Term>| term.as_ref().map(|term| Ok(digest(&encode_term(term)?))).transpose();
-        let graph = pattern.g.as_deref().map(|name| digest(name.as_bytes()));
-        Ok(Self([term(&pattern.s)?, term(&pattern.p)?, term(&pattern.o)?, graph]))
+fn take_number(from: &mut &[u8]) -> Option<u64> {
+    let first = u64::from(*from.split_off_first()?);
+    match first {
+        0..=240 => Some(first),
+        241..=248 => Some(241 + ((first - 241) << 8) + u64::from(*from.split_off_first()?)),
+        249 => {
+            let rest = from.split_off(..2)?;
+            Some(2288 + u64::from(u16::from_be_bytes(rest.try_into().ok()?)))
+        }
+        _ => {
+            let skipped = (255 - first) as usize;
+            let mut bytes = [0; 8];
+            bytes[skipped..].copy_from_slice(from.split_off(..8 - skipped)?);
+            Some(u64::from_be_bytes(bytes))
+        }
+    }
+}
+
+fn numbered(scope: u64, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(rest.len() + 4);
+    put_number(scope, &mut key);
+    key.extend_from_slice(rest);
+    key
+}
+
+fn digest_key(scope: u64, term: &[u8]) -> Vec<u8> {
+    numbered(scope, &Sha256::digest(term)[..DIGEST_BYTES])
+}
+
+fn term_key(scope: u64, number: u64) -> Vec<u8> {
+    let mut key = numbered(scope, &[]);
+    put_number(number, &mut key);
+    key
+}
+
+/// The row of a collection.
+#[derive(Debug, Clone, Copy)]
+struct Collection {
+    number: u64,
+    next_term: u64,
+    writes: u64,
+}
+
+impl Collection {
+    fn encode(self) -> Vec<u8> {
+        [self.number, self.next_term, self.writes].iter().flat_map(|n| n.to_le_bytes()).collect()
     }
 
+    fn decode(row: &[u8]) -> Result<Self> {
+        let [number, next_term, writes] =
+            row.as_chunks().0.try_into().map_err(|e| Error::damaged("a collection of statements", &e))?;
+        let [number, next_term, writes] = [number, next_term, writes].map(u64::from_le_bytes);
+        Ok(Self { number, next_term, writes })
+    }
+}
+
+/// A statement by its terms as they rest: subject, predicate, object, and the name of the graph.
+type Encoded = [Vec<u8>; 4];
+
+fn encoded(triple: &Triple) -> Result<Encoded> {
+    let [s, p, o] = term::terms_of(triple)?;
+    Ok([
+        term::encode(s)?,
+        term::encode(p)?,
+        term::encode(o)?,
+        term::encode_graph(triple.g.as_deref().unwrap_or_default()),
+    ])
+}
+
+/// A pattern by its terms as they rest.
+type Sought = [Option<Vec<u8>>; 4];
+
+fn sought(pattern: &Pattern) -> Result<Sought> {
+    let term = |term: &Option<Term>| term.as_ref().map(term::encode).transpose();
+    let graph = pattern.g.as_deref().map(term::encode_graph);
+    Ok([term(&pattern.s)?, term(&pattern.p)?, term(&pattern.o)?, graph])
+}
+
+/// A pattern by its numbers.
+struct Wanted([Option<u64>; 4]);
+
+impl Wanted {
     fn matches(&self, quad: &Quad) -> bool {
         self.0.iter().zip(&quad.0).all(|(wanted, is)| wanted.is_none_or(|wanted| wanted == *is))
     }
 
     /// The order with most of the pattern in front, and what is in front.
-    fn start(&self, scope: &ScopeKey) -> (Order, Vec<u8>) {
+    fn start(&self, scope: u64) -> (Order, Vec<u8>) {
         let in_front = |order: Order| {
-            let digests = order.places.into_iter().map_while(move |place| self.0[place]);
-            digests.collect::<Vec<_>>()
+            let numbers = order.places.into_iter().map_while(move |place| self.0[place]);
+            numbers.collect::<Vec<_>>()
         };
         let mut best = (ORDERS[0], in_front(ORDERS[0]));
         for order in &ORDERS[1..] {
@@ -109,117 +217,111 @@ impl Wanted {
         if front.len() == 3 {
             front.extend(self.0[3]);
         }
-        (order, join(&[scope, front.as_flattened()]))
+        let mut key = numbered(scope, &[]);
+        front.into_iter().for_each(|number| put_number(number, &mut key));
+        (order, key)
     }
 }
 
-fn digest(bytes: &[u8]) -> Hash {
-    let mut hash = Hash::default();
-    hash.copy_from_slice(&Sha256::digest(bytes)[..DIGEST_BYTES]);
-    hash
+/// A write that waits for its turn.
+struct Waiting {
+    change: Change,
+    bytes: usize,
+    done: oneshot::Sender<Result<()>>,
 }
 
-fn refused(reason: impl Into<String>) -> Error {
-    Error::Refused { reason: reason.into() }
+#[derive(Debug)]
+enum Change {
+    Add(Vec<Encoded>),
+    /// Exactly these.
+    Remove(Vec<Encoded>),
+    /// All that match.
+    RemoveMatching(Sought),
 }
 
-/// A term as bytes: its type, then the fields that belong to the type, each with its length.
-fn encode_term(term: &Term) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    put_term(term, &mut bytes, 0)?;
-    Ok(bytes)
-}
-
-fn put_term(term: &Term, to: &mut Vec<u8>, depth: usize) -> Result<()> {
-    let (kind, fields): (u8, &[&String]) = match term.r#type.as_str() {
-        "i" => (b'i', &[&term.iri]),
-        "b" => (b'b', &[&term.id]),
-        "l" => (b'l', &[&term.value, &term.datatype, &term.language]),
-        "t" if depth < QUOTES_MAX => (b't', &[]),
-        "t" => return Err(refused(format!("statements are quoted more than {QUOTES_MAX} deep"))),
-        other => return Err(refused(format!("a term has the type '{other}'; use 'i', 'b', 'l' or 't'"))),
-    };
-    to.push(kind);
-    for field in fields {
-        put_text(field, to)?;
-    }
-    if kind == b't' {
-        let quoted = term.triple.as_deref().ok_or_else(|| refused("a term of type 't' needs a triple"))?;
-        put_statement(quoted, to, depth + 1)?;
-    }
-    Ok(())
-}
-
-fn put_statement(triple: &Triple, to: &mut Vec<u8>, depth: usize) -> Result<()> {
-    for term in terms_of(triple)? {
-        put_term(term, to, depth)?;
-    }
-    put_text(triple.g.as_deref().unwrap_or_default(), to)
-}
-
-fn put_text(text: &str, to: &mut Vec<u8>) -> Result<()> {
-    let length = u32::try_from(text.len()).map_err(|_| refused("a term is larger than 4 GiB"))?;
-    to.extend_from_slice(&length.to_le_bytes());
-    to.extend_from_slice(text.as_bytes());
-    Ok(())
-}
-
-fn terms_of(triple: &Triple) -> Result<[&Term; 3]> {
-    match (&triple.s, &triple.p, &triple.o) {
-        (Some(s), Some(p), Some(o)) => Ok([s, p, o]),
-        _ => Err(refused("a statement needs a subject, a predicate and an object")),
-    }
-}
-
-fn take_statement(from: &mut &[u8]) -> Option<Triple> {
-    let (s, p, o) = (take_term(from)?, take_term(from)?, take_term(from)?);
-    let graph = take_text(from)?;
-    Some(Triple { s: Some(s), p: Some(p), o: Some(o), g: (!graph.is_empty()).then_some(graph) })
-}
-
-fn take_term(from: &mut &[u8]) -> Option<Term> {
-    let kind = from.split_off_first()?;
-    let mut term = Term { r#type: char::from(*kind).to_string(), ..Term::default() };
-    match kind {
-        b'i' => term.iri = take_text(from)?,
-        b'b' => term.id = take_text(from)?,
-        b'l' => {
-            term.value = take_text(from)?;
-            term.datatype = take_text(from)?;
-            term.language = take_text(from)?;
+impl Change {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Add(statements) | Self::Remove(statements) => {
+                statements.iter().flatten().map(Vec::len).sum()
+            }
+            Self::RemoveMatching(_) => 0,
         }
-        b't' => term.triple = Some(Box::new(take_statement(from)?)),
-        _ => return None,
     }
-    Some(term)
 }
 
-fn take_text(from: &mut &[u8]) -> Option<String> {
-    let length = from.try_get_u32_le().ok()?;
-    let text = from.split_off(..usize::try_from(length).ok()?)?;
-    String::from_utf8(text.to_vec()).ok()
+/// What a removal is about.
+#[derive(Clone, Copy)]
+enum Going<'a> {
+    These(&'a [Encoded]),
+    Matching(&'a Sought),
 }
 
 /// Triples over tables.
 #[derive(Clone)]
 pub struct TableTriples {
     tables: Arc<dyn Tables>,
+    /// A turn is held across reads and commits, which never wait for it.
+    turns: Arc<Vec<tokio::sync::Mutex<()>>>,
+    waiting: Arc<Mutex<HashMap<ScopeKey, Vec<Waiting>>>>,
 }
 
 impl TableTriples {
     /// Triples over these tables.
     pub fn new(tables: Arc<dyn Tables>) -> Self {
-        Self { tables }
+        let turns = (0..STRIPES).map(|_| tokio::sync::Mutex::new(())).collect();
+        Self { tables, turns: Arc::new(turns), waiting: Arc::default() }
     }
 
-    /// Up to `limit` matches from a cursor, by their digests; with the cursor to go on from.
+    /// Moves statements here that an earlier version stored in another way. May be cut off and repeated.
+    ///
+    /// # Errors
+    /// As reads and commits of the tables.
+    pub(crate) async fn take_over(&self) -> Result<()> {
+        earlier::take_over(self).await
+    }
+
+    async fn collection(&self, key: &ScopeKey) -> Result<(Option<Bytes>, Option<Collection>)> {
+        let found = self.tables.read(vec![Read::get(SCOPES, key)]).await?;
+        let row = found.into_iter().next().and_then(Found::into_value);
+        let collection = row.as_deref().map(Collection::decode).transpose()?;
+        Ok((row, collection))
+    }
+
+    /// The numbers of terms, where they have one.
+    async fn numbers(&self, scope: u64, terms: &[&[u8]]) -> Result<Vec<Option<u64>>> {
+        let reads = terms.iter().map(|term| Read::get(NUMBERS, digest_key(scope, term))).collect();
+        let found = self.tables.read(reads).await?.into_iter().map(Found::into_value);
+        let number = |row: Bytes| {
+            take_number(&mut &row[..])
+                .ok_or_else(|| Error::damaged("the number of a term", &"it is cut short"))
+        };
+        found.map(|row| row.map(number).transpose()).collect()
+    }
+
+    /// The numbers of a pattern; `None` if nothing can match, as a term has none.
+    async fn wanted(&self, scope: u64, sought: &Sought) -> Result<Option<Wanted>> {
+        let is_default = |at: usize, term: &[u8]| at == 3 && term::is_default_graph(term);
+        let given = |(at, term): (usize, &'_ Option<Vec<u8>>)| term.clone().map(|term| (at, term));
+        let terms: Vec<(usize, Vec<u8>)> = sought.iter().enumerate().filter_map(given).collect();
+        let looked: Vec<&[u8]> = terms.iter().map(|(_, term)| &term[..]).collect();
+        let mut wanted = [None; 4];
+        for ((at, term), number) in terms.iter().zip(self.numbers(scope, &looked).await?) {
+            let number = if is_default(*at, term) { Some(DEFAULT_GRAPH) } else { number };
+            let Some(number) = number else { return Ok(None) };
+            wanted[*at] = Some(number);
+        }
+        Ok(Some(Wanted(wanted)))
+    }
+
+    /// Up to `limit` matches from a cursor; with the cursor to go on from.
     async fn find(
         &self,
-        scope: &ScopeKey,
+        scope: u64,
         wanted: &Wanted,
         from: Option<Cursor>,
         limit: usize,
-    ) -> Result<(Vec<(Quad, Option<Bytes>)>, Option<Cursor>)> {
+    ) -> Result<(Vec<Quad>, Option<Cursor>)> {
         let (order, front) = wanted.start(scope);
         let mut range = KeyRange::prefix(front);
         if let Some(Cursor(key)) = from {
@@ -230,13 +332,13 @@ impl TableTriples {
             let page = rows(&*self.tables, Read::range(order.table, range.clone(), PAGE_ROWS)).await?;
             let more = page.more;
             let mut last = None;
-            for (key, value) in page.rows {
+            for (key, _) in page.rows {
                 let quad = Quad::from_key(&key, order)?;
                 if wanted.matches(&quad) {
                     if found.len() == limit {
                         return Ok((found, last.map(Cursor)));
                     }
-                    found.push((quad, (order == ORDERS[0]).then_some(value)));
+                    found.push(quad);
                 }
                 last = Some(key);
             }
@@ -258,95 +360,322 @@ impl TableTriples {
         if limit == 0 {
             return Ok(Page::default());
         }
-        let scope = scope_key(scope);
-        let (found, next) = self.find(&scope, &Wanted::new(pattern)?, from, limit).await?;
-        let mut statements = Vec::with_capacity(found.len());
-        for some in found.chunks(PAGE_ROWS) {
-            let missing = some.iter().filter(|(_, statement)| statement.is_none());
-            let reads: Vec<_> =
-                missing.map(|(quad, _)| Read::get(BY_SUBJECT, quad.key(&scope, ORDERS[0]))).collect();
-            let led_to = if reads.is_empty() { Vec::new() } else { self.tables.read(reads).await? };
-            let mut led_to = led_to.into_iter().map(Found::into_value);
+        let sought = sought(pattern)?;
+        let (_, Some(Collection { number: scope, .. })) = self.collection(&scope_key(scope)).await? else {
+            return Ok(Page::default());
+        };
+        let Some(wanted) = self.wanted(scope, &sought).await? else { return Ok(Page::default()) };
+        let (quads, next) = self.find(scope, &wanted, from, limit).await?;
+        let numbers: BTreeSet<u64> = quads.iter().flat_map(|quad| quad.0).collect();
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        let mut terms: HashMap<u64, Bytes> = HashMap::new();
+        for some in numbers.chunks(PAGE_ROWS) {
+            let reads = some.iter().map(|number| Read::get(TERMS, term_key(scope, *number))).collect();
+            let found = self.tables.read(reads).await?.into_iter().map(Found::into_value);
+            terms.extend(some.iter().zip(found).filter_map(|(number, row)| Some((*number, row?))));
+        }
+        let mut triples = Vec::with_capacity(quads.len());
+        for Quad([s, p, o, g]) in quads {
             // One that was removed a moment ago is left out.
-            let here =
-                some.iter().filter_map(|(_, statement)| statement.clone().or_else(|| led_to.next()?));
-            statements.extend(here);
+            let (Some(s), Some(p), Some(o)) = (terms.get(&s), terms.get(&p), terms.get(&o)) else { continue };
+            let graph = match g {
+                DEFAULT_GRAPH => None,
+                named => match terms.get(&named) {
+                    Some(name) => Some(term::decode_graph(name)?),
+                    None => continue,
+                },
+            };
+            let (s, p, o) = (term::decode(s)?, term::decode(p)?, term::decode(o)?);
+            triples.push(Triple { s: Some(s), p: Some(p), o: Some(o), g: graph });
         }
-        let damaged = || Error::damaged("a statement", &"it is cut short");
-        let triples = statements.iter().map(|row| take_statement(&mut &row[..]).ok_or_else(damaged));
-        Ok(Page { triples: triples.collect::<Result<_>>()?, next })
+        Ok(Page { triples, next })
     }
 
-    async fn remove_matching(&self, scope: Scope<'_>, pattern: &Pattern) -> Result<()> {
-        let scope = scope_key(scope);
-        let wanted = Wanted::new(pattern)?;
-        let mut batch = Batch::new();
-        if wanted.0.iter().all(Option::is_none) {
-            for order in ORDERS {
-                batch.delete_prefix(order.table, scope);
+    /// Makes a change when its turn comes, together with others that wait.
+    async fn make(&self, key: ScopeKey, change: Change) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        let bytes = change.bytes();
+        self.waiting().entry(key).or_default().push(Waiting { change, bytes, done });
+        let this = self.clone();
+        to_the_end(async move {
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            let stripe = usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0);
+            let _turn = this.turns[stripe].lock().await;
+            // Somebody else may have made it already. Each that waits comes here once, so nothing is left behind.
+            let next = this.take_waiting(&key);
+            this.make_all(key, next).await;
+            Ok(())
+        })
+        .await?;
+        answer.await.unwrap_or_else(|_| Err(Error::unavailable("the write was dropped; try again")))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<ScopeKey, Vec<Waiting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first of what waits, as much as goes together.
+    fn take_waiting(&self, key: &ScopeKey) -> Vec<Waiting> {
+        let mut all = self.waiting();
+        let mut first = all.remove(key).unwrap_or_default();
+        let (mut statements, mut bytes, mut count) = (0, 0, 0);
+        for waiting in &first {
+            if count > 0 && (statements > TOGETHER_STATEMENTS_MAX || bytes > TOGETHER_BYTES_MAX) {
+                break;
             }
-            return self.tables.commit(batch).await;
+            count += 1;
+            bytes += waiting.bytes;
+            statements += match &waiting.change {
+                Change::Add(some) | Change::Remove(some) => some.len(),
+                Change::RemoveMatching(_) => 0,
+            };
         }
-        let mut from = None;
-        loop {
-            let (found, next) = self.find(&scope, &wanted, from, REMOVE_ROWS).await?;
-            for (quad, _) in found {
-                for order in ORDERS {
-                    batch.delete(order.table, quad.key(&scope, order));
+        let rest = first.split_off(count);
+        if !rest.is_empty() {
+            all.insert(*key, rest);
+        }
+        first
+    }
+
+    /// Makes changes in their order; neighbours of one kind in one commit.
+    async fn make_all(&self, key: ScopeKey, waiting: Vec<Waiting>) {
+        let mut waiting = waiting.into_iter().peekable();
+        while let Some(first) = waiting.next() {
+            let mut waiters = vec![first.done];
+            let made = match first.change {
+                Change::Add(mut statements) => {
+                    while let Some(next) = waiting.next_if(|next| matches!(next.change, Change::Add(_))) {
+                        let Change::Add(more) = next.change else { continue };
+                        statements.extend(more);
+                        waiters.push(next.done);
+                    }
+                    self.add_missing(key, &statements).await
                 }
+                Change::Remove(mut statements) => {
+                    while let Some(next) = waiting.next_if(|next| matches!(next.change, Change::Remove(_))) {
+                        let Change::Remove(more) = next.change else { continue };
+                        statements.extend(more);
+                        waiters.push(next.done);
+                    }
+                    self.remove_these(key, &statements).await
+                }
+                Change::RemoveMatching(sought) => self.remove_matching(key, &sought).await,
+            };
+            for done in waiters {
+                let _ = done.send(made.clone());
             }
-            if !batch.is_empty() {
-                self.tables.commit(std::mem::take(&mut batch)).await?;
-            }
-            if next.is_none() {
-                return Ok(());
-            }
-            from = next;
         }
     }
 
-    /// Many statements come with every document. What is there already is not written: its three rows lie far apart, and
-    /// each would have its page written anew.
-    async fn add_missing(&self, scope: Scope<'_>, triples: &[Triple]) -> Result<()> {
-        let scope = scope_key(scope);
-        let mut statements = Vec::with_capacity(triples.len());
-        for triple in triples {
-            let mut row = Vec::new();
-            put_statement(triple, &mut row, 0)?;
-            statements.push((Quad::new(triple)?, Bytes::from(row)));
+    /// Adds what is not there; many statements come with every document.
+    pub(crate) async fn add_missing(&self, key: ScopeKey, statements: &[Encoded]) -> Result<()> {
+        for _ in 0..TRIES_MAX {
+            let Some(batch) = self.addition(&key, statements).await? else { return Ok(()) };
+            match self.tables.commit(batch).await {
+                Err(error) if error.is_conflict() => {}
+                done => return done,
+            }
         }
-        let key = |quad: &Quad| quad.key(&scope, ORDERS[0]);
-        let reads = statements.iter().map(|(quad, _)| Read::get(BY_SUBJECT, key(quad))).collect();
-        let found = self.tables.read(reads).await?.into_iter().map(Found::into_value);
-        let (there, missing): (Vec<_>, Vec<_>) =
-            statements.iter().zip(found).partition(|((_, row), found)| found.as_ref() == Some(row));
+        Err(contended())
+    }
+
+    /// The batch that adds what is missing; `None` if nothing is.
+    async fn addition(&self, key: &ScopeKey, statements: &[Encoded]) -> Result<Option<Batch>> {
         let mut batch = Batch::new();
-        let put = |batch: &mut Batch, (quad, row): &(Quad, Bytes)| {
-            batch.put(BY_SUBJECT, key(quad), row.clone());
-            for order in &ORDERS[1..] {
-                batch.put(order.table, quad.key(&scope, *order), Bytes::new());
+        let (was, collection) = self.collection(key).await?;
+        let mut collection = match collection {
+            Some(collection) => collection,
+            None => {
+                let found = self.tables.read(vec![Read::get(SCOPES, NEXT_SCOPE)]).await?;
+                let next = found.into_iter().next().and_then(Found::into_value);
+                let number = next.as_deref().map_or(Ok(0), |row| {
+                    row.try_into().map(u64::from_le_bytes).map_err(|e| Error::damaged("a number", &e))
+                })?;
+                batch.expect(SCOPES, NEXT_SCOPE, next);
+                batch.put(SCOPES, NEXT_SCOPE, (number + 1).to_le_bytes().to_vec());
+                Collection { number, next_term: DEFAULT_GRAPH + 1, writes: 0 }
             }
         };
-        missing.iter().for_each(|(statement, _)| put(&mut batch, statement));
-        for ((quad, row), _) in &there {
-            batch.expect_value(BY_SUBJECT, key(quad), row.clone());
+        let scope = collection.number;
+        let terms: BTreeSet<&[u8]> = statements
+            .iter()
+            .flatten()
+            .map(|term| &term[..])
+            .filter(|t| !term::is_default_graph(t))
+            .collect();
+        let terms: Vec<&[u8]> = terms.into_iter().collect();
+        let known_up_to = collection.next_term;
+        let mut numbers: HashMap<&[u8], u64> = HashMap::with_capacity(terms.len());
+        let found = if was.is_some() { self.numbers(scope, &terms).await? } else { vec![None; terms.len()] };
+        for (term, number) in terms.into_iter().zip(found) {
+            let number = number.unwrap_or_else(|| {
+                let number = collection.next_term;
+                collection.next_term += 1;
+                let mut row = Vec::new();
+                put_number(number, &mut row);
+                batch.put(NUMBERS, digest_key(scope, term), row);
+                batch.put(TERMS, term_key(scope, number), term.to_vec());
+                number
+            });
+            numbers.insert(term, number);
         }
-        match self.tables.commit(batch).await {
-            // Something was removed since; then all of it is written.
-            Err(error) if error.is_conflict() => {}
-            done => return done,
+        let number = |term: &[u8]| numbers.get(term).copied().unwrap_or(DEFAULT_GRAPH);
+        let quads: BTreeSet<Quad> =
+            statements.iter().map(|terms| Quad([0, 1, 2, 3].map(|at| number(&terms[at])))).collect();
+        let (old, mut missing): (Vec<Quad>, Vec<Quad>) =
+            quads.into_iter().partition(|quad| quad.0.iter().all(|number| *number < known_up_to));
+        let reads = old.iter().map(|quad| Read::get(ORDERS[0].table, quad.key(scope, ORDERS[0]))).collect();
+        let there = self.tables.read(reads).await?;
+        missing.extend(
+            old.iter().zip(there).filter(|(_, found)| found.value().is_none()).map(|(quad, _)| *quad),
+        );
+        if missing.is_empty() {
+            return Ok(None);
         }
-        let mut batch = Batch::new();
-        statements.iter().for_each(|statement| put(&mut batch, statement));
-        self.tables.commit(batch).await
+        for quad in missing {
+            for order in ORDERS {
+                batch.put(order.table, quad.key(scope, order), Bytes::new());
+            }
+        }
+        collection.writes += 1;
+        batch.expect(SCOPES, key, was).put(SCOPES, key, collection.encode());
+        Ok(Some(batch))
     }
+
+    async fn remove_these(&self, key: ScopeKey, statements: &[Encoded]) -> Result<()> {
+        for some in statements.chunks(REMOVE_ROWS) {
+            self.remove_some(key, Going::These(some)).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_matching(&self, key: ScopeKey, sought: &Sought) -> Result<()> {
+        if sought.iter().all(Option::is_none) {
+            return self.remove_all(key).await;
+        }
+        while self.remove_some(key, Going::Matching(sought)).await? {}
+        Ok(())
+    }
+
+    /// What goes, by its numbers, and whether there is more.
+    async fn going(&self, scope: u64, going: Going<'_>) -> Result<(Vec<Quad>, bool)> {
+        let statements = match going {
+            Going::These(statements) => statements,
+            Going::Matching(sought) => {
+                let Some(wanted) = self.wanted(scope, sought).await? else { return Ok((Vec::new(), false)) };
+                let (quads, next) = self.find(scope, &wanted, None, REMOVE_ROWS).await?;
+                return Ok((quads, next.is_some()));
+            }
+        };
+        let terms: Vec<&[u8]> = statements.iter().flatten().map(|term| &term[..]).collect();
+        let mut numbers = self.numbers(scope, &terms).await?;
+        for (number, term) in numbers.iter_mut().zip(&terms) {
+            if term::is_default_graph(term) {
+                *number = Some(DEFAULT_GRAPH);
+            }
+        }
+        let quad = |numbers: &[Option<u64>; 4]| {
+            let [Some(s), Some(p), Some(o), Some(g)] = *numbers else { return None };
+            Some(Quad([s, p, o, g]))
+        };
+        Ok((numbers.as_chunks().0.iter().filter_map(quad).collect(), false))
+    }
+
+    /// Removes statements with the terms that nothing uses then; answers whether more are to go.
+    async fn remove_some(&self, key: ScopeKey, going: Going<'_>) -> Result<bool> {
+        for _ in 0..TRIES_MAX {
+            let (was, Some(mut collection)) = self.collection(&key).await? else { return Ok(false) };
+            let (quads, more) = self.going(collection.number, going).await?;
+            if quads.is_empty() {
+                return Ok(more);
+            }
+            let mut batch = Batch::new();
+            for quad in &quads {
+                for order in ORDERS {
+                    batch.delete(order.table, quad.key(collection.number, order));
+                }
+            }
+            self.drop_terms(collection.number, &quads, &mut batch).await?;
+            collection.writes += 1;
+            batch.expect(SCOPES, key, was).put(SCOPES, key, collection.encode()).essential();
+            match self.tables.commit(batch).await {
+                Ok(()) => return Ok(more),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(contended())
+    }
+
+    /// Adds to a removal the terms that only its statements use. Names of graphs are few and stay.
+    async fn drop_terms(&self, scope: u64, gone: &[Quad], batch: &mut Batch) -> Result<()> {
+        let mut uses: BTreeMap<u64, [usize; 3]> = BTreeMap::new();
+        for quad in gone {
+            for place in 0..3 {
+                uses.entry(quad.0[place]).or_default()[place] += 1;
+            }
+        }
+        let gone: BTreeSet<&Quad> = gone.iter().collect();
+        let terms: Vec<(u64, [usize; 3])> = uses.into_iter().collect();
+        for some in terms.chunks(PAGE_ROWS / 4) {
+            let mut reads = Vec::new();
+            for (number, uses) in some {
+                for (order, going) in ORDERS.iter().zip(uses) {
+                    // One more than those that go is enough to see one that stays.
+                    let range = KeyRange::prefix(term_key(scope, *number));
+                    reads.push(Read::range(order.table, range, going + 1));
+                }
+                reads.push(Read::get(TERMS, term_key(scope, *number)));
+            }
+            let mut found = self.tables.read(reads).await?.into_iter();
+            for (number, _) in some {
+                let mut is_used = false;
+                for order in ORDERS {
+                    for (key, _) in found.next().map(Found::into_rows).unwrap_or_default().rows {
+                        is_used |= !gone.contains(&Quad::from_key(&key, order)?);
+                    }
+                }
+                if let Some(term) = found.next().and_then(Found::into_value).filter(|_| !is_used) {
+                    batch.delete(TERMS, term_key(scope, *number)).delete(NUMBERS, digest_key(scope, &term));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_all(&self, key: ScopeKey) -> Result<()> {
+        for _ in 0..TRIES_MAX {
+            let (was, Some(collection)) = self.collection(&key).await? else { return Ok(()) };
+            let prefix = numbered(collection.number, &[]);
+            let mut batch = Batch::new();
+            for table in ORDERS.map(|order| order.table).into_iter().chain([NUMBERS, TERMS]) {
+                batch.delete_prefix(table, &prefix);
+            }
+            batch.expect(SCOPES, key, was).delete(SCOPES, key);
+            match self.tables.commit(batch).await {
+                Err(error) if error.is_conflict() => {}
+                done => return done,
+            }
+        }
+        Err(contended())
+    }
+}
+
+fn contended() -> Error {
+    Error::unavailable("the statements of the collection are being changed all the time; try again")
 }
 
 impl Triples for TableTriples {
     fn add<'a>(&'a self, scope: Scope<'a>, triples: Vec<Triple>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(
-            async move { if triples.is_empty() { Ok(()) } else { self.add_missing(scope, &triples).await } },
-        )
+        Box::pin(async move {
+            let statements = triples.iter().map(encoded).collect::<Result<Vec<_>>>()?;
+            if statements.is_empty() {
+                Ok(())
+            } else {
+                self.make(scope_key(scope), Change::Add(statements)).await
+            }
+        })
     }
 
     fn query<'a>(
@@ -360,63 +689,15 @@ impl Triples for TableTriples {
     }
 
     fn remove<'a>(&'a self, scope: Scope<'a>, pattern: &'a Pattern) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.remove_matching(scope, pattern))
+        Box::pin(async move {
+            let change = match sought(pattern)? {
+                [Some(s), Some(p), Some(o), Some(g)] => Change::Remove(vec![[s, p, o, g]]),
+                other => Change::RemoveMatching(other),
+            };
+            self.make(scope_key(scope), change).await
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-    use crate::{BoxFuture, Embedded};
-
-    /// Tables that write down what is committed, and before the next commit commit something else.
-    struct Watched {
-        inner: Arc<dyn Tables>,
-        first: Mutex<Option<Batch>>,
-        puts: Mutex<Vec<usize>>,
-    }
-
-    impl Tables for Watched {
-        fn read(&self, reads: Vec<Read>) -> BoxFuture<'_, Result<Vec<Found>>> {
-            self.inner.read(reads)
-        }
-
-        fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<()>> {
-            Box::pin(async move {
-                let first = self.first.lock().unwrap().take();
-                if let Some(first) = first {
-                    self.inner.commit(first).await?;
-                }
-                self.puts.lock().unwrap().push(batch.ops.len());
-                self.inner.commit(batch).await
-            })
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_there_is_not_written_again_unless_it_goes_meanwhile() {
-        let iri = |iri: &str| Some(Term { r#type: "i".to_owned(), iri: iri.to_owned(), ..Term::default() });
-        let said = |s: &str| Triple { s: iri(s), p: iri("urn:p"), o: iri("urn:o"), g: None };
-        let folder = tempfile::tempdir().unwrap();
-        let store = Embedded::open(folder.path()).unwrap();
-        let tables =
-            Arc::new(Watched { inner: store.tables(), first: Mutex::default(), puts: Mutex::default() });
-        let triples = TableTriples::new(Arc::clone(&tables) as Arc<dyn Tables>);
-        let scope = Scope::new("w", "c");
-        triples.add(scope, vec![said("urn:a")]).await.unwrap();
-        triples.add(scope, vec![said("urn:a"), said("urn:b")]).await.unwrap();
-        triples.add(scope, vec![said("urn:a"), said("urn:b")]).await.unwrap();
-        assert_eq!(*tables.puts.lock().unwrap(), [3, 3, 0], "three orders for each that was missing");
-
-        let mut removal = Batch::new();
-        let gone = Quad::new(&said("urn:a")).unwrap();
-        ORDERS.iter().for_each(|order| _ = removal.delete(order.table, gone.key(&scope_key(scope), *order)));
-        *tables.first.lock().unwrap() = Some(removal);
-        triples.add(scope, vec![said("urn:a"), said("urn:c")]).await.unwrap();
-        let found = triples.query(scope, &Pattern::all(), None, 10).await.unwrap().triples;
-        assert_eq!(found.len(), 3, "{found:?}");
-        store.close().await;
-    }
-}
+mod tests;

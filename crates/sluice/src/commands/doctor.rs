@@ -2,16 +2,18 @@
 //! (the gateway, the broker, the data folder), asks each service for a word, and each flow for its models.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sluice_processors::NOT_CONFIGURED;
+use sluice_store::embedded::Report;
 
 use super::up;
 use crate::api::{Api, data_folder};
 use crate::bus::Bus;
-use crate::cli::{Broker, Target};
+use crate::cli::{Broker, Doctor, Target};
 use crate::exit::{Code, Told};
 use crate::output::{show, text};
 
@@ -24,10 +26,14 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 const FLOWS_MAX: usize = 16;
 /// Room on the disk of the data folder below which it is told, in bytes.
 const FREE_BYTES_MIN: u64 = 2 << 30;
+/// Damaged things named in one finding.
+const DAMAGE_SHOWN: usize = 5;
+/// How often it is looked whether the data folder was read.
+const VERIFY_PAUSE: Duration = Duration::from_millis(200);
 const READ_LOGS: &str = "read the log of `sluice up`, or of the process that runs it";
 
 /// Runs every check; what cannot be asked because an earlier one failed is left out.
-pub(super) async fn run(target: &Target, broker: Broker) -> anyhow::Result<Code> {
+pub(super) async fn run(target: &Target, Doctor { broker, verify }: Doctor) -> anyhow::Result<Code> {
     let api = Api::new(target)?;
     let mut findings = Vec::new();
     if let Ok(folder) = data_folder(target) {
@@ -35,6 +41,7 @@ pub(super) async fn run(target: &Target, broker: Broker) -> anyhow::Result<Code>
         if folder.is_dir() {
             findings.push(confinement_found().await);
         }
+        findings.extend(content_found(&folder, verify).await);
     }
     findings.extend(broker_found(broker).await?);
     match limited(&api, api.why_not_ready()).await {
@@ -143,6 +150,85 @@ async fn confinement_found() -> Value {
             format!("processes that read documents do not start here: {error:#}"),
             "check that this program can be started by its own user",
         ),
+    }
+}
+
+/// What is known of the content of a data folder; with `verify` all of it is read first.
+async fn content_found(folder: &Path, verify: bool) -> Vec<Value> {
+    if !folder.is_dir() {
+        return Vec::new();
+    }
+    let report = if verify { verified(folder).await.map(Some) } else { Ok(Report::read(folder)) };
+    match report {
+        Ok(report) => report.map_or_else(Vec::new, |report| report_found(&report)),
+        Err(error) => {
+            let next = "start `sluice up` on it, which says more, or restore it from a backup";
+            vec![finding(
+                "error",
+                "folder-not-verified",
+                format!("the data folder was not read: {error:#}"),
+                next,
+            )]
+        }
+    }
+}
+
+fn report_found(report: &Report) -> Vec<Value> {
+    let Report { store_bytes, used_bytes, checked_at, damage, checks: _ } = report;
+    let mut findings = Vec::new();
+    if !damage.is_empty() {
+        let named = damage.iter().take(DAMAGE_SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        let more = damage.len().saturating_sub(DAMAGE_SHOWN);
+        let more = if more > 0 { format!("; and {more} more, which the log names") } else { String::new() };
+        let text = format!("the data folder is damaged: {named}{more}");
+        findings.push(finding(
+            "error",
+            "folder-damaged",
+            text,
+            "restore it from a backup, and check the disk",
+        ));
+    } else if *checked_at > 0 {
+        let since = (UNIX_EPOCH + Duration::from_secs(*checked_at)).elapsed().unwrap_or_default();
+        let since = indicatif::HumanDuration(since);
+        findings
+            .push(works("folder-sound", format!("all of the data folder matched its checksums {since} ago")));
+    }
+    if *store_bytes > 0 {
+        let (all, used) = (indicatif::BinaryBytes(*store_bytes), indicatif::BinaryBytes(*used_bytes));
+        findings
+            .push(works("store-room", format!("the store's file takes {all}, of which {used} are in use")));
+    }
+    findings
+}
+
+/// Has all of a data folder read: by the process that works in it, or here if none does.
+async fn verified(folder: &Path) -> anyhow::Result<Report> {
+    let options = sluice_store::Options { create: false, ..Default::default() };
+    match sluice_store::Embedded::open_with(folder, &options) {
+        Ok(store) => {
+            let report = store.upkeep().check_all().await;
+            store.close().await;
+            Ok(report?)
+        }
+        Err(sluice_store::Error::Locked { .. }) => {
+            let before = Report::read(folder).unwrap_or_default();
+            let asked_at = Instant::now();
+            Report::ask_to_check(folder).context("it cannot be written")?;
+            loop {
+                tokio::time::sleep(VERIFY_PAUSE).await;
+                if Report::is_asked(folder) {
+                    anyhow::ensure!(
+                        asked_at.elapsed() < LOOK_TIMEOUT,
+                        "the process that works in it does not answer"
+                    );
+                    continue;
+                }
+                if let Some(report) = Report::read(folder).filter(|now| now.checks > before.checks) {
+                    return Ok(report);
+                }
+            }
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

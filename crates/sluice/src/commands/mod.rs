@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Doc(doc) => return doc::run(&Api::new(&target)?, output, doc).await,
         Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
-        Command::Doctor(broker) => return doctor::run(&target, broker).await,
+        Command::Doctor(doctor) => return doctor::run(&target, doctor).await,
         Command::Backup(one) => backup::make(&target, one).await?,
         Command::Restore(one) => backup::restore(&target, one).await?,
         Command::Verify(one) => return backup::verify(&target, one).await,

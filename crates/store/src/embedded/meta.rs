@@ -26,7 +26,7 @@ const FORMAT_UNWRITTEN: u32 = 1;
 /// The formats that this version writes, by part. A store with a higher number, or with a part that is not in this list,
 /// was written by a newer version.
 pub const FORMATS: &[(&str, u32)] =
-    &[("tables", 1), ("blobs", 1), ("vectors", 1), ("keywords", 1), ("triples", 1)];
+    &[("tables", 1), ("blobs", 2), ("vectors", 1), ("keywords", 1), ("triples", 2)];
 
 /// Which data folder a store belongs to, and how far that had come when it was last said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +100,18 @@ pub(super) fn set_formats(database: &Database, formats: &[(String, u32)]) -> Res
         .collect();
     let failed = |e: redb::Error| Error::unavailable(format!("formats cannot be noted: {e}; check the disk"));
     write_formats(database, &of_rows).map_err(failed)
+}
+
+/// Puts down the formats of this version, once everything is in them or will be written in them.
+pub(super) fn raise_formats(database: &Database) -> Result<()> {
+    let (_, written) = written_formats(database).map_err(|e| unreadable(&e))?;
+    let is_behind = |(part, ours): &&(&str, u32)| written.iter().any(|(there, v)| there == part && v < ours);
+    let behind: Vec<(&str, u32)> = FORMATS.iter().filter(is_behind).copied().collect();
+    if behind.is_empty() {
+        return Ok(());
+    }
+    write_formats(database, &behind)
+        .map_err(|e| Error::unavailable(format!("its formats cannot be noted: {e}; check the disk")))
 }
 
 /// Whether nothing was ever written, and the formats on record.

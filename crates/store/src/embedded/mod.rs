@@ -20,14 +20,14 @@ use crate::blobs::FileBlobs;
 use crate::keywords::TableKeywords;
 use crate::triples::TableTriples;
 use crate::vectors::TableVectors;
-use crate::{Error, Result, Stores, Tables};
+use crate::{Error, Read, Result, Stores, Tables};
 
 pub use self::lock::FolderLock;
 pub use self::meta::{FORMATS, Stamp};
 pub use self::snapshot::Snapshot;
 pub use crate::blobs::{BlobAudit, MissingBlob};
 pub use disk::Faults;
-pub use upkeep::{Place, Step, Upkeep};
+pub use upkeep::{Place, Report, Step, Upkeep};
 
 /// How the embedded engine runs.
 #[derive(Debug, Clone)]
@@ -100,12 +100,15 @@ impl Embedded {
         let tables = Arc::new(tables::EmbeddedTables::open(folder, lock, options)?);
         let shared = Arc::clone(&tables) as Arc<dyn Tables>;
         let blobs = FileBlobs::open(folder, Arc::clone(&shared), Arc::clone(&options.faults))?;
-        let upkeep = Upkeep { tables: Arc::clone(&tables), blobs: blobs.clone() };
+        let triples = TableTriples::new(Arc::clone(&shared));
+        take_over(&tables, &triples)?;
+        tables.raise_formats()?;
+        let upkeep = Upkeep::new(Arc::clone(&tables), blobs.clone());
         let stores = Stores {
             blobs: Arc::new(blobs.clone()),
             vectors: Arc::new(TableVectors::new(Arc::clone(&shared), options.vectors_bytes_max)),
             keywords: Arc::new(TableKeywords::new(Arc::clone(&shared))),
-            triples: Arc::new(TableTriples::new(Arc::clone(&shared))),
+            triples: Arc::new(triples),
             tables: shared,
         };
         Ok(Self { tables, blobs, stores, upkeep })
@@ -213,6 +216,24 @@ impl Embedded {
     pub async fn close(&self) {
         self.tables.close().await;
     }
+}
+
+/// Brings what an earlier version stored into the form of this one.
+fn take_over(tables: &tables::EmbeddedTables, triples: &TableTriples) -> Result<()> {
+    let earlier = tables.read_now(&[Read::prefix(crate::triples::EARLIER, "", 1)])?.pop();
+    if earlier.is_none_or(|found| found.into_rows().rows.is_empty()) {
+        return Ok(());
+    }
+    // The caller may be a task, which must not wait; a thread with a runtime of its own may.
+    std::thread::scope(|scope| {
+        let taking = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let failed = |e: std::io::Error| Error::unavailable(format!("a migration does not start: {e}"));
+            runtime.map_err(failed)?.block_on(triples.take_over())
+        });
+        let ended = || Err(Error::unavailable("a migration ended in a panic; report what the log says"));
+        taking.join().unwrap_or_else(|_| ended())
+    })
 }
 
 pub(crate) fn unusable(folder: &Path, error: &std::io::Error) -> Error {

@@ -566,7 +566,7 @@ fn begin_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     Ok((file, new))
 }
 
-fn put_in_place(file: &File, new: &Path, path: &Path) -> io::Result<()> {
+pub(super) fn put_in_place(file: &File, new: &Path, path: &Path) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(new, path)?;
     match path.parent() {

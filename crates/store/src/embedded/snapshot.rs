@@ -1,5 +1,7 @@
 //! One moment of the store, to be copied while others go on writing.
 
+use std::sync::Arc;
+
 use redb::{ReadTransaction, TableHandle as _};
 
 use super::tables::{Definition, EmbeddedTables, rows};
@@ -14,6 +16,7 @@ const PAGE_ROWS: usize = 10_000;
 pub struct Snapshot {
     transaction: ReadTransaction,
     _pin: Pin,
+    _kept: Arc<()>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -24,7 +27,8 @@ impl std::fmt::Debug for Snapshot {
 
 impl Snapshot {
     pub(super) fn take(tables: &EmbeddedTables, pin: Pin) -> Result<Self> {
-        Ok(Self { transaction: tables.begin_read()?, _pin: pin })
+        let (transaction, kept) = tables.begin_read()?;
+        Ok(Self { transaction, _pin: pin, _kept: kept })
     }
 
     /// The names of all tables.

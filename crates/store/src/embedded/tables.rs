@@ -12,7 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase as _, StorageError, TableDefinition, TableError, TableHandle as _};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTableMetadata as _, StorageError, TableDefinition, TableError,
+    TableHandle as _,
+};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::Options;
@@ -29,10 +32,12 @@ use crate::{Batch, BoxFuture, Error, Found, KeyRange, Op, Read, Result, Rows, Ta
 
 /// Batches that may wait for the writer; more callers wait for a place.
 const WAITING_BATCHES_MAX: usize = 4096;
-/// The file of the tables, in the data folder.
-pub(super) const TABLES_FILE: &str = "store.redb";
 /// Reads under way at once; more callers wait.
 const READERS_MAX: usize = 32;
+
+/// The file of the tables, in the data folder, and the one that a compaction writes.
+pub(super) const FILE: &str = "store.redb";
+pub(super) const COMPACTED: &str = "store.compacted";
 
 pub(super) type Definition<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 
@@ -41,8 +46,18 @@ pub(super) type Definition<'a> = TableDefinition<'a, &'static [u8], &'static [u8
 pub(crate) struct EmbeddedTables {
     shared: Arc<Shared>,
     readers: Arc<Semaphore>,
-    work: Mutex<Option<mpsc::Sender<Work>>>,
+    work: Mutex<Option<mpsc::Sender<Order>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the writer is asked to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    Commit(Work),
+    /// Write the file anew without what is not used; given up when others wait. Answers whether it was done.
+    Compact(oneshot::Sender<Result<bool>>),
+    /// Leave the file so that an unclean end from here on costs no check of it.
+    Settle,
 }
 
 #[derive(Debug)]
@@ -67,6 +82,10 @@ pub(super) struct Shared {
     pub(super) folder: PathBuf,
     pub(super) state: Arc<DiskState>,
     pub(super) cache_bytes: usize,
+    /// Batches handed to the writer so far.
+    pub(super) batches: AtomicU64,
+    /// Cloned into each snapshot that outlives a read.
+    pub(super) snapshots: Arc<()>,
     pub(super) engine: RwLock<Engine>,
     /// Batches committed so far, each group counted once.
     pub(super) commits: AtomicU64,
@@ -91,12 +110,16 @@ impl EmbeddedTables {
     pub(crate) fn open(folder: &Path, lock: FolderLock, options: &Options) -> Result<Self> {
         let state = Arc::new(DiskState::new(Arc::clone(&options.faults)));
         let cache_bytes = options.cache_bytes_max;
+        // A compaction that was cut off; nothing refers to what it wrote.
+        let _ = std::fs::remove_file(folder.join(COMPACTED));
         let database = open_database(folder, cache_bytes, &state, options.create)?;
         meta::settle_formats(&database.database, options.service_formats)?;
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             state,
             cache_bytes,
+            batches: AtomicU64::new(0),
+            snapshots: Arc::default(),
             engine: RwLock::new(Engine::Open(Box::new(database))),
             commits: AtomicU64::new(0),
             failure: watch::Sender::new(None),
@@ -126,6 +149,11 @@ impl EmbeddedTables {
         }
     }
 
+    /// Reads on the calling thread.
+    pub(crate) fn read_now(&self, reads: &[Read]) -> Result<Vec<Found>> {
+        self.shared.read(reads)
+    }
+
     /// Why the engine ended, once its disk failed.
     pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
         self.shared.failure.subscribe()
@@ -145,10 +173,14 @@ impl EmbeddedTables {
         }
     }
 
-    pub(super) fn begin_read(&self) -> Result<redb::ReadTransaction> {
+    /// A snapshot, with what keeps the file in place while it lives.
+    pub(super) fn begin_read(&self) -> Result<(redb::ReadTransaction, Arc<()>)> {
         let failed = |e: redb::Error| Error::unavailable(format!("reading failed: {e}; check the disk"));
         match &*self.shared.engine.read().unwrap_or_else(PoisonError::into_inner) {
-            Engine::Open(opened) => opened.database.begin_read().map_err(|e| failed(e.into())),
+            Engine::Open(opened) => {
+                let snapshot = opened.database.begin_read().map_err(|e| failed(e.into()))?;
+                Ok((snapshot, Arc::clone(&self.shared.snapshots)))
+            }
             Engine::Ended(error) => Err(error.clone()),
         }
     }
@@ -168,6 +200,15 @@ impl EmbeddedTables {
         }
     }
 
+    /// Puts down that all parts have the formats of this version now.
+    pub(crate) fn raise_formats(&self) -> Result<()> {
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
+        match &*engine {
+            Engine::Open(opened) => meta::raise_formats(&opened.database),
+            Engine::Ended(error) => Err(error.clone()),
+        }
+    }
+
     /// Writes what the store says about itself, from the reserve if the disk is full.
     pub(crate) async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
         match self.hand_over(Batch::new(), 0, Some(stamp.clone())).await {
@@ -180,7 +221,9 @@ impl EmbeddedTables {
     async fn hand_over(&self, batch: Batch, bytes: usize, stamp: Option<Stamp>) -> Result<()> {
         let work = self.sender()?;
         let (done, answer) = oneshot::channel();
-        work.send(Work { batch, bytes, stamp, done }).await.map_err(|_| self.shared.ended())?;
+        self.shared.batches.fetch_add(1, Ordering::Relaxed);
+        let order = Order::Commit(Work { batch, bytes, stamp, done });
+        work.send(order).await.map_err(|_| self.shared.ended())?;
         drop(work);
         answer.await.unwrap_or_else(|_| {
             let reason = "the store ended while writing; read again to see".to_owned();
@@ -219,7 +262,45 @@ impl EmbeddedTables {
         }
     }
 
-    fn sender(&self) -> Result<mpsc::Sender<Work>> {
+    /// Batches handed to the writer so far: it is idle while this stays.
+    pub(super) fn batches(&self) -> u64 {
+        self.shared.batches.load(Ordering::Relaxed)
+    }
+
+    /// How large the file is, and how large it would be with nothing but what is in use, in bytes. Reads the whole tree.
+    pub(super) fn room(&self) -> Result<(u64, u64)> {
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let opened = match &*engine {
+            Engine::Open(opened) => opened,
+            Engine::Ended(error) => return Err(error.clone()),
+        };
+        let failed = |e: redb::Error| damaged_file(&self.shared.folder.join(FILE), &e.to_string());
+        let snapshot = opened.database.begin_read().map_err(|e| failed(e.into()))?;
+        let mut used = 0;
+        for table in snapshot.list_tables().map_err(|e| failed(e.into()))? {
+            let table = snapshot.open_untyped_table(table).map_err(|e| failed(e.into()))?;
+            let stats = table.stats().map_err(|e| failed(e.into()))?;
+            used += stats.stored_bytes() + stats.metadata_bytes();
+        }
+        Ok((opened.file.bytes(), used))
+    }
+
+    /// Has the file written anew without what is not used; `false` if others waited.
+    pub(super) async fn compact(&self) -> Result<bool> {
+        let (done, answer) = oneshot::channel();
+        self.sender()?.send(Order::Compact(done)).await.map_err(|_| self.shared.ended())?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    pub(super) async fn settle(&self) -> Result<()> {
+        self.sender()?.send(Order::Settle).await.map_err(|_| self.shared.ended())
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.shared.folder
+    }
+
+    fn sender(&self) -> Result<mpsc::Sender<Order>> {
         let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         work.clone().ok_or_else(closed)
     }
@@ -282,24 +363,29 @@ pub(super) fn open_database(
     state: &Arc<DiskState>,
     create: bool,
 ) -> Result<Opened> {
-    let path = folder.join(TABLES_FILE);
+    let path = folder.join(FILE);
     if !create {
         let there = std::fs::metadata(&path).map_err(|e| super::unusable(folder, &e))?;
         if there.len() == 0 {
             return Err(Error::damaged(format!("'{}'", path.display()), &"it is empty"));
         }
     }
-    let file = Arc::new(Sealed::open(&path, &state.faults)?);
+    open_file(&path, cache_bytes, state)
+}
+
+pub(super) fn open_file(path: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> Result<Opened> {
+    let folder = path.parent().unwrap_or(path);
+    let file = Arc::new(Sealed::open(path, &state.faults)?);
     let disk = Disk::new(Arc::clone(&file), Arc::clone(state));
     let mut builder = Database::builder();
     builder.set_cache_size(cache_bytes);
-    let repaired = path.clone();
+    let repaired = path.to_owned();
     builder.set_repair_callback(
         move |_| tracing::info!(path = %repaired.display(), "the store was not closed; checking it"),
     );
     let database = builder.create_with_backend(disk).map_err(|e| match e {
         redb::DatabaseError::Storage(redb::StorageError::Io(e)) => super::unusable(folder, &e),
-        other => damaged_file(&path, &other.to_string()),
+        other => damaged_file(path, &other.to_string()),
     })?;
     file.opened();
     Ok(Opened { database, file })
@@ -329,7 +415,7 @@ impl Shared {
             Engine::Open(opened) => &opened.database,
             Engine::Ended(error) => return Err(error.clone()),
         };
-        let failed = |e: redb::Error| damaged_file(&self.folder.join("store.redb"), &e.to_string());
+        let failed = |e: redb::Error| damaged_file(&self.folder.join(FILE), &e.to_string());
         let snapshot = database.begin_read().map_err(|e| failed(e.into()))?;
         let tables = snapshot.list_tables().map_err(|e| failed(e.into()))?;
         Ok(tables.map(|table| table.name().to_owned()).filter(|table| &**table > name).min())
@@ -342,7 +428,7 @@ impl Shared {
             Engine::Ended(error) => return Err(error.clone()),
         };
         let failed = |e: redb::Error| match e {
-            redb::Error::Corrupted(reason) => damaged_file(&self.folder.join("store.redb"), &reason),
+            redb::Error::Corrupted(reason) => damaged_file(&self.folder.join(FILE), &reason),
             other => Error::unavailable(format!("reading failed: {other}; check the disk")),
         };
         let snapshot = database.begin_read().map_err(|e| failed(e.into()))?;

@@ -4,23 +4,28 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use redb::{ReadableTable as _, WriteTransaction};
+use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle as _, WriteTransaction};
 use tokio::sync::mpsc;
 
 use super::disk::DiskState;
 use super::lock::FolderLock;
 use super::meta;
-use super::sealed::damaged_file;
-use super::tables::{Definition, Engine, Shared, Work, bounds, closed, damaged_row, open_database};
+use super::sealed::{damaged_file, put_in_place};
+use super::tables::{
+    COMPACTED, Definition, Engine, FILE, Order, Shared, Work, bounds, closed, damaged_row, open_database,
+    open_file,
+};
 use crate::contract::tables::TableName;
 use crate::{Error, Expect, Expected, KeyRange, Op, Result};
 
 /// What one commit gathers at most, in bytes.
 const GATHER_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Memory for pages of the file that a compaction writes.
+const COMPACT_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 type OpenTable<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
 
@@ -67,7 +72,7 @@ impl Reserve {
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    waiting: mpsc::Receiver<Work>,
+    waiting: mpsc::Receiver<Order>,
     /// The disk was full, or the reserve was given up: ordinary batches wait until the reserve can be made again.
     short: bool,
     reserve: Reserve,
@@ -109,7 +114,7 @@ fn at_row(table: &str, key: &[u8], error: impl Into<redb::Error>) -> Failure {
 impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
-        waiting: mpsc::Receiver<Work>,
+        waiting: mpsc::Receiver<Order>,
         reserve_bytes: u64,
         lock: FolderLock,
     ) -> Self {
@@ -120,12 +125,28 @@ impl Writer {
     /// Writes until everybody who could send work is gone.
     pub(super) fn run(&mut self) {
         self.short = !self.reserve.ensure(&self.shared.state);
-        while let Some(first) = self.waiting.blocking_recv() {
+        let mut other = None;
+        while let Some(first) = other.take().or_else(|| self.waiting.blocking_recv()) {
+            let first = match first {
+                Order::Commit(work) => work,
+                Order::Compact(done) => {
+                    let _ = done.send(self.compact());
+                    continue;
+                }
+                Order::Settle => {
+                    self.settle();
+                    continue;
+                }
+            };
             let mut bytes = first.bytes;
             let mut gathered = vec![first];
             while bytes < GATHER_BYTES_MAX
                 && let Ok(next) = self.waiting.try_recv()
             {
+                let Order::Commit(next) = next else {
+                    other = Some(next);
+                    break;
+                };
                 bytes += next.bytes;
                 gathered.push(next);
             }
@@ -187,6 +208,111 @@ impl Writer {
         first
     }
 
+    /// Copies what is in use to a new file, in order and without gaps, and puts that in place of the old one. Reads go on
+    /// meanwhile; it is given up as soon as a batch waits.
+    fn compact(&self) -> Result<bool> {
+        let new = self.shared.folder.join(COMPACTED);
+        let compacted = match self.copy_to_new() {
+            Ok(true) => self.take_new(&new),
+            other => other,
+        };
+        let bytes = std::fs::metadata(&new).map_or(0, |file| file.len());
+        if std::fs::remove_file(&new).is_ok() {
+            self.shared.state.faults.free_space(bytes);
+        }
+        compacted
+    }
+
+    /// Puts the new file in place of the old one, unless a snapshot reads that.
+    fn take_new(&self, new: &Path) -> Result<bool> {
+        let folder = &self.shared.folder;
+        let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
+        if Arc::strong_count(&self.shared.snapshots) > 1 {
+            return Ok(false);
+        }
+        let old = folder.join(FILE);
+        let bytes = std::fs::metadata(&old).map_or(0, |file| file.len());
+        File::open(new)
+            .and_then(|file| put_in_place(&file, new, &old))
+            .map_err(|e| super::unusable(folder, &e))?;
+        self.shared.state.faults.free_space(bytes);
+        *engine = Engine::Ended(Error::unavailable("it is being reopened; try again"));
+        match open_database(folder, self.shared.cache_bytes, &self.shared.state, false) {
+            Ok(opened) => {
+                *engine = Engine::Open(Box::new(opened));
+                Ok(true)
+            }
+            Err(error) => {
+                *engine = Engine::Ended(error.clone());
+                drop(engine);
+                self.fail(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// Answers whether all was copied.
+    fn copy_to_new(&self) -> Result<bool> {
+        let folder = &self.shared.folder;
+        if Arc::strong_count(&self.shared.snapshots) > 1 {
+            return Ok(false);
+        }
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let old = match &*engine {
+            Engine::Open(opened) => &opened.database,
+            Engine::Ended(error) => return Err(error.clone()),
+        };
+        // What goes wrong there says nothing about the file that is in use.
+        let state = Arc::new(DiskState::new(Arc::clone(&self.shared.state.faults)));
+        let failed = |e: redb::Error| match e {
+            redb::Error::Corrupted(reason) => damaged_file(&folder.join(FILE), &reason),
+            other => Error::unavailable(format!("the store was not compacted: {other}")),
+        };
+        let new = open_file(&folder.join(COMPACTED), COMPACT_CACHE_BYTES, &state)?.database;
+        let snapshot = old.begin_read().map_err(|e| failed(e.into()))?;
+        for table in snapshot.list_tables().map_err(|e| failed(e.into()))? {
+            let name = table.name().to_owned();
+            let definition = Definition::new(&name);
+            let from = snapshot.open_table(definition).map_err(|e| failed(e.into()))?;
+            let mut entries = from.iter().map_err(|e| failed(e.into()))?.peekable();
+            while entries.peek().is_some() {
+                let transaction = new.begin_write().map_err(|e| failed(e.into()))?;
+                {
+                    let mut to = transaction.open_table(definition).map_err(|e| failed(e.into()))?;
+                    let (mut bytes, mut count) = (0, 0_usize);
+                    while bytes < GATHER_BYTES_MAX
+                        && let Some(entry) = entries.next()
+                    {
+                        let (key, value) = entry.map_err(|e| failed(e.into()))?;
+                        bytes += key.value().len() + value.value().len();
+                        to.insert(key.value(), value.value()).map_err(|e| failed(e.into()))?;
+                        count += 1;
+                        if count.is_multiple_of(256) && !self.waiting.is_empty() {
+                            return Ok(false);
+                        }
+                    }
+                }
+                transaction.commit().map_err(|e| failed(e.into()))?;
+            }
+        }
+        new.close().map_err(|e| Error::unavailable(format!("the store was not compacted: {e}")))?;
+        Ok(true)
+    }
+
+    /// An empty commit that says which room is free, so that it need not be found out after an unclean end.
+    fn settle(&self) {
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let Engine::Open(opened) = &*engine else { return };
+        let settled = opened.database.begin_write().map_err(redb::Error::from).and_then(|mut transaction| {
+            transaction.set_quick_repair(true);
+            Ok(transaction.commit()?)
+        });
+        if let Err(error) = settled {
+            // The next batch finds out whether the disk is full or broken, and acts on it.
+            tracing::debug!(%error, "the store could not be left settled");
+        }
+    }
+
     fn disk_full(&self, reason: &str) -> Error {
         Error::Disk { folder: self.shared.folder.display().to_string(), reason: reason.to_owned() }
     }
@@ -246,7 +372,7 @@ impl Writer {
             };
         }
         if let (redb::Error::Corrupted(_), None, None) = (&error, &health.sync, &health.broken) {
-            let damaged = damaged_file(&self.shared.folder.join("store.redb"), &error.to_string());
+            let damaged = damaged_file(&self.shared.folder.join(FILE), &error.to_string());
             tracing::error!(folder = %self.shared.folder.display(), error = %damaged, "the store stops: it is damaged");
             self.end(&damaged);
             self.fail(&damaged.to_string());
