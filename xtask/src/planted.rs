@@ -362,6 +362,13 @@ const BUGS: &[Bug] = &[
     )
     .found_by("service", "pages_are_whole_at_one_version_whatever_is_written_meanwhile"),
     bug(
+        "what a workspace holds is not counted",
+        STATE,
+        "*size = size.after(before, now);",
+        "if !PLANTED { *size = size.after(before, now); }",
+    )
+    .found_by("service", "what_could_not_be_read_later_is_refused_and_what_was_accepted_can_be_undone"),
+    bug(
         "a type that cannot be read stops the others",
         WATCH,
         "if bad.is_empty() || bad.len() == list.len() {",

@@ -1,4 +1,4 @@
-//! How config rests in the store: eight tables, keys in byte order, and what rests in them. Pure.
+//! How config rests in the store: nine tables, keys in byte order, and what rests in them. Pure.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -10,6 +10,7 @@
 //! | `config.outbox` | version | the notice that belongs to it |
 //! | `config.asked` | number of the write, modulo [`ASKED_MAX`] | [`Answered`]: which request it was, and what it came to |
 //! | `config.mark` | number of the last write of a commit, modulo [`MARKS_MAX`] | [`Mark`]: the number and the commit's mark |
+//! | `config.size` | workspace, type; type empty for the whole workspace | [`Size`]: how much it holds |
 //!
 //! Names are separated by NUL, which no name holds; numbers are big-endian, so that byte order is number order.
 //!
@@ -25,6 +26,7 @@
 
 use serde::{Deserialize, Serialize};
 use sluice_schema::message::ScopedKey;
+use sluice_schema::{ceilings, record};
 
 pub(crate) const HEAD: &str = "config.head";
 pub(crate) const VALUE: &str = "config.value";
@@ -34,6 +36,10 @@ pub(crate) const DEAD: &str = "config.dead";
 pub(crate) const OUTBOX: &str = "config.outbox";
 pub(crate) const ASKED: &str = "config.asked";
 pub(crate) const MARK: &str = "config.mark";
+pub(crate) const SIZE: &str = "config.size";
+
+/// The key of the size table that says that everything was counted; no workspace's key is like it.
+pub(crate) const COUNTED_KEY: &[u8] = b"counted";
 
 /// Requests whose writes are remembered, so that one that is handed out again is not carried out again.
 pub(crate) const ASKED_MAX: usize = 4_096;
@@ -118,6 +124,52 @@ pub(crate) struct Answered {
 /// Where the write of this number is remembered, until one some thousands later takes its place.
 pub(crate) fn asked_key(number: i64) -> [u8; 8] {
     number.rem_euclid(ASKED_MAX as i64).to_be_bytes()
+}
+
+/// How much something holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) keys: u64,
+    /// As they travel, with what is around them.
+    pub(crate) bytes: u64,
+}
+
+impl Size {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        [self.keys.to_be_bytes(), self.bytes.to_be_bytes()].concat()
+    }
+
+    pub(crate) fn decode(raw: &[u8]) -> Option<Self> {
+        let (keys, rest) = raw.split_first_chunk::<8>()?;
+        let bytes = rest.first_chunk::<8>()?;
+        Some(Self { keys: u64::from_be_bytes(*keys), bytes: u64::from_be_bytes(*bytes) })
+    }
+
+    /// After one value was another size, `None` for absent.
+    pub(crate) fn after(self, before: Option<u64>, now: Option<u64>) -> Self {
+        Self {
+            keys: (self.keys + u64::from(now.is_some())).saturating_sub(u64::from(before.is_some())),
+            bytes: (self.bytes + now.unwrap_or(0)).saturating_sub(before.unwrap_or(0)),
+        }
+    }
+}
+
+/// What a value takes.
+pub(crate) fn bytes_of(at: &ScopedKey, value: &str) -> u64 {
+    (ceilings::ROW_BYTES
+        + [&at.r#type, &at.key, value].iter().map(|text| ceilings::json_bytes(text)).sum::<usize>())
+        as u64
+}
+
+/// The workspace that a value counts for: what the flow service keeps of a workspace's flows counts for that workspace.
+pub(crate) fn counted_for(at: &ScopedKey) -> &str {
+    if at.workspace == record::FLOWS { at.key.split('/').next().unwrap_or_default() } else { &at.workspace }
+}
+
+/// Keys of the size table that a value counts for: its type in its workspace, and the workspace.
+pub(crate) fn size_keys(at: &ScopedKey) -> [Vec<u8>; 2] {
+    let workspace = counted_for(at);
+    [joined(&[workspace, &at.r#type]), joined(&[workspace, ""])]
 }
 
 /// What is known of one key.

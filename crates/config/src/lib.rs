@@ -6,7 +6,7 @@
 //! writes, which it keeps users from writing.
 //!
 //! Begin with [`start`]. Inside: `request` reads what was asked, `layout` says how things rest, `state` carries writes
-//! out (pure), `reader` answers questions, `pages` those that may be large, `writer` commits, `outbox` tells, `hosting` serves the queues.
+//! out (pure), `reader` answers questions, `pages` those that may be large, `sizes` keeps what is written within its ceilings, `writer` commits, `outbox` tells, `hosting` serves the queues.
 //!
 //! # Guarantees
 //! A write is one step with one version and one notice; its answer comes after the notice was sent, or, when the broker
@@ -34,6 +34,7 @@ mod pages;
 mod reader;
 mod request;
 mod service;
+mod sizes;
 mod state;
 mod writer;
 

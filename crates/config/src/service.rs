@@ -15,9 +15,9 @@ use crate::outbox::{Outbox, Wire};
 use crate::pages::Paging;
 use crate::reader::{self, Reader};
 use crate::request::{self, Asked, Door, Operation, Read, Write};
-use crate::state;
 use crate::writer::{Sent, Writer};
 use crate::{Error, NOTICE_TIMEOUT, Parts, SUBSCRIPTION};
+use crate::{sizes, state};
 
 /// The config exchange with the question left as it came, so that what is wrong with it can be told in config's words.
 enum RawConfig {}
@@ -67,6 +67,7 @@ pub(crate) async fn start(parts: Parts) -> Result<(), Error> {
     ];
     owned::own(&process, &parts.admin, "config", topics).await?;
 
+    sizes::count(&*parts.tables).await?;
     let sent = Arc::new(Sent::default());
     let (writer, committing) = Writer::new(parts.tables.clone(), sent.clone(), process.stop.clone());
     process.tasks.spawn("config/writer", committing);

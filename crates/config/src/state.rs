@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use sluice_schema::message::{ConfigPush, Error, Expectation, ScopedKey, WorkspaceChanges};
 use sluice_schema::record;
 
-use crate::layout::{self, Answered, Head, QUIET_BASE, Row};
+use crate::layout::{self, Answered, Head, QUIET_BASE, Row, Size};
 use crate::request::{Write, place};
+use crate::sizes;
 
 /// Marks of deletion kept at most, counted. With fewer, readers that were away longer fetch everything once.
 pub(crate) const TOMBSTONES_MAX: u64 = 10_000;
@@ -37,6 +38,8 @@ pub(crate) struct State {
     /// What this commit leaves beside its number.
     mark: u64,
     rows: HashMap<Vec<u8>, Touched>,
+    /// How much is where, before and now, by key of the size table.
+    sizes: BTreeMap<Vec<u8>, (Size, Size)>,
     notices: Vec<ConfigPush>,
     /// Requests that were carried out some time ago, where one of these writes was handed out before.
     known: HashMap<String, Written>,
@@ -70,6 +73,11 @@ pub(crate) fn touched_by(write: &Write) -> impl Iterator<Item = Vec<u8>> + '_ {
     expected.chain(put).chain(deleted).chain(marks)
 }
 
+/// Every key of the size table that a write counts for.
+pub(crate) fn sized_by(write: &Write) -> impl Iterator<Item = Vec<u8>> + '_ {
+    touched_by(write).filter_map(|key| layout::place_of(&key)).flat_map(|at| layout::size_keys(&at))
+}
+
 fn expected_place(e: &Expectation) -> ScopedKey {
     ScopedKey { workspace: e.workspace.clone(), r#type: e.r#type.clone(), key: e.key.clone() }
 }
@@ -101,6 +109,11 @@ impl State {
     /// Takes in a row as it rests in the store. Every row a write touches must be taken in before the write.
     pub(crate) fn load(&mut self, value_key: Vec<u8>, row: Option<Row>) {
         self.rows.entry(value_key).or_insert_with(|| Touched { before: row.clone(), now: row });
+    }
+
+    /// Takes in how much is somewhere. Whatever a write counts for must be taken in before the write.
+    pub(crate) fn load_size(&mut self, size_key: Vec<u8>, size: Size) {
+        self.sizes.entry(size_key).or_insert((size, size));
     }
 
     /// Takes in a request that was carried out.
@@ -148,6 +161,9 @@ impl State {
         if write.idle_when_empty && write.puts.is_empty() && write.deletes.is_empty() {
             return Ok(Written { version: self.head.version, notice: None });
         }
+        if write.asked.is_some() {
+            self.check_ceilings(write)?;
+        }
         let (version, at) = self.next_version(write.quiet);
         for key in &write.deletes {
             self.delete(&layout::value_key(key), version, at);
@@ -185,6 +201,49 @@ impl State {
         self.rows.get(value_key).and_then(|touched| touched.now.as_ref())
     }
 
+    /// Whether everything stays within its ceilings; what does not grow is not looked at.
+    fn check_ceilings(&self, write: &Write) -> Result<(), Error> {
+        let mut last: BTreeMap<Vec<u8>, (&ScopedKey, Option<u64>)> = BTreeMap::new();
+        for at in &write.deletes {
+            last.insert(layout::value_key(at), (at, None));
+        }
+        for put in &write.puts {
+            let key = layout::value_key(&put.at);
+            sizes::check_value(&put.at, &put.value, self.bytes_now(&key, &put.at))?;
+            last.insert(key, (&put.at, Some(layout::bytes_of(&put.at, &put.value))));
+        }
+        let mut after: BTreeMap<Vec<u8>, (Size, bool)> = BTreeMap::new();
+        for (key, (at, now)) in last {
+            let before = self.bytes_now(&key, at);
+            let grows = now > before && sizes::binds(at, before.is_some());
+            for size_key in layout::size_keys(at) {
+                let size = self.sizes.get(&size_key).map(|(_, now)| *now).unwrap_or_default();
+                let entry = after.entry(size_key).or_insert((size, false));
+                *entry = (entry.0.after(before, now), entry.1 || grows);
+            }
+        }
+        for (size_key, (size, grows)) in after {
+            if grows {
+                sizes::check_size(&size_key, size)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a key takes now, if it has a value.
+    fn bytes_now(&self, value_key: &[u8], at: &ScopedKey) -> Option<u64> {
+        self.now(value_key)?.value.as_deref().map(|value| layout::bytes_of(at, value))
+    }
+
+    /// Counts a key that takes something else from now on.
+    fn count(&mut self, value_key: &[u8], before: Option<u64>, now: Option<u64>) {
+        let Some(at) = layout::place_of(value_key) else { return };
+        for size_key in layout::size_keys(&at) {
+            let (_, size) = self.sizes.entry(size_key).or_default();
+            *size = size.after(before, now);
+        }
+    }
+
     fn next_version(&mut self, quiet: bool) -> (i64, i64) {
         if quiet {
             self.head.quiet += 1;
@@ -196,6 +255,8 @@ impl State {
     }
 
     fn delete(&mut self, value_key: &[u8], version: i64, at: i64) {
+        let before = layout::place_of(value_key).and_then(|at| self.bytes_now(value_key, &at));
+        self.count(value_key, before, None);
         if let Some(touched) = self.rows.get_mut(value_key)
             && touched.now.as_ref().is_some_and(|row| row.value.is_some())
         {
@@ -205,6 +266,11 @@ impl State {
     }
 
     fn set(&mut self, value_key: Vec<u8>, row: Row) {
+        if let Some(at) = layout::place_of(&value_key) {
+            let before = self.bytes_now(&value_key, &at);
+            let now = row.value.as_deref().map(|value| layout::bytes_of(&at, value));
+            self.count(&value_key, before, now);
+        }
         let touched = self.rows.entry(value_key).or_insert(Touched { before: None, now: None });
         if touched.now.as_ref().is_some_and(|old| old.value.is_none()) {
             self.head.tombstones = self.head.tombstones.saturating_sub(1);
@@ -245,6 +311,12 @@ impl State {
                 _ => {}
             }
             changes.insert((layout::VALUE, value_key), now.map(|row| row.encode()));
+        }
+        for (size_key, (before, now)) in self.sizes {
+            if before != now {
+                let row = (now != Size::default()).then(|| now.encode());
+                changes.insert((layout::SIZE, size_key), row);
+            }
         }
         for push in self.notices {
             let body = sluice_schema::wire::encode(&push).to_vec();

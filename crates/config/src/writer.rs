@@ -1,7 +1,7 @@
 //! Committing writes: whatever arrived while the last commit was under way goes into the next one, each write with its
 //! own version.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_schema::message;
@@ -9,7 +9,7 @@ use sluice_store::{Batch, Error, ErrorKind, Found, KeyRange, Tables, contract::R
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::layout::{self, ASKED, ASKED_MAX, DEAD, HEAD, HEAD_KEY, OUTBOX, Row, VALUE};
+use crate::layout::{self, ASKED, ASKED_MAX, DEAD, HEAD, HEAD_KEY, OUTBOX, Row, SIZE, Size, VALUE};
 use crate::reader::{damaged, head_of, row_of};
 use crate::request::Write;
 use crate::state::{self, State, TRIM_COUNT, Written};
@@ -185,6 +185,8 @@ impl Committing {
         let keys: Vec<Vec<u8>> = keys.into_iter().collect();
         let mut looks = vec![Look::get(HEAD, HEAD_KEY)];
         looks.extend(keys.iter().map(|key| Look::get(VALUE, key)));
+        let sized: BTreeSet<Vec<u8>> = group.iter().flat_map(|job| state::sized_by(&job.write)).collect();
+        looks.extend(sized.iter().map(|key| Look::get(SIZE, key)));
         if self.over_full {
             looks.push(Look::range(DEAD, KeyRange::all(), TRIM_COUNT));
         }
@@ -199,6 +201,10 @@ impl Committing {
         for key in keys {
             let row = found.next().and_then(Found::into_value).map(|raw| row_of(&key, &raw)).transpose()?;
             state.load(key, row);
+        }
+        for key in sized {
+            let size = found.next().and_then(Found::into_value).and_then(|raw| Size::decode(&raw));
+            state.load_size(key, size.unwrap_or_default());
         }
         if asks_again && let Some(rows) = found.next_back().map(Found::into_rows) {
             for (_, body) in rows.rows {

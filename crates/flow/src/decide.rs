@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use sluice_schema::doors::{self, Home};
 use sluice_schema::record::{self, Flow, ProcessorEntry};
-use sluice_schema::{FlowId, IdError, Topic, WorkspaceId};
+use sluice_schema::{FlowId, IdError, Topic, WorkspaceId, ceilings, message};
 use sluice_sdk::Apply;
 
 use crate::blueprint::{self, Blueprint, Names, OwnedTopic, ParameterType, Part, Ports, Resolved, Topology};
@@ -47,6 +47,9 @@ pub(crate) enum Refusal {
     /// The blueprint, the parameters or the names do not make a flow.
     #[error(transparent)]
     Blueprint(#[from] blueprint::Error),
+    /// It is beyond a ceiling.
+    #[error("{}", .0.message)]
+    TooLarge(message::Error),
     /// Another flow has the same processor variant with other content.
     #[error(
         "processor '{processor}' already has a variant '{variant}' that is defined differently, by {owner}; stop that first or use another variant"
@@ -130,6 +133,7 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
         return Err(Refusal::Repeated);
     }
     FlowId::parse(ask.id)?;
+    check_ceilings(records, &ask)?;
     let named = FlowKey::new(ask.workspace.as_str(), ask.blueprint);
     let text = records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)?;
     let blueprint = Blueprint::read(text)?;
@@ -139,6 +143,11 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     };
     let declared = blueprint.parameters();
     let parameters = blueprint::resolve_parameters(declared, ask.given, type_of)?;
+    // Before it is filled in: each placeholder may become the longest value.
+    let longest = parameters.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
+    let filled = text.len() + text.matches('{').count().saturating_mul(longest);
+    let what = format_args!("blueprint '{}' with these parameters", ask.blueprint);
+    ceilings::within(what, filled, ceilings::FILLED_BYTES_MAX).map_err(Refusal::TooLarge)?;
     let mut warnings = blueprint::check_parameters(declared, &parameters, type_of)?;
     let run_row = row(&records.runs, &key, RUNS)?;
     let run = nth_name(ask.id, run_row.last + 1);
@@ -150,6 +159,9 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     let first = resolve(ask.blueprint)?;
     let (resolved, shared, is_new_name) = with_shared_name(records, &named, first, resolve)?;
     no_clash(records, &key, &resolved.topology.parts)?;
+    let bytes = serde_json::to_string(&resolved.topology).map_or(0, |text| text.len());
+    let what = format_args!("what flow '{}' consists of", ask.id);
+    ceilings::within(what, bytes, ceilings::TOPOLOGY_BYTES_MAX).map_err(Refusal::TooLarge)?;
     warnings.extend(resolved.warnings);
 
     let generation = next_generation(records)?;
@@ -178,6 +190,25 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
         write.puts.push(own_value(SHARED, &named, &Named { last: row.last + 1, ..row }));
     }
     Ok(Decision::Write(Box::new(wish), write))
+}
+
+/// What a start may ask for, as far as it can be said before the blueprint is read.
+fn check_ceilings(records: &Records, ask: &Start<'_>) -> Result<(), Refusal> {
+    let id = ask.id;
+    let description = ceilings::json_bytes(ask.description);
+    let what = format_args!("the description of flow '{id}'");
+    ceilings::within(what, description, ceilings::DESCRIPTION_BYTES_MAX).map_err(Refusal::TooLarge)?;
+    let given = serde_json::to_string(ask.given).map_or(0, |text| text.len());
+    let what = format_args!("the parameters of flow '{id}' together");
+    ceilings::within(what, given, ceilings::PARAMETERS_BYTES_MAX).map_err(Refusal::TooLarge)?;
+    let of_workspace = |key: &&FlowKey| *key.workspace == *ask.workspace.as_str();
+    let flows = records.wishes.keys().filter(of_workspace).count();
+    if flows >= ceilings::FLOWS_MAX {
+        let told =
+            format!("workspace '{}' has {flows} flows, which is the limit; stop one first", ask.workspace);
+        return Err(Refusal::TooLarge(message::Error::new(message::Error::TOO_LARGE, told)));
+    }
+    Ok(())
 }
 
 /// Decides a stop. A flow that somebody else's flow service made is adopted in the same step.
@@ -437,6 +468,43 @@ mod tests {
         wish.want = Want::Running;
         records.wishes.insert(key.clone(), Recorded { version: 3, value: Ok(wish.into()) });
         assert!(matches!(start(&records, true), Ok(Decision::Join(_))));
+    }
+
+    #[test]
+    fn what_a_flow_may_be_has_ceilings_that_say_what_is_beyond_them() {
+        let (ports, workspace) = (Ports::new(false), WorkspaceId::existing("acme"));
+        let mut records = Records::default();
+        let blueprint = r#"{"flow": {"a:{id}": {"topics": {}, "parameters": {"x": "{p}{p}{p}"}}}, "blueprint": {},
+            "interfaces": {}, "parameters": {"p": {"type": "p"}}}"#;
+        let large = format!("{{\"flow\": {{}}, \"blueprint\": {{}}, \"pad\": \"{}\"}}", "{p}".repeat(1_000));
+        for (name, text) in [("demo", blueprint), ("large", &large)] {
+            records.blueprints.insert(FlowKey::new("acme", name), text.into());
+        }
+        records.parameter_types.insert(FlowKey::new("acme", "p"), r#"{"type": "string"}"#.into());
+        let start = |records: &Records, blueprint: &str, description: &str, p: &str| {
+            let given = Map::from_iter([("p".to_owned(), Value::String(p.to_owned()))]);
+            let asked = Asked { id: "r1", is_repeated: false };
+            let (workspace, drain) = (&workspace, Drain::Discard);
+            let ask = Start { workspace, id: "f1", blueprint, description, given: &given, asked, drain };
+            super::start(records, &ports, ask)
+        };
+        let refused = |outcome: Result<Decision, Refusal>, what: &str| match outcome {
+            Err(Refusal::TooLarge(error)) => {
+                assert!(error.r#type == "too-large" && error.message.contains(what), "{what}: {error:?}");
+            }
+            other => panic!("{what}: {other:?}"),
+        };
+        assert!(matches!(start(&records, "demo", "short", "v"), Ok(Decision::Write(..))));
+        refused(start(&records, "demo", &"d".repeat(16_385), "v"), "the description");
+        refused(start(&records, "demo", "", &"v".repeat(262_144)), "the parameters");
+        refused(start(&records, "large", "", &"v".repeat(100_000)), "with these parameters");
+        let Ok(Decision::Write(wish, _)) = start(&records, "demo", "", "v") else { panic!("a start") };
+        let wish = std::sync::Arc::new(*wish);
+        for n in 0..ceilings::FLOWS_MAX {
+            let recorded = Recorded { version: 1, value: Ok(wish.clone()) };
+            records.wishes.insert(FlowKey::new("acme", &format!("g{n}")), recorded);
+        }
+        refused(start(&records, "demo", "", "v"), "1000 flows");
     }
 
     #[test]

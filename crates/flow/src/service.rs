@@ -101,6 +101,10 @@ impl Error {
             Self::NotYet(_) => "timeout",
             Self::Refused(Refusal::Repeated) => message::Error::OUTCOME_UNKNOWN,
             Self::Config(error) if error.outcome_is_unknown() => message::Error::OUTCOME_UNKNOWN,
+            Self::Refused(Refusal::TooLarge(_)) => message::Error::TOO_LARGE,
+            Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::TOO_LARGE => {
+                message::Error::TOO_LARGE
+            }
             _ => "flow-error",
         };
         let text = match &self {

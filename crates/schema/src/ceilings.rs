@@ -23,7 +23,9 @@ pub const ROW_BYTES: usize = 64;
 pub const DESCRIPTION_BYTES_MAX: usize = 16 << 10;
 /// The parameters of a flow, names and values together.
 pub const PARAMETERS_BYTES_MAX: usize = 256 << 10;
-/// What a blueprint becomes once its parameters are filled in.
+/// What a blueprint may become at most while its parameters are filled in.
+pub const FILLED_BYTES_MAX: usize = 16 << 20;
+/// What of it is kept of a flow.
 pub const TOPOLOGY_BYTES_MAX: usize = 1 << 20;
 /// Flows of one workspace.
 pub const FLOWS_MAX: usize = 1_000;

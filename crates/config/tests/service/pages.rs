@@ -151,3 +151,70 @@ async fn what_all_workspaces_hold_together_is_read_however_much_it_is() {
     assert_eq!(seen.all("flow").count(), 2);
     house.stop().await;
 }
+
+/// Up to the ceilings and no further, over a restart; then everything is undone, and others never notice.
+#[tokio::test]
+async fn what_could_not_be_read_later_is_refused_and_what_was_accepted_can_be_undone() {
+    let (broker, store) = (Embedded::in_memory(), Store::new());
+    let house = Instance::start(&broker, &store).await;
+    for workspace in ["acme", "other"] {
+        house.register(workspace).await;
+    }
+    let put = |kind: &str, name: &str, text: &str| ConfigRequest {
+        values: vec![value(kind, name, text)],
+        ..request("put")
+    };
+    let user = house.user("acme").await;
+    let refused = async |asked: ConfigRequest, what: &str| {
+        let error = ask(&user, asked).await.error.expect(what);
+        assert!(error.r#type == "too-large" && error.message.contains(what), "{what}: {error:?}");
+    };
+    // The largest value of a type, also where JSON writes it larger than it is.
+    refused(put("prompt", "k", &"x".repeat((1 << 20) + 1)), "'prompt/k' in workspace 'acme'").await;
+    refused(put("prompt", "k", &"\u{1}".repeat(200_000)), "takes 1200000 bytes; the limit is 1048576").await;
+    assert_eq!(
+        ask(&user, put("ontology", "o", &"x".repeat(4 << 20))).await.error,
+        None,
+        "ontologies are large"
+    );
+    // Keys of a type.
+    let keys = (0..10_001).map(|n| value("small", &format!("k{n}"), "1")).collect();
+    refused(ConfigRequest { values: keys, ..request("put") }, "would hold 10001 keys").await;
+    // All of a type, then all of the workspace.
+    let large = "x".repeat(1 << 20);
+    let mut written = vec![key("ontology", "o")];
+    let mut last = String::new();
+    'full: for kind in ["a", "b", "c", "d"] {
+        for n in 0.. {
+            let name = format!("k{n}");
+            match ask(&user, put(kind, &name, &large)).await.error {
+                None => written.push(key(kind, &name)),
+                Some(error) => {
+                    assert_eq!(error.r#type, "too-large");
+                    last = error.message;
+                    if last.contains("the config of workspace 'acme'") {
+                        break 'full;
+                    }
+                    assert!(n == 15 && last.contains(&format!("config of type '{kind}'")), "{n}: {last}");
+                    break;
+                }
+            }
+        }
+    }
+    assert!(last.contains("the config of workspace 'acme'"), "{last}");
+    house.stop().await;
+    let house = Instance::start(&broker, &store).await;
+    let (user, other) = (house.user("acme").await, house.user("other").await);
+    let whole = ask(&user, request("config")).await;
+    assert_eq!((whole.error, whole.config.len()), (None, 4), "a full workspace fits one message");
+    assert_eq!(ask(&other, put("prompt", "k", &large)).await.error, None, "another one has its own room");
+    assert!(
+        ask(&user, put("e", "k", &large)).await.error.is_some(),
+        "what was counted is known after a restart"
+    );
+    assert_eq!(ask(&user, put("a", "k0", "less")).await.error, None, "what gets smaller is never refused");
+    assert_eq!(ask(&user, ConfigRequest { keys: written, ..request("delete") }).await.error, None);
+    assert_eq!(ask(&user, request("config")).await.config.len(), 0);
+    assert_eq!(ask(&user, put("e", "k", &large)).await.error, None, "the room is there again");
+    house.stop().await;
+}
