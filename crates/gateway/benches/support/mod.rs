@@ -111,7 +111,7 @@ impl Bed {
 /// Callers that each hold one connection and ask again as soon as they have their answer.
 pub(crate) async fn http(address: SocketAddr, path: &str, token: &str, callers: usize) -> Measured {
     let request = format!(
-        "POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{BODY}",
         BODY.len()
     );
