@@ -243,6 +243,47 @@ pub struct Finding {
     pub next: String,
 }
 
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Something does not work.
+    Error,
+    /// Something will hurt.
+    Warning,
+    /// Worth knowing.
+    Info,
+}
+
+impl Severity {
+    /// The word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
+}
+
+impl Finding {
+    /// How much it matters; a code that is not known here is worth a look.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        match self.code {
+            "disk-full"
+            | "publishers-blocked"
+            | "publish-fails"
+            | "policy-loses-messages"
+            | "queue-full"
+            | "vhost-limit"
+            | "broker-partitioned" => Severity::Error,
+            "management-missing" | "poison-unbounded" | "alarms-not-seen" => Severity::Info,
+            _ => Severity::Warning,
+        }
+    }
+}
+
 /// The life-cycle path, handed only to the owner of a queue. Every call may be repeated.
 ///
 /// A topic is owned together with its subscriptions: a message published before the consumer arrives is kept for it.

@@ -20,7 +20,7 @@ pub mod trace;
 pub use client::{Call, Client, Following, Foreign, Patience, RawCall, Replies, Sender};
 pub use contract::{
     Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
-    SeenSubscription, Subscription, TopicSpec,
+    SeenSubscription, Severity, Subscription, TopicSpec,
 };
 pub use counting::{Counting, Counts};
 pub use embedded::{Config, Embedded};

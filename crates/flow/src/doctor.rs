@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_bus::{PoisonBound, Seen};
+use sluice_bus::{PoisonBound, Seen, Severity};
 use sluice_schema::message::Finding;
 use sluice_schema::{Class, Topic, WorkspaceId, record, system};
 
@@ -30,25 +30,6 @@ pub(crate) struct Looked<'a> {
     pub(crate) broker: Result<Vec<sluice_bus::Finding>, String>,
     /// `None` while nobody is there to take what would come.
     pub(crate) poison: Option<PoisonBound>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Severity {
-    /// Something does not work.
-    Error,
-    /// Something will hurt.
-    Warning,
-    Info,
-}
-
-impl Severity {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warning => "warning",
-            Self::Info => "info",
-        }
-    }
 }
 
 /// Everything worth telling, worst first.
@@ -289,7 +270,7 @@ fn broker(looked: &Looked<'_>, found: &mut Vec<Found>) {
         Ok(told) => {
             for one in told.iter().filter(|one| one.topic.as_ref().is_none_or(|topic| looked.may_tell(topic)))
             {
-                let finding = finding(severity(one.code), one.code, one.text.clone(), one.next.clone());
+                let finding = finding(one.severity(), one.code, one.text.clone(), one.next.clone());
                 let subscription = one.subscription.as_deref().unwrap_or_default();
                 found.push(about(finding, "", one.topic.as_ref(), subscription));
             }
@@ -301,15 +282,6 @@ fn broker(looked: &Looked<'_>, found: &mut Vec<Found>) {
             format!("a reader that is not ours and gives a message back for ever is not stopped: {why}");
         let next = "nothing while all readers behave; a loop shows as a queue that neither grows nor shrinks";
         found.push(finding(Severity::Info, "poison-unbounded", text, next));
-    }
-}
-
-/// How much a finding of the broker's matters; what is not known here is worth a look.
-fn severity(code: &str) -> Severity {
-    match code {
-        "disk-full" | "publishers-blocked" => Severity::Error,
-        "management-missing" | "poison-unbounded" => Severity::Info,
-        _ => Severity::Warning,
     }
 }
 

@@ -10,10 +10,11 @@ mod kills;
 mod wired;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::cases::{Case, Shared};
+use common::cases::{Case, Shape, Shared};
 use common::{PATIENCE, Up, ends, sluice, until};
+use rand::Rng as _;
 use serde_json::Value;
 use sluice_brokers::testing::Damage;
 use sluice_brokers::{Options, RabbitMq};
@@ -25,12 +26,17 @@ const CASES: &[Case] = cases![
     a_stop_with_leftovers_ends_and_they_are_kept: both,
     what_was_taken_is_kept_although_somebody_removes_queues: both,
     a_system_goes_on_after_its_broker_was_killed_and_started_again: both,
+    stops_go_on_after_their_broker_was_killed: both,
+    an_alarm_is_named_by_the_doctor_and_a_stop_goes_on_after_it: both,
     killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker: both,
     messages_sent_before_any_processor_exists_are_all_delivered: both,
 ];
 
 /// Times that the system is killed; `SLUICE_KILLS=200` kills more often.
 const KILLS: u64 = 6;
+/// Stops that the broker is killed under, and the latest moment.
+const STOPS_CUT: u64 = 2;
+const STOP_MOMENT_MAX: Duration = Duration::from_millis(400);
 
 fn main() -> ExitCode {
     common::cases::run(CASES)
@@ -91,19 +97,12 @@ fn the_main_job_leaves_nothing_of_the_flow(shared: &mut Shared) {
     assert_eq!(shared.of_processes(&vhost), Vec::<String>::new(), "what belongs to a process outlives it");
 }
 
-/// The processor that should take them is left to somebody else, who never comes.
 fn a_stop_with_leftovers_ends_and_they_are_kept(shared: &mut Shared) {
     let folder = tempfile::tempdir().unwrap();
     let vhost = shared.vhost();
-    let args = shared.broker_args(&vhost);
-    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--without", "chunker"]).collect();
-    let mut up = Up::start_with(&folder.path().join("data"), &args);
+    let (mut up, door) = up_without_chunker(shared, &folder.path().join("data"), &vhost);
     up.json(&["flow", "start", "f1", "document-rag"]);
-    let door = door::Door { url: up.url.clone(), key: up.key() };
-    for _ in 0..3 {
-        let (path, body) = kills::load("f1");
-        assert!(matches!(door.post(&path, &body), door::Answer::Done(_)), "{}", up.log());
-    }
+    load(&up, &door, "f1", 3);
     let stopped = up.json(&["flow", "stop", "f1"]);
     assert!(stopped.to_string().contains("parked"), "{stopped}");
     assert_eq!(shared.left_of(&vhost, "f1"), Vec::<String>::new());
@@ -116,13 +115,10 @@ fn a_stop_with_leftovers_ends_and_they_are_kept(shared: &mut Shared) {
 fn what_was_taken_is_kept_although_somebody_removes_queues(shared: &mut Shared) {
     let folder = tempfile::tempdir().unwrap();
     let vhost = shared.vhost();
-    let args = shared.broker_args(&vhost);
-    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--without", "chunker"]).collect();
-    let mut up = Up::start_with(&folder.path().join("data"), &args);
+    let (mut up, door) = up_without_chunker(shared, &folder.path().join("data"), &vhost);
     up.json(&["flow", "start", "f1", "document-rag"]);
     let exchange = "tg.flow.text-document-load:default:f1";
     let queue = format!("{exchange}.chunker--default--f1--input");
-    let door = door::Door { url: up.url.clone(), key: up.key() };
     let spec = TopicSpec::with(
         "flow:tg:text-document-load:default:f1".parse().unwrap(),
         "chunker--default--f1--input",
@@ -186,6 +182,93 @@ fn a_system_goes_on_after_its_broker_was_killed_and_started_again(shared: &mut S
     assert!(finds_the_key(&answer), "{answer}");
     up.json(&["flow", "stop", "f1"]);
     assert_eq!(shared.left_of(&vhost, "f1"), Vec::<String>::new());
+    assert_eq!(up.terminate(), 0);
+}
+
+/// The processor that should take what waits never comes, so that each stop has something to move.
+fn up_without_chunker(shared: &Shared, data: &std::path::Path, vhost: &str) -> (Up, door::Door) {
+    let args = shared.broker_args(vhost);
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--without", "chunker"]).collect();
+    let up = Up::start_with(data, &args);
+    let door = door::Door { url: up.url.clone(), key: up.key() };
+    (up, door)
+}
+
+fn load(up: &Up, door: &door::Door, flow: &str, texts: usize) {
+    let (path, body) = kills::load(flow);
+    for _ in 0..texts {
+        assert!(matches!(door.post(&path, &body), door::Answer::Done(_)), "{}", up.log());
+    }
+}
+
+/// Stops a flow as a stubborn person does, and looks whether all that was loaded is kept.
+fn stops_in_the_end(shared: &Shared, up: &Up, vhost: &str, flow: &str, texts: usize) {
+    // Stopped, or gone by a request before.
+    let is_gone = || [Some(0), Some(3)].contains(&up.run(&["flow", "stop", flow]).status.code());
+    until("the flow to be stopped", is_gone, || up.log());
+    assert_eq!(shared.left_of(vhost, flow), Vec::<String>::new());
+    let kept = || up.run(&["dead", "ls", "--flow", flow, "-o", "json"]);
+    // What was moved twice, for its stop was cut short, may be kept twice.
+    let count = || common::text(&kept()).matches("chunker--").count();
+    until("the letters to be kept", || count() >= texts, || format!("{} of {texts}\n{}", count(), up.log()));
+}
+
+fn stops_go_on_after_their_broker_was_killed(shared: &mut Shared) {
+    const TEXTS: usize = 20;
+    if !shared.server.is_ours() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let vhost = shared.vhost();
+    let (mut up, door) = up_without_chunker(shared, &folder.path().join("data"), &vhost);
+    let (kills, mut random) = kills::schedule(shared.times(STOPS_CUT));
+    for kill in 0..kills {
+        let flow = format!("s{kill}");
+        up.json(&["flow", "start", &flow, "document-rag"]);
+        load(&up, &door, &flow, TEXTS);
+        std::thread::scope(|scope| {
+            scope.spawn(|| up.run(&["flow", "stop", &flow]));
+            // The moment is the point here, not something to wait for.
+            std::thread::park_timeout(random.random_range(Duration::ZERO..STOP_MOMENT_MAX));
+            shared.runtime.block_on(shared.server.stop(false));
+            shared.runtime.block_on(shared.server.run()).unwrap();
+        });
+        stops_in_the_end(shared, &up, &vhost, &flow, TEXTS);
+    }
+    assert_eq!(up.json(&["flow", "ls"]), Value::Array(Vec::new()));
+    assert_eq!(up.terminate(), 0);
+}
+
+fn an_alarm_is_named_by_the_doctor_and_a_stop_goes_on_after_it(shared: &mut Shared) {
+    const TEXTS: usize = 3;
+    if !shared.server.is_ours() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let vhost = shared.vhost();
+    let (mut up, door) = up_without_chunker(shared, &folder.path().join("data"), &vhost);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    load(&up, &door, "f1", TEXTS);
+    let watermark =
+        |part: &str| shared.runtime.block_on(shared.server.control(&["set_vm_memory_high_watermark", part]));
+    watermark("0.000001").unwrap();
+    let stopping = up.run(&["flow", "stop", "f1"]);
+    let broker = shared.broker_args(&vhost);
+    let doctor: Vec<&str> =
+        ["doctor", "-o", "json"].into_iter().chain(broker.iter().map(String::as_str)).collect();
+    let found = common::text(&up.run(&doctor));
+    watermark("0.6").unwrap();
+    assert!(!stopping.status.success(), "it cannot have asked anybody: {}", common::text(&stopping));
+    assert!(found.contains("publishers-blocked") && found.contains("memory"), "{found}");
+    stops_in_the_end(shared, &up, &vhost, "f1", TEXTS);
+    let mut found = String::new();
+    let is_over = || {
+        found = common::text(&up.run(&doctor));
+        !found.contains("publishers-blocked")
+    };
+    until("the doctor to find no alarm", is_over, || up.log());
+    let blind = shared.shape == Shape::WithoutManagement;
+    assert_eq!(found.contains("management-missing"), blind, "{found}");
     assert_eq!(up.terminate(), 0);
 }
 

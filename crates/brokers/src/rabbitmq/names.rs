@@ -23,6 +23,14 @@ const INBOX: &str = "sluice.inbox.";
 /// What the queue of a held name begins with.
 const HOLD: &str = "sluice.hold.";
 
+/// Where a message goes that nobody is to get.
+pub(super) const NOBODY: &str = "sluice.nobody";
+
+/// Whether a queue bears one of our names.
+pub(super) fn is_ours(queue: &str) -> bool {
+    ["tg.", "sluice."].iter().any(|prefix| queue.starts_with(prefix))
+}
+
 /// A name as the protocol carries it.
 pub(super) fn short(text: &str) -> Result<ShortString> {
     ShortString::try_new(text).map_err(|_| Error::Refused {

@@ -82,6 +82,32 @@ impl Publisher {
         }
     }
 
+    /// Sends messages to nobody, which come back where the broker takes messages; the error says why they did not.
+    pub(super) async fn probe(&self, within: Duration) -> Result<()> {
+        // An alarm lets the first through and then stops the connection.
+        for _ in 0..2 {
+            if self.link.is_blocked() {
+                return self.link.unblocked(within).await;
+            }
+            let letter = Letter {
+                exchange: ShortString::default(),
+                key: names::short(names::NOBODY)?,
+                mandatory: true,
+                body: bytes::Bytes::new(),
+                properties: names::properties(&Message::default(), None)?,
+            };
+            match self.fleeting.post(letter, Instant::now() + within).await {
+                Ok(_) => {}
+                Err(Fault::Other(error)) => return Err(error),
+                Err(why @ (Fault::NoExchange | Fault::TooLarge | Fault::Late)) => {
+                    let reason = format!("{why:?} within {} s", within.as_secs());
+                    return Err(Error::Unavailable { reason });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sends and waits for the broker's word.
     pub(super) async fn send(&self, letter: Letter) -> Result<Routed, Fault> {
         let deadline = Instant::now() + self.timeout;

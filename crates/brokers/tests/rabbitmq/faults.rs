@@ -35,6 +35,7 @@ cases! {
     without_the_management_api_all_works_but_the_unknown,
     connections_closed_by_the_broker_are_rebuilt_and_inboxes_keep_their_address,
     a_broker_short_of_memory_holds_publishers_back_and_says_so,
+    policies_and_limits_that_lose_or_refuse_messages_are_named,
     a_broker_killed_and_started_again_loses_nothing_acknowledged,
 }
 
@@ -346,6 +347,11 @@ async fn a_broker_short_of_memory_holds_publishers_back_and_says_so(server: Serv
     let pressure = broker.pressure();
     let second = send(&broker, &spec.topic, "held").await;
     let findings = broker.examine().await.map_err(text)?;
+    // Who knows the management API of none, and has sent nothing yet, finds out too.
+    let url = server.lock().await.url(&vhost);
+    let blind = RabbitMq::connect(&url, Options::default()).await.map_err(text)?;
+    let found_blind = blind.examine().await.map_err(text)?;
+    let troubles = [broker.trouble(), blind.trouble()];
     // Who begins while it lasts, and has the time, is through when it is over.
     let patient = server.lock().await.connect(&vhost).await.map_err(text)?;
     let (waits, lifts) = (send(&patient, &spec.topic, "patient"), async {
@@ -359,12 +365,63 @@ async fn a_broker_short_of_memory_holds_publishers_back_and_says_so(server: Serv
     lifted?;
     waited.map_err(text)?;
     check(findings.iter().any(|found| found.code == "publishers-blocked"), &findings)?;
+    check(found_blind.iter().any(|found| found.code == "publishers-blocked"), &found_blind)?;
+    let is_told = |trouble: &Option<String>| trouble.as_ref().is_some_and(|why| why.contains("memory"));
+    check(troubles.iter().all(is_told), &troubles)?;
     let held = held?;
     check(held.kind() == ErrorKind::OutcomeUnknown, &held)?;
     check(pressure.is_some_and(|pressure| pressure.is_high()), pressure)?;
     check(matches!(&second, Err(error) if error.kind() == ErrorKind::Unavailable), &second)?;
     until("publishing again", || async { send(&broker, &spec.topic, "after").await.ok() }).await?;
+    check(broker.trouble().is_none(), broker.trouble())?;
+    // What the management API tells of nodes is some seconds old.
+    until("nothing wrong any more", || async { broker.examine().await.ok()?.is_empty().then_some(()) })
+        .await?;
     check(!broker.pressure().is_some_and(|pressure| pressure.is_high()), "still high")
+}
+
+async fn policies_and_limits_that_lose_or_refuse_messages_are_named(server: Server) -> Outcome {
+    if !server.lock().await.is_ours() {
+        return Ok(());
+    }
+    let (vhost, broker, spec) = world(&server).await?;
+    let control = async |args: &[&str]| {
+        let args = [&[args[0], "-p", vhost.as_str()], &args[1..]].concat();
+        server.lock().await.control(&args).await
+    };
+    let found = async |code: &'static str| {
+        until(code, || async { broker.examine().await.ok()?.into_iter().find(|found| found.code == code) })
+            .await
+    };
+    let findings = broker.examine().await.map_err(text)?;
+    check(findings.is_empty(), findings)?;
+    for (definition, code, told) in [
+        (r#"{"message-ttl": 60000}"#, "policy-loses-messages", "60000 ms"),
+        (r#"{"expires": 600000}"#, "policy-loses-messages", "expires"),
+        (r#"{"max-length": 100}"#, "policy-loses-messages", "oldest"),
+        (
+            r#"{"max-length": 1, "overflow": "reject-publish"}"#,
+            "policy-refuses-messages",
+            "beyond 1 messages",
+        ),
+    ] {
+        control(&["set_policy", "theirs", r"^tg\.", definition]).await?;
+        until(told, || async {
+            let findings = broker.examine().await.ok()?;
+            findings.iter().any(|found| found.code == code && found.text.contains(told)).then_some(())
+        })
+        .await?;
+    }
+    send(&broker, &spec.topic, "fits").await.map_err(text)?;
+    let refused = until("a refusal", || async { send(&broker, &spec.topic, "more").await.err() }).await?;
+    check(refused.kind() == ErrorKind::Unavailable && refused.to_string().contains("limit"), &refused)?;
+    let full = found("queue-full").await?;
+    check(full.topic.as_ref() == Some(&spec.topic) && full.text.contains("it takes no more"), &full)?;
+    control(&["clear_policy", "theirs"]).await?;
+    control(&["set_vhost_limits", r#"{"max-queues": 1}"#]).await?;
+    found("vhost-limit").await?;
+    control(&["clear_vhost_limits"]).await?;
+    until("nothing wrong any more", || async { broker.examine().await.ok()?.is_empty().then_some(()) }).await
 }
 
 async fn a_broker_killed_and_started_again_loses_nothing_acknowledged(server: Server) -> Outcome {

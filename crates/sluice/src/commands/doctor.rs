@@ -56,6 +56,7 @@ pub(super) async fn run(target: &Target, Doctor { broker, verify }: Doctor) -> a
             findings.extend(services_found(&api).await);
         }
     }
+    once(&mut findings);
     if findings.iter().any(|one| one["code"] == "flow-answers") {
         let (store, models) = tokio::join!(store_found(&api), models_found(&api));
         findings.push(store);
@@ -64,6 +65,12 @@ pub(super) async fn run(target: &Target, Doctor { broker, verify }: Doctor) -> a
     let code = if findings.iter().all(is_fine) { Code::Ok } else { Code::Differs };
     show(target.output, &Value::Array(findings), told)?;
     Ok(code)
+}
+
+/// What was seen from here and by the flow service is told once.
+fn once(findings: &mut Vec<Value>) {
+    let mut told = std::collections::BTreeSet::new();
+    findings.retain(|one| told.insert((text(one, "code"), text(one, "text"))));
 }
 
 fn finding(severity: &str, code: &str, text: impl Into<String>, next: impl Into<String>) -> Value {
@@ -240,7 +247,20 @@ async fn broker_found(broker: Broker) -> anyhow::Result<Vec<Value>> {
         Err(error) => return Ok(vec![unanswered("the broker", "broker-silent", &error)]),
     };
     let text = "the broker lets this process in";
-    let findings = vec![works("broker-answers", text)];
+    let mut findings = vec![works("broker-answers", text)];
+    // Looked at from here: while the broker takes no messages, no service can be asked what is wrong.
+    match tokio::time::timeout(LOOK_TIMEOUT, bus.admin.examine()).await {
+        Ok(Ok(found)) => findings.extend(found.iter().map(|one| {
+            let mut found = finding(one.severity().name(), one.code, &*one.text, &*one.next);
+            found["topic"] = json!(one.topic.as_ref().map(ToString::to_string).unwrap_or_default());
+            found
+        })),
+        Ok(Err(error)) => findings.push(unanswered("the broker", "broker-not-seen", &error.into())),
+        Err(_) => {
+            let text = format!("the broker did not say how it is within {} s", LOOK_TIMEOUT.as_secs());
+            findings.push(finding("error", "broker-not-seen", text, "read the broker's log"));
+        }
+    }
     bus.close().await;
     Ok(findings)
 }
