@@ -221,7 +221,7 @@ impl Hosts {
     async fn copy_of_template(&self, id: &str) -> Result<Write, reader::Error> {
         let dump = Read::Dump { workspace: record::TEMPLATE.to_owned() };
         let max = self.parts.process.broker.limits().message_bytes_max;
-        let template = self.service.reader.read(dump, &Paging::default(), max).await?.config;
+        let template = Box::pin(self.service.reader.read(dump, &Paging::default(), max)).await?.config;
         let present = self.service.reader.keys(id).await?;
         let mark = provisioned_mark(id);
         let absent = |at: &ScopedKey| Expectation {

@@ -67,7 +67,8 @@ pub(crate) async fn start(parts: Parts) -> Result<(), Error> {
     ];
     owned::own(&process, &parts.admin, "config", topics).await?;
 
-    sizes::count(&*parts.tables).await?;
+    // Boxed, as is all that is deep: whoever starts a system holds every future of it.
+    Box::pin(sizes::count(&*parts.tables)).await?;
     let sent = Arc::new(Sent::default());
     let (writer, committing) = Writer::new(parts.tables.clone(), sent.clone(), process.stop.clone());
     process.tasks.spawn("config/writer", committing);
@@ -121,7 +122,7 @@ impl Service {
 
     async fn read(&self, read: Read, paging: Paging) -> Result<ConfigResponse, message::Error> {
         let max = self.process.broker.limits().message_bytes_max;
-        let answer = self.reader.read(read, &paging, max).await.map_err(|error| match error {
+        let answer = Box::pin(self.reader.read(read, &paging, max)).await.map_err(|error| match error {
             reader::Error::Expired => message::Error::new(message::Error::PAGE_EXPIRED, error.to_string()),
             reader::Error::TooLarge { .. } => {
                 message::Error::new(message::Error::TOO_LARGE, error.to_string())

@@ -45,7 +45,8 @@ impl Mirror {
         let types = Records::TYPES.map(str::to_owned);
         // What was known stays as it was until the last page is there.
         let mut pages: Vec<Page> = Vec::new();
-        let position = self.config.fetch(&types, &state.position, |page| pages.push(page)).await?;
+        let fetched = self.config.fetch(&types, &state.position, |page| pages.push(page));
+        let position = Box::pin(fetched).await?;
         if pages.iter().any(|page| page.is_whole) && state.position != Position::default() {
             self.board.clear();
             self.histories.fetch_add(1, Ordering::SeqCst);

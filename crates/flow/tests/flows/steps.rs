@@ -175,7 +175,9 @@ impl Scenario {
 /// Goes through the matrix, so many worlds at once.
 pub(crate) async fn cover(ground: &Ground, at_once: usize, extent: Extent) -> Covered {
     let begun = Instant::now();
-    let recordings = Scenario::ALL.map(|scenario| async move { (scenario, scenario.effects(ground).await) });
+    // Boxed: each holds a whole world, and all of them together are more than a thread's stack.
+    let recordings =
+        Scenario::ALL.map(|scenario| Box::pin(async move { (scenario, scenario.effects(ground).await) }));
     let recorded: Vec<_> = stream::iter(recordings).buffered(at_once).collect().await;
     let mut kinds = BTreeSet::new();
     let mut cases = Vec::new();
@@ -191,8 +193,8 @@ pub(crate) async fn cover(ground: &Ground, at_once: usize, extent: Extent) -> Co
         of_each.push((*scenario, cases.len() - before));
     }
     let all = cases.len();
-    let survived =
-        stream::iter(cases).map(|(scenario, effect, fault)| scenario.survive(ground, effect, fault));
+    let survived = stream::iter(cases)
+        .map(|(scenario, effect, fault)| Box::pin(scenario.survive(ground, effect, fault)));
     let covered = survived.buffer_unordered(at_once).count().await;
     assert_eq!(covered, all);
     Covered { covered, all, effects, of_each, took: begun.elapsed() }
