@@ -228,6 +228,11 @@ impl Broker for RabbitMq {
         self.core.publisher.trouble()
     }
 
+    /// It marks all that it had sent to a reader that ended as redelivered.
+    fn counts_what_was_on_its_way(&self) -> bool {
+        true
+    }
+
     fn losses(&self) -> Option<&Losses> {
         Some(&self.core.losses)
     }

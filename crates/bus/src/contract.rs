@@ -126,6 +126,12 @@ pub trait Broker: Send + Sync + 'static {
         None
     }
 
+    /// Whether [`crate::Delivery::attempt`] also counts times when a message was only on its way to a reader that ended: then
+    /// it says how often a message may have been worked on, not how often it was.
+    fn counts_what_was_on_its_way(&self) -> bool {
+        false
+    }
+
     /// What calls of this process found missing, for who tells its owner. `None` where a broker takes no notes.
     fn losses(&self) -> Option<&Losses> {
         None

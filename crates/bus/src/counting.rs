@@ -142,6 +142,10 @@ impl<B: Broker> Broker for Counting<B> {
         self.inner.trouble()
     }
 
+    fn counts_what_was_on_its_way(&self) -> bool {
+        self.inner.counts_what_was_on_its_way()
+    }
+
     fn losses(&self) -> Option<&Losses> {
         self.inner.losses()
     }

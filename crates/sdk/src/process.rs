@@ -38,7 +38,8 @@ impl Process {
         let (losses, ended) = (crate::losses::tell(broker.clone()), stop.clone());
         tasks.spawn("bus/losses", async move { _ = ended.run_until_cancelled(losses).await });
         let metrics = Metrics::default();
-        Self { broker, replies, tasks, stop, metrics, suspects: Arc::default(), missing: Missing::default() }
+        let suspects = Arc::new(Suspects::on(&*broker));
+        Self { broker, replies, tasks, stop, metrics, suspects, missing: Missing::default() }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply

@@ -132,6 +132,16 @@ async fn make_once(source: &Source, dir: &Path) -> anyhow::Result<Summary> {
     Ok(summary)
 }
 
+/// Refuses the folder of a backup where a data folder is wanted: what works in it would break the backup.
+pub(crate) fn refuse_backup(folder: &Path) -> Result<(), Told> {
+    if !folder.join(manifest::FILE).exists() {
+        return Ok(());
+    }
+    let folder = folder.display();
+    Err(Told::new(Code::Failed, format!("'{folder}' is a backup, not a data folder, and stays as it is"))
+        .next(format!("sluice restore {folder} --data NEW, then use NEW")))
+}
+
 /// Makes the folder of a backup, or looks whether it is one of this data folder.
 fn prepare(dir: &Path, folder: &str) -> anyhow::Result<Option<Manifest>> {
     let refused = |what: String| {
@@ -145,10 +155,16 @@ fn prepare(dir: &Path, folder: &str) -> anyhow::Result<Option<Manifest>> {
         let what = format!("'{}' holds a backup of another data folder ({})", dir.display(), before.folder);
         return Err(refused(what).into());
     }
+    // In a backup, what others left beside it (a lock, `lost+found`) is in nobody's way.
+    let is_new = before.is_none();
     let ours = [CHUNKS, BLOBS, LOG, OBJECTS, ADMIN_KEY];
     for entry in fs::read_dir(dir).with_context(|| format!("'{}' cannot be read", dir.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if !ours.contains(&name.as_str()) && !name.starts_with(manifest::FILE) && !name.ends_with(".new") {
+        if is_new
+            && !ours.contains(&name.as_str())
+            && !name.starts_with(manifest::FILE)
+            && !name.ends_with(".new")
+        {
             let what = format!("'{}' is not empty and no backup: '{name}' is in it", dir.display());
             return Err(refused(what).into());
         }

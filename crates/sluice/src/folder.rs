@@ -454,6 +454,9 @@ impl Folder {
             }
             _ => known.and_then(|part| {
                 let oldest = part.before.unwrap_or(part.generation);
+                if stamp.is_none() && oldest > 0 {
+                    return Some(format!("the log in {BROKER} is missing; the messages that waited in it are lost with it"));
+                }
                 if at < oldest {
                     return Some(format!(
                         "the log in {BROKER} is an older copy: it is of generation {at}, and the folder had come to {oldest}"

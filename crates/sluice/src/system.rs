@@ -512,14 +512,15 @@ async fn stores(store: &Store, opened: &Opened, settings: &Settings) -> anyhow::
 }
 
 /// Takes the data folder. A process that was killed a moment ago may not have let go of it yet.
-async fn hold(data: &Path) -> Result<FolderLock, sluice_store::Error> {
+async fn hold(data: &Path) -> anyhow::Result<FolderLock> {
+    crate::backup::refuse_backup(data)?;
     let until = tokio::time::Instant::now() + FOLDER_TIMEOUT;
     loop {
         match FolderLock::take(data) {
             Err(sluice_store::Error::Locked { .. }) if tokio::time::Instant::now() < until => {
                 tokio::time::sleep(START_RETRY.min).await;
             }
-            taken => return taken,
+            taken => return Ok(taken?),
         }
     }
 }

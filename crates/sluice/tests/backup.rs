@@ -226,3 +226,24 @@ fn a_restore_that_was_cut_short_is_refused_by_every_start() {
     let output = sluice().args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&new).output().unwrap();
     ends(&output, 1, "not finished");
 }
+
+#[test]
+fn nothing_starts_on_a_backup_and_what_lies_beside_it_stops_no_later_one() {
+    let place = Place::new();
+    let (data, dir) = (place.path("data"), place.path("backup"));
+    let up = Up::start(&data);
+    add(&up, "large-1.txt", &large(1));
+    backup(&dir, &data);
+    for flags in [&["up"][..], &["up", "--init-empty"], &["up", "--accept-loss", "mark"]] {
+        ends(
+            &run(&[flags, &["--listen", "127.0.0.1:0"]].concat(), &dir),
+            1,
+            "is a backup, not a data folder",
+        );
+    }
+    fs::create_dir(dir.join("lost+found")).unwrap();
+    fs::write(dir.join("sluice.lock"), "").unwrap();
+    add(&up, "large-2.txt", &large(2));
+    backup(&dir, &data);
+    ends(&verify(&dir), 0, "is whole");
+}

@@ -160,7 +160,7 @@ impl Process {
     }
 }
 
-const TOO_LONG: &str = "the prompt takes more than 1 s of computing; make it simpler";
+const TOO_LONG: &str = "the prompt takes more than 0.8 s of computing; make it simpler";
 
 fn command(config: &RendererConfig) -> Command {
     let mut command = Command::new("/bin/sh");

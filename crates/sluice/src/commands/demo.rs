@@ -1,6 +1,7 @@
 //! `sluice demo`: the main job, once, through the same doors that everybody uses.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -25,7 +26,9 @@ const QUESTION: &str = "How long should I let coffee beans rest after they were 
 pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
     let sources = sources(&command)?;
     let question = command.question.clone().unwrap_or_else(|| QUESTION.to_owned());
-    let folder = tempfile::Builder::new().prefix("sluice-demo-").tempdir().context("no temporary folder")?;
+    let own = std::fs::Permissions::from_mode(0o700);
+    let folder = tempfile::Builder::new().prefix("sluice-demo-").permissions(own).tempdir();
+    let folder = folder.context("no temporary folder")?;
     let settings = Settings {
         selection: Selection::everything(),
         data: Some(folder.path().to_owned()),

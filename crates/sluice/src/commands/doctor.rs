@@ -165,6 +165,12 @@ async fn content_found(folder: &Path, verify: bool) -> Vec<Value> {
     if !folder.is_dir() {
         return Vec::new();
     }
+    // What was reported of a store that is gone says nothing of what is there.
+    if folder.join("sluice.json").is_file() && !folder.join("store.redb").is_file() {
+        let text = format!("the data folder '{}' has no store", folder.display());
+        let next = "start `sluice up` on it, which says more, or restore it from a backup";
+        return vec![finding("error", "folder-not-verified", text, next)];
+    }
     let report = if verify { verified(folder).await.map(Some) } else { Ok(Report::read(folder)) };
     match report {
         Ok(report) => report.map_or_else(Vec::new, |report| report_found(&report)),

@@ -21,6 +21,7 @@ impl Stopped {
     /// Opens a folder that is whole; refuses one that is not, as a start would.
     pub(crate) async fn open(path: &Path) -> anyhow::Result<Self> {
         keep_private();
+        crate::backup::refuse_backup(path)?;
         let lock = FolderLock::take(path)?;
         let want = Want { broker: Contents::of(path).broker, ..Want::default() };
         let has_log = want.broker;
