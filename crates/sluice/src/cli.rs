@@ -203,7 +203,7 @@ pub(crate) enum Command {
     Dead(Dead),
     /// What is wrong with the flows and what they run on, and what to do about it
     #[command(
-        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too.\nWith --verify all of the data folder is read: by the process that works in it, or if none does,\nhere."
+        after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too.\nWith --verify all of the data folder is read, by the process that works in it\nor, if none does, here."
     )]
     Doctor(Doctor),
     /// Back up a data folder, also while it is in use; a second time only what changed is copied
