@@ -60,6 +60,14 @@ fn titles(up: &Up) -> Vec<String> {
     titles
 }
 
+/// The version of config.
+fn version(up: &Up) -> u64 {
+    let answer = up.post("/api/v1/config", &serde_json::json!({"operation": "config"}));
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    body["version"].as_u64().unwrap()
+}
+
 /// Files of a folder with what tells one from another.
 fn files(dir: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
     let mut all = BTreeMap::new();
@@ -110,6 +118,8 @@ fn a_running_system_is_backed_up_a_second_time_only_what_changed_and_restored() 
     assert_eq!(restored.json(&["config", "get", "prompt", "system"]), serde_json::json!("Mine."));
     let flows = text(&restored.run(&["flow", "ls"]));
     assert!(flows.contains("f1"), "{flows}");
+    let (restored_at, here) = (version(&restored), version(&up));
+    assert!(restored_at > here + 1_000, "{restored_at} after {here}: readers take it for old news");
     assert_eq!(titles(&up).len(), 3);
     assert_eq!(up.terminate(), 0);
     ends(&verify(&data), 0, "is whole");

@@ -284,7 +284,7 @@ async fn what_is_handed_in_where_a_readers_queue_is_missing_is_refused_for_now()
     world.put_read_flow("default", "f", "f", &["text-load"]).await;
     wait_for("the record to be read", || async { ask().await.status() == 503 }).await;
     let refused = ask().await;
-    assert_eq!(refused.headers()["retry-after"], "2");
+    assert_eq!(refused.headers()["retry-after"], "1");
     let said: Value = refused.json().await.unwrap();
     assert_eq!(said["error"]["type"], "flow-error");
     assert!(said["error"]["message"].as_str().unwrap().contains("send it again"), "{said}");

@@ -37,6 +37,10 @@ pub(crate) async fn restore(
     let mut summary = Summary::default();
     rows(dir, &manifest, &*store.tables(), &mut summary).await?;
     store.set_formats(&manifest.formats).await?;
+    // Readers that saw later versions than the backup holds must not take the restored config for old news.
+    sluice_config::begin_history(&*store.tables())
+        .await
+        .context("the restored config has no usable version")?;
     let (from, to, files) = (dir.to_owned(), data.to_owned(), manifest.clone());
     let copied = tokio::task::spawn_blocking(move || copy_files(&from, &to, &files));
     summary.bytes += copied.await.context("the restore was cut off")??;
