@@ -65,7 +65,7 @@ pub(crate) struct Serve {
 #[derive(Debug, Clone, Default, ClapArgs)]
 #[command(next_help_heading = "Gateway")]
 pub(crate) struct Door {
-    /// Origin whose pages may use the gateway from a browser, for example https://app.example.org; may be repeated
+    /// Origin whose pages may use the gateway from a browser, for example `https://app.example.org`; may be repeated
     #[arg(long, env = "SLUICE_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub(crate) allow_origin: Vec<WebOrigin>,
     /// Host that a proxy in front sends, for example sluice.example.org; may be repeated
