@@ -3,7 +3,7 @@
 //! A row per id says how large the content is, where, and its digest. A file is written once, under a name that no other
 //! content has had, and never changed after. Its name is put down as loose before it is written; the commit that points an
 //! id to it takes it off that list and puts the file that the id pointed to on it. What a crash leaves behind is therefore on
-//! the list, and [`FileBlobs::sweep`] touches nothing else: a file that no row names may belong to rows that are lost.
+//! the list, and `FileBlobs::sweep` touches nothing else: a file that no row names may belong to rows that are lost.
 //!
 //! A file has a SHA-256 for each of its parts, and what is read is compared with them first: damaged content is an error,
 //! never an answer. The digest of the whole is the SHA-256 of those of its parts.
