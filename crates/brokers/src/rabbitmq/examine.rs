@@ -1,7 +1,7 @@
 //! What a person should know of the broker: what it cannot show, messages that are given back for ever, publishers that
 //! are held back, policies and limits that lose or refuse what we send.
 //!
-//! Findings that name no topic are told to every workspace, so they name no queue either.
+//! Findings that name no topic are reported to every workspace, so they name no queue either.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
