@@ -26,7 +26,7 @@ const ROWS_MAX: usize = 4_096;
 const ROW_BYTES: usize = 128;
 /// The smallest page, in bytes.
 const PAGE_BYTES_MIN: usize = 64 * 1024;
-/// How often what was written meanwhile is told before an answer is as new as it needs to be.
+/// How often what was written meanwhile is added before an answer is as new as it needs to be.
 const ROUNDS_MAX: usize = 8;
 
 /// What a question is about.
@@ -79,9 +79,9 @@ struct Cursor {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
-    /// Values in key order are told up to this key.
+    /// Values in key order were returned up to this key.
     Scan { after: String },
-    /// Of what was written after the base, this table is told up to this place; the round began at that moment.
+    /// Of what was written after the base, this table was returned up to this place; the round began at that moment.
     Delta { round: Option<Base>, dead: bool, at: i64, after: String },
 }
 
@@ -91,7 +91,7 @@ impl Step {
     }
 }
 
-/// What is told at once: the last that is known of each key.
+/// What one page returns: the latest known value of each key.
 struct Page {
     told: BTreeMap<Vec<u8>, Option<ConfigValue>>,
     bytes: usize,
@@ -284,7 +284,7 @@ impl Pages<'_> {
         Ok((head, prefixes.into_iter().map(KeyRange::prefix).collect()))
     }
 
-    /// Tells values in key order, from behind a key on; the moment of the first look, and the last key that was told.
+    /// Returns values in key order after a key, the moment of the first look, and the last key returned.
     async fn scan(
         &self,
         base: Option<Base>,
@@ -339,7 +339,7 @@ impl Pages<'_> {
         }
     }
 
-    /// Tells what was written after the base, until nothing was written while it was told.
+    /// Returns what was written after the base, until nothing is written meanwhile.
     async fn rounds(
         &self,
         base: &mut Base,

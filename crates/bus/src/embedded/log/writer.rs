@@ -245,7 +245,7 @@ impl Shared {
         }
     }
 
-    /// Files that may go. That they go is on disk before, so that one that is lost is told from them.
+    /// Files that may go. Their removal is on record on disk first, so that a lost file can be told apart from a removed one.
     fn take_dead(&self) -> io::Result<Vec<Arc<segment::Segment>>> {
         let mut tail = lock(&self.tail);
         let Some(number) = tail.ledger.dead_up_to() else { return Ok(Vec::new()) };
