@@ -203,9 +203,17 @@ fn load(up: &Up, door: &door::Door, flow: &str, texts: usize) {
 
 /// Stops a flow as a stubborn person does, and looks whether all that was loaded is kept.
 fn stops_in_the_end(shared: &Shared, up: &Up, vhost: &str, flow: &str, texts: usize) {
-    // Stopped, or gone by a request before.
-    let is_gone = || [Some(0), Some(3)].contains(&up.run(&["flow", "stop", flow]).status.code());
-    until("the flow to be stopped", is_gone, || up.log());
+    let last = std::cell::RefCell::new(String::new());
+    let is_gone = || {
+        let stopping = up.run(&["flow", "stop", flow]);
+        last.replace(common::text(&stopping));
+        // Stopped, or gone by a request before.
+        [Some(0), Some(3)].contains(&stopping.status.code())
+    };
+    until("the flow to be stopped", is_gone, || {
+        let described = common::text(&up.run(&["flow", "describe", flow]));
+        format!("{}\n{described}\n{}", last.borrow(), up.log())
+    });
     assert_eq!(shared.left_of(vhost, flow), Vec::<String>::new());
     let kept = || up.run(&["dead", "ls", "--flow", flow, "-o", "json"]);
     // What was moved twice, for its stop was cut short, may be kept twice.

@@ -1,11 +1,12 @@
 //! A connection that is rebuilt when it is lost, and several of them where one would hold too many channels.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use sluice_bus::{Error, Result};
 use tokio::sync::watch;
@@ -71,6 +72,25 @@ impl Up {
 
     fn is_connected(&self) -> bool {
         self.connection.status().connected()
+    }
+}
+
+/// A channel that is closed when it is dropped, whatever is under way on it. The library alone keeps a channel open, and its
+/// consumer at the broker, when nobody waits any more for the word that the consumer has begun.
+pub(super) struct Closing(pub(super) Channel);
+
+impl Deref for Closing {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.0
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // Polled once, the frame is queued for sending; a channel that is closed already refuses.
+        let _ = self.0.close(200, "bye".into()).now_or_never();
     }
 }
 

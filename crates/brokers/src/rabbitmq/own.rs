@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::fault::{self, code};
-use super::link::{Place, Up};
+use super::link::{Closing, Place, Up};
 use super::{Core, Pauses, lock, names, stopped};
 
 /// Unread messages that an inbox holds, here and again at the broker; beyond it messages are dropped and counted.
@@ -103,7 +103,7 @@ impl Inbox for OwnInbox {
 }
 
 impl Own {
-    async fn run(self: Arc<Self>, mut session: (Channel, Consumer), out: mpsc::Sender<Delivery>) {
+    async fn run(self: Arc<Self>, mut session: (Closing, Consumer), out: mpsc::Sender<Delivery>) {
         loop {
             let (channel, consumer) = &mut session;
             let Some(reason) = self.stop.run_until_cancelled(self.receive(consumer, &out)).await else {
@@ -144,11 +144,11 @@ impl Own {
     }
 
     /// Makes the queue and begins to read it.
-    async fn open(&self) -> Result<(Channel, Consumer)> {
+    async fn open(&self) -> Result<(Closing, Consumer)> {
         let within = self.place.link.call_timeout();
         let up = self.place.link.up(within).await?;
         let opened = tokio::time::timeout(within, async {
-            let channel = up.channel().await?;
+            let channel = Closing(up.channel().await?);
             let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
             let mut bounded = FieldTable::default();
             bounded.insert("x-max-length".into(), AMQPValue::LongLongInt(INBOX_MESSAGES_MAX as i64));
@@ -174,7 +174,7 @@ impl Own {
     }
 
     /// Makes the queue again with its bindings, however long it takes. The broker may hold the old one for a while.
-    async fn open_again(&self) -> (Channel, Consumer) {
+    async fn open_again(&self) -> (Closing, Consumer) {
         let mut pauses = Pauses::new();
         loop {
             tokio::time::sleep(pauses.next()).await;
@@ -187,7 +187,7 @@ impl Own {
         }
     }
 
-    async fn open_and_follow(&self) -> Result<(Channel, Consumer)> {
+    async fn open_and_follow(&self) -> Result<(Closing, Consumer)> {
         let session = self.open().await?;
         let followed = lock(&self.followed).clone();
         for topic in followed {

@@ -3,23 +3,22 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use lapin::Channel;
 use sluice_bus::{Error, Result};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::link::Link;
+use super::link::{Closing, Link};
 use super::lock;
 
 pub(super) struct Pool {
     pub(super) link: Link,
     channels_max: usize,
     permits: Semaphore,
-    idle: Mutex<Vec<(u64, Channel)>>,
+    idle: Mutex<Vec<(u64, Closing)>>,
 }
 
 /// A channel for one call. Dropped before the call has ended, it is closed rather than used again.
 pub(super) struct Lane<'a> {
-    pub(super) channel: Channel,
+    pub(super) channel: Closing,
     generation: u64,
     pool: &'a Pool,
     _permit: SemaphorePermit<'a>,
@@ -44,7 +43,7 @@ impl Pool {
             }
         }
         let (generation, channel) = self.link.channel(within, |channel| async { Ok(channel) }).await?;
-        Ok(Lane { channel, generation, pool: self, _permit: permit })
+        Ok(Lane { channel: Closing(channel), generation, pool: self, _permit: permit })
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::fault::{self, code};
-use super::link::{Link, Place};
+use super::link::{Closing, Link, Place};
 use super::outbox::{Fault, Letter, Routed};
 use super::publish::Publisher;
 use super::{Core, Pauses, lock, names, stopped};
@@ -264,7 +264,7 @@ impl Reader {
         while session.in_hands.len() < self.queue.prefetch.into() {
             let Some((arrived, attempt)) = session.waiting.pop_front() else { return };
             let settler = Settler {
-                channel: session.channel.clone(),
+                channel: (*session.channel).clone(),
                 session: session.number,
                 tag: arrived.delivery_tag,
                 verdicts: self.verdicts.clone(),
@@ -386,7 +386,7 @@ async fn recount(
 /// One attachment: a channel with its consumers, and what came over it.
 struct Session {
     number: u64,
-    channel: Channel,
+    channel: Closing,
     events: SelectAll<BoxStream<'static, Event>>,
     /// Consumers that make up for held messages, by tag.
     extras: Vec<ShortString>,
@@ -401,7 +401,8 @@ impl Session {
     async fn open(link: &Link, queue: &Queue, number: u64) -> Result<Self> {
         let within = link.call_timeout();
         let (_, channel) = link.channel(within, |channel| async { Ok(channel) }).await?;
-        let opened = tokio::time::timeout(within, async {
+        let channel = Closing(channel);
+        let opened = tokio::time::timeout(within, async move {
             let look = QueueDeclareOptions { passive: true, ..Default::default() };
             channel.queue_declare(queue.name.clone(), look, FieldTable::default()).await?;
             let mut session = Self {

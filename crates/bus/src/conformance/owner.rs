@@ -1,5 +1,6 @@
 //! Cases of the life-cycle path: making, seeing, removing.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use super::*;
@@ -11,6 +12,7 @@ case_list! {
     a_class_without_subscriptions_takes_none,
     observing_answers_in_order_also_for_what_is_not_there,
     counts_are_exact,
+    a_reader_given_up_half_way_leaves_nobody_attached,
     delayed_messages_are_counted,
     removing_takes_everything_and_may_be_repeated,
     removing_what_is_idle_takes_nothing_that_is_read_or_filled,
@@ -122,6 +124,31 @@ async fn counts_are_exact(bench: &Bench<'_>) -> Outcome {
     };
     ends.until(&spec, "two left", settled).await?;
     drop(inbox);
+    ends.until(&spec, "no consumer", |seen| seen.consumers.is_none_or(|count| count == 0)).await?;
+    Ok(())
+}
+
+/// However far attaching has got when nobody wants it any more.
+async fn a_reader_given_up_half_way_leaves_nobody_attached(bench: &Bench<'_>) -> Outcome {
+    const POLLS_MAX: usize = 1_000;
+    let ends = bench.connect().await?;
+    let spec = bench.made(&ends, Class::Flow, "given-up").await?;
+    for polls in 1..=POLLS_MAX {
+        let mut attaching = std::pin::pin!(ends.reader(&spec, 1));
+        let mut left = polls;
+        let attached = std::future::poll_fn(|context| match attaching.as_mut().poll(context) {
+            Poll::Pending if left == 1 => Poll::Ready(None),
+            Poll::Pending => {
+                left -= 1;
+                Poll::Pending
+            }
+            Poll::Ready(attached) => Poll::Ready(Some(attached)),
+        });
+        if let Some(attached) = attached.await {
+            drop(attached?);
+            break;
+        }
+    }
     ends.until(&spec, "no consumer", |seen| seen.consumers.is_none_or(|count| count == 0)).await?;
     Ok(())
 }
