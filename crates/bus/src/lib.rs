@@ -13,6 +13,7 @@ pub mod counting;
 pub mod embedded;
 pub mod error;
 pub mod faulty;
+pub mod letter;
 pub mod losses;
 pub mod message;
 pub mod trace;

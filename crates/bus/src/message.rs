@@ -30,6 +30,8 @@ pub mod property {
     pub const AGAIN: &str = "sluice-again";
     /// Ours: identity of a pipeline message, stable across redeliveries and restarts.
     pub const MESSAGE_ID: &str = "sluice-message-id";
+    /// Ours, on a parked message that travels as it is: the letter about it, see [`crate::letter`].
+    pub const LETTER: &str = "sluice-letter";
     /// On a message that the broker itself took from its readers, see [`crate::BrokerAdmin::bound_poison`]: the topic
     /// that it was published to.
     pub const DEAD_TOPIC: &str = "sluice-dead-topic";

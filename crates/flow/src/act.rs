@@ -5,16 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use sluice_bus::{
-    Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Message, Seen, SeenSubscription,
-    Subscription, TopicSpec, property,
+    Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Seen, SeenSubscription, Subscription,
+    TopicSpec, letter, property,
 };
 use sluice_schema::message::{self, DeadLetter, ScopedKey};
 use sluice_schema::record::{self, Flow};
-use sluice_schema::{Topic, WorkspaceId, system, wire};
+use sluice_schema::{Topic, WorkspaceId, system};
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
 
 use crate::blueprint::{OwnedTopic, Part};
@@ -229,8 +227,9 @@ impl Hands {
         let to = Address::Subscribed(letters.clone());
         let park = async |delivery: Delivery| {
             let bytes = delivery.message.body.len();
-            let letter = letter(job, name, &delivery);
-            self.broker.publish(&to, Message::new(wire::encode(&letter))).await?;
+            let about = about(job, name, &delivery);
+            let letter = letter::message(about, &delivery.message.body, self.broker.limits());
+            self.broker.publish(&to, letter).await?;
             delivery.ack();
             Ok(bytes)
         };
@@ -274,7 +273,8 @@ async fn side_by_side<T>(calls: Vec<Call<'_, T>>) -> Result<Vec<T>, Error> {
     stream::iter(calls).buffer_unordered(CALLS_MAX).try_collect().await
 }
 
-fn letter(job: Job<'_>, subscription: &str, delivery: &Delivery) -> DeadLetter {
+/// What is told about a message that is parked.
+fn about(job: Job<'_>, subscription: &str, delivery: &Delivery) -> DeadLetter {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let id = delivery.message.get(property::MESSAGE_ID).map(|id| format!("{id}@{subscription}"));
     DeadLetter {
@@ -287,7 +287,7 @@ fn letter(job: Job<'_>, subscription: &str, delivery: &Delivery) -> DeadLetter {
         attempts: i64::from(delivery.attempt) - 1,
         time: i64::try_from(now).unwrap_or(i64::MAX),
         properties: delivery.message.properties().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-        body: STANDARD.encode(&delivery.message.body),
+        body: String::new(),
     }
 }
 

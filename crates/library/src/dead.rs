@@ -7,16 +7,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
-use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, property};
+use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, letter, property};
 use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
     Metadata,
 };
-use sluice_schema::{Class, Topic, record, wire};
+use sluice_schema::{Class, Topic, record};
 use sluice_sdk::ConfigClient;
 use sluice_store::{Batch, Found, KeyRange, Read};
 
@@ -37,6 +38,10 @@ const CALL_LETTERS_MAX: usize = 1_000;
 const EXPORT_PAGE_BYTES: u64 = 4 * 1024 * 1024;
 /// How often it is told that the dead letters are full.
 const FULL_REMINDER: Duration = Duration::from_secs(60);
+/// Bytes of bodies kept in one step, beyond a single one.
+const KEEP_BYTES: u64 = 64 * 1024 * 1024;
+/// What of an answer is not bodies, in bytes.
+const ANSWER_ROOM_BYTES: u64 = 256 * 1024;
 /// Letters removed in one step.
 const REMOVE_LETTERS: usize = 500;
 
@@ -60,9 +65,24 @@ impl Default for Limits {
 struct Head {
     letter: DeadLetter,
     body_bytes: u64,
+    /// Its body rests as it is, and not as base64.
+    #[serde(default, skip_serializing_if = "is_false")]
+    is_raw: bool,
     /// The document that its message was made from.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     document: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// A letter as it came, and its body.
+pub(crate) struct Letter {
+    about: DeadLetter,
+    body: Bytes,
+    is_raw: bool,
 }
 
 /// The dead letters of all workspaces.
@@ -149,28 +169,32 @@ impl DeadLetters {
         &self,
         workspace: &str,
         held: &Held,
-        letters: Vec<DeadLetter>,
+        letters: Vec<Letter>,
     ) -> Result<usize, Error> {
         let mut batch = Batch::new();
         let (mut count, mut bytes) = self.held(workspace, held).await?;
         let (had, had_bytes) = (count, bytes);
         let (mut taken, mut waiting_bytes) = (0, 0);
-        let reads = letters.iter().map(|letter| Read::get(IDS, key(&[workspace, &letter.id]))).collect();
+        let reads =
+            letters.iter().map(|letter| Read::get(IDS, key(&[workspace, &letter.about.id]))).collect();
         let known = self.rows.read(reads).await?;
         let mut seen = std::collections::BTreeSet::new();
-        for (mut letter, known) in letters.into_iter().zip(known) {
+        for (Letter { about: letter, body, is_raw }, known) in letters.into_iter().zip(known) {
             if known.value().is_some() || !seen.insert(letter.id.clone()) {
                 taken += 1;
                 continue;
             }
-            let body_bytes = letter.body.len() as u64;
+            let body_bytes = body.len() as u64;
+            if count > had && bytes - had_bytes + body_bytes > KEEP_BYTES {
+                // The others come again.
+                break;
+            }
             if !self.fits(count, bytes, body_bytes) {
                 waiting_bytes = body_bytes;
                 break;
             }
             let place = uuid::Uuid::now_v7().to_string();
-            let body = Bytes::from(std::mem::take(&mut letter.body));
-            let head = Head { body_bytes, document: document_of(&body), letter };
+            let head = Head { body_bytes, is_raw, document: document_of(&body, is_raw), letter };
             taken += 1;
             count += 1;
             bytes += body_bytes;
@@ -266,13 +290,22 @@ impl DeadLetters {
         let mut page = Response::default();
         let mut bytes = 0;
         for (place, head) in self.matching(workspace, request).await?.into_iter().rev() {
+            let shown_bytes = if head.is_raw { head.body_bytes.div_ceil(3) * 4 } else { head.body_bytes };
+            let is_too_large =
+                shown_bytes + ANSWER_ROOM_BYTES > self.broker.limits().message_bytes_max as u64;
             let is_full = page.letters.len() >= limit(request)
-                || (bytes > 0 && bytes + head.body_bytes > EXPORT_PAGE_BYTES);
+                || (bytes > 0 && bytes + shown_bytes > EXPORT_PAGE_BYTES && !is_too_large);
             if is_full || page.remaining > 0 {
                 page.remaining += 1;
                 continue;
             }
-            bytes += head.body_bytes;
+            if is_too_large {
+                let reason =
+                    format!("its body of {} bytes is too large for an answer; replay it", head.body_bytes);
+                page.kept.push(KeptLetter { id: head.letter.id, reason });
+                continue;
+            }
+            bytes += shown_bytes;
             // One that was removed meanwhile is not exported.
             page.letters.extend(self.whole(workspace, &place, head).await?);
         }
@@ -298,7 +331,16 @@ impl DeadLetters {
     }
 
     async fn replay_one(&self, workspace: &str, place: &str, head: Head, run: &str) -> Result<(), Error> {
-        let Some(letter) = self.whole(workspace, place, head).await? else { return Ok(()) };
+        let Some(body) = self.body(workspace, place).await? else { return Ok(()) };
+        let Head { letter, is_raw, .. } = head;
+        let body = if is_raw {
+            body
+        } else {
+            let decoded = STANDARD.decode(&body);
+            decoded
+                .map_err(|error| Error::request(format!("the letter's body is not base64: {error}")))?
+                .into()
+        };
         let run = if run.is_empty() { self.current_run(workspace, &letter).await? } else { run.to_owned() };
         let target = target(workspace, &letter, &run)?;
         let seen = self.admin.observe(std::slice::from_ref(&target)).await?;
@@ -309,9 +351,6 @@ impl DeadLetters {
                 target.topic
             )));
         }
-        let body = base64::engine::general_purpose::STANDARD
-            .decode(&letter.body)
-            .map_err(|error| Error::request(format!("the letter's body is not base64: {error}")))?;
         let mut message = Message::new(body);
         for (name, value) in &letter.properties {
             // Those that belong to one delivery of a call do not fit another.
@@ -427,12 +466,16 @@ impl DeadLetters {
         )
     }
 
-    async fn whole(&self, workspace: &str, place: &str, head: Head) -> Result<Option<DeadLetter>, Error> {
+    async fn body(&self, workspace: &str, place: &str) -> Result<Option<Bytes>, Error> {
         let found = self.rows.read(vec![Read::get(BODIES, key(&[workspace, place]))]).await?.pop();
-        Ok(found.and_then(Found::into_value).map(|body| {
-            let body = String::from_utf8_lossy(&body).into_owned();
-            DeadLetter { body, ..head.letter }
-        }))
+        Ok(found.and_then(Found::into_value))
+    }
+
+    async fn whole(&self, workspace: &str, place: &str, head: Head) -> Result<Option<DeadLetter>, Error> {
+        let Some(body) = self.body(workspace, place).await? else { return Ok(None) };
+        let shown =
+            if head.is_raw { STANDARD.encode(&body) } else { String::from_utf8_lossy(&body).into_owned() };
+        Ok(Some(DeadLetter { body: shown, ..head.letter }))
     }
 
     async fn delete(&self, workspace: &str, held: &Held, letters: &[(String, Head)]) -> Result<(), Error> {
@@ -477,19 +520,29 @@ impl Held {
 }
 
 /// Reads a letter from the bus. What cannot be read as one is kept all the same, as the body of a letter about it.
-pub(crate) fn read(workspace: &str, message: &Message, topic: &Topic) -> DeadLetter {
-    let unreadable = |reason: String| DeadLetter {
-        id: uuid::Uuid::now_v7().to_string(),
-        workspace: workspace.to_owned(),
-        topic: topic.to_string(),
-        reason,
-        time: crate::clock::seconds(),
-        properties: message.properties().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-        body: base64::engine::general_purpose::STANDARD.encode(&message.body),
-        ..Default::default()
+pub(crate) fn read(workspace: &str, message: &Message, topic: &Topic) -> Letter {
+    let unreadable = |reason: String| {
+        let about = DeadLetter {
+            id: uuid::Uuid::now_v7().to_string(),
+            workspace: workspace.to_owned(),
+            topic: topic.to_string(),
+            reason,
+            time: crate::clock::seconds(),
+            properties: message
+                .properties()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            ..Default::default()
+        };
+        Letter { about, body: message.body.clone(), is_raw: true }
     };
-    match wire::decode::<DeadLetter>(&message.body) {
-        Ok(letter) if is_id(&letter.id) => DeadLetter { workspace: workspace.to_owned(), ..letter },
+    match letter::read(message) {
+        Ok((mut letter, raw)) if is_id(&letter.id) => {
+            let is_raw = raw.is_some();
+            let body = raw.unwrap_or_else(|| std::mem::take(&mut letter.body).into());
+            let about = DeadLetter { workspace: workspace.to_owned(), body: String::new(), ..letter };
+            Letter { about, body, is_raw }
+        }
         Ok(_) => unreadable("a parked message without a usable id".to_owned()),
         Err(error) => unreadable(format!("a parked message that is no letter: {error}")),
     }
@@ -501,14 +554,14 @@ fn limit(request: &Request) -> usize {
 }
 
 /// The document that a parked message was made from, if it is a pipeline's.
-fn document_of(body: &[u8]) -> String {
+fn document_of(body: &[u8], is_raw: bool) -> String {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Parked {
         metadata: Metadata,
     }
-    let parked = base64::engine::general_purpose::STANDARD.decode(body).ok();
-    let parked = parked.and_then(|body| serde_json::from_slice::<Parked>(&body).ok()).unwrap_or_default();
+    let decoded = if is_raw { None } else { STANDARD.decode(body).ok() };
+    let parked = serde_json::from_slice::<Parked>(decoded.as_deref().unwrap_or(body)).unwrap_or_default();
     let Metadata { id, root, .. } = parked.metadata;
     if root.is_empty() { id } else { root }
 }
@@ -558,6 +611,8 @@ fn split(topic: &Topic) -> Option<(&str, (&str, &str))> {
 
 #[cfg(test)]
 mod tests {
+    use sluice_schema::wire;
+
     use super::*;
 
     #[test]
@@ -595,10 +650,10 @@ mod tests {
     fn what_is_no_letter_is_kept_as_the_body_of_one() {
         let topic = Topic::parse("flow:tg:dead-letters:w").unwrap();
         let kept = read("w", &Message::new(&b"\xffgarbage"[..]).with("a", "b"), &topic);
-        assert!(is_id(&kept.id) && kept.reason.contains("no letter"), "{kept:?}");
-        assert_eq!(kept.body, "/2dhcmJhZ2U=");
-        assert_eq!(kept.properties["a"], "b");
+        assert!(is_id(&kept.about.id) && kept.about.reason.contains("no letter"), "{:?}", kept.about);
+        assert!(kept.is_raw && kept.body == &b"\xffgarbage"[..]);
+        assert_eq!(kept.about.properties["a"], "b");
         let nameless = read("w", &Message::new(wire::encode(&DeadLetter::default())), &topic);
-        assert!(is_id(&nameless.id));
+        assert!(is_id(&nameless.about.id));
     }
 }

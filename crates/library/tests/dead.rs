@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{WS, World, base64, next, text_flow, topic};
-use sluice_bus::{BrokerAdmin, TopicSpec};
+use sluice_bus::{Address, Broker as _, BrokerAdmin, TopicSpec, property};
 use sluice_library::Limits;
 use sluice_schema::message::{DeadLetter, DeadLettersRequest};
 use sluice_schema::record;
@@ -164,6 +164,41 @@ async fn letters_are_changed_only_when_named() {
     assert_eq!((first.count, first.remaining), (1, 1));
     assert_eq!(ids(&world.letters(1).await.letters), ["2"], "the oldest go first");
     assert_eq!(world.dead(DeadLettersRequest { all: true, ..ask("remove") }).await.count, 1);
+    world.stop().await;
+}
+
+/// Too large for the broker as base64, so it came as it is.
+#[tokio::test]
+async fn a_letter_as_large_as_a_message_may_be_is_kept_told_and_replayed() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    let limits = world.broker.limits();
+    let text = format!(r#"{{"metadata": {{"id": "d1"}}, "text": "{}"}}"#, "x".repeat(60 << 20));
+    let body = bytes::Bytes::from(text);
+    for (id, body) in [("1", body.slice(..100)), ("2", body.clone()), ("3", body.slice(..50))] {
+        let parked = sluice_bus::letter::message(letter(id, LOAD, ""), &body, limits);
+        assert_eq!(parked.get(property::LETTER).is_some(), id == "2");
+        world.broker.publish(&Address::Topic(topic(PARKED)), parked).await.unwrap();
+    }
+    assert_eq!(ids(&world.letters(3).await.letters), ["3", "2", "1"]);
+    let of_document = world.dead(DeadLettersRequest { document_id: "d1".into(), ..ask("list") }).await;
+    assert_eq!(ids(&of_document.letters), ["2"]);
+    let exported = world.dead(ask("export")).await;
+    assert_eq!(ids(&exported.letters), ["3", "1"], "the others are exported");
+    assert!(
+        exported.kept[0].id == "2" && exported.kept[0].reason.contains("replay it"),
+        "{:?}",
+        exported.kept
+    );
+
+    world.config.put(WS, vec![value(WS, record::FLOW, "f1", "{}")]).await.unwrap();
+    world.broker.ensure(&TopicSpec::with(topic(LOAD), "chunker--default--f1--input")).await.unwrap();
+    let one = DeadLettersRequest { ids: vec!["2".into()], ..ask("replay") };
+    assert_eq!(world.dead(one).await.count, 1);
+    let inbox = world.read(LOAD, "chunker--default--f1--input").await;
+    let delivery = next(&*inbox).await;
+    assert!(delivery.message.body == body && delivery.message.get(property::LETTER).is_none());
+    delivery.ack();
     world.stop().await;
 }
 

@@ -7,9 +7,10 @@ use futures_util::future::join_all;
 use lapin::options::ExchangeDeleteOptions;
 use sluice_bus::{
     Address, Broker, BrokerAdmin, Counting, Error, ErrorKind, Inbox, InboxAddress, Message, Patience,
-    Replies, Subscription, TopicSpec, property,
+    Replies, Subscription, TopicSpec, letter, property,
 };
 use sluice_schema::Class;
+use sluice_schema::message::DeadLetter;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ cases! {
     "together":
     publishes_side_by_side_are_each_told_their_own_outcome,
     a_publish_that_fails_takes_no_other_with_it,
+    a_parked_message_as_large_as_the_broker_takes_comes_as_it_is,
     more_calls_fail_than_a_connection_has_channels_and_all_goes_on,
     a_direct_answer_reaches_one_inbox_and_one_by_topic_all,
     an_answer_between_our_own_ends_is_delivered_once_with_one_gateway_or_ten,
@@ -56,6 +58,28 @@ async fn publishes_side_by_side_are_each_told_their_own_outcome(server: Server) 
     }
     let seen = broker.observe(&[served, flow]).await.map_err(text)?;
     check(seen.iter().all(|seen| seen.subscriptions[0].ready == 500), seen)
+}
+
+async fn a_parked_message_as_large_as_the_broker_takes_comes_as_it_is(server: Server) -> Outcome {
+    let (_, broker, flow) = world(&server).await?;
+    let body = bytes::Bytes::from(vec![b'x'; broker.limits().message_bytes_max]);
+    // As much is told about it as there may be.
+    let about = DeadLetter {
+        id: "l1".to_owned(),
+        reason: "r".repeat(10_000),
+        properties: [("sluice-trace".to_owned(), "t".repeat(80_000))].into(),
+        ..DeadLetter::default()
+    };
+    let parked = letter::message(about.clone(), &body, broker.limits());
+    check(parked.get(property::LETTER).is_some(), "it travels as it is")?;
+    broker.publish(&Address::Topic(flow.topic.clone()), parked).await.map_err(text)?;
+    let inbox = read(&broker, &flow.topic, 1).await.map_err(text)?;
+    let came = next(&*inbox).await?;
+    let (told, raw) = letter::read(&came.message).map_err(text)?;
+    check(raw.is_some_and(|raw| raw == body), "the body is another")?;
+    check(told.properties == about.properties && told.id == about.id, &told.reason)?;
+    came.ack();
+    Ok(())
 }
 
 async fn a_publish_that_fails_takes_no_other_with_it(server: Server) -> Outcome {

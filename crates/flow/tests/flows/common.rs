@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_bus::{
-    Address, Broker, BrokerAdmin, Client, Delivery, Inbox, Message, Seen, Subscription, TopicSpec, property,
+    Address, Broker, BrokerAdmin, Client, Delivery, Inbox, Message, Seen, Subscription, TopicSpec, letter,
+    property,
 };
 use sluice_flow::{Options, Parts};
 use sluice_schema::message::{ConfigValue, DeadLetter, FlowRequest, FlowResponse};
-use sluice_schema::{Topic, exchange, wire};
+use sluice_schema::{Topic, exchange};
 use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -283,7 +284,9 @@ impl World {
         let mut letters = Vec::new();
         for _ in 0..count {
             let delivery = next(&*inbox).await;
-            letters.push(wire::decode(&delivery.message.body).unwrap());
+            let (letter, raw) = letter::read(&delivery.message).unwrap();
+            let body = raw.map(|raw| String::from_utf8_lossy(&raw).into_owned());
+            letters.push(DeadLetter { body: body.unwrap_or(letter.body), ..letter });
             delivery.ack();
         }
         letters

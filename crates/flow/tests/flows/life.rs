@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_bus::{Address, Message, Subscription, TopicSpec};
+use sluice_bus::{Address, Message, Subscription, TopicSpec, property};
 use sluice_schema::message::{ConfigPush, FlowRequest};
 use sluice_schema::wire;
 
@@ -199,6 +199,24 @@ async fn what_nobody_reads_is_parked_with_its_run_and_queue() {
     assert_eq!(ids, ["m1", "m2", "m3"]);
     assert_eq!((letters[0].flow.as_str(), letters[0].topic.as_str()), ("f1", "flow:tg:load:acme:f1"));
     assert_eq!(letters[0].subscription, "first--acme--f1--input");
+    world.assert_nothing_left("after the stop").await;
+}
+
+/// As base64 it would be a third larger than what the broker takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_as_large_as_the_broker_takes_is_parked_when_its_flow_stops() {
+    let world = World::with_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let to = Address::Topic(topic("flow:tg:load:acme:f1"));
+    let body = "x".repeat(world.broker.limits().message_bytes_max);
+    let message = Message::new(body.clone()).with(property::MESSAGE_ID, "m1");
+    world.broker.publish(&to, message).await.unwrap();
+    ok(&world.stop("f1").await);
+    let letters = world.dead_letters().await;
+    let told = &letters[0];
+    assert_eq!((letters.len(), told.properties["sluice-message-id"].as_str()), (1, "m1"));
+    assert_eq!((told.flow.as_str(), told.subscription.as_str()), ("f1", "first--acme--f1--input"));
+    assert!(told.body == body, "{} bytes of {}", told.body.len(), body.len());
     world.assert_nothing_left("after the stop").await;
 }
 

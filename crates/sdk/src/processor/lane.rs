@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use sluice_bus::{Address, Delivery, Message};
+use sluice_bus::{Address, Delivery, Message, letter};
 use sluice_schema::message::{DeadLetter, StageReport};
-use sluice_schema::{Class, Topic, wire};
+use sluice_schema::{Class, Topic};
 
 use super::Failure;
 use crate::metrics::{ConsumerLabels, OutcomeLabels};
@@ -97,15 +96,14 @@ impl Lane {
                 .properties()
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
-            body: base64::engine::general_purpose::STANDARD.encode(&delivery.message.body),
+            body: String::new(),
         };
         let topic = Topic::tg(Class::Flow, format!("dead-letters:{}", self.workspace));
         let parked = match topic {
             Ok(topic) => {
-                self.process
-                    .broker
-                    .publish(&Address::Subscribed(topic), Message::new(wire::encode(&letter)))
-                    .await
+                let broker = &self.process.broker;
+                let parked = letter::message(letter, &delivery.message.body, broker.limits());
+                broker.publish(&Address::Subscribed(topic), parked).await
             }
             Err(error) => Err(sluice_bus::Error::Refused { reason: error.to_string() }),
         };
