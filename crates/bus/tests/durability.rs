@@ -401,7 +401,7 @@ async fn a_log_of_a_newer_version_is_refused_by_name() {
     closed_log(folder.path(), 1).await;
     let file = log_files(folder.path()).remove(0);
     let mut newer = std::fs::read(&file).unwrap();
-    newer[7] = b'2';
+    newer[7] = b'3';
     std::fs::write(&file, newer).unwrap();
     let error = Embedded::open(small(folder.path())).err().expect("it must not open").to_string();
     assert!(error.contains("a newer version wrote"), "{error}");

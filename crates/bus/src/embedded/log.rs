@@ -28,6 +28,8 @@
 //! One process per folder (it is locked), and a file system on which a rename is atomic.
 
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod ledger;
 mod recover;
 mod segment;

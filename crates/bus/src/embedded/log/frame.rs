@@ -3,7 +3,9 @@
 //! A file begins with a header (magic, its number, a random salt, how many bytes were in it when it got its name, a
 //! checksum). Frames follow: magic, payload length,
 //! how far the file was synced when the frame was written, a checksum over all of this and the payload, the payload.
-//! The salt goes into every checksum, so a copy of a log inside a message body is never taken for a frame.
+//! The salt goes into every checksum, so a copy of a log inside a message body is never taken for a frame; and so does the
+//! place in the file, so that a frame is none where it was not written. Files of the first version have no places in
+//! theirs, and are read and written to their end as they began.
 
 use sluice_schema::Topic;
 
@@ -11,7 +13,9 @@ use crate::message::Message;
 
 pub(super) const HEADER_BYTES: usize = 28;
 pub(super) const FRAME_BYTES: usize = 20;
-const FILE_MAGIC: [u8; 8] = *b"SLUICEB1";
+const FILE_MAGIC: [u8; 8] = *b"SLUICEB2";
+/// Of files whose frames may be anywhere.
+const UNPLACED_MAGIC: [u8; 8] = *b"SLUICEB1";
 /// What the files of every version begin with, before one digit.
 const FAMILY_MAGIC: [u8; 7] = *b"SLUICEB";
 /// The format of what is in a log, as its stamps say.
@@ -29,11 +33,52 @@ pub(super) fn header(number: u64, salt: u32, begin_bytes: u32) -> [u8; HEADER_BY
     bytes
 }
 
+/// What makes a frame one of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seal {
+    salt: u32,
+    is_placed: bool,
+}
+
+impl Seal {
+    /// Of a new file.
+    pub(super) const fn new(salt: u32) -> Self {
+        Self { salt, is_placed: true }
+    }
+
+    /// A checksum over all of a frame but its payload.
+    fn begin(self, at: u64, payload_bytes: u32, synced: u64) -> crc32fast::Hasher {
+        let mut sum = crc32fast::Hasher::new_with_initial(self.salt);
+        sum.update(&payload_bytes.to_le_bytes());
+        sum.update(&synced.to_le_bytes());
+        if self.is_placed {
+            sum.update(&at.to_le_bytes());
+        }
+        sum
+    }
+
+    fn sum(self, at: u64, synced: u64, payload: &[u8]) -> u32 {
+        let mut sum = self.begin(at, payload.len() as u32, synced);
+        sum.update(payload);
+        sum.finalize()
+    }
+}
+
+/// The seal and header of a file of the first version.
+#[cfg(test)]
+pub(super) fn unplaced(number: u64, salt: u32, begin_bytes: u32) -> (Seal, [u8; HEADER_BYTES]) {
+    let mut bytes = header(number, salt, begin_bytes);
+    bytes[..8].copy_from_slice(&UNPLACED_MAGIC);
+    let sum = crc32fast::hash(&bytes[..24]);
+    bytes[24..].copy_from_slice(&sum.to_le_bytes());
+    (Seal { salt, is_placed: false }, bytes)
+}
+
 /// What a file's header says.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileHead {
     pub(super) number: u64,
-    pub(super) salt: u32,
+    pub(super) seal: Seal,
     /// Up to here it was on disk before anything else was written.
     pub(super) begin_bytes: u64,
 }
@@ -41,7 +86,8 @@ pub(super) struct FileHead {
 /// Whether a file begins as one of a version that is not ours.
 pub(super) fn is_of_other_version(bytes: &[u8]) -> bool {
     let digit = bytes.get(FAMILY_MAGIC.len()).copied().unwrap_or_default();
-    bytes.starts_with(&FAMILY_MAGIC) && digit.is_ascii_alphanumeric() && !bytes.starts_with(&FILE_MAGIC)
+    let is_ours = [FILE_MAGIC, UNPLACED_MAGIC].iter().any(|magic| bytes.starts_with(magic));
+    bytes.starts_with(&FAMILY_MAGIC) && digit.is_ascii_alphanumeric() && !is_ours
 }
 
 /// Reads a header, when it is sound.
@@ -49,8 +95,10 @@ pub(super) fn read_header(bytes: &[u8]) -> Option<FileHead> {
     let mut at = Cursor(bytes.get(..HEADER_BYTES)?);
     let magic = at.take(8)?;
     let (number, salt, begin, sum) = (at.u64()?, at.u32()?, at.u32()?, at.u32()?);
-    let head = FileHead { number, salt, begin_bytes: begin.into() };
-    (magic == FILE_MAGIC && sum == crc32fast::hash(&bytes[..24])).then_some(head)
+    let is_placed = magic == FILE_MAGIC;
+    let head = FileHead { number, seal: Seal { salt, is_placed }, begin_bytes: begin.into() };
+    let is_ours = is_placed || magic == UNPLACED_MAGIC;
+    (is_ours && sum == crc32fast::hash(&bytes[..24])).then_some(head)
 }
 
 /// The fixed part of a frame.
@@ -70,17 +118,14 @@ impl Head {
         (magic == FRAME_MAGIC).then_some(Self { payload_bytes, synced, sum })
     }
 
-    /// Whether this payload is the one that was written.
-    pub(super) fn fits(self, salt: u32, payload: &[u8]) -> bool {
-        self.payload_bytes == payload.len()
-            && self.sum == checksum(salt, payload.len() as u32, self.synced, payload)
+    /// Whether this payload is the one that was written at this place.
+    pub(super) fn fits(self, seal: Seal, at: u64, payload: &[u8]) -> bool {
+        self.payload_bytes == payload.len() && self.sum == seal.sum(at, self.synced, payload)
     }
 
     /// As [`Head::fits`], for a payload of the right length whose own plain checksum is known.
-    pub(super) fn fits_sum(self, salt: u32, payload_sum: u32) -> bool {
-        let mut sum = crc32fast::Hasher::new_with_initial(salt);
-        sum.update(&(self.payload_bytes as u32).to_le_bytes());
-        sum.update(&self.synced.to_le_bytes());
+    pub(super) fn fits_sum(self, seal: Seal, at: u64, payload_sum: u32) -> bool {
+        let mut sum = seal.begin(at, self.payload_bytes as u32, self.synced);
         sum.combine(&crc32fast::Hasher::new_with_initial_len(payload_sum, self.payload_bytes as u64));
         self.sum == sum.finalize()
     }
@@ -91,21 +136,19 @@ pub(super) fn find_magic(bytes: &[u8], from: usize) -> Option<usize> {
     bytes.get(from..)?.windows(FRAME_MAGIC.len()).position(|w| w == FRAME_MAGIC).map(|at| from + at)
 }
 
-fn checksum(salt: u32, payload_bytes: u32, synced: u64, payload: &[u8]) -> u32 {
-    let mut sum = crc32fast::Hasher::new_with_initial(salt);
-    sum.update(&payload_bytes.to_le_bytes());
-    sum.update(&synced.to_le_bytes());
-    sum.update(payload);
-    sum.finalize()
-}
-
-/// Appends one frame; `payload` writes what it says.
-pub(super) fn write(buffer: &mut Vec<u8>, salt: u32, synced: u64, payload: impl FnOnce(&mut Vec<u8>)) {
+/// Appends one frame to a buffer that will be written at `base`; `payload` writes what it says.
+pub(super) fn write(
+    buffer: &mut Vec<u8>,
+    base: u64,
+    seal: Seal,
+    synced: u64,
+    payload: impl FnOnce(&mut Vec<u8>),
+) {
     let start = buffer.len();
     buffer.resize(start + FRAME_BYTES, 0);
     payload(buffer);
     let length = (buffer.len() - start - FRAME_BYTES) as u32;
-    let sum = checksum(salt, length, synced, &buffer[start + FRAME_BYTES..]);
+    let sum = seal.sum(base + start as u64, synced, &buffer[start + FRAME_BYTES..]);
     let head = &mut buffer[start..start + FRAME_BYTES];
     head[..4].copy_from_slice(&FRAME_MAGIC);
     head[4..8].copy_from_slice(&length.to_le_bytes());

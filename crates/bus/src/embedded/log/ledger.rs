@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sluice_schema::Topic;
 
-use super::frame::{self, Pending, Record};
+use super::frame::{self, Pending, Record, Seal};
 use super::segment::Segment;
 use crate::embedded::config::Stamp;
 
@@ -191,19 +191,19 @@ impl Ledger {
         }
     }
 
-    /// Writes what a new file must begin with, so that all older ones may go.
-    pub(super) fn snapshot(&self, out: &mut Vec<u8>, salt: u32) {
+    /// Writes what a new file must begin with, so that all older ones may go; `out` is the file from its first byte on.
+    pub(super) fn snapshot(&self, out: &mut Vec<u8>, seal: Seal) {
         let (message, name) = (self.next_message, self.next_name);
-        frame::write(out, salt, 0, |out| frame::put_counters(out, message, name));
+        frame::write(out, 0, seal, 0, |out| frame::put_counters(out, message, name));
         if let Some(stamp) = &self.stamp {
-            frame::write(out, salt, 0, |out| frame::put_stamp(out, &stamp.folder, stamp.generation));
+            frame::write(out, 0, seal, 0, |out| frame::put_stamp(out, &stamp.folder, stamp.generation));
         }
         if let Some(number) = self.gone_file {
-            frame::write(out, salt, 0, |out| frame::put_gone(out, number));
+            frame::write(out, 0, seal, 0, |out| frame::put_gone(out, number));
         }
         for (id, known) in &self.topics {
             let queues = known.queues.iter().map(|(name, queue)| (&**name, *queue));
-            frame::write(out, salt, 0, |out| frame::put_topic(out, *id, &known.topic, queues));
+            frame::write(out, 0, seal, 0, |out| frame::put_topic(out, *id, &known.topic, queues));
         }
     }
 

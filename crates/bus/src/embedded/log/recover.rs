@@ -43,7 +43,7 @@ pub(super) fn open(dir: &Path, config: &Config, faults: &Arc<DiskFaults>) -> Res
     if let Some(next) = ledger.next_file.filter(|next| *next > segment.number) {
         return Err(lacks(dir, next));
     }
-    if ledger.gone_file.is_some_and(|gone| ledger.first_file() > gone + 1) {
+    if ledger.gone_file.is_some_and(|gone| ledger.first_file() > gone.saturating_add(1)) {
         return Err(lacks(dir, ledger.first_file() - 1));
     }
     if config.end.is_some() && !ledger.is_closed {
@@ -121,7 +121,7 @@ fn replay(
         return Err(newer(path, 0));
     }
     let Some(head) = head.filter(|head| head.number == number) else { return Err(damaged(path, 0)) };
-    let segment = Arc::new(Segment { number, salt: head.salt, path: path.to_owned(), file });
+    let segment = Arc::new(Segment { number, seal: head.seal, path: path.to_owned(), file });
     ledger.add_segment(segment.clone(), HEADER_BYTES as u64);
 
     let mut frames = Frames::new(&segment, HEADER_BYTES as u64, file_bytes);
@@ -244,7 +244,7 @@ fn any_fits(segment: &Segment, candidates: &[(u64, Head)]) -> io::Result<bool> {
         let mut moved = crc32fast::Hasher::new_with_initial_len(before, *payload - first);
         moved.combine(&crc32fast::Hasher::new_with_initial_len(0, bytes));
         let between = sum_before(*payload + bytes) ^ moved.finalize();
-        head.fits_sum(segment.salt, between)
+        head.fits_sum(segment.seal, payload - FRAME_BYTES as u64, between)
     }))
 }
 
@@ -279,7 +279,7 @@ impl<'a> Frames<'a> {
         }
         self.payload.resize(head.payload_bytes, 0);
         self.reader.read_exact(&mut self.payload)?;
-        if !head.fits(self.segment.salt, &self.payload) {
+        if !head.fits(self.segment.seal, self.offset, &self.payload) {
             return Ok(None);
         }
         self.synced = head.synced;
@@ -368,8 +368,9 @@ mod tests {
         assert!(!proven_after(&segment, end, file_bytes).unwrap());
         // One sound frame among them, written after a sync, is found.
         let mut frame = Vec::new();
-        frame::write(&mut frame, segment.salt, end + 60, |out| frame::put_settled(out, 1, 2));
-        segment.file.write_all_at(&frame, end + (4 << 20)).unwrap();
+        let place = end + (4 << 20);
+        frame::write(&mut frame, place, segment.seal, end + 60, |out| frame::put_settled(out, 1, 2));
+        segment.file.write_all_at(&frame, place).unwrap();
         assert!(proven_after(&segment, end, file_bytes).unwrap());
     }
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::topic::lock;
-use super::frame;
+use super::frame::{self, Seal};
 
 const PREFIX: &str = "log-";
 const UNFINISHED: &str = ".new";
@@ -16,7 +16,7 @@ const UNFINISHED: &str = ".new";
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) number: u64,
-    pub(super) salt: u32,
+    pub(super) seal: Seal,
     pub(super) path: PathBuf,
     pub(super) file: File,
 }
@@ -27,11 +27,12 @@ impl Segment {
         dir: &Path,
         number: u64,
         faults: &DiskFaults,
-        begin: impl FnOnce(&mut Vec<u8>, u32),
+        begin: impl FnOnce(&mut Vec<u8>, Seal),
     ) -> io::Result<(Self, u64)> {
         let salt = rand::random();
         let mut bytes = vec![0; frame::HEADER_BYTES];
-        begin(&mut bytes, salt);
+        let seal = Seal::new(salt);
+        begin(&mut bytes, seal);
         let begin_bytes = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
         bytes[..frame::HEADER_BYTES].copy_from_slice(&frame::header(number, salt, begin_bytes));
         let path = dir.join(format!("{PREFIX}{number:016}"));
@@ -47,7 +48,7 @@ impl Segment {
             Ok(file)
         })();
         match made {
-            Ok(file) => Ok((Self { number, salt, path, file }, bytes.len() as u64)),
+            Ok(file) => Ok((Self { number, seal, path, file }, bytes.len() as u64)),
             Err(error) => {
                 // Left behind it would only cost space until the next open; the first error is the one to tell.
                 let _ = std::fs::remove_file(&unfinished);
@@ -66,7 +67,7 @@ impl Segment {
         self.file.read_exact_at(&mut whole, offset)?;
         let head = frame::Head::read(&whole).ok_or_else(damaged)?;
         whole.drain(..frame::FRAME_BYTES);
-        if head.fits(self.salt, &whole) { Ok(whole) } else { Err(damaged()) }
+        if head.fits(self.seal, offset, &whole) { Ok(whole) } else { Err(damaged()) }
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Tail {
     allocated: u64,
     /// Files grow ahead up to here.
     segment_bytes: u64,
-    /// Written by the next write, whatever it is.
+    /// Written by the next write, whatever it is, so its frames are placed from `offset` on.
     lazy: Vec<u8>,
     buffer: Vec<u8>,
     reserve_bytes: u64,
@@ -62,7 +62,7 @@ impl Tail {
         faults: Arc<DiskFaults>,
     ) -> io::Result<Self> {
         ledger.gone_file = Some(0);
-        let (made, offset) = Segment::create(dir, 1, &faults, |out, salt| ledger.snapshot(out, salt))?;
+        let (made, offset) = Segment::create(dir, 1, &faults, |out, seal| ledger.snapshot(out, seal))?;
         let segment = Arc::new(made);
         ledger.add_segment(segment.clone(), offset);
         let mut begun = Self::resume(dir, ledger, segment, offset, segment_bytes, faults);
@@ -214,7 +214,7 @@ impl Tail {
 
     fn keep(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
         if self.lazy.len() < LAZY_BYTES_MAX {
-            frame::write(&mut self.lazy, self.segment.salt, self.synced, put);
+            frame::write(&mut self.lazy, self.offset, self.segment.seal, self.synced, put);
         }
     }
 
@@ -248,7 +248,7 @@ impl Tail {
             let pending: Vec<Pending> =
                 queues.iter().map(|(_, queue)| Pending { queue: *queue, attempts: 0 }).collect();
             let start = buffer.len() as u64;
-            frame::write(&mut buffer, self.segment.salt, self.synced, |out| {
+            frame::write(&mut buffer, self.offset, self.segment.seal, self.synced, |out| {
                 frame::put_message(out, id, topic, pending.iter().copied());
                 frame::put_stored(out, message);
             });
@@ -272,7 +272,7 @@ impl Tail {
     pub(super) fn topology(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         self.flush()?;
         let mut record = Vec::new();
-        frame::write(&mut record, self.segment.salt, self.synced, put);
+        frame::write(&mut record, self.offset, self.segment.seal, self.synced, put);
         let written = self.write(&record);
         if written.as_ref().is_err_and(segment::is_full) {
             self.full = true;
@@ -292,7 +292,7 @@ impl Tail {
         let number = self.segment.number + 1;
         let ledger = &self.ledger;
         let (made, offset) =
-            Segment::create(&self.dir, number, &self.faults, |out, salt| ledger.snapshot(out, salt))?;
+            Segment::create(&self.dir, number, &self.faults, |out, seal| ledger.snapshot(out, seal))?;
         self.name_follower(number)?;
         self.segment = Arc::new(made);
         self.offset = offset;
@@ -305,7 +305,9 @@ impl Tail {
     /// Ends the present file with the number of the one that was made after it, so that it is missed if it is lost.
     fn name_follower(&mut self, number: u64) -> io::Result<()> {
         let mut record = Vec::new();
-        frame::write(&mut record, self.segment.salt, self.synced, |out| frame::put_next(out, number));
+        frame::write(&mut record, self.offset, self.segment.seal, self.synced, |out| {
+            frame::put_next(out, number)
+        });
         let written = self.faults.charge(record.len() as u64);
         let written = written.and_then(|()| self.segment.file.write_all_at(&record, self.offset));
         match written {
@@ -382,7 +384,7 @@ impl Tail {
             let Some(frame::Record::Message { body, .. }) = frame::read(&payload) else { continue };
             let (topic, pending) = (live.topic, live.pending.clone());
             let mut record = Vec::with_capacity(payload.len());
-            frame::write(&mut record, self.segment.salt, self.synced, |out| {
+            frame::write(&mut record, self.offset, self.segment.seal, self.synced, |out| {
                 frame::put_message(out, id, topic, pending.iter().copied());
                 out.extend_from_slice(body);
             });
