@@ -17,6 +17,20 @@ pub use resolve::{Names, OwnedTopic, Part, Resolved, Topology};
 use sluice_schema::TopicError;
 use sluice_schema::doors::DoorError;
 
+/// Warnings about one blueprint or start; more tell nobody more.
+const WARNINGS_MAX: usize = 100;
+/// Characters of a name or place in a warning.
+const SHOWN_MAX: usize = 80;
+
+/// As much of a name or place as a warning shows.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN_MAX).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// Why a blueprint, or a flow of it, cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,6 +64,24 @@ pub enum Error {
     Circle {
         /// The names, the first again at the end.
         circle: Vec<String>,
+    },
+    /// More of something than a blueprint may have.
+    #[error("{place}: has {count} {what}, and {count_max} is the limit; leave out what is not needed")]
+    Many {
+        /// Where.
+        place: String,
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        count_max: usize,
+    },
+    /// Values that are too long together.
+    #[error("the parameters have values of more than {bytes_max} bytes together; use fewer or shorter ones")]
+    Parameters {
+        /// The most that they may have.
+        bytes_max: usize,
     },
     /// A listed input that is no topic of the processor.
     #[error("{place}: input '{slot}' is not among the topics of this processor")]

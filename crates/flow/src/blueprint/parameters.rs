@@ -1,9 +1,12 @@
 //! A flow's parameters: what the caller gave, what another parameter passes on, what the type says, and whether the type
 //! allows it.
 
-use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Error;
+use serde_json::{Map, Value};
+use sluice_schema::ceilings;
+
+use super::{Error, shown};
 
 /// What a blueprint says about one of its parameters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,9 +18,6 @@ pub struct Declared {
     /// The parameter whose value it takes when the caller gives none.
     pub controlled_by: Option<String>,
 }
-
-/// Characters of a value that an error shows.
-const SHOWN_MAX: usize = 80;
 
 /// What matters of a `parameter-type` record; the rest is for people.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -114,19 +114,24 @@ pub fn resolve(
     given: &Map<String, Value>,
     type_of: impl Fn(&str) -> Option<ParameterType>,
 ) -> Result<Parameters, Error> {
-    let mut resolver = Resolver { declared, given, type_of };
+    let resolver = Resolver { by_name: index(declared), types: types(declared, type_of), given };
     let mut resolved = Parameters::new();
+    let mut bytes = 0;
     for parameter in declared {
-        if let Some(value) = resolver.value(&parameter.name)? {
+        if let Some(value) = resolver.value(parameter)? {
+            // Many may have one long default.
+            bytes += parameter.name.len() + value.len();
+            if bytes > ceilings::PARAMETERS_BYTES_MAX {
+                return Err(Error::Parameters { bytes_max: ceilings::PARAMETERS_BYTES_MAX });
+            }
             resolved.push((parameter.name.clone(), value));
-        } else if resolver.type_of(parameter).required {
+        } else if resolver.type_of(parameter).is_some_and(|kind| kind.required) {
             return Err(Error::Required { name: parameter.name.clone() });
         }
     }
-    for (name, value) in given {
-        if resolved.iter().all(|(known, _)| known != name)
-            && let Some(value) = scalar(name, value)?
-        {
+    let known: BTreeSet<String> = resolved.iter().map(|(name, _)| name.clone()).collect();
+    for (name, value) in given.iter().filter(|(name, _)| !known.contains(*name)) {
+        if let Some(value) = scalar(name, value)? {
             resolved.push((name.clone(), value));
         }
     }
@@ -143,22 +148,28 @@ pub fn check(
     type_of: impl Fn(&str) -> Option<ParameterType>,
 ) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::new();
+    let (by_name, types) = (index(declared), types(declared, type_of));
     for (name, value) in resolved {
-        let Some(parameter) = declared.iter().find(|parameter| parameter.name == *name) else {
+        let Some(parameter) = by_name.get(name.as_str()) else {
+            let name = shown(name);
             warnings.push(format!(
                 "parameter '{name}' is not declared by the blueprint; it is passed on, but may have no effect"
             ));
             continue;
         };
         let Some(type_name) = &parameter.type_name else { continue };
-        let Some(kind) = type_of(type_name) else { continue };
-        let shown = || value.chars().take(SHOWN_MAX).collect::<String>();
+        let Some(kind) = types.get(type_name.as_str()) else { continue };
         if !kind.allows(value) {
             let (name, type_name) = (name.clone(), type_name.clone());
-            return Err(Error::ParameterWanted { name, value: shown(), type_name, wanted: kind.wanted() });
+            return Err(Error::ParameterWanted {
+                name,
+                value: shown(value),
+                type_name,
+                wanted: kind.wanted(),
+            });
         }
         if !kind.suggested.is_empty() && !kind.suggested.contains(value) {
-            let value = shown();
+            let value = shown(value);
             warnings.push(format!(
                 "parameter '{name}' is '{value}', which is not among the values that its type '{type_name}' suggests"
             ));
@@ -167,52 +178,79 @@ pub fn check(
     Ok(warnings)
 }
 
-struct Resolver<'a, F> {
-    declared: &'a [Declared],
+type ByName<'a> = BTreeMap<&'a str, &'a Declared>;
+
+fn index(declared: &[Declared]) -> ByName<'_> {
+    declared.iter().map(|parameter| (parameter.name.as_str(), parameter)).collect()
+}
+
+/// The types of what is declared, each read once.
+fn types(
+    declared: &[Declared],
+    type_of: impl Fn(&str) -> Option<ParameterType>,
+) -> BTreeMap<&str, ParameterType> {
+    let names: BTreeSet<&str> =
+        declared.iter().filter_map(|parameter| parameter.type_name.as_deref()).collect();
+    names.into_iter().filter_map(|name| Some((name, type_of(name)?))).collect()
+}
+
+struct Resolver<'a> {
+    by_name: ByName<'a>,
+    types: BTreeMap<&'a str, ParameterType>,
     given: &'a Map<String, Value>,
-    type_of: F,
 }
 
-impl<F: Fn(&str) -> Option<ParameterType>> Resolver<'_, F> {
-    /// Chains end: reading a blueprint refuses cycles.
-    fn value(&mut self, name: &str) -> Result<Option<String>, Error> {
-        if let Some(value) = self.given.get(name)
-            && let Some(text) = scalar(name, value)?
-        {
-            return Ok(Some(text));
+impl Resolver<'_> {
+    /// The caller's value of a parameter or of the nearest that controls it, else the default of the furthest that has one.
+    /// Chains end: reading a blueprint refuses circles.
+    fn value(&self, parameter: &Declared) -> Result<Option<String>, Error> {
+        let (mut chain, mut at) = (Vec::new(), Some(parameter));
+        while let Some(parameter) = at {
+            if let Some(text) = self.given(&parameter.name)? {
+                return Ok(Some(text));
+            }
+            chain.push(parameter);
+            let Some(controller) = &parameter.controlled_by else { break };
+            at = self.by_name.get(controller.as_str()).copied();
+            if at.is_none()
+                && let Some(text) = self.given(controller)?
+            {
+                return Ok(Some(text));
+            }
         }
-        let Some(parameter) = self.declared.iter().find(|p| p.name == name) else { return Ok(None) };
-        if let Some(controller) = &parameter.controlled_by
-            && let Some(value) = self.value(controller)?
-        {
-            return Ok(Some(value));
-        }
-        Ok(self.type_of(parameter).default)
+        Ok(chain.into_iter().rev().find_map(|parameter| self.type_of(parameter)?.default.clone()))
     }
 
-    fn type_of(&self, parameter: &Declared) -> ParameterType {
-        parameter.type_name.as_deref().and_then(&self.type_of).unwrap_or_default()
+    fn given(&self, name: &str) -> Result<Option<String>, Error> {
+        self.given.get(name).map_or(Ok(None), |value| scalar(name, value))
+    }
+
+    fn type_of(&self, parameter: &Declared) -> Option<&ParameterType> {
+        self.types.get(parameter.type_name.as_deref()?)
     }
 }
 
-/// The names along a circle of `controlled-by`, if there is one.
+/// The names along a circle of `controlled-by`, if there is one. Each parameter is walked over once.
 pub(super) fn circle(declared: &[Declared]) -> Option<Vec<String>> {
-    declared.iter().find_map(|start| {
-        let mut path = vec![start.name.clone()];
-        let mut at = start;
-        while let Some(next) = &at.controlled_by {
-            if *next == start.name {
-                path.push(next.clone());
-                return Some(path);
+    let by_name = index(declared);
+    let mut walked = BTreeMap::new();
+    for (walk, start) in declared.iter().enumerate() {
+        let (mut path, mut at) = (Vec::new(), Some(start));
+        while let Some(parameter) = at {
+            let name = parameter.name.as_str();
+            match walked.insert(name, walk) {
+                None => path.push(name),
+                Some(earlier) if earlier == walk => {
+                    let begin = path.iter().position(|on_path| *on_path == name)?;
+                    let circle = path[begin..].iter().chain([&name]);
+                    return Some(circle.map(|name| (*name).to_owned()).collect());
+                }
+                Some(_) => break,
             }
-            if path.contains(next) {
-                return None;
-            }
-            path.push(next.clone());
-            at = declared.iter().find(|p| p.name == *next)?;
+            at = parameter.controlled_by.as_deref().and_then(|next| by_name.get(next).copied());
         }
-        None
-    })
+    }
+    None
 }
 
 fn scalar(name: &str, value: &Value) -> Result<Option<String>, Error> {
@@ -345,5 +383,13 @@ mod tests {
         assert_eq!(names.unwrap(), ["b", "c", "b"]);
         assert_eq!(circle(&[declared("a", "", "b"), declared("b", "", "")]), None);
         assert_eq!(circle(&[declared("a", "", "a")]).unwrap(), ["a", "a"]);
+    }
+
+    #[test]
+    fn many_parameters_with_one_long_default_are_refused_before_they_are_made() {
+        let many: Vec<_> = (0..100).map(|number| declared(&format!("p{number}"), "long", "")).collect();
+        let long = format!(r#"{{"default": "{}"}}"#, "x".repeat(10_000));
+        let found = resolve(&many, &Map::new(), |_| Some(ParameterType::read(&long)));
+        assert!(found.unwrap_err().to_string().contains("262144 bytes"));
     }
 }

@@ -1,11 +1,16 @@
 //! From JSON text to a blueprint, or an error that names the place.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 use sluice_schema::doors::{self, Home, Use};
 use sluice_schema::{Topic, WorkspaceId, slots};
 
 use super::parameters::{self, Declared};
-use super::{Error, template};
+use super::{Error, WARNINGS_MAX, shown, template};
+
+/// Parameters of a blueprint, and topics of one of its processors.
+const MEMBERS_MAX: usize = 1_000;
 
 /// A blueprint: templates, not yet filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,17 +103,19 @@ impl Blueprint {
         Ok(())
     }
 
-    /// Placeholders that only a caller's extra parameters could fill, each with its place.
+    /// Placeholders that only a caller's extra parameters could fill, the first of them, each with its place.
     #[must_use]
     pub fn undeclared(&self) -> Vec<String> {
+        let declared = self.parameters.iter().map(|parameter| parameter.name.as_str());
+        let known: BTreeSet<&str> = declared.chain(["workspace", "blueprint", "id"]).collect();
         let mut found = Vec::new();
         let mut look = |place: &str, text: &str| {
-            for name in template::placeholders(text) {
-                let known = ["workspace", "blueprint", "id"].contains(&name)
-                    || self.parameters.iter().any(|p| p.name == name);
-                if !known {
-                    found.push(format!("{place}: no parameter fills {{{name}}}; a start must give it"));
+            for name in template::placeholders(text).filter(|name| !known.contains(name)) {
+                if found.len() >= WARNINGS_MAX {
+                    return;
                 }
+                let (place, name) = (shown(place), shown(name));
+                found.push(format!("{place}: no parameter fills {{{name}}}; a start must give it"));
             }
         };
         for (name, roles) in &self.interfaces {
@@ -146,11 +153,22 @@ fn part(place: String, is_shared: bool, key: &str, value: &Value) -> Result<Part
         None | Some(Value::Null) => None,
         Some(value) => Some(names(&format!("{place} / inputs"), value)?),
     };
+    at_most(&place, "topics", topics.len())?;
+    at_most(&place, "inputs", inputs.as_ref().map_or(0, Vec::len))?;
     let (processor, variant) = (processor.to_owned(), variant.to_owned());
     Ok(PartTemplate { place, is_shared, processor, variant, topics, parameters, inputs })
 }
 
+/// What is looked at one by the other has a bound.
+fn at_most(place: &str, what: &'static str, count: usize) -> Result<(), Error> {
+    if count <= MEMBERS_MAX {
+        return Ok(());
+    }
+    Err(Error::Many { place: place.to_owned(), what, count, count_max: MEMBERS_MAX })
+}
+
 fn declared(parameters: &Map<String, Value>) -> Result<Vec<Declared>, Error> {
+    at_most("parameters", "parameters", parameters.len())?;
     parameters
         .iter()
         .map(|(name, value)| {
@@ -256,6 +274,36 @@ mod tests {
             "flow / a:{id} / inputs: must be a list of slot names, not text",
         );
         assert!(Blueprint::read("{").unwrap_err().to_string().contains("not JSON"));
+    }
+
+    #[test]
+    fn a_blueprint_of_one_value_is_read_in_time_however_many_members_it_has() {
+        let chain = |count: usize| -> Map<String, Value> {
+            let next = |at: usize| json!({"controlled-by": format!("p{}", at + 1)});
+            (0..count).map(|at| (format!("p{at}"), next(at))).collect()
+        };
+        let said = refused(&json!({"blueprint": {}, "flow": {}, "parameters": chain(25_000)}));
+        assert_eq!(
+            said,
+            "parameters: has 25000 parameters, and 1000 is the limit; leave out what is not needed"
+        );
+        let topics: Map<String, Value> = (0..5_000).map(|at| (format!("s{at}"), "x".into())).collect();
+        let said = refused(&json!({"blueprint": {}, "flow": {"a:{id}": {"topics": topics}}}));
+        assert!(said.starts_with("flow / a:{id}: has 5000 topics"), "{said}");
+        let allowed = json!({"blueprint": {}, "flow": {}, "parameters": chain(MEMBERS_MAX)}).to_string();
+        let read = Blueprint::read(&allowed).unwrap();
+        let types = |_: &str| None;
+        let given = Map::from_iter([(format!("p{MEMBERS_MAX}"), json!("x"))]);
+        let resolved = parameters::resolve(read.parameters(), &given, types).unwrap();
+        assert!(resolved.len() == MEMBERS_MAX + 1 && resolved.iter().all(|(_, value)| value == "x"));
+    }
+
+    #[test]
+    fn what_is_noticed_stays_short_however_long_names_are() {
+        let (key, text) = (format!("{}:{{id}}", "k".repeat(100_000)), "{nope}".repeat(50_000));
+        let text = json!({"blueprint": {}, "flow": {key: {"parameters": {"x": text}}}}).to_string();
+        let told = Blueprint::read(&text).unwrap().undeclared();
+        assert!(told.len() == WARNINGS_MAX && told.iter().all(|line| line.len() < 400), "{}", told.len());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::parameters::Parameters;
 use super::ports::{Ports, without_reading};
 use super::read::{Blueprint, PartTemplate};
 use super::template::Unfilled;
-use super::{Error, template};
+use super::{Error, WARNINGS_MAX, shown, template};
 
 /// The names that fill a blueprint.
 #[derive(Debug, Clone, Copy)]
@@ -95,9 +95,11 @@ impl Blueprint {
         parameters: &Parameters,
         ports: &Ports,
     ) -> Result<Resolved, Error> {
+        // Of two with one name the first counts.
+        let parameters = parameters.iter().rev().map(|(name, value)| (name.as_str(), value.as_str()));
         let mut run = Run {
             names,
-            parameters,
+            parameters: parameters.collect(),
             ports,
             topics: BTreeMap::new(),
             readers: BTreeMap::new(),
@@ -138,9 +140,11 @@ struct Wired {
     slots: Vec<(String, SlotKind, Topic)>,
 }
 
+type Values<'a> = BTreeMap<&'a str, &'a str>;
+
 struct Run<'a> {
     names: Names<'a>,
-    parameters: &'a Parameters,
+    parameters: Values<'a>,
     ports: &'a Ports,
     topics: BTreeMap<Topic, BTreeSet<String>>,
     /// Processor, variant and slot of each subscription.
@@ -153,9 +157,10 @@ impl<'a> Run<'a> {
         let variant = self.fill(&template.place, &template.variant)?;
         let is_idle = self.ports.is_idle(&template.processor) && template.inputs.is_none();
         if is_idle {
-            self.warnings.push(format!(
+            self.warn(format!(
                 "{}: nothing here runs the processor '{}'; it gets no subscriptions and what is sent to it is not kept",
-                template.place, template.processor
+                shown(&template.place),
+                shown(&template.processor)
             ));
         }
         let mut slots = Vec::with_capacity(template.topics.len());
@@ -195,7 +200,7 @@ impl<'a> Run<'a> {
             .iter()
             .map(|(name, text)| {
                 let place = format!("{} / parameters / {name}", template.place);
-                let fill = |text: &'a str| fill(&place, text, names, self.parameters);
+                let fill = |text: &'a str| fill(&place, text, names, &self.parameters);
                 Ok((fill(name)?, fill(text)?))
             })
             .collect()
@@ -268,8 +273,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    fn warn(&mut self, warning: String) {
+        if self.warnings.len() < WARNINGS_MAX {
+            self.warnings.push(warning);
+        }
+    }
+
     fn fill(&self, place: &str, text: &'a str) -> Result<String, Error> {
-        fill(place, text, self.names, self.parameters)
+        fill(place, text, self.names, &self.parameters)
     }
 
     /// What is sent to a topic with a reader on record is kept or refused; to others it may go nowhere.
@@ -295,22 +306,18 @@ impl<'a> Run<'a> {
             }
         }
         for (topic, asker) in unserved {
-            self.warnings.push(format!("'{asker}' asks on {topic}, which no processor of this flow serves"));
+            let asker = shown(asker);
+            self.warn(format!("'{asker}' asks on {topic}, which no processor of this flow serves"));
         }
     }
 }
 
-fn fill<'a>(
-    place: &str,
-    text: &'a str,
-    names: Names<'a>,
-    parameters: &'a Parameters,
-) -> Result<String, Error> {
+fn fill<'a>(place: &str, text: &'a str, names: Names<'a>, parameters: &Values<'a>) -> Result<String, Error> {
     let value_of = |name: &str| match name {
         "workspace" => Some(names.workspace.as_str()),
         "blueprint" => Some(names.shared),
         "id" => Some(names.run),
-        _ => parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str()),
+        _ => parameters.get(name).copied(),
     };
     template::render(text, value_of).map_err(|unfilled| {
         let place = place.to_owned();
