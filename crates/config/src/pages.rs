@@ -63,7 +63,18 @@ struct Base {
     mark: Option<Mark>,
 }
 
+/// Counts of writes never come near this: whoever shows more was not given it here.
+const NUMBER_MAX: i64 = i64::MAX / 4;
+
+const fn is_number(number: i64) -> bool {
+    0 <= number && number <= NUMBER_MAX
+}
+
 impl Base {
+    fn is_possible(&self) -> bool {
+        is_number(self.version) && self.mark.is_none_or(|mark| is_number(mark.number))
+    }
+
     const fn of(head: &Head) -> Self {
         Self { version: head.version, mark: Some(head.place()) }
     }
@@ -75,6 +86,17 @@ struct Cursor {
     /// What was written after this is still to be told.
     base: Base,
     step: Step,
+}
+
+impl Cursor {
+    /// A reader sends it, so it may be anything.
+    fn is_possible(&self) -> bool {
+        let step = match &self.step {
+            Step::Scan { .. } => true,
+            Step::Delta { round, at, .. } => round.is_none_or(|round| round.is_possible()) && is_number(*at),
+        };
+        step && self.base.is_possible()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,10 +245,11 @@ impl Pages<'_> {
     /// Where the first page begins, or a later one goes on; `None` begins with all values.
     fn begin(&self, since: &Since, cursor: &str) -> Result<Option<Cursor>, Error> {
         if !cursor.is_empty() {
-            return wire::decode(cursor.as_bytes()).map(Some).map_err(|_| Error::Expired);
+            let cursor = wire::decode(cursor.as_bytes()).ok().filter(Cursor::is_possible);
+            return cursor.map(Some).ok_or(Error::Expired);
         }
         let mark = Mark::read(&since.history);
-        if since.version <= 0 || (mark.is_none() && !since.history.is_empty()) {
+        if since.version <= 0 || !is_number(since.version) || (mark.is_none() && !since.history.is_empty()) {
             return Ok(None);
         }
         let base = Base { version: since.version, mark };
