@@ -14,6 +14,8 @@ use crate::exit::{Code, Told};
 pub(super) const FILE: &str = "sluice-backup.json";
 /// The format that this version writes.
 const FORMAT: u32 = 1;
+/// The longest name of a file in a backup.
+const NAME_BYTES_MAX: usize = 128;
 
 /// What a backup holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -120,6 +122,11 @@ impl Manifest {
         if sealed.sha256 != sealed.backup.digest()? {
             return Err(told("is damaged: its digest is another".to_owned()).into());
         }
+        // Anybody can make a digest fit: what a backup names is written, read and removed by that name.
+        if let Some(name) = sealed.backup.names().find(|name| !is_plain(name)) {
+            let what = format!("names the file '{}', which no backup has", name.escape_debug());
+            return Err(told(what).into());
+        }
         Ok(Some(sealed.backup))
     }
 
@@ -150,6 +157,12 @@ impl Manifest {
         self.items().map(|(place, item)| (place, (item.bytes, item.sha256.clone()))).collect()
     }
 
+    /// Names of its files in their folders.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let chunks = self.tables.iter().flat_map(|table| &table.chunks).map(|chunk| chunk.sha256.as_str());
+        chunks.chain(self.items().map(|(_, item)| item.name()))
+    }
+
     fn items(&self) -> impl Iterator<Item = (String, &Item)> {
         let objects = self.objects.iter().flat_map(|objects| &objects.files);
         let of = |part: &'static str| move |item| (format!("{part}/{}", Item::name(item)), item);
@@ -157,8 +170,102 @@ impl Manifest {
     }
 }
 
+/// Whether a name is that of a file in the folder it is looked for in, and nowhere else.
+fn is_plain(name: &str) -> bool {
+    let is_carried = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(is_carried)
+}
+
 impl Item {
     fn name(&self) -> &str {
         &self.name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Component, PathBuf};
+
+    use super::*;
+
+    fn corpus(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name)
+    }
+
+    fn item(name: &str) -> Item {
+        Item { name: name.to_owned(), bytes: 3, sha256: "ab".repeat(32) }
+    }
+
+    fn whole() -> Manifest {
+        let chunk = Chunk { sha256: "cd".repeat(32), rows: 2, bytes: 9 };
+        Manifest {
+            tables: vec![Table { name: "config.value".to_owned(), chunks: vec![chunk] }],
+            blobs: vec![item("0190-ab_1")],
+            log: vec![item("log-0000000000000001")],
+            objects: Some(Object { url: "s3://bucket/f".to_owned(), files: vec![item("o1")] }),
+            admin_key: Some("ef".repeat(32)),
+            ..Manifest::new("f1".to_owned(), vec![("config".to_owned(), 2)])
+        }
+    }
+
+    /// A folder in which this is the manifest; without its parts, so all it names is missing.
+    fn in_folder(text: &[u8]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE), text).unwrap();
+        folder
+    }
+
+    fn sealed(backup: &Manifest) -> Vec<u8> {
+        serde_json::to_vec(&Sealed { format: FORMAT, sha256: backup.digest().unwrap(), backup }).unwrap()
+    }
+
+    /// What is read of it names files in its own folders only.
+    fn look(text: &[u8]) {
+        let folder = in_folder(text);
+        match Manifest::read(folder.path()) {
+            Err(error) => assert!(error.to_string().contains(FILE), "{error}"),
+            Ok(None) => panic!("there is one"),
+            Ok(Some(manifest)) => {
+                for place in manifest.places() {
+                    let parts: Vec<_> = Path::new(&place).components().collect();
+                    let is_inside = parts.iter().all(|part| matches!(part, Component::Normal(_)));
+                    assert!(is_inside && parts.len() <= 2 && place.len() < 200, "{place}");
+                }
+                assert!(super::super::verify(folder.path(), &manifest).len() <= manifest.names().count() + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn any_manifest_is_refused_by_name_or_names_only_files_of_the_backup() {
+        let known = sealed(&whole());
+        sluice_fuzz::run("manifest", &corpus("manifest"), 1_000, &[&known], &|input| {
+            look(input);
+            // Whoever changes one can make its digest fit.
+            if let Ok(Sealed { backup, .. }) = serde_json::from_slice::<Sealed<Manifest>>(input) {
+                look(&sealed(&backup));
+            }
+        });
+    }
+
+    #[test]
+    fn a_manifest_that_names_files_outside_of_the_backup_is_refused() {
+        assert!(Manifest::read(in_folder(&sealed(&whole())).path()).unwrap().is_some());
+        type Change = fn(&mut Manifest, String);
+        let changes: [Change; 4] = [
+            |manifest, name| manifest.blobs[0].name = name,
+            |manifest, name| manifest.log.push(Item { name, bytes: 0, sha256: String::new() }),
+            |manifest, name| manifest.tables[0].chunks[0].sha256 = name,
+            |manifest, name| manifest.objects.as_mut().unwrap().files[0].name = name,
+        ];
+        for change in changes {
+            for name in ["../x", "/etc/x", "..", ".", "", "a/b", "a\\b", "a\0b", ".hidden", &"x".repeat(300)]
+            {
+                let mut manifest = whole();
+                change(&mut manifest, name.to_owned());
+                let error = Manifest::read(in_folder(&sealed(&manifest)).path()).unwrap_err().to_string();
+                assert!(error.contains("which no backup has"), "{name}: {error}");
+            }
+        }
     }
 }
