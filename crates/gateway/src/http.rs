@@ -79,8 +79,11 @@ async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: 
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let address = address.map(connections::network);
     let origin = Origin { request_id: request_id.clone(), client_ip, address, connection };
-    request.extensions_mut().insert(origin);
-    let mut response = next.run(request).instrument(span).await;
+    request.extensions_mut().insert(origin.clone());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        span.in_scope(|| hall.gate.tries.refused(&origin, "it asks for too much at once"));
+    }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
@@ -99,7 +102,7 @@ fn origin(request: &Request) -> Origin {
 
 /// The bearer token; any other scheme counts as no credential. Of two headers nobody could say which one counts, and a
 /// proxy may have looked at the other.
-fn credential(headers: &HeaderMap) -> Result<Credential, Refusal> {
+pub(crate) fn credential(headers: &HeaderMap) -> Result<Credential, Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().and_then(|value| value.to_str().ok());
     if values.next().is_some() {
@@ -523,7 +526,7 @@ async fn open_socket(
 }
 
 /// What proves to a client that its upgrade was understood, or why the request is none.
-fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
+pub(crate) fn accept_key(headers: &HeaderMap) -> Result<HeaderValue, &'static str> {
     let names = |name: HeaderName, token: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(token))

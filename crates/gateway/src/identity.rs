@@ -215,6 +215,10 @@ impl Gatekeeper {
             return Err(self.refuse(token, digest, reason, origin));
         }
         let _turn = if was_accepted { None } else { Some(self.turn().await?) };
+        if !token.is_empty() && !was_accepted {
+            // Those that waited with it may have used up the tries of its address.
+            self.tries.check(origin)?;
+        }
         let question = IamRequest {
             operation: operation.to_owned(),
             api_key: api_key.to_owned(),

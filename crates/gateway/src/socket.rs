@@ -78,7 +78,7 @@ pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Crede
     let mut session = Session::new(hall, outbox.clone(), meter, credential, origin);
     let span = tracing::info_span!("socket", id = &*session.origin.request_id);
     let close = tokio::select! {
-        close = session.run(stream).instrument(span) => close,
+        close = session.run(stream).instrument(span.clone()) => close,
         written = &mut writer => {
             if written == Written::Stalled {
                 metrics.stalled_sockets.inc();
@@ -87,6 +87,9 @@ pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Crede
             return;
         }
     };
+    if let Some(close) = close.as_ref().filter(|close| close.code != CloseCode::Away) {
+        span.in_scope(|| session.hall.gate.tries.refused(&session.origin, &close.reason));
+    }
     drop(session);
     if let Some(close) = close {
         outbox.send(Message::Close(Some(close))).await;

@@ -18,6 +18,8 @@ use crate::refusal::Refusal;
 const FAILURES_MAX: u32 = 60;
 /// After so long, one more.
 const FAILURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Characters of a name in a line.
+const NAME_CHARS_MAX: usize = 80;
 /// Addresses that are remembered.
 const ADDRESSES_MAX: usize = 10_000;
 /// Lines of one kind for an address come at most this often.
@@ -43,6 +45,7 @@ struct Address {
     counted: Instant,
     failures: Line,
     denials: Line,
+    refusals: Line,
 }
 
 /// One kind of line of one address.
@@ -61,7 +64,8 @@ struct Lines {
 
 impl Address {
     fn new(now: Instant) -> Self {
-        Self { tokens: FAILURES_MAX, counted: now, failures: Line::default(), denials: Line::default() }
+        let [failures, denials, refusals] = Default::default();
+        Self { tokens: FAILURES_MAX, counted: now, failures, denials, refusals }
     }
 
     fn count(&mut self, now: Instant) {
@@ -77,7 +81,8 @@ impl Address {
     fn is_forgettable(&mut self, now: Instant) -> bool {
         self.count(now);
         let quiet = |line: &Line| line.last.is_none_or(|last| now.duration_since(last) >= LINE_INTERVAL);
-        self.tokens == FAILURES_MAX && quiet(&self.failures) && quiet(&self.denials)
+        let is_quiet = [&self.failures, &self.denials, &self.refusals].into_iter().all(quiet);
+        self.tokens == FAILURES_MAX && is_quiet
     }
 }
 
@@ -129,7 +134,18 @@ impl Tries {
             return;
         };
         let Permission { capability, workspace, flow, .. } = permission;
+        // Callers write these, as long as they like.
+        let (workspace, flow) = (workspace.map(shown), flow.map(shown));
         tracing::warn!(%address, handle, capability, ?workspace, ?flow, unlogged, "access was denied");
+    }
+
+    /// Somebody was turned away whatever it asked for: it was too much, or nothing that could be read.
+    pub(crate) fn refused(&self, origin: &Origin, reason: &str) {
+        let Some(address) = origin.address else { return };
+        let line = self.of(address, |known, now, lines| known.refusals.write(now, lines));
+        if let Some(unlogged) = line {
+            tracing::warn!(%address, reason, unlogged, "somebody was turned away");
+        }
     }
 
     fn of<T>(
@@ -152,6 +168,10 @@ impl Tries {
         }
         change(addresses.entry(address).or_insert_with(|| Address::new(now)), now, lines)
     }
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(NAME_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

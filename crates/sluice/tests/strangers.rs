@@ -291,6 +291,51 @@ fn peers_without_a_key_cost_a_constant_and_keep_nobody_out() {
     assert!(log.lines().count() < 100, "strangers flood the log:\n{log}");
 }
 
+/// Whoever is turned away leaves a line of a kind and a minute, without what it showed or sent.
+#[test]
+fn denials_of_every_kind_are_logged_once_and_without_secrets() {
+    const CANARY: &str = "canary7d1f";
+    let folder = tempfile::tempdir().unwrap();
+    let target = start(folder.path());
+    let call = |head: &str, body: &str| {
+        let length = body.len();
+        let request = format!(
+            "POST /api/v1/config HTTP/1.1\r\n{head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        let mut answer = String::new();
+        let _ = target.says(request.as_bytes()).read_to_string(&mut answer);
+        answer.get(9..12).unwrap_or_default().to_owned()
+    };
+    let body = format!(r#"{{"operation":"list","type":"{CANARY}"}}"#);
+    // Beyond the tries of an address, guesses are not even looked at.
+    let guesses: Vec<String> = (0..100)
+        .map(|n| call(&format!("Host: localhost\r\nAuthorization: Bearer tg_{CANARY}{n}\r\n"), &body))
+        .collect();
+    assert!(guesses.contains(&"401".to_owned()) && guesses.contains(&"429".to_owned()), "{guesses:?}");
+    for _ in 0..20 {
+        assert_eq!(call("Host: evil.example\r\nAuthorization: Bearer tg_canary7d1f\r\n", &body), "403");
+    }
+    // A frame that is too large for a stranger, and one that is none.
+    for text in [format!(r#"{{"x":"{}"}}"#, CANARY.repeat(2_000)), CANARY.to_owned()] {
+        let mut socket = target.socket(&frame(0x81, text.as_bytes()).repeat(300));
+        socket.set_nonblocking(false).unwrap();
+        // Up to where it is closed; a reset is as good.
+        let _ = socket.read_to_end(&mut Vec::new());
+    }
+    target.is_healthy();
+    let log = target.up.log();
+    for line in [
+        "an authentication failed",
+        "somebody was turned away",
+        "a request of a foreign host or page was refused",
+    ] {
+        // The first may come again in the next minute of a slow run.
+        let count = log.matches(line).count();
+        assert!((1..=3).contains(&count), "{line}: {count}\n{log}");
+    }
+    assert!(!log.contains(CANARY), "what was shown is in the log:\n{log}");
+}
+
 /// What somebody may send who knows the protocols and keeps to none of them.
 fn anything(random: &mut SmallRng) -> Vec<u8> {
     let paths = [

@@ -1,6 +1,7 @@
 //! Peers that have shown no valid credential: what they may hold, for how long, and that they keep nobody else out.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -433,6 +434,23 @@ async fn a_stranger_that_guesses_is_cut_off_and_its_neighbours_are_not() {
     assert_eq!(embeds(&world, "tg_default").await, 200, "who was accepted before goes on");
     let answer = world.post(EMBEDDINGS, Some("tg_guess"), "{}").await;
     assert!(answer.headers().contains_key("retry-after"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_guesses_that_come_at_once_few_are_looked_at() {
+    const GUESSES: usize = 600;
+    let world = World::new().await;
+    let before = world.iam.asked.load(Ordering::SeqCst);
+    let guess = |n: usize| world.http.get(world.url("/api/metrics")).bearer_auth(format!("tg_{n}")).send();
+    let statuses: Vec<u16> = futures_util::future::join_all((0..GUESSES).map(guess))
+        .await
+        .into_iter()
+        .map(|answer| answer.unwrap().status().as_u16())
+        .collect();
+    assert!(statuses.contains(&401) && statuses.contains(&429), "{statuses:?}");
+    // The tries of an address, those that are looked at side by side, and what comes back with time.
+    let asked = world.iam.asked.load(Ordering::SeqCst) - before;
+    assert!(asked < 250, "the identity service was asked about {asked} of {GUESSES} guesses");
 }
 
 #[tokio::test]
