@@ -495,7 +495,7 @@ impl Hall {
 }
 
 /// The row of the table for a call.
-fn find(call: &Call<'_>) -> Result<&'static Operation, Refusal> {
+pub(crate) fn find(call: &Call<'_>) -> Result<&'static Operation, Refusal> {
     if call.flow.is_some() {
         return operation::find(Kind::FlowService, call.service).ok_or(Refusal::UnknownKind);
     }
@@ -511,7 +511,7 @@ fn label(operation: &Operation) -> &'static str {
 }
 
 /// The one workspace that a call happens in.
-fn workspace_of(call: &Call<'_>, caller: &Identity) -> Result<String, Refusal> {
+pub(crate) fn workspace_of(call: &Call<'_>, caller: &Identity) -> Result<String, Refusal> {
     let named = match call.door {
         Door::Socket => call.workspace.filter(|workspace| !workspace.is_empty()),
         Door::Http => match call.body.get("workspace") {
@@ -539,7 +539,11 @@ fn text(value: Option<&Value>) -> Option<&str> {
 }
 
 /// The caller's body as a question for the bus; a body that does not fit is the caller's error.
-fn encode(service: &'static Service, call: &mut Call<'_>, caller: &Identity) -> Result<api::Call, Refusal> {
+pub(crate) fn encode(
+    service: &'static Service,
+    call: &mut Call<'_>,
+    caller: &Identity,
+) -> Result<api::Call, Refusal> {
     let parts = call.door == Door::Socket;
     let who = Caller { handle: &caller.handle, default_workspace: &caller.workspace, parts };
     let body = Value::Object(std::mem::take(&mut call.body));

@@ -46,6 +46,8 @@ mod connections;
 mod files;
 mod forwarded;
 mod frame;
+#[cfg(test)]
+mod fuzz;
 mod hall;
 mod http;
 mod identity;

@@ -332,6 +332,8 @@ fn blank(content: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use lapin::types::AMQPValue;
+
     use super::*;
 
     fn nested(kinds: &[u8], depth: usize) -> Vec<u8> {
@@ -447,5 +449,69 @@ mod tests {
         assert_eq!(filtered(other, 3), other);
         let mut filter = Filter::default();
         assert!(filter.take(&[HEADER, 0, 1, 0xff, 0xff, 0xff, 0xff]).is_err());
+    }
+
+    /// How deep a value nests as the library reads it.
+    fn depth_of(value: &AMQPValue) -> usize {
+        match value {
+            AMQPValue::FieldTable(table) => 1 + table.inner().values().map(depth_of).max().unwrap_or(0),
+            AMQPValue::FieldArray(array) => 1 + array.as_slice().iter().map(depth_of).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// What comes out of a filter that is given so many bytes at once, and whether it took all.
+    fn screened(bytes: &[u8], at_once: usize) -> (Vec<u8>, bool) {
+        let mut filter = Filter::default();
+        let taken = bytes.chunks(at_once).all(|some| filter.take(some).is_ok());
+        let mut out = vec![0; bytes.len()];
+        let count = filter.give(&mut out);
+        out.truncate(count);
+        (out, taken)
+    }
+
+    /// The payloads of header frames in a stream of frames.
+    fn headers(mut stream: &[u8]) -> Vec<&[u8]> {
+        let mut all = Vec::new();
+        while let Some(size) = stream.get(3..).and_then(|rest| u32_at(rest, 0)) {
+            let Some(end) = size.checked_add(HEAD_BYTES + 1).filter(|end| *end <= stream.len()) else {
+                break;
+            };
+            match stream[0] {
+                HEADER => all.push(&stream[HEAD_BYTES..end - 1]),
+                METHOD | BODY | HEARTBEAT => {}
+                _ => break,
+            }
+            stream = &stream[end..];
+        }
+        all
+    }
+
+    #[test]
+    fn any_bytes_of_a_broker_are_read_without_deep_recursion_however_they_come() {
+        let plain = [entry("id", b"S\0\0\0\x011"), entry("deep", &nested(b"FA", DEPTH_MAX - 1))].concat();
+        let deep =
+            [entry("a", b"D\x02\0\0\0\x07"), entry("deep", &nested(b"AF", 40)), entry("z", b"V")].concat();
+        let known: [&[u8]; 3] = [
+            &[frame(METHOD, b"deliver"), header_frame(&plain), frame(BODY, b"body")].concat(),
+            &[header_frame(&deep), frame(HEARTBEAT, b""), header_frame(b"")].concat(),
+            &[frame(BODY, b"\x02\0\x01\0\0\0\x05"), header_frame(&entry("n", &nested(b"F", 200)))].concat(),
+        ];
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/amqp");
+        sluice_fuzz::run("amqp", &corpus, 5_000, &known, &|input| {
+            let (out, taken) = screened(input, usize::MAX);
+            for at_once in [1, 6, 100] {
+                assert_eq!(screened(input, at_once), (out.clone(), taken), "{at_once} at once");
+            }
+            assert!(out.len() <= input.len());
+            assert!(!taken || screened(&out, usize::MAX).0 == out, "what is through is changed again");
+            for payload in headers(&out) {
+                // As the library does: what cannot be read is an error there, but what can must not be deep.
+                let Some(rest) = payload.get(FIXED_BYTES - 2..) else { continue };
+                let Ok((_, properties)) = lapin::protocol::basic::parse_properties(rest) else { continue };
+                let values = properties.headers().iter().flat_map(|table| table.inner().values());
+                assert!(values.map(depth_of).max().unwrap_or(0) < DEPTH_MAX);
+            }
+        });
     }
 }
