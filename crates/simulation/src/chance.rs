@@ -60,6 +60,7 @@ pub(crate) struct Chance {
     counts: Mutex<BTreeMap<&'static str, u64>>,
     begun: Instant,
     steps: AtomicU64,
+    steps_max: AtomicU64,
     numbered: Mutex<Steps>,
     crashes: Mutex<BTreeMap<&'static str, Arc<Notify>>>,
     is_told: bool,
@@ -73,6 +74,7 @@ impl Chance {
             counts: Mutex::default(),
             begun: Instant::now(),
             steps: AtomicU64::new(0),
+            steps_max: AtomicU64::new(PAUSES_MAX),
             numbered: Mutex::default(),
             crashes: Mutex::default(),
             is_told,
@@ -130,12 +132,17 @@ impl Chance {
     /// The time that a step from one part to another takes.
     pub(crate) async fn pause(&self) {
         let steps = self.steps.fetch_add(1, Ordering::Relaxed);
-        if steps >= PAUSES_MAX {
+        if steps >= self.steps_max.load(Ordering::Relaxed) {
             println!("parts of this world go round in a circle");
             std::process::exit(2);
         }
         let max = if self.strikes("slow step", 1) { SLOW_MAX_MS } else { PAUSE_MAX_MS };
         tokio::time::sleep(self.duration(Duration::from_millis(max))).await;
+    }
+
+    /// A world in which more happens than in most.
+    pub(crate) fn allow_steps(&self, most: u64) {
+        self.steps_max.store(most, Ordering::Relaxed);
     }
 
     /// From now on the steps of services are numbered; something befalls the one of this number.

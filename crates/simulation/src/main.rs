@@ -5,6 +5,7 @@
 //! ```sh
 //! cargo run -p sluice-simulation -- --seeds 10000     # many worlds
 //! cargo run -p sluice-simulation -- --seed 7 --trace  # one world again, with what happened in it
+//! cargo run -p sluice-simulation -- --walls           # one workspace alone, and beside another
 //! ```
 #![allow(clippy::disallowed_methods, reason = "tasks of the world itself end with it")]
 
@@ -15,6 +16,7 @@ mod laws;
 mod line;
 mod node;
 mod tables;
+mod walls;
 mod world;
 
 use std::collections::BTreeMap;
@@ -39,6 +41,9 @@ struct Args {
     /// Print what happens
     #[arg(long)]
     trace: bool,
+    /// Instead of faults: lives of one workspace, each alone and beside another that does what it likes
+    #[arg(long, conflicts_with = "steps")]
+    walls: bool,
     /// Instead of chance: one fault at every step of services in lives by the book, each in a world of its own
     #[arg(long, conflicts_with_all = ["seed", "seeds"])]
     steps: bool,
@@ -69,6 +74,7 @@ fn main() -> ExitCode {
         return ExitCode::from(64);
     }
     match (args.seed, args.steps) {
+        (Some(seed), _) if args.walls => beside_another(seed, args.trace),
         (Some(seed), _) => one(seed, args.trace),
         (None, true) => match (args.step, args.fault) {
             (Some(step), Some(fault)) => by_the_book(Some((step, fault)), args.alike, args.trace).0,
@@ -155,6 +161,40 @@ fn one(seed: u64, is_told: bool) -> ExitCode {
     }
 }
 
+/// One life of a workspace, alone and beside another.
+fn beside_another(seed: u64, is_told: bool) -> ExitCode {
+    let (mut lives, mut counts, mut seconds) = (Vec::new(), BTreeMap::new(), 0);
+    for is_beside in [false, true] {
+        entropy::seed(seed);
+        let Some(runtime) = runtime() else { return ExitCode::from(3) };
+        let lived = runtime.block_on(async {
+            let chance = Arc::new(Chance::new(seed, is_told));
+            chance.make_peace();
+            let lived = walls::live(chance.clone(), seed, is_beside).await;
+            counts = chance.counts();
+            counts.insert("step", chance.steps());
+            seconds += chance.now().as_secs();
+            lived
+        });
+        lives.push(lived);
+    }
+    let counts: Vec<String> = counts.iter().map(|(what, count)| format!("{what}={count}")).collect();
+    println!("seconds={seconds} {}", counts.join(","));
+    let outcome = match &lives[..] {
+        [Ok(alone), Ok(beside)] => walls::compare(alone, beside),
+        [Err(broken), _] => Err(format!("alone: {broken}")),
+        [_, Err(broken)] => Err(format!("beside another: {broken}")),
+        _ => Ok(()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(broken) => {
+            println!("seed {seed}: {broken}");
+            ExitCode::from(2)
+        }
+    }
+}
+
 async fn live(chance: Arc<Chance>) -> Result<(), world::Broken> {
     let mut world = world::World::new(chance.clone()).await;
     world.history = Some(history::History::start(&world.config, &chance));
@@ -177,7 +217,9 @@ struct Sum {
 
 fn many(args: &Args) -> ExitCode {
     let seeds = args.from..args.from + args.seeds;
-    let cases = seeds.map(|seed| vec!["--seed".to_owned(), seed.to_string()]).collect();
+    let walls = args.walls.then(|| "--walls".to_owned());
+    let case = |seed: u64| ["--seed".to_owned(), seed.to_string()].into_iter().chain(walls.clone()).collect();
+    let cases = seeds.map(case).collect();
     let sum = in_processes(cases, args.fail_fast);
     let counts: Vec<String> = sum.counts.iter().map(|(what, count)| format!("{count} × {what}")).collect();
     println!("{}", counts.join(", "));

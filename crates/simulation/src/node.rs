@@ -220,6 +220,9 @@ impl Second {
         if self.chance.strikes("work fails", 5) {
             return Err(Failure::again("a fault"));
         }
+        if chunk.document_id.contains("/bad/") {
+            return Err(Failure::never("nobody could read it"));
+        }
         self.chance.tell(|| format!("second is done with {}", chunk.document_id));
         self.done.add(&chunk.document_id);
         Ok(())

@@ -122,7 +122,7 @@ pub(crate) fn topic(text: &str) -> Topic {
 }
 
 /// Two processors in a row, a service of its own, and one that flows of the blueprint share.
-fn blueprint(size: usize) -> Value {
+pub(crate) fn blueprint(size: usize) -> Value {
     let service = |of: &str| {
         json!({
             "request": format!("request:tg:embeddings:{{workspace}}:{of}"),
@@ -144,6 +144,16 @@ fn blueprint(size: usize) -> Value {
 
 impl World {
     pub(crate) async fn new(chance: Arc<Chance>) -> Self {
+        let with_stranger = chance.percent(50);
+        Self::with(chance, with_stranger).await
+    }
+
+    /// A world in which only processes of ours read.
+    pub(crate) async fn of_ours(chance: Arc<Chance>) -> Self {
+        Self::with(chance, false).await
+    }
+
+    async fn with(chance: Arc<Chance>, with_stranger: bool) -> Self {
         let broker = Embedded::in_memory();
         let shared = Shared {
             broker: broker.clone(),
@@ -161,7 +171,7 @@ impl World {
             (Kind::Worker, "worker 1"),
             (Kind::Worker, "worker 2"),
         ];
-        if chance.percent(50) {
+        if with_stranger {
             kinds.push((Kind::Stranger, "stranger"));
         }
         let nodes = kinds.into_iter().map(|(kind, name)| Node::start(kind, name, &shared)).collect();
@@ -169,7 +179,7 @@ impl World {
         let letters = Done::default();
         let spec = TopicSpec::with(topic(LETTERS), "librarian");
         broker.ensure(&spec).await.unwrap_or_else(|error| panic!("{error}"));
-        tokio::spawn(collect(broker.clone(), letters.clone(), chance.clone()));
+        tokio::spawn(collect(broker.clone(), topic(LETTERS), letters.clone(), chance.clone()));
         let config = Arc::new(insist(|| ConfigClient::new(&outside.replies)).await);
         let workspace =
             || sluice_sdk::config::value("__workspaces__", "workspace", WORKSPACE, "{\"enabled\": true}");
@@ -745,24 +755,24 @@ fn status(answer: &FlowResponse) -> Value {
     serde_json::from_str(&answer.status).unwrap_or_default()
 }
 
-fn run_of(answer: &FlowResponse) -> Option<String> {
+pub(crate) fn run_of(answer: &FlowResponse) -> Option<String> {
     status(answer)["run"].as_str().map(str::to_owned)
 }
 
-fn queues_of(answer: &FlowResponse) -> BTreeSet<(String, String)> {
+pub(crate) fn queues_of(answer: &FlowResponse) -> BTreeSet<(String, String)> {
     let text = |queue: &Value, name: &str| queue[name].as_str().unwrap_or_default().to_owned();
     let status = status(answer);
     let queues = status["queues"].as_array().into_iter().flatten();
     queues.map(|queue| (text(queue, "topic"), text(queue, "subscription"))).collect()
 }
 
-fn phase_of(answer: &FlowResponse) -> Option<String> {
+pub(crate) fn phase_of(answer: &FlowResponse) -> Option<String> {
     status(answer)["phase"].as_str().map(str::to_owned)
 }
 
 /// Takes what was parked.
-async fn collect(broker: Embedded, letters: Done, chance: Arc<Chance>) {
-    let to = Subscription::Shared { topic: topic(LETTERS), name: "librarian".to_owned(), prefetch: 64 };
+pub(crate) async fn collect(broker: Embedded, from: Topic, letters: Done, chance: Arc<Chance>) {
+    let to = Subscription::Shared { topic: from, name: "librarian".to_owned(), prefetch: 64 };
     let Ok(inbox) = broker.subscribe(&to).await else { return };
     while let Ok(delivery) = inbox.next().await {
         let letter = wire::decode::<DeadLetter>(&delivery.message.body).ok();
@@ -777,7 +787,7 @@ async fn collect(broker: Embedded, letters: Done, chance: Arc<Chance>) {
 }
 
 /// Tries until it works.
-async fn insist<T, E, F: Future<Output = Result<T, E>>>(mut attempt: impl FnMut() -> F) -> T {
+pub(crate) async fn insist<T, E, F: Future<Output = Result<T, E>>>(mut attempt: impl FnMut() -> F) -> T {
     loop {
         if let Ok(done) = attempt().await {
             return done;

@@ -20,6 +20,26 @@ fn every_seed_holds() {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// `SLUICE_SEEDS` and `SLUICE_SEED` as above.
+#[test]
+fn what_a_workspace_sees_is_the_same_whatever_another_does() {
+    const LIVES: &str = "60";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-simulation"));
+    command.arg("--walls");
+    match std::env::var("SLUICE_SEED") {
+        Ok(seed) => command.args(["--seed", &seed, "--trace"]),
+        Err(_) => {
+            let lives = std::env::var("SLUICE_SEEDS").unwrap_or_else(|_| LIVES.to_owned());
+            command.args(["--seeds", &lives])
+        }
+    };
+    let output = command.output().expect("the simulation runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("disturbance"), "nobody disturbed anybody: {text}");
+}
+
 #[test]
 fn every_fault_at_every_step_of_start_and_stop_converges() {
     let program = env!("CARGO_BIN_EXE_sluice-simulation");
