@@ -41,22 +41,29 @@ struct List {
     accepted: Vec<(String, String)>,
 }
 
-/// Compares the list with the lock file.
-pub(crate) fn check(root: &Path) -> Result<()> {
+/// Compares the list with the lock file; names what it does not cover, if that is wanted.
+pub(crate) fn check(root: &Path, names_uncovered: bool) -> Result<()> {
     let text = fs::read_to_string(root.join(LIST)).with_context(|| format!("reading {LIST}"))?;
     let list = read(&text)?;
     let lock = fs::read_to_string(root.join("Cargo.lock")).context("reading Cargo.lock")?;
     let locked = locked(&lock);
     let names: BTreeSet<&str> = locked.iter().map(|(name, _)| name.as_str()).collect();
-    let looked_up = names.iter().filter(|name| list.packages.contains(**name)).count();
+    let (looked_up, uncovered): (Vec<&str>, Vec<&str>) =
+        names.iter().partition(|name| list.packages.contains(**name));
     let age_days = today() - days(&list.looked).context("the day of the last refresh cannot be read")?;
     println!(
-        "{} advisories, refreshed on {} ({age_days} days ago) from what was known on {}; {looked_up} of {} locked crates were looked up",
+        "{} advisories, refreshed on {} ({age_days} days ago) from what was known on {}; {} of {} locked crates were looked up, \
+         nothing is known here about the other {}",
         list.advisories.len(),
         list.looked,
         list.through,
-        names.len()
+        looked_up.len(),
+        names.len(),
+        uncovered.len()
     );
+    if names_uncovered {
+        println!("not looked up: {}", uncovered.join(" "));
+    }
     if age_days > OLD_DAYS {
         println!("that is old: refresh {LIST} as CONTRIBUTING.md says");
     }
@@ -213,7 +220,7 @@ mod tests {
             fs::create_dir_all(folder.join("xtask/data")).unwrap();
             fs::write(folder.join("Cargo.lock"), LOCK).unwrap();
             fs::write(folder.join(LIST), format!("looked\t2026-01-01\nthrough\t2026-01-01\n{list}")).unwrap();
-            let checked = check(&folder);
+            let checked = check(&folder, false);
             fs::remove_dir_all(&folder).unwrap();
             checked.map_err(|error| error.to_string())
         };

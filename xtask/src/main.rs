@@ -22,7 +22,7 @@ const HELP: &str = "Usage: cargo xtask COMMAND
   tidy    the house rules: arrows between crates, module docs, product names, licences
   notices [--check]
           write NOTICES.txt, what the licences of packages in the binary ask for, or see that it is up to date
-  advisories
+  advisories [--uncovered]
           whether locked versions are affected by the advisories that are known here, and how old that knowledge is
   bench   every benchmark, in release
   planted [WORDS]
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         "test" => test(),
         "tidy" => tidy::check(&root()),
         "notices" => notices::write(&root(), std::env::args().nth(2).as_deref() == Some("--check")),
-        "advisories" => advisories::check(&root()),
+        "advisories" => advisories::check(&root(), std::env::args().nth(2).as_deref() == Some("--uncovered")),
         "bench" => cargo("bench", &["--workspace"]),
         "planted" => planted::check(&std::env::args().skip(2).collect::<Vec<_>>().join(" ")),
         _ => {
@@ -62,7 +62,7 @@ fn ci() -> Result<()> {
     step("format", || cargo("fmt", &["--all", "--check"]))?;
     step("tidy", || tidy::check(&root()))?;
     step("notices", || notices::write(&root(), true))?;
-    step("advisories", || advisories::check(&root()))?;
+    step("advisories", || advisories::check(&root(), false))?;
     step("lints", || cargo("clippy", &["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     step("tests", test)?;
     step("docs", || {
