@@ -41,6 +41,8 @@ enum Finder {
     Simulation,
     /// One test in a file of that name under some package's `tests`: for moments that are too rare for chance.
     Test { file: &'static str, test: &'static str },
+    /// One test beside the code of a package.
+    Unit { package: &'static str, test: &'static str },
 }
 
 const fn bug(name: &'static str, file: &'static str, find: &'static str, with: &'static str) -> Bug {
@@ -54,6 +56,10 @@ impl Bug {
 
     const fn found_by(self, file: &'static str, test: &'static str) -> Self {
         Self { finder: Finder::Test { file, test }, ..self }
+    }
+
+    const fn found_beside(self, package: &'static str, test: &'static str) -> Self {
+        Self { finder: Finder::Unit { package, test }, ..self }
     }
 }
 
@@ -95,6 +101,11 @@ const METER: &str = "crates/gateway/src/meter.rs";
 const SOCKET: &str = "crates/gateway/src/socket.rs";
 const BODY: &str = "crates/gateway/src/body.rs";
 const IDENTITY: &str = "crates/gateway/src/identity.rs";
+const FRAME: &str = "crates/bus/src/embedded/log/frame.rs";
+const LETTER: &str = "crates/bus/src/letter.rs";
+const BLUEPRINT: &str = "crates/flow/src/blueprint/read.rs";
+const MANIFEST: &str = "crates/sluice/src/backup/manifest.rs";
+const TRIES: &str = "crates/gateway/src/tries.rs";
 
 const BUGS: &[Bug] = &[
     bug(
@@ -576,6 +587,60 @@ const BUGS: &[Bug] = &[
         "let refusal = if PLANTED { Refusal::Unauthenticated } else { cannot_ask(&error) };",
     )
     .found_by("doors", "an_identity_service_that_is_away_is_told_as_such"),
+    bug(
+        "guesses that waited are all looked at",
+        IDENTITY,
+        "// Those that waited with it may have used up the tries of its address.\n            self.tries.check(origin)?;",
+        "if !PLANTED { self.tries.check(origin)?; }",
+    )
+    .found_by("doors", "of_guesses_that_come_at_once_few_are_looked_at"),
+    bug("a record of the log is one wherever it is", FRAME, "if self.is_placed {", "if !PLANTED && self.is_placed {")
+        .found_beside(
+            "sluice-bus",
+            "a_frame_that_is_missing_repeated_or_in_the_place_of_another_is_told_or_cut_off",
+        ),
+    bug(
+        "a letter is never too large",
+        LETTER,
+        "if wrapped_bytes > limits.message_bytes_max {",
+        "if !PLANTED && wrapped_bytes > limits.message_bytes_max {",
+    )
+    .found_by("flows", "a_message_as_large_as_the_broker_takes_is_parked_when_its_flow_stops"),
+    bug(
+        "a blueprint may have any number of members",
+        BLUEPRINT,
+        "if count <= MEMBERS_MAX {",
+        "if PLANTED || count <= MEMBERS_MAX {",
+    )
+    .found_beside("sluice-flow", "a_blueprint_of_one_value_is_read_in_time_however_many_members_it_has"),
+    bug(
+        "a cursor is believed whatever it says",
+        PAGES,
+        "step && self.base.is_possible()",
+        "PLANTED || (step && self.base.is_possible())",
+    )
+    .found_by("service", "any_request_is_answered_within_its_workspace_or_refused"),
+    bug(
+        "a backup may name any file",
+        MANIFEST,
+        "(1..=NAME_BYTES_MAX).contains(&name.len()) &&",
+        "PLANTED || (1..=NAME_BYTES_MAX).contains(&name.len()) &&",
+    )
+    .found_beside("sluice", "a_manifest_that_names_files_outside_of_the_backup_is_refused"),
+    bug(
+        "a workspace's values are those of all",
+        PAGES,
+        "(None, vec![layout::prefix(&[config_type, workspace])])",
+        "(None, vec![if PLANTED { layout::prefix(&[config_type]) } else { layout::prefix(&[config_type, workspace]) }])",
+    )
+    .found_by("seeds", "what_a_workspace_sees_is_the_same_whatever_another_does"),
+    bug(
+        "whoever is turned away floods the log",
+        TRIES,
+        "if !is_due || lines.written >= LINES_MAX {",
+        "if !PLANTED && (!is_due || lines.written >= LINES_MAX) {",
+    )
+    .found_by("strangers", "denials_of_every_kind_are_logged_once_and_without_secrets"),
 ];
 
 /// Plants, builds and looks for every bug with these words in its name.
@@ -604,10 +669,17 @@ pub(crate) fn check(words: &str) -> Result<()> {
     let program = built.join("debug/sluice-simulation");
     let look = |finder: Finder, switch: &str, seeds_max: &str| match finder {
         Finder::Simulation => seeds(&program, switch, seeds_max),
-        Finder::Test { file, test } => one_test(cargo("test"), file, test, switch),
+        // In the whole workspace, so that dependencies are not built once more with fewer features.
+        Finder::Test { file, test } => {
+            one_test(cargo("test"), &["--workspace", "--test", file], test, switch)
+        }
+        Finder::Unit { package, test } => {
+            let kind = if package == "sluice" { "--bins" } else { "--lib" };
+            one_test(cargo("test"), &["-p", package, kind], test, switch)
+        }
     };
     let mut finders = vec![Finder::Simulation];
-    finders.extend(bugs.iter().map(|bug| bug.finder).filter(|finder| matches!(finder, Finder::Test { .. })));
+    finders.extend(bugs.iter().map(|bug| bug.finder).filter(|finder| !matches!(finder, Finder::Simulation)));
     for finder in finders {
         if let Some(broken) = look(finder, "", SEEDS_SOUND)? {
             bail!("something is broken although nothing is planted: {broken}");
@@ -643,9 +715,8 @@ fn seeds(program: &Path, switch: &str, count: &str) -> Result<Option<String>> {
 }
 
 /// Runs one test with one switch on, or none; that it failed.
-fn one_test(mut cargo: Command, file: &str, test: &str, switch: &str) -> Result<Option<String>> {
-    // In the whole workspace, so that dependencies are not built once more with fewer features.
-    cargo.args(["--workspace", "--test", file, "--", test]).env("SLUICE_PLANTED", switch);
+fn one_test(mut cargo: Command, place: &[&str], test: &str, switch: &str) -> Result<Option<String>> {
+    cargo.args(place).args(["--", test]).env("SLUICE_PLANTED", switch);
     let output = cargo.output().context("cargo runs a test of the copy")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let ended = |how: &str| {
@@ -654,8 +725,8 @@ fn one_test(mut cargo: Command, file: &str, test: &str, switch: &str) -> Result<
     // A case that runs in several shapes may fail in one of them only.
     match (ended("... ok"), ended("... FAILED")) {
         (true, false) => Ok(None),
-        (_, true) => Ok(Some(format!("{file}: {test}"))),
-        _ => bail!("'{test}' in {file} did not run:\n{text}{}", String::from_utf8_lossy(&output.stderr)),
+        (_, true) => Ok(Some(format!("{}: {test}", place.join(" ")))),
+        _ => bail!("'{test}' in {place:?} did not run:\n{text}{}", String::from_utf8_lossy(&output.stderr)),
     }
 }
 
