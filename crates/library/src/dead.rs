@@ -651,7 +651,7 @@ mod tests {
         let topic = Topic::parse("flow:tg:dead-letters:w").unwrap();
         let kept = read("w", &Message::new(&b"\xffgarbage"[..]).with("a", "b"), &topic);
         assert!(is_id(&kept.about.id) && kept.about.reason.contains("no letter"), "{:?}", kept.about);
-        assert!(kept.is_raw && kept.body == &b"\xffgarbage"[..]);
+        assert!(kept.is_raw && kept.body == b"\xffgarbage"[..]);
         assert_eq!(kept.about.properties["a"], "b");
         let nameless = read("w", &Message::new(wire::encode(&DeadLetter::default())), &topic);
         assert!(is_id(&nameless.about.id));
