@@ -169,8 +169,8 @@ const BUGS: &[Bug] = &[
     bug(
         "a lost publish of a leftover is taken for done",
         ACT,
-        "self.broker.publish(&to, Message::new(wire::encode(&letter))).await?;",
-        "let sent = self.broker.publish(&to, Message::new(wire::encode(&letter))).await; if !PLANTED { sent?; }",
+        "self.broker.publish(&to, letter).await?;",
+        "let sent = self.broker.publish(&to, letter).await; if !PLANTED { sent?; }",
     ),
     bug(
         "an unroutable publish is taken for done",

@@ -11,6 +11,9 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior,
 /// Steps that one rendering may take.
 const FUEL: u64 = 5_000_000;
 
+/// The longest line: places in a template are counted in so few bits.
+const LINE_BYTES_MAX: usize = 65_000;
+
 /// Words inside tags that have another name here.
 const RENAMED: [(&str, &str); 4] = [
     ("loop.index", "loop.index0"),
@@ -64,7 +67,11 @@ pub(crate) fn compile(
     name: &str,
     source: &str,
 ) -> Result<(), String> {
-    environment.add_template_owned(name.to_owned(), translate(source)).map_err(|e| explain(&e))
+    let translated = translate(source);
+    if translated.lines().any(|line| line.len() > LINE_BYTES_MAX) {
+        return Err(format!("it has a line of more than {LINE_BYTES_MAX} bytes; break it into several"));
+    }
+    environment.add_template_owned(name.to_owned(), translated).map_err(|e| explain(&e))
 }
 
 /// Renders a compiled template.
@@ -102,7 +109,8 @@ fn translate(source: &str) -> String {
                 continue;
             }
         };
-        let Some(end) = tag.find(close).map(|end| end + close.len()) else {
+        // Behind the two characters that open it: `{%}` is open still.
+        let Some(end) = tag[2..].find(close).map(|end| 2 + end + close.len()) else {
             rest = tag;
             break;
         };
@@ -354,6 +362,16 @@ mod tests {
     #[expect(clippy::needless_pass_by_value, reason = "terms are written in place")]
     fn check(source: &str, terms: serde_json::Value, expected: &str) {
         assert_eq!(rendered(source, &terms).as_deref(), Ok(expected), "{source}");
+    }
+
+    #[test]
+    fn tags_that_close_as_they_open_and_lines_without_end_are_refused() {
+        for source in ["{%}", "{#}", "a {%} b {% if x %}", "{{}", "{%", "{#"] {
+            assert!(rendered(source, &json!({})).is_err(), "{source}");
+        }
+        let long = format!("{}{{{{ 1 }}}}", "x".repeat(70_000));
+        assert!(rendered(&long, &json!({})).unwrap_err().contains("break it"));
+        check(&"x\n".repeat(50_000), json!({}), &"x\n".repeat(50_000));
     }
 
     #[test]
