@@ -11,8 +11,8 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior,
 /// Steps that one rendering may take.
 const FUEL: u64 = 5_000_000;
 
-/// The longest line: places in a template are counted in so few bits.
-const LINE_BYTES_MAX: usize = 65_000;
+/// Bytes of a line, and lines: places in a template are counted in so few bits.
+const LINE_MAX: usize = 65_000;
 
 /// Words inside tags that have another name here.
 const RENAMED: [(&str, &str); 4] = [
@@ -68,8 +68,11 @@ pub(crate) fn compile(
     source: &str,
 ) -> Result<(), String> {
     let translated = translate(source);
-    if translated.lines().any(|line| line.len() > LINE_BYTES_MAX) {
-        return Err(format!("it has a line of more than {LINE_BYTES_MAX} bytes; break it into several"));
+    if translated.lines().any(|line| line.len() > LINE_MAX) {
+        return Err(format!("it has a line of more than {LINE_MAX} bytes; break it into several"));
+    }
+    if translated.lines().count() > LINE_MAX {
+        return Err(format!("it has more than {LINE_MAX} lines; use fewer"));
     }
     environment.add_template_owned(name.to_owned(), translated).map_err(|e| explain(&e))
 }
@@ -371,6 +374,7 @@ mod tests {
         }
         let long = format!("{}{{{{ 1 }}}}", "x".repeat(70_000));
         assert!(rendered(&long, &json!({})).unwrap_err().contains("break it"));
+        assert!(rendered(&"\n".repeat(70_000), &json!({})).unwrap_err().contains("use fewer"));
         check(&"x\n".repeat(50_000), json!({}), &"x\n".repeat(50_000));
     }
 
