@@ -13,14 +13,15 @@
 //! let their scripts read answers (CORS).
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::json;
+use tower::ServiceExt as _;
 
 use crate::Options;
 use crate::address::{self, Host, WebOrigin};
@@ -219,15 +220,14 @@ fn shown(value: &[u8]) -> String {
 }
 
 /// Looks at every request before it is routed.
-pub(crate) async fn guard(State(hall): State<Arc<Hall>>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(hall: &Hall, origin: &Origin, router: &Router, request: Request) -> Response {
     let browsers = &hall.browsers;
-    let look = browsers.look(request.headers(), request.uri());
-    let allowed = look.allowed.clone();
-    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
-    let mut response = match browsers.foreign(look, &hall.gate, &origin).await {
+    let mut look = browsers.look(request.headers(), request.uri());
+    let allowed = look.allowed.take();
+    let mut response = match browsers.foreign(look, &hall.gate, origin).await {
         Ok(None) => match &allowed {
             Some(_) if is_preflight(&request) => preflight(request.headers()),
-            _ => next.run(request).await,
+            _ => router.clone().oneshot(request).await.into_response(),
         },
         Ok(Some(foreign)) => {
             hall.metrics.foreign_requests.inc();

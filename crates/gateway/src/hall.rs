@@ -30,6 +30,8 @@ use crate::shares::{Share, Shares};
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 /// Bodies of calls without a credential, all together.
 const PUBLIC_BODIES_BYTES_MAX: usize = 1 << 20;
+/// What a call's body counts for from the start, if there is so much; most bodies need no more when they are read.
+const SMALL_BODY_BYTES: usize = 16 << 10;
 /// Large bodies that are read as JSON at once; each takes a thread.
 const BODY_READERS_MAX: usize = 2;
 /// Refused bodies of strangers that are read to their end, so that their senders see why.
@@ -108,11 +110,6 @@ impl Room {
         self.grow_to(bytes)
     }
 
-    /// Takes over what the body counted for while it arrived.
-    pub(crate) fn with_body(self, body: Share) -> Self {
-        Self { body, ..self }
-    }
-
     /// Gives back what the body took, once it is on its way; the call itself stays counted.
     pub(crate) fn release_body(&mut self) {
         self.body.clear();
@@ -170,22 +167,26 @@ impl Hall {
 
     /// Room for one call of somebody who is known; refused only to those who have their share.
     pub(crate) fn room(&self, caller: &Identity) -> Result<Room, Refusal> {
+        self.room_for(caller, None)
+    }
+
+    /// The same for a call of whose body so much is counted already.
+    pub(crate) fn room_for(&self, caller: &Identity, body: Option<Share>) -> Result<Room, Refusal> {
         let call = self.calls.take(&caller.handle, 1).ok_or(Refusal::Overloaded(CALLS_FULL))?;
-        Ok(Room { _call: call, body: self.body_share(caller)? })
+        let body = body.unwrap_or_else(|| self.bodies.share(&caller.handle, SMALL_BODY_BYTES));
+        Ok(Room { _call: call, body })
     }
 
     /// A share in the bytes of bodies, with nothing in it yet.
-    pub(crate) fn body_share(&self, caller: &Identity) -> Result<Share, Refusal> {
-        self.bodies.take(&caller.handle, 0).ok_or(Refusal::Overloaded(BODIES_FULL))
+    pub(crate) fn body_share(&self, caller: &Identity) -> Share {
+        self.bodies.share(&caller.handle, 0)
     }
 
     /// Room for one call without a credential, from a bound of its own.
     pub(crate) fn public_room(&self, origin: &Origin) -> Result<Room, Refusal> {
-        let address = origin.address.map_or_else(String::new, |address| address.to_string()).into();
-        let full = Refusal::Overloaded(PUBLIC_FULL);
-        let call = self.public_calls.take(&address, 1).ok_or_else(|| full.clone())?;
-        let body = self.public_bodies.take(&address, 0).ok_or(full)?;
-        Ok(Room { _call: call, body })
+        let address = origin.address().map_or_else(String::new, |address| address.to_string());
+        let call = self.public_calls.take(&address, 1).ok_or(Refusal::Overloaded(PUBLIC_FULL))?;
+        Ok(Room { _call: call, body: self.public_bodies.share(&address, 0) })
     }
 
     /// Takes a call through every step up to the question being asked.
@@ -233,7 +234,7 @@ impl Hall {
     ) -> Result<(Source, Share), Refusal> {
         let workspace = workspace_of(&call, caller)?;
         self.permit(caller, operation, Some(&workspace), call.flow, None, call.origin).await?;
-        let share = self.in_workspaces.take(&workspace.as_str().into(), 1);
+        let share = self.in_workspaces.take(&workspace, 1);
         let share = share.ok_or(Refusal::Overloaded(WORKSPACE_FULL))?;
         let snapshot = self.snapshot_with(&workspace).await?;
         let services =

@@ -4,15 +4,14 @@
 //! **Invariant: who calls is known before anything is read of a body or taken of a bound.** Calls that need no credential
 //! have bounds of their own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine as _;
@@ -22,6 +21,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Map, Value};
 use sluice_schema::message::IamRequest;
 use sluice_schema::operation::{self, Kind};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
@@ -29,7 +29,7 @@ use crate::Options;
 use crate::answer::Answer;
 use crate::body;
 use crate::browser;
-use crate::connections::{self, Connection};
+use crate::connections::Connection;
 use crate::forwarded;
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{self, Credential, Identity, Origin};
@@ -58,13 +58,18 @@ pub(crate) fn router(hall: Arc<Hall>) -> Router {
         .route("/api/v1/flow/{flow}/service/{*kind}", post(flow_service))
         .fallback(|| async { (StatusCode::NOT_FOUND, "404: Not Found") })
         .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed") })
-        .layer(axum::middleware::from_fn_with_state(hall.clone(), browser::guard))
-        .layer(axum::middleware::from_fn_with_state(hall.clone(), with_origin))
         .with_state(hall)
 }
 
-/// Gives every request an id that its log lines, its messages and its answer carry.
-async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: Next) -> Response {
+/// Answers one request. It gets an id that its log lines, its messages and its answer carry, and is routed if it is of no
+/// foreign page.
+pub(crate) async fn answer(
+    hall: &Hall,
+    router: &Router,
+    peer: Peer,
+    connection: &Arc<Connection>,
+    mut request: Request,
+) -> Response {
     let header = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let usable = |id: &&str| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
@@ -73,14 +78,17 @@ async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: 
         Some(id) => id.into(),
         None => (&*uuid::Uuid::new_v4().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())).into(),
     };
-    let address = client_address(&hall, &request);
-    let client_ip = address.map_or_else(|| "".into(), |address| address.to_string().into());
+    let client = forwarded::client(peer.remote.ip(), request.headers(), &hall.options.trusted_proxies);
     let span = tracing::info_span!("http", id = &*request_id, method = %request.method(), path = request.uri().path());
-    let connection = request.extensions().get::<Arc<Connection>>().cloned();
-    let address = address.map(connections::network);
-    let origin = Origin { request_id: request_id.clone(), client_ip, address, connection };
+    let origin = Origin {
+        request_id: request_id.clone(),
+        client: Some(client),
+        local: peer.local,
+        connection: Some(connection.clone()),
+    };
     request.extensions_mut().insert(origin.clone());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let answered = browser::guard(hall, &origin, router, request);
+    let mut response = answered.instrument(span.clone()).await;
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
         span.in_scope(|| hall.gate.tries.refused(&origin, "it asks for too much at once"));
     }
@@ -88,12 +96,6 @@ async fn with_origin(State(hall): State<Arc<Hall>>, mut request: Request, next: 
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
-}
-
-/// Where a request comes from, as far as that is believed.
-fn client_address(hall: &Hall, request: &Request) -> Option<IpAddr> {
-    let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<Peer>>()?;
-    Some(forwarded::client(peer.remote.ip(), request.headers(), &hall.options.trusted_proxies))
 }
 
 fn origin(request: &Request) -> Origin {
@@ -217,23 +219,24 @@ async fn read(
     if declared.is_some_and(|bytes| bytes > bytes_max) {
         return Err(Refusal::TooLarge { bytes_max });
     }
-    let whole = async {
-        let mut parts = std::mem::take(body).into_data_stream();
-        let mut whole = Whole::Nothing;
-        while let Some(part) = tokio::time::timeout(idle, parts.next()).await.map_err(|_| Refusal::Late)? {
-            let part = part.map_err(|_| Refusal::InvalidJson)?;
-            let bytes = whole.len() + part.len();
-            let refused =
-                if bytes > bytes_max { Err(Refusal::TooLarge { bytes_max }) } else { room.grow_to(bytes) };
-            if let Err(refusal) = refused {
-                *body = Body::from_stream(parts);
-                return Err(refusal);
-            }
-            whole = whole.with(part, declared.unwrap_or(0));
+    let mut parts = std::mem::take(body).into_data_stream();
+    let mut whole = Whole::Nothing;
+    let began = Instant::now();
+    loop {
+        // One timer for both limits, whichever comes first.
+        let within = idle.min(total.saturating_sub(began.elapsed()));
+        let next = tokio::time::timeout(within, parts.next()).await.map_err(|_| Refusal::Late)?;
+        let Some(part) = next else { return Ok(whole.bytes()) };
+        let part = part.map_err(|_| Refusal::InvalidJson)?;
+        let bytes = whole.len() + part.len();
+        let refused =
+            if bytes > bytes_max { Err(Refusal::TooLarge { bytes_max }) } else { room.grow_to(bytes) };
+        if let Err(refusal) = refused {
+            *body = Body::from_stream(parts);
+            return Err(refusal);
         }
-        Ok(whole.bytes())
-    };
-    tokio::time::timeout(total, whole).await.map_err(|_| Refusal::Late)?
+        whole = whole.with(part, declared.unwrap_or(0));
+    }
 }
 
 /// A body being put together; one that comes in one piece is not copied.
@@ -399,8 +402,7 @@ async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, requ
             _ => body::object(bytes, &mut room, &hall.body_readers).await?,
         };
         if operation == "prove-key" {
-            let peer = head.extensions.get::<ConnectInfo<Peer>>().map(|ConnectInfo(peer)| *peer);
-            return prove_key(&hall, peer.and_then(|peer| peer.local), &members, &origin).await;
+            return prove_key(&hall, &members, &origin).await;
         }
         authenticate_with_iam(&hall, &operation, caller.as_deref(), &members, &origin).await
     };
@@ -412,13 +414,8 @@ async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, requ
 
 /// Has the identity service prove to the holder of the admin key that it knows the key, on this very connection: the
 /// address is that of our end of it, whatever the caller says.
-async fn prove_key(
-    hall: &Hall,
-    local: Option<SocketAddr>,
-    members: &Map<String, Value>,
-    origin: &Origin,
-) -> Result<Response, Refusal> {
-    let local = local.ok_or(Refusal::Unauthenticated)?;
+async fn prove_key(hall: &Hall, members: &Map<String, Value>, origin: &Origin) -> Result<Response, Refusal> {
+    let local = origin.local.ok_or(Refusal::Unauthenticated)?;
     let address = SocketAddr::new(local.ip().to_canonical(), local.port());
     let member = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default();
     let challenge = serde_json::json!({

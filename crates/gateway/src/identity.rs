@@ -3,7 +3,7 @@
 //! **Invariant: a failure to ask never means yes, and is never told as a refusal.** The caller is told that the identity
 //! service or the bus is away, and may come again.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 
 use crate::cache::Cache;
-use crate::connections::Connection;
+use crate::connections::{self, Connection};
 use crate::metrics::Metrics;
 use crate::refusal::{BUS_UNAVAILABLE, IAM_UNAVAILABLE, Refusal};
 use crate::tries::Tries;
@@ -67,17 +67,23 @@ impl Credential {
     }
 }
 
-/// Where a call comes from: as the identity service's log wants it, and the connection it came over.
+/// Where a call comes from, and the connection it came over.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origin {
     pub(crate) request_id: Arc<str>,
-    pub(crate) client_ip: Arc<str>,
-    /// The address as limits see it; behind a trusted proxy, that of the proxy's client.
-    pub(crate) address: Option<IpAddr>,
+    /// Behind a trusted proxy, the proxy's client.
+    pub(crate) client: Option<IpAddr>,
+    /// Our end of the connection, as far as that is known.
+    pub(crate) local: Option<SocketAddr>,
     pub(crate) connection: Option<Arc<Connection>>,
 }
 
 impl Origin {
+    /// The address as limits see it.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.client.map(connections::network)
+    }
+
     /// A credential was accepted on this connection.
     fn known(&self) {
         if let Some(connection) = &self.connection
@@ -319,7 +325,7 @@ impl Gatekeeper {
     pub(crate) fn question(&self, origin: &Origin) -> IamRequest {
         IamRequest {
             request_id: origin.request_id.to_string(),
-            client_ip: origin.client_ip.to_string(),
+            client_ip: origin.client.map_or_else(String::new, |client| client.to_string()),
             ..IamRequest::default()
         }
     }

@@ -157,7 +157,7 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
         let cut_off = CancellationToken::new();
         let ended = async {
             // Ends only after the stop signal, with every connection closed.
-            listener::serve(tcp, &hall, http::router(hall.clone()), &cut_off).await;
+            listener::serve(tcp, &hall, &cut_off).await;
             hall.sockets.close();
             hall.sockets.wait().await;
         };

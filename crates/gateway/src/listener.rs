@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -27,12 +30,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
 use crate::Options;
 use crate::connections::{Bounds, Connection, Connections, Deadlines, Place, Serving, Stage};
 use crate::files;
 use crate::hall::Hall;
+use crate::http;
 use crate::refusal::Refusal;
 use crate::stream::Stream;
 use crate::tls::{Tls, Wire};
@@ -90,6 +93,7 @@ pub(crate) struct Peer {
 
 /// What all connections share.
 struct Server {
+    hall: Arc<Hall>,
     router: Router,
     http: http1::Builder,
     tls: Option<Tls>,
@@ -102,14 +106,15 @@ struct Server {
 }
 
 /// Serves until the gateway stops, then until every connection is closed.
-pub(crate) async fn serve(listener: Listener, hall: &Hall, router: Router, cut_off: &CancellationToken) {
+pub(crate) async fn serve(listener: Listener, hall: &Arc<Hall>, cut_off: &CancellationToken) {
     let proxies = hall.options.trusted_proxies.clone();
     let connections = Connections::new(bounds(&hall.options, files::raise()), proxies, hall.metrics.clone());
     let mut http = http1::Builder::new();
     // Heads have a deadline of ours, which tells a slow head from an idle connection.
     http.header_read_timeout(None).max_buf_size(BUFFER_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
     let server = Arc::new(Server {
-        router,
+        hall: hall.clone(),
+        router: http::router(hall.clone()),
         http,
         tls: listener.tls.clone(),
         handshake_timeout: hall.options.handshake_timeout,
@@ -283,13 +288,23 @@ async fn farewell<S: AsyncWrite + Unpin>(io: &mut S, status: &[u8]) {
 }
 
 async fn serve_http(stream: Stream<Wire>, connection: Arc<Connection>, peer: Peer, server: Arc<Server>) {
-    let (asked, router) = (connection.clone(), server.router.clone());
-    let service = service_fn(move |request| respond(router.clone(), asked.clone(), peer, request));
+    let (asked, serving) = (connection.clone(), server.clone());
+    let service = service_fn(move |request| respond(serving.clone(), asked.clone(), peer, request));
     let mut http = pin!(server.http.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    let mut evicted = pin!(connection.evicted());
-    let mut stop = pin!(server.stop.cancelled());
-    let mut look = pin!(tokio::time::sleep(server.deadlines.head));
-    let mut stopping = false;
+    // In a list, so that what ends a connection is looked at when it happens, not with every byte.
+    let mut ends: FuturesUnordered<BoxFuture<'_, End>> = FuturesUnordered::new();
+    ends.push(Box::pin(async {
+        server.stop.cancelled().await;
+        End::Stop
+    }));
+    ends.push(Box::pin(async {
+        tokio::select! {
+            () = connection.evicted() => {}
+            () = server.cut_off.cancelled() => {}
+            () = overdue(&connection, &server.deadlines) => {}
+        }
+        End::Over
+    }));
     loop {
         tokio::select! {
             served = http.as_mut() => {
@@ -298,37 +313,52 @@ async fn serve_http(stream: Stream<Wire>, connection: Arc<Connection>, peer: Pee
                 }
                 return;
             }
-            () = evicted.as_mut() => return,
-            () = server.cut_off.cancelled() => return,
-            () = stop.as_mut(), if !stopping => {
-                stopping = true;
-                http.as_mut().graceful_shutdown();
-            }
-            () = look.as_mut() => match connection.look(&server.deadlines) {
-                Ok(later) => look.as_mut().reset(Instant::now() + later),
-                Err(why) => {
-                    tracing::debug!(peer = %connection.peer, why, "a connection was closed");
-                    return;
-                }
+            Some(end) = ends.next() => match end {
+                End::Stop => http.as_mut().graceful_shutdown(),
+                End::Over => return,
             },
+        }
+    }
+}
+
+/// What ends a connection from our side.
+enum End {
+    /// Nothing new is taken in.
+    Stop,
+    /// At once.
+    Over,
+}
+
+/// Waits until the peer has left something undone for too long.
+async fn overdue(connection: &Connection, deadlines: &Deadlines) {
+    let mut later = deadlines.head;
+    loop {
+        tokio::time::sleep(later).await;
+        match connection.look(deadlines) {
+            Ok(next) => later = next,
+            Err(why) => {
+                tracing::debug!(peer = %connection.peer, why, "a connection was closed");
+                return;
+            }
         }
     }
 }
 
 /// Answers one request. A connection on which no credential was accepted ends with its answer.
 async fn respond(
-    router: Router,
+    server: Arc<Server>,
     connection: Arc<Connection>,
     peer: Peer,
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Watched>, Infallible> {
     let serving = connection.serve();
-    let mut request: Request = request.map(Body::new);
+    let request: Request = request.map(Body::new);
     let is_crowded = connection.stage() == Stage::Reserve && !HEALTH_PATHS.contains(&request.uri().path());
-    request.extensions_mut().insert(ConnectInfo(peer));
-    request.extensions_mut().insert(connection.clone());
-    let mut response =
-        if is_crowded { Refusal::Crowded.into_response() } else { router.oneshot(request).await? };
+    let mut response = if is_crowded {
+        Refusal::Crowded.into_response()
+    } else {
+        http::answer(&server.hall, &server.router, peer, &connection, request).await
+    };
     if !connection.is_known() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -61,11 +61,10 @@ impl Meter {
         *self.share.lock().unwrap_or_else(PoisonError::into_inner) = share;
     }
 
-    /// What the message that was just handed out counted for; the next one begins with `instead`.
-    pub(crate) fn exchange(&self, instead: Share) -> Option<Share> {
+    /// What the message that was just handed out counted for; the next one begins with nothing.
+    pub(crate) fn hand_over(&self) -> Option<Share> {
         let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_counted = share.as_ref().is_some_and(|share| share.amount() > 0);
-        if is_counted { share.replace(instead) } else { None }
+        share.as_mut().filter(|share| share.amount() > 0).map(Share::split_off)
     }
 
     /// How long nothing has come, not even an answer to a ping.
@@ -370,7 +369,7 @@ mod tests {
         let half = &frame(LAST | TEXT, 2 << 20)[..500_000];
         let of = |shares: &Arc<Shares>| {
             let meter = Meter::new(0);
-            meter.allow(4 << 20, shares.take(&"a".into(), 0));
+            meter.allow(4 << 20, shares.take("a", 0));
             meter
         };
         let (one, two, three) = (of(&shares), of(&shares), of(&shares));

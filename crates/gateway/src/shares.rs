@@ -6,7 +6,11 @@
 //! together never hold more than twice the bound.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Holders that may be known without holding anything, at least.
+const IDLE_MAX: usize = 64;
 
 /// A bound on calls or bytes, shared by holders that are known by name.
 pub(crate) struct Shares {
@@ -17,7 +21,30 @@ pub(crate) struct Shares {
 #[derive(Default)]
 struct Counts {
     total: usize,
-    holders: HashMap<Arc<str>, usize>,
+    /// How many hold something.
+    holding: usize,
+    /// Also some that hold nothing: those who ask often are found without being made anew.
+    holders: HashMap<Box<str>, Arc<Holder>>,
+    /// How many may be known before those are forgotten that hold nothing.
+    known_max: usize,
+}
+
+/// What somebody has in all shares together. It changes under the lock of the counts only.
+#[derive(Default)]
+struct Holder(AtomicUsize);
+
+impl Counts {
+    fn holder(&mut self, name: &str) -> Arc<Holder> {
+        if let Some(known) = self.holders.get(name) {
+            return known.clone();
+        }
+        if self.holders.len() >= self.known_max {
+            // One that has a share, even an empty one, is counted through it. Clones are made under this lock.
+            self.holders.retain(|_, holder| Arc::strong_count(holder) > 1);
+            self.known_max = IDLE_MAX.max(2 * self.holders.len());
+        }
+        self.holders.entry(name.into()).or_default().clone()
+    }
 }
 
 impl Shares {
@@ -26,48 +53,53 @@ impl Shares {
     }
 
     /// So much of the bound for this holder, if it may have it.
-    pub(crate) fn take(self: &Arc<Self>, holder: &Arc<str>, amount: usize) -> Option<Share> {
-        let mut share = Share { shares: self.clone(), holder: holder.clone(), amount: 0 };
-        share.grow(amount).then_some(share)
+    pub(crate) fn take(self: &Arc<Self>, holder: &str, amount: usize) -> Option<Share> {
+        let share = self.share(holder, amount);
+        (share.amount == amount).then_some(share)
     }
 
-    fn add(&self, holder: &Arc<str>, more: usize) -> bool {
+    /// So much of the bound for this holder, or nothing yet if it may not have that.
+    pub(crate) fn share(self: &Arc<Self>, holder: &str, amount: usize) -> Share {
+        let mut counts = self.lock();
+        let holder = counts.holder(holder);
+        let amount = if self.add(&mut counts, &holder, amount) { amount } else { 0 };
+        drop(counts);
+        Share { shares: self.clone(), holder, amount }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, counts: &mut Counts, Holder(held): &Holder, more: usize) -> bool {
         if more == 0 {
             return true;
         }
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = counts.holders.get(holder).copied();
-        let holders = counts.holders.len() + usize::from(held.is_none());
-        let (own, total) = (held.unwrap_or(0).saturating_add(more), counts.total.saturating_add(more));
+        let before = held.load(Ordering::Relaxed);
+        let holders = counts.holding + usize::from(before == 0);
+        let (own, total) = (before.saturating_add(more), counts.total.saturating_add(more));
         let is_fair = own <= self.capacity / holders && total <= self.capacity.saturating_mul(2);
         if total > self.capacity && !is_fair {
             return false;
         }
-        counts.total = total;
-        match counts.holders.get_mut(holder) {
-            Some(held) => *held = own,
-            None => {
-                counts.holders.insert(holder.clone(), own);
-            }
-        }
+        (counts.total, counts.holding) = (total, holders);
+        held.store(own, Ordering::Relaxed);
         true
     }
 
-    fn give_back(&self, holder: &str, amount: usize) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+    fn give_back(&self, Holder(held): &Holder, amount: usize) {
+        let mut counts = self.lock();
         counts.total -= amount;
-        let Some(held) = counts.holders.get_mut(holder) else { return };
-        *held -= amount;
-        if *held == 0 {
-            counts.holders.remove(holder);
-        }
+        let left = held.load(Ordering::Relaxed) - amount;
+        held.store(left, Ordering::Relaxed);
+        counts.holding -= usize::from(left == 0);
     }
 }
 
 /// What one holder has of a bound; given back when dropped.
 pub(crate) struct Share {
     shares: Arc<Shares>,
-    holder: Arc<str>,
+    holder: Arc<Holder>,
     amount: usize,
 }
 
@@ -75,7 +107,7 @@ impl Share {
     /// Takes more; `false` and unchanged when the holder may not have it.
     #[must_use]
     pub(crate) fn grow(&mut self, more: usize) -> bool {
-        let may = self.shares.add(&self.holder, more);
+        let may = more == 0 || self.shares.add(&mut self.shares.lock(), &self.holder, more);
         if may {
             self.amount += more;
         }
@@ -89,6 +121,12 @@ impl Share {
     /// The most that one holder can have.
     pub(crate) fn most(&self) -> usize {
         self.shares.capacity
+    }
+
+    /// Takes out what is in it; the same holder goes on with an empty one.
+    pub(crate) fn split_off(&mut self) -> Self {
+        let amount = std::mem::take(&mut self.amount);
+        Self { shares: self.shares.clone(), holder: self.holder.clone(), amount }
     }
 
     /// Gives everything back; the holder may go on with it.
@@ -111,8 +149,7 @@ mod tests {
     use super::*;
 
     fn fill(shares: &Arc<Shares>, holder: &str) -> Vec<Share> {
-        let holder = holder.into();
-        std::iter::from_fn(|| shares.take(&holder, 1)).collect()
+        std::iter::from_fn(|| shares.take(holder, 1)).collect()
     }
 
     #[test]
@@ -132,7 +169,7 @@ mod tests {
         assert_eq!((a.len(), b.len()), (12, 6));
         let c = fill(&shares, "c");
         assert_eq!(c.len(), 4);
-        assert!(shares.take(&"a".into(), 1).is_none());
+        assert!(shares.take("a", 1).is_none());
         drop(a);
         assert_eq!(fill(&shares, "d").len(), 4, "room is for anybody, then a share is a third");
     }
@@ -146,18 +183,45 @@ mod tests {
         }
         assert!(all.len() <= 20, "{}", all.len());
         drop(all);
-        assert_eq!(shares.counts.lock().unwrap().total, 0);
-        assert!(shares.counts.lock().unwrap().holders.is_empty());
+        let counts = shares.lock();
+        assert_eq!((counts.total, counts.holding), (0, 0));
+    }
+
+    #[test]
+    fn those_that_hold_nothing_are_forgotten_and_those_that_do_are_not() {
+        let shares = Shares::new(1_000);
+        let mut empty = shares.share("empty", 0);
+        let held = shares.take("held", 600).unwrap();
+        for n in 0..100_000 {
+            assert!(shares.take(&format!("caller {n}"), 1).is_some());
+            assert!(shares.lock().holders.len() <= IDLE_MAX + 2);
+        }
+        // Known by the same count still.
+        assert!(shares.take("held", 401).is_none());
+        assert!(empty.grow(400) && shares.take("empty", 1_001).is_none());
+        drop((held, empty));
+        assert_eq!(shares.lock().total, 0);
     }
 
     #[test]
     fn a_share_that_may_not_grow_stays_as_it_is() {
         let shares = Shares::new(100);
-        let mut share = shares.take(&"a".into(), 60).unwrap();
+        let mut share = shares.take("a", 60).unwrap();
         assert!(!share.grow(50));
         assert_eq!(share.amount(), 60);
         assert!(share.grow(40));
         share.clear();
-        assert_eq!((share.amount(), shares.counts.lock().unwrap().total), (0, 0));
+        assert_eq!((share.amount(), shares.lock().total), (0, 0));
+    }
+
+    #[test]
+    fn what_is_split_off_counts_once() {
+        let shares = Shares::new(100);
+        let mut share = shares.take("a", 60).unwrap();
+        let off = share.split_off();
+        assert_eq!((share.amount(), off.amount(), shares.lock().total), (0, 60, 60));
+        assert!(share.grow(40) && !share.grow(1));
+        drop(off);
+        assert_eq!(shares.lock().total, 40);
     }
 }

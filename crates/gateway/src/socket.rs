@@ -416,9 +416,8 @@ impl Session {
 
     fn is_accepted(&mut self, caller: Arc<Identity>) {
         self.widened_bytes = self.outbox.widen(self.widened_bytes);
-        // Nothing is taken by asking for nothing.
-        let share = self.hall.body_share(&caller).ok();
-        self.meter.allow(self.hall.options.frame_bytes_max, share);
+        let share = self.hall.body_share(&caller);
+        self.meter.allow(self.hall.options.frame_bytes_max, Some(share));
         self.standing = Standing::Known(caller);
     }
 
@@ -525,12 +524,7 @@ impl Session {
 
     /// Room for a request; what it counted for while it arrived goes over.
     fn room(&self, caller: &Identity, request: &Request) -> Result<Room, Refusal> {
-        let arrived = self.meter.exchange(self.hall.body_share(caller)?);
-        let room = self.hall.room(caller)?;
-        let mut room = match arrived {
-            Some(arrived) => room.with_body(arrived),
-            None => room,
-        };
+        let mut room = self.hall.room_for(caller, self.meter.hand_over())?;
         room.weigh(request.weight_bytes)?;
         Ok(room)
     }

@@ -107,7 +107,7 @@ impl Line {
 impl Tries {
     /// Whether somebody at this address may try a credential that has never been accepted.
     pub(crate) fn check(&self, origin: &Origin) -> Result<(), Refusal> {
-        let Some(address) = origin.address else { return Ok(()) };
+        let Some(address) = origin.address() else { return Ok(()) };
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = table.addresses.get_mut(&address) else { return Ok(()) };
         known.count(Instant::now());
@@ -116,7 +116,7 @@ impl Tries {
 
     /// A credential was not accepted.
     pub(crate) fn failed(&self, origin: &Origin, reason: &'static str) {
-        let Some(address) = origin.address else { return };
+        let Some(address) = origin.address() else { return };
         let line = self.of(address, |known, now, lines| {
             known.count(now);
             known.tokens = known.tokens.saturating_sub(1);
@@ -129,7 +129,7 @@ impl Tries {
 
     /// Somebody was not allowed to do something.
     pub(crate) fn denied(&self, origin: &Origin, handle: &str, permission: &Permission<'_>) {
-        let Some(address) = origin.address else { return };
+        let Some(address) = origin.address() else { return };
         let Some(unlogged) = self.of(address, |known, now, lines| known.denials.write(now, lines)) else {
             return;
         };
@@ -141,7 +141,7 @@ impl Tries {
 
     /// Somebody was turned away whatever it asked for: it was too much, or nothing that could be read.
     pub(crate) fn refused(&self, origin: &Origin, reason: &str) {
-        let Some(address) = origin.address else { return };
+        let Some(address) = origin.address() else { return };
         let line = self.of(address, |known, now, lines| known.refusals.write(now, lines));
         if let Some(unlogged) = line {
             tracing::warn!(%address, reason, unlogged, "somebody was turned away");

@@ -212,17 +212,21 @@ impl Operation {
         for (member, value) in body {
             let Some(ceiling) = self.ceiling(member) else { return Ok(()) };
             let (bytes, elements) = held(value);
-            let name: String = member.chars().take(64).collect();
+            let name = || member.chars().take(64).collect::<String>();
             if bytes > ceiling.bytes_max {
                 return Err(format!(
-                    "'{name}' has {bytes} bytes, and {} takes at most {}; send less at once",
-                    self.name, ceiling.bytes_max
+                    "'{}' has {bytes} bytes, and {} takes at most {}; send less at once",
+                    name(),
+                    self.name,
+                    ceiling.bytes_max
                 ));
             }
             if elements > ceiling.elements_max {
                 return Err(format!(
-                    "'{name}' has {elements} elements, and {} takes at most {}; send fewer at once",
-                    self.name, ceiling.elements_max
+                    "'{}' has {elements} elements, and {} takes at most {}; send fewer at once",
+                    name(),
+                    self.name,
+                    ceiling.elements_max
                 ));
             }
         }
