@@ -39,13 +39,30 @@ pub fn value_bytes_max(config_type: &str) -> usize {
 /// What a text takes in a message, without its quotes.
 #[must_use]
 pub fn json_bytes(text: &str) -> usize {
-    let escaped = |byte: u8| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
-        0..0x20 => 5,
-        _ => 0,
-    };
-    text.len() + text.bytes().map(escaped).sum::<usize>()
+    let mut bytes = text.len();
+    for &byte in text.as_bytes() {
+        bytes += usize::from(ESCAPED[byte as usize]);
+    }
+    bytes
 }
+
+/// How much longer each byte is where JSON escapes it.
+const ESCAPED: [u8; 256] = {
+    let mut more = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        more[byte] = 5;
+        byte += 1;
+    }
+    more[b'"' as usize] = 1;
+    more[b'\\' as usize] = 1;
+    more[b'\n' as usize] = 1;
+    more[b'\r' as usize] = 1;
+    more[b'\t' as usize] = 1;
+    more[8] = 1;
+    more[12] = 1;
+    more
+};
 
 /// Refuses what is beyond a ceiling.
 ///

@@ -267,8 +267,6 @@ impl Folder {
         }
         state.mark.is_fresh = self.is_fresh();
         self.advance(&mut state, store, broker).await?;
-        state.mark.is_fresh = false;
-        self.write(&mut state)?;
         store.sweep(&audit).await?;
         self.warn_if_open();
         Ok(())
@@ -521,7 +519,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Goes to the next generation: said in the mark first, then in each part, then settled in the mark.
+    /// Goes to the next generation: said in the mark first, then in each part, then settled in the mark. From then on a
+    /// first start is no longer one that was cut short.
     async fn advance(&self, state: &mut State, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
         // One that stayed behind comes up first, so that the two are never more than one apart.
         let level = state.store_at;
@@ -542,6 +541,7 @@ impl Folder {
         if let (Some(part), true) = (&mut state.mark.broker, broker.is_some()) {
             part.before = None;
         }
+        state.mark.is_fresh = false;
         self.write(state)
     }
 

@@ -1,6 +1,6 @@
 //! The end of the log, where everything is written, behind one lock with the ledger.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +112,13 @@ impl Tail {
         let made = self.faults.charge(bytes).and_then(|()| {
             let mut file = std::fs::File::create(&path)?;
             // Zeros that are written take real space; a hole would not.
-            io::copy(&mut io::Read::take(io::repeat(0), bytes), &mut file)?;
+            let zeros = vec![0; bytes.min(AHEAD_BYTES) as usize];
+            let mut left = bytes;
+            while left > 0 {
+                let part = left.min(AHEAD_BYTES);
+                file.write_all(&zeros[..part as usize])?;
+                left -= part;
+            }
             file.sync_all()
         });
         match made {
