@@ -19,12 +19,16 @@ fn renders_prompts() {
 
 /// Renders in processes of this program.
 fn renderer() -> Renderer {
+    Renderer::new(config())
+}
+
+fn config() -> RendererConfig {
     let arguments = ["renders_prompts", "--exact", "--ignored", "--nocapture", "--test-threads", "1"];
-    Renderer::new(RendererConfig {
+    RendererConfig {
         program: std::env::current_exe().unwrap(),
         arguments: arguments.map(str::to_owned).to_vec(),
         ..RendererConfig::default()
-    })
+    }
 }
 
 /// Templates that no count of steps ends: what they make is not counted, or falls apart after.
@@ -89,6 +93,20 @@ async fn a_template_without_end_ends_and_no_thread_of_the_runtime_waits_for_it()
     drop(heart);
     let more = peak_bytes().saturating_sub(before);
     assert!(more < 64 * 1024 * 1024, "{more} bytes here for templates that end elsewhere");
+}
+
+/// Between jobs nothing looks at what a process takes, so the next one has to be looked at again.
+#[tokio::test]
+async fn a_process_ends_a_template_by_itself_also_after_it_was_idle() {
+    let renderer = Renderer::new(RendererConfig { answer_timeout: Duration::from_secs(3_600), ..config() });
+    for _ in 0..2 {
+        assert_eq!(renderer.render("w", "{{ 1 }}", &nothing()).await.as_deref(), Ok("1"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let terms = nothing();
+        let ended = renderer.render("w", HOSTILE[0], &terms);
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it goes on");
+        assert!(ended.unwrap_err().contains("of computing"));
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! parts are, and then those. It ends itself when a job takes too much computing or memory.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ pub(super) const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 const COMPUTING_MAX: Duration = Duration::from_millis(800);
 /// Memory that one job may take.
 pub(super) const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes that are written at once, if there are so many.
+pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 /// How often the process looks at what the job under way has taken.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Exit code of a process whose job took too much computing.
@@ -157,17 +159,19 @@ fn line(head: &impl Serialize) -> Vec<u8> {
 ///
 /// # Errors
 /// When a job cannot be understood or the output is closed.
-pub fn serve(input: impl Read, mut output: impl Write) -> io::Result<()> {
+pub fn serve(input: impl Read, output: impl Write) -> io::Result<()> {
     let mut input = BufReader::new(input);
+    let mut output = BufWriter::with_capacity(BUFFER_BYTES, output);
     // Even between jobs, odd while one is under way, and never the same for two.
     let count = Arc::new(AtomicU64::new(0));
     let seen = count.clone();
-    std::thread::Builder::new().name("limits".to_owned()).spawn(move || watch(&seen))?;
+    let watching = std::thread::Builder::new().name("limits".to_owned()).spawn(move || watch(&seen))?;
     // What was printed before, by whatever started this, has a line of its own.
     writeln!(output, "\n{HELLO}")?;
     output.flush()?;
     while let Some((order, parts)) = read(&mut input)? {
         count.fetch_add(1, Ordering::SeqCst);
+        watching.thread().unpark();
         let done = work(&order, &parts);
         count.fetch_add(1, Ordering::SeqCst);
         let (what, parts) = match done {
@@ -274,10 +278,13 @@ pub(crate) fn render<'a>(
     })
 }
 
-/// Ends the process when the job under way takes too much.
+/// Ends the process when the job under way takes too much. Between jobs it waits for the next one.
 fn watch(count: &AtomicU64) {
     let mut began: Option<(u64, Taken)> = None;
     loop {
+        if count.load(Ordering::SeqCst).is_multiple_of(2) {
+            std::thread::park();
+        }
         pause();
         let job = count.load(Ordering::SeqCst);
         if job.is_multiple_of(2) {

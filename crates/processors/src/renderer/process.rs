@@ -3,12 +3,12 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::RendererConfig;
-use super::child::{self, ANSWER_BYTES_MAX, Answer, HEAD_BYTES_MAX, HELLO, Head, Job, Verdict};
+use super::child::{self, ANSWER_BYTES_MAX, Answer, BUFFER_BYTES, HEAD_BYTES_MAX, HELLO, Head, Job, Verdict};
 
 /// Exit code of a shell that cannot set the limit.
 const NO_LIMITS: i32 = 71;
@@ -39,7 +39,7 @@ pub(super) enum Failed {
 
 pub(super) struct Process {
     child: Child,
-    input: ChildStdin,
+    input: BufWriter<ChildStdin>,
     output: BufReader<ChildStdout>,
     /// How many it has done.
     pub(super) jobs: usize,
@@ -58,6 +58,7 @@ impl Process {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed("the program that does it has no standard streams"));
         };
+        let input = BufWriter::with_capacity(BUFFER_BYTES, input);
         let mut process = Self { child, input, output: BufReader::new(output), jobs: 0 };
         match timeout(config.start_timeout, process.is_ready()).await {
             Ok(true) => Ok(process),
