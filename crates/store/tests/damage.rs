@@ -255,6 +255,76 @@ fn swapped_blocks_and_cut_files_are_refused_reported_or_harmless() {
 }
 
 #[tokio::test]
+async fn what_was_acknowledged_last_before_a_crash_is_there_or_its_loss_is_named() {
+    /// Where the file says which commit is durable.
+    const NOTE: std::ops::Range<usize> = 1024..1040;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open_with(folder.path(), &options()).unwrap();
+    let commit = async |n: usize| {
+        let mut batch = Batch::new();
+        for row in 0..60_usize {
+            batch.put("rows", format!("key-{:03}", (row * 7 + n * 13) % 400), vec![n as u8; 300]);
+        }
+        batch.put("last", "n", n.to_string());
+        store.tables().commit(batch).await.unwrap();
+        // As a kill leaves it: nothing is under way.
+        fs::read(folder.path().join("store.redb")).unwrap()
+    };
+    for n in 0..20 {
+        commit(n).await;
+    }
+    let (earlier, content) = (commit(20).await, commit(21).await);
+    store.close().await;
+    assert_ne!(earlier[NOTE], content[NOTE]);
+
+    let open = async |content: &[u8]| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("store.redb"), content).unwrap();
+        let store = Embedded::open_with(folder.path(), &options())?;
+        let last = store.tables().read(vec![Read::get("last", "n")]).await;
+        store.close().await;
+        Ok::<_, Error>(last.map(|found| found[0].value().map(|n| String::from_utf8_lossy(n).into_owned())))
+    };
+    let last = |n: usize| Some(n.to_string());
+    assert_eq!(open(&content).await.unwrap().unwrap(), last(21));
+    assert_eq!(open(&earlier).await.unwrap().unwrap(), last(20));
+    // Blocks that the last commit wrote: the heads and checksums left out.
+    let new: Vec<usize> = (3..content.len() / BLOCK)
+        .filter(|block| {
+            let at = block * BLOCK..(block + 1) * BLOCK;
+            earlier.get(at.clone()).is_none_or(|was| *was != content[at])
+        })
+        .collect();
+    let (mut refused, mut undone) = (0, 0);
+    for block in &new {
+        let mut harmed = content.clone();
+        harmed[block * BLOCK + 100] ^= 4;
+        match open(&harmed).await {
+            Err(error) => {
+                let is_named = error.to_string().contains("what was committed last is lost");
+                assert!(matches!(error, Error::Damaged { .. }) && is_named, "{error}");
+                refused += 1;
+            }
+            Ok(Ok(found)) => assert_eq!(found, last(21), "block {block}"),
+            Ok(Err(error)) => assert!(matches!(error, Error::Damaged { .. }), "{error}"),
+        }
+        // Before the sync ended, nobody was told that it is there: then the commit before counts.
+        harmed[NOTE].copy_from_slice(&earlier[NOTE]);
+        undone += usize::from(open(&harmed).await.unwrap().unwrap() == last(20));
+    }
+    println!("of {} new blocks {refused} refused; {undone} undone where the sync had not ended", new.len());
+    assert!(refused > 5 && undone == refused);
+
+    // An older head over newer blocks.
+    let mut old_head = content.clone();
+    for at in [0, BLOCK] {
+        old_head[at..at + 512].copy_from_slice(&earlier[at..at + 512]);
+    }
+    let error = open(&old_head).await.unwrap_err();
+    assert!(error.to_string().contains("older than what was committed to it last"), "{error}");
+}
+
+#[tokio::test]
 async fn damage_is_named_by_table_and_key_and_others_can_be_read_and_written() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open_with(folder.path(), &options()).unwrap();

@@ -4,6 +4,7 @@
 //! content has digests. [`Upkeep`] looks for damage before somebody needs what is damaged.
 
 pub(crate) mod disk;
+mod durable;
 pub(crate) mod lock;
 mod meta;
 pub(crate) mod sealed;

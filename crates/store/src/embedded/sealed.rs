@@ -5,6 +5,10 @@
 //! All else goes to blocks that no committed state refers to. So after a crash a checksum that does not match belongs to
 //! a block that nobody reads, or the engine finds that the state is not whole and takes the one before.
 //!
+//! After each sync the file notes which commit is durable then. Where that is the newest one and a block of it does not
+//! match, it was whole once: the file is refused, and not taken back to the commit before, as it is after a crash in the
+//! middle of a commit. The note is not synced itself; the next commit does that, or the idle store a second later.
+//!
 //! A damaged block is handed to the engine as a page that leads nowhere. It reports that as corruption to the read that
 //! came by; an error from the file would end every read and write.
 //!
@@ -24,13 +28,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 use redb::backends::FileBackend;
 
 use super::disk::{Faults, is_full};
+use super::durable::{Commit, may_go_back};
 use crate::{Error, Result};
 
 /// The version of this layout. The one before had no checksums: the file was the engine's own.
 const FORMAT: u32 = 2;
 const MAGIC: [u8; 8] = *b"SLUICEDB";
 /// What the engine's own file begins with.
-const ENGINE_MAGIC: &[u8; 9] = b"redb\x1a\x0a\xa9\x0d\x0a";
+pub(super) const ENGINE_MAGIC: &[u8; 9] = b"redb\x1a\x0a\xa9\x0d\x0a";
 
 /// A block, in bytes: the engine's page.
 pub(crate) const BLOCK_BYTES: u64 = 4096;
@@ -44,11 +49,13 @@ const HEADS_BYTES: u64 = 2 * BLOCK_BYTES;
 /// A copy of the head; a disk writes so much at once.
 const HEAD_BYTES: usize = 512;
 /// What of the engine's file rests in the head.
-const ENGINE_HEADER_BYTES: usize = 448;
-const ID_BYTES: usize = 16;
+pub(super) const ENGINE_HEADER_BYTES: usize = 448;
+pub(super) const ID_BYTES: usize = 16;
 const ID_AT: usize = 12;
 const ENGINE_AT: usize = 32;
 const HEAD_SUM_AT: usize = HEAD_BYTES - SUM_BYTES;
+/// Where the note rests that says which commit is durable: in the block of the first copy, in a sector of its own.
+const DURABLE_AT: u64 = 1024;
 
 /// Damaged blocks remembered at most.
 const DAMAGED_MAX: usize = 4096;
@@ -66,6 +73,9 @@ pub(crate) struct Sealed {
     damaged: Mutex<BTreeSet<u64>>,
     /// While the engine opens the file it may look at blocks that a crash cut off.
     opening: AtomicBool,
+    /// Whether the newest commit of the file as it was opened is known to have been durable, and the engine would go back
+    /// behind it nevertheless, as it does after an unclean end.
+    may_lose: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +83,7 @@ struct Head {
     engine: [u8; ENGINE_HEADER_BYTES],
     /// Memory and disk differ, or one of the copies was damaged.
     stale: bool,
+    durable: Option<Commit>,
 }
 
 /// The checksums; 0 stands for a block that was never written.
@@ -190,11 +201,18 @@ impl Sealed {
         let groups = (bytes / BLOCK_BYTES).div_ceil(GROUP_BLOCKS as u64);
         let mut id = [0; ID_BYTES];
         id.copy_from_slice(&head[ID_AT..][..ID_BYTES]);
+        let mut note = [0; Commit::BYTES];
+        ends_early(file.read_exact_at(&mut note, DURABLE_AT)).map_err(|e| failed(&e))?;
+        let (durable, newest) = (Commit::decode(&id, &note), Commit::newest(&engine));
+        if durable.is_some_and(|durable| durable.number > newest.number) {
+            return Err(damaged_file(path, "it is older than what was committed to it last"));
+        }
         Ok(Self {
             path: path.to_owned(),
             file,
             id,
-            head: Mutex::new(Head { engine, stale }),
+            may_lose: durable == Some(newest) && may_go_back(&engine),
+            head: Mutex::new(Head { engine, stale, durable }),
             sums: RwLock::new(Sums {
                 bytes,
                 groups: (0..groups).map(|_| None).collect(),
@@ -210,6 +228,23 @@ impl Sealed {
     pub(crate) fn opened(&self) {
         self.opening.store(false, Ordering::SeqCst);
         lock(&self.damaged).clear();
+    }
+
+    /// While the engine opens the file: the damage because of which it would go back behind a commit that was durable.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        let first = lock(&self.damaged).first().copied();
+        let block = first.filter(|_| self.may_lose && self.opening.load(Ordering::SeqCst))?;
+        Some(damaged_file(
+            &self.path,
+            &format!(
+                "the block at byte {} does not match its checksum, and without it what was committed last is lost",
+                place(block)
+            ),
+        ))
+    }
+
+    fn check_not_lost(&self) -> io::Result<()> {
+        self.lost().map_or(Ok(()), |error| Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())))
     }
 
     /// Length of the engine's file, in bytes.
@@ -310,6 +345,7 @@ impl Sealed {
     }
 
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check_not_lost()?;
         let end = offset + data.len() as u64;
         if end <= ENGINE_HEADER_BYTES as u64 {
             let mut head = lock(&self.head);
@@ -364,6 +400,7 @@ impl Sealed {
         if !bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(unsupported("a length that is not of whole blocks"));
         }
+        self.check_not_lost()?;
         let _writing = lock(&self.writing);
         let was = self.bytes();
         let gone = bytes.min(was)..was;
@@ -407,8 +444,20 @@ impl Sealed {
         Ok(())
     }
 
+    /// Makes durable what was flushed, and notes that it is.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let newest = {
+            let head = lock(&self.head);
+            (!head.stale).then(|| Commit::newest(&head.engine))
+        };
+        self.file.sync_data()?;
+        let mut head = lock(&self.head);
+        if newest.is_some() && head.durable != newest {
+            let note = newest.map(|newest| newest.encode(&self.id)).unwrap_or_default();
+            self.file.write_all_at(&note, DURABLE_AT)?;
+            head.durable = newest;
+        }
+        Ok(())
     }
 
     /// Reads up to `blocks_max` blocks from the disk and compares them with their checksums.

@@ -383,9 +383,10 @@ pub(super) fn open_file(path: &Path, cache_bytes: usize, state: &Arc<DiskState>)
     builder.set_repair_callback(
         move |_| tracing::info!(path = %repaired.display(), "the store was not closed; checking it"),
     );
-    let database = builder.create_with_backend(disk).map_err(|e| match e {
-        redb::DatabaseError::Storage(redb::StorageError::Io(e)) => super::unusable(folder, &e),
-        other => damaged_file(path, &other.to_string()),
+    let database = builder.create_with_backend(disk).map_err(|e| match (file.lost(), e) {
+        (Some(lost), _) => lost,
+        (None, redb::DatabaseError::Storage(redb::StorageError::Io(e))) => super::unusable(folder, &e),
+        (None, other) => damaged_file(path, &other.to_string()),
     })?;
     file.opened();
     Ok(Opened { database, file })
