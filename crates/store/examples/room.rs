@@ -4,14 +4,16 @@
 //! of its provenance; then everything but the last tenth is removed.
 
 #![expect(clippy::print_stdout, reason = "figures for people are what it is for")]
+#![expect(clippy::disallowed_methods, reason = "its tasks are waited for")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use sluice_schema::message::{Term, Triple};
 use sluice_store::embedded::Place;
-use sluice_store::{Attributes, Embedded, KeywordEntry, Pattern, Scope, VectorEntry};
+use sluice_store::{Attributes, Embedded, KeywordEntry, Pattern, Scope, Stores, VectorEntry};
 
 const SCOPE: Scope<'static> = Scope::new("default", "docs");
 const CHUNKS: usize = 8;
@@ -92,6 +94,36 @@ async fn show(store: &Embedded, folder: &Path, title: &str) {
     }
 }
 
+/// Puts every chunk into the keyword index, for sixteen writers, then searches it.
+async fn index(stores: &Stores, documents: usize) {
+    const WRITERS: usize = 16;
+    const SEARCHES: usize = 200;
+    let began = Instant::now();
+    let write = |writer: usize| {
+        let keywords = Arc::clone(&stores.keywords);
+        tokio::spawn(async move {
+            for document in (writer..documents).step_by(WRITERS) {
+                for chunk in 0..CHUNKS {
+                    let (id, text) = (chunk_id(document, chunk), text(document, chunk));
+                    let entry = KeywordEntry { id, text, attributes: Attributes::new() };
+                    keywords.upsert(SCOPE, vec![entry]).await.expect("a text is indexed");
+                }
+            }
+        })
+    };
+    for writer in (0..WRITERS).map(write).collect::<Vec<_>>() {
+        writer.await.expect("it writes to the end");
+    }
+    let rate = (documents * CHUNKS) as f64 / began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    for n in 0..SEARCHES {
+        let query = format!("word{} word{} word{}", n % 60, n * 7 % 60, n * 31);
+        stores.keywords.search(SCOPE, &query, 20).await.expect("it is searched");
+    }
+    let each = began.elapsed().as_secs_f64() * 1e3 / SEARCHES as f64;
+    println!("keyword index: {rate:.0} texts/s for {WRITERS} writers, {each:.2} ms a search");
+}
+
 #[tokio::main]
 async fn main() {
     let documents: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(200);
@@ -119,10 +151,9 @@ async fn main() {
             let entry = VectorEntry { id: id.clone(), vector, attributes: Attributes::new() };
             stores.blobs.put(&id, text.clone().into()).await.expect("content is kept");
             stores.vectors.upsert(SCOPE, vec![entry]).await.expect("a vector is kept");
-            let entry = KeywordEntry { id, text, attributes: Attributes::new() };
-            stores.keywords.upsert(SCOPE, vec![entry]).await.expect("a text is indexed");
         }
     }
+    index(&stores, documents).await;
     show(&store, folder.path(), &format!("{documents} documents, {} KiB of text", bytes >> 10)).await;
 
     for document in 0..documents * 9 / 10 {

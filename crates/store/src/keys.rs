@@ -46,6 +46,52 @@ pub(crate) fn check_id(id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Appends a number so that the order of the bytes is that of the numbers, and no number begins another.
+pub(crate) fn put_number(number: u64, to: &mut Vec<u8>) {
+    match number {
+        0..=240 => to.push(number as u8),
+        241..=2287 => {
+            let rest = number - 241;
+            to.extend([241 + (rest >> 8) as u8, rest as u8]);
+        }
+        2288..=67_823 => {
+            to.push(249);
+            to.extend_from_slice(&((number - 2288) as u16).to_be_bytes());
+        }
+        _ => {
+            let bytes = number.to_be_bytes();
+            let skipped = (number.leading_zeros() / 8).min(5) as usize;
+            to.push(255 - skipped as u8);
+            to.extend_from_slice(&bytes[skipped..]);
+        }
+    }
+}
+
+pub(crate) fn take_number(from: &mut &[u8]) -> Option<u64> {
+    let first = u64::from(*from.split_off_first()?);
+    match first {
+        0..=240 => Some(first),
+        241..=248 => Some(241 + ((first - 241) << 8) + u64::from(*from.split_off_first()?)),
+        249 => {
+            let rest = from.split_off(..2)?;
+            Some(2288 + u64::from(u16::from_be_bytes(rest.try_into().ok()?)))
+        }
+        _ => {
+            let skipped = (255 - first) as usize;
+            let mut bytes = [0; 8];
+            bytes[skipped..].copy_from_slice(from.split_off(..8 - skipped)?);
+            Some(u64::from_be_bytes(bytes))
+        }
+    }
+}
+
+pub(crate) fn numbered(scope: u64, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(rest.len() + 4);
+    put_number(scope, &mut key);
+    key.extend_from_slice(rest);
+    key
+}
+
 /// One read of one range.
 pub(crate) async fn rows(tables: &dyn Tables, read: Read) -> Result<Rows> {
     Ok(tables.read(vec![read]).await?.pop().map(crate::Found::into_rows).unwrap_or_default())

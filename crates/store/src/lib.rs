@@ -41,6 +41,7 @@ pub mod embedded;
 pub mod faulty;
 
 mod keys;
+mod turns;
 
 pub use contract::{
     Attributes, Batch, BlobInfo, BlobWriter, Blobs, Cursor, Expect, Expected, Found, KeyRange, KeywordEntry,

@@ -15,15 +15,14 @@ mod term;
 pub(crate) use earlier::EARLIER;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use sluice_schema::message::{Term, Triple};
-use tokio::sync::oneshot;
 
-use crate::keys::{ScopeKey, rows, scope_key, to_the_end};
+use crate::keys::{ScopeKey, numbered, put_number, rows, scope_key, take_number};
+use crate::turns::{Load, Turns, Waiting};
 use crate::{
     Batch, BoxFuture, Cursor, Error, Found, KeyRange, Page, Pattern, Read, Result, Scope, Tables, Triples,
 };
@@ -42,11 +41,9 @@ const PAGE_ROWS: usize = 1024;
 /// Statements removed in one step.
 const REMOVE_ROWS: usize = 512;
 /// Statements and bytes of what waits that are committed together.
-const TOGETHER_STATEMENTS_MAX: usize = 20_000;
-const TOGETHER_BYTES_MAX: usize = 16 * 1024 * 1024;
+const TOGETHER_MAX: Load = Load { things: 20_000, bytes: 16 * 1024 * 1024 };
 /// How often a write begins again because another process changed the collection meanwhile.
 const TRIES_MAX: usize = 16;
-const STRIPES: usize = 64;
 /// The number of the default graph.
 const DEFAULT_GRAPH: u64 = 0;
 
@@ -91,52 +88,6 @@ impl Quad {
         quad[3] = next()?;
         Ok(Self(quad))
     }
-}
-
-/// Appends a number so that the order of the bytes is that of the numbers, and no number begins another.
-fn put_number(number: u64, to: &mut Vec<u8>) {
-    match number {
-        0..=240 => to.push(number as u8),
-        241..=2287 => {
-            let rest = number - 241;
-            to.extend([241 + (rest >> 8) as u8, rest as u8]);
-        }
-        2288..=67_823 => {
-            to.push(249);
-            to.extend_from_slice(&((number - 2288) as u16).to_be_bytes());
-        }
-        _ => {
-            let bytes = number.to_be_bytes();
-            let skipped = (number.leading_zeros() / 8).min(5) as usize;
-            to.push(255 - skipped as u8);
-            to.extend_from_slice(&bytes[skipped..]);
-        }
-    }
-}
-
-fn take_number(from: &mut &[u8]) -> Option<u64> {
-    let first = u64::from(*from.split_off_first()?);
-    match first {
-        0..=240 => Some(first),
-        241..=248 => Some(241 + ((first - 241) << 8) + u64::from(*from.split_off_first()?)),
-        249 => {
-            let rest = from.split_off(..2)?;
-            Some(2288 + u64::from(u16::from_be_bytes(rest.try_into().ok()?)))
-        }
-        _ => {
-            let skipped = (255 - first) as usize;
-            let mut bytes = [0; 8];
-            bytes[skipped..].copy_from_slice(from.split_off(..8 - skipped)?);
-            Some(u64::from_be_bytes(bytes))
-        }
-    }
-}
-
-fn numbered(scope: u64, rest: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(rest.len() + 4);
-    put_number(scope, &mut key);
-    key.extend_from_slice(rest);
-    key
 }
 
 fn digest_key(scope: u64, term: &[u8]) -> Vec<u8> {
@@ -223,13 +174,6 @@ impl Wanted {
     }
 }
 
-/// A write that waits for its turn.
-struct Waiting {
-    change: Change,
-    bytes: usize,
-    done: oneshot::Sender<Result<()>>,
-}
-
 #[derive(Debug)]
 enum Change {
     Add(Vec<Encoded>),
@@ -240,12 +184,12 @@ enum Change {
 }
 
 impl Change {
-    fn bytes(&self) -> usize {
+    fn load(&self) -> Load {
         match self {
-            Self::Add(statements) | Self::Remove(statements) => {
-                statements.iter().flatten().map(Vec::len).sum()
+            Self::Add(some) | Self::Remove(some) => {
+                Load { things: some.len(), bytes: some.iter().flatten().map(Vec::len).sum() }
             }
-            Self::RemoveMatching(_) => 0,
+            Self::RemoveMatching(_) => Load { things: 0, bytes: 0 },
         }
     }
 }
@@ -261,16 +205,13 @@ enum Going<'a> {
 #[derive(Clone)]
 pub struct TableTriples {
     tables: Arc<dyn Tables>,
-    /// A turn is held across reads and commits, which never wait for it.
-    turns: Arc<Vec<tokio::sync::Mutex<()>>>,
-    waiting: Arc<Mutex<HashMap<ScopeKey, Vec<Waiting>>>>,
+    turns: Arc<Turns<Change>>,
 }
 
 impl TableTriples {
     /// Triples over these tables.
     pub fn new(tables: Arc<dyn Tables>) -> Self {
-        let turns = (0..STRIPES).map(|_| tokio::sync::Mutex::new(())).collect();
-        Self { tables, turns: Arc::new(turns), waiting: Arc::default() }
+        Self { tables, turns: Turns::new(TOGETHER_MAX) }
     }
 
     /// Moves statements here that an earlier version stored in another way. May be cut off and repeated.
@@ -393,53 +334,12 @@ impl TableTriples {
 
     /// Makes a change when its turn comes, together with others that wait.
     async fn make(&self, key: ScopeKey, change: Change) -> Result<()> {
-        let (done, answer) = oneshot::channel();
-        let bytes = change.bytes();
-        self.waiting().entry(key).or_default().push(Waiting { change, bytes, done });
-        let this = self.clone();
-        to_the_end(async move {
-            let mut hasher = DefaultHasher::new();
-            key.hash(&mut hasher);
-            let stripe = usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0);
-            let _turn = this.turns[stripe].lock().await;
-            // Somebody else may have made it already. Each that waits comes here once, so nothing is left behind.
-            let next = this.take_waiting(&key);
-            this.make_all(key, next).await;
-            Ok(())
-        })
-        .await?;
-        answer.await.unwrap_or_else(|_| Err(Error::unavailable("the write was dropped; try again")))
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<ScopeKey, Vec<Waiting>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first of what waits, as much as goes together.
-    fn take_waiting(&self, key: &ScopeKey) -> Vec<Waiting> {
-        let mut all = self.waiting();
-        let mut first = all.remove(key).unwrap_or_default();
-        let (mut statements, mut bytes, mut count) = (0, 0, 0);
-        for waiting in &first {
-            if count > 0 && (statements > TOGETHER_STATEMENTS_MAX || bytes > TOGETHER_BYTES_MAX) {
-                break;
-            }
-            count += 1;
-            bytes += waiting.bytes;
-            statements += match &waiting.change {
-                Change::Add(some) | Change::Remove(some) => some.len(),
-                Change::RemoveMatching(_) => 0,
-            };
-        }
-        let rest = first.split_off(count);
-        if !rest.is_empty() {
-            all.insert(*key, rest);
-        }
-        first
+        let (this, load) = (self.clone(), change.load());
+        self.turns.make(key, change, load, async move |next| this.make_all(key, next).await).await
     }
 
     /// Makes changes in their order; neighbours of one kind in one commit.
-    async fn make_all(&self, key: ScopeKey, waiting: Vec<Waiting>) {
+    async fn make_all(&self, key: ScopeKey, waiting: Vec<Waiting<Change>>) {
         let mut waiting = waiting.into_iter().peekable();
         while let Some(first) = waiting.next() {
             let mut waiters = vec![first.done];

@@ -102,13 +102,15 @@ impl Embedded {
         let shared = Arc::clone(&tables) as Arc<dyn Tables>;
         let blobs = FileBlobs::open(folder, Arc::clone(&shared), Arc::clone(&options.faults))?;
         let triples = TableTriples::new(Arc::clone(&shared));
-        take_over(&tables, &triples)?;
+        let keywords = TableKeywords::new(Arc::clone(&shared));
+        take_over(&tables, crate::triples::EARLIER, || triples.take_over())?;
+        take_over(&tables, crate::keywords::EARLIER, || keywords.take_over())?;
         tables.raise_formats()?;
         let upkeep = Upkeep::new(Arc::clone(&tables), blobs.clone());
         let stores = Stores {
             blobs: Arc::new(blobs.clone()),
             vectors: Arc::new(TableVectors::new(Arc::clone(&shared), options.vectors_bytes_max)),
-            keywords: Arc::new(TableKeywords::new(Arc::clone(&shared))),
+            keywords: Arc::new(keywords),
             triples: Arc::new(triples),
             tables: shared,
         };
@@ -219,9 +221,13 @@ impl Embedded {
     }
 }
 
-/// Brings what an earlier version stored into the form of this one.
-fn take_over(tables: &tables::EmbeddedTables, triples: &TableTriples) -> Result<()> {
-    let earlier = tables.read_now(&[Read::prefix(crate::triples::EARLIER, "", 1)])?.pop();
+/// Brings what an earlier version stored into the form of this one, if there is something in its table.
+fn take_over<F: Future<Output = Result<()>>>(
+    tables: &tables::EmbeddedTables,
+    earlier: &'static str,
+    take: impl FnOnce() -> F + Send,
+) -> Result<()> {
+    let earlier = tables.read_now(&[Read::prefix(earlier, "", 1)])?.pop();
     if earlier.is_none_or(|found| found.into_rows().rows.is_empty()) {
         return Ok(());
     }
@@ -230,7 +236,7 @@ fn take_over(tables: &tables::EmbeddedTables, triples: &TableTriples) -> Result<
         let taking = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().build();
             let failed = |e: std::io::Error| Error::unavailable(format!("a migration does not start: {e}"));
-            runtime.map_err(failed)?.block_on(triples.take_over())
+            runtime.map_err(failed)?.block_on(take())
         });
         let ended = || Err(Error::unavailable("a migration ended in a panic; report what the log says"));
         taking.join().unwrap_or_else(|_| ended())
