@@ -3,7 +3,10 @@
 //! # Flow
 //! An object is written once, under a name of its own that no other content has had, and never changed. Its name is put
 //! down as loose before it is written; the commit that points an id to it takes it off that list and puts the object that
-//! the id pointed to on it. So whatever a crash leaves behind is on the list, and goes when the store is opened again.
+//! the id pointed to on it. So whatever a crash leaves behind is on the list. An opening notes when it saw that, and the
+//! first one a day later removes it.
+//!
+//! An object has digests of its parts in the tables, and what is read is compared with them.
 //!
 //! # Guarantees
 //! Those of [`Blobs`]. Nothing under the address is removed but what was written from here, and only after a mark beside it
@@ -11,7 +14,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -21,6 +24,7 @@ use object_store::{
     Certificate, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
 };
 use sha2::{Digest as _, Sha256};
+use sluice_store::content::{self, Digests, PartDigest, Place};
 use sluice_store::contract::blobs::GET_BYTES_MAX;
 use sluice_store::{
     Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, ErrorKind, Found, KeyRange, Read, Result, Tables,
@@ -47,6 +51,10 @@ const RETRIES_MAX: usize = 5;
 const PLACES: &str = "objects";
 /// Objects that no place names, or not yet.
 const LOOSE: &str = "objects.loose";
+/// The digests of the parts of an object, by its name.
+const PARTS: &str = "objects.parts";
+/// How long what a crash left behind stays, in seconds.
+const LOOSE_SECONDS: u64 = 24 * 3_600;
 /// The address that all of this is under, in one row.
 const AT: &str = "objects.at";
 const ONLY: &str = "url";
@@ -71,29 +79,6 @@ struct Shared {
     /// The address, for people.
     address: String,
     tables: Arc<dyn Tables>,
-}
-
-struct Place {
-    bytes: u64,
-    object: String,
-}
-
-impl Place {
-    fn encode(&self) -> Vec<u8> {
-        let mut row = self.bytes.to_le_bytes().to_vec();
-        row.extend_from_slice(self.object.as_bytes());
-        row
-    }
-
-    fn decode(row: &[u8]) -> Result<Self> {
-        let damaged = || Error::Damaged {
-            what: "the place of an object".to_owned(),
-            reason: "it is no place".to_owned(),
-        };
-        let (bytes, object) = row.split_first_chunk().ok_or_else(damaged)?;
-        let object = std::str::from_utf8(object).map_err(|_| damaged())?.to_owned();
-        Ok(Self { bytes: u64::from_le_bytes(*bytes), object })
-    }
 }
 
 impl ObjectBlobs {
@@ -245,7 +230,7 @@ impl Shared {
             let rows = self.tables.read(vec![Read::range(PLACES, range.clone(), 1_000)]).await?;
             let rows = rows.into_iter().next().map(Found::into_rows).unwrap_or_default();
             for (_, row) in &rows.rows {
-                missing += usize::from(!there.contains(&Place::decode(row)?.object));
+                missing += usize::from(!there.contains(&object_of(&Place::decode(row)?)));
             }
             match rows.rows.last() {
                 Some((last, _)) if rows.more => range = range.after(last),
@@ -254,14 +239,25 @@ impl Shared {
         }
     }
 
-    /// Removes what a crash left behind. What cannot be removed now is left to the next time.
+    /// Removes what a crash left behind and was seen a day ago. What cannot be removed now is left to the next time.
     async fn sweep(self: &Arc<Self>) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut range = KeyRange::all();
         loop {
             let rows = self.tables.read(vec![Read::range(LOOSE, range.clone(), 1_000)]).await?;
             let rows = rows.into_iter().next().map(Found::into_rows).unwrap_or_default();
-            for (name, _) in &rows.rows {
-                self.drop_object(&String::from_utf8_lossy(name)).await;
+            let mut batch = Batch::new();
+            for (name, seen) in &rows.rows {
+                match seen[..].try_into().map(u64::from_le_bytes) {
+                    Ok(seen) if seen + LOOSE_SECONDS <= now => {
+                        self.drop_object(&String::from_utf8_lossy(name)).await;
+                    }
+                    Ok(_) => {}
+                    Err(_) => _ = batch.put(LOOSE, name, now.to_le_bytes().to_vec()),
+                }
+            }
+            if !batch.is_empty() {
+                self.tables.commit(batch).await?;
             }
             match rows.rows.last() {
                 Some((last, _)) if rows.more => range = range.after(last),
@@ -297,18 +293,24 @@ impl Shared {
     }
 
     /// Points an id to an object that is whole, or to none; the one it pointed to goes.
-    async fn point(self: Arc<Self>, id: String, place: Option<Place>) -> Result<()> {
+    async fn point(self: Arc<Self>, id: String, place: Option<(Place, Vec<PartDigest>)>) -> Result<()> {
         for _ in 0..TRIES_MAX {
             let (row, old) = self.place(&id).await?;
             let mut batch = Batch::new();
             batch.expect(PLACES, &id, row.clone());
             match &place {
-                Some(place) => batch.put(PLACES, &id, place.encode()).delete(LOOSE, &place.object),
+                Some((place, parts)) => {
+                    let object = object_of(place);
+                    content::put_digests(&mut batch, PARTS, &object, parts);
+                    batch.put(PLACES, &id, place.encode()).delete(LOOSE, &object)
+                }
                 None if row.is_none() => return Ok(()),
                 None => batch.delete(PLACES, &id),
             };
+            let old = old.as_ref().map(object_of);
             if let Some(old) = &old {
-                batch.put(LOOSE, &old.object, Vec::new());
+                content::forget_digests(&mut batch, PARTS, old);
+                batch.put(LOOSE, old, Vec::new());
             }
             match self.tables.commit(batch).await {
                 Ok(()) => {}
@@ -316,7 +318,7 @@ impl Shared {
                 Err(error) => return Err(error),
             }
             if let Some(old) = old {
-                self.drop_object(&old.object).await;
+                self.drop_object(&old).await;
             }
             return Ok(());
         }
@@ -351,15 +353,40 @@ impl Shared {
             if from == to {
                 return Ok(Some(Bytes::new()));
             }
-            match self.store.get_range(&self.path(&place.object), from..to).await {
-                Ok(part) => return Ok(Some(part)),
+            let object = object_of(&place);
+            let (parts, digests) = match place.digest {
+                None => (from..to, None),
+                Some(_) => match content::digests(&*self.tables, PARTS, &object, from..to).await? {
+                    Some(digests) => (content::parts_of(from..to, place.bytes), Some(digests)),
+                    None => continue,
+                },
+            };
+            match self.store.get_range(&self.path(&object), parts.clone()).await {
+                Ok(read) if digests.is_some_and(|digests| !content::fits(&read, &digests)) => {
+                    let reason = format!(
+                        "its object '{object}' in {} does not match its digests; restore it from a backup, and check the \
+                         object store",
+                        self.address
+                    );
+                    return Err(Error::Damaged { what: format!("content '{id}'"), reason });
+                }
+                Ok(read) => {
+                    let begin = usize::try_from(from - parts.start).unwrap_or(usize::MAX);
+                    let end = begin.saturating_add(usize::try_from(to - from).unwrap_or(usize::MAX));
+                    return Ok(Some(read.slice(begin.min(read.len())..end.min(read.len()))));
+                }
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(self.failed("reading from", &error)),
             }
         }
-        let reason = format!("its object is not in {}", self.address);
+        let reason = format!("its object or the digests of it are not in {}", self.address);
         Err(Error::Damaged { what: format!("content '{id}'"), reason })
     }
+}
+
+/// The object that a place names.
+fn object_of(place: &Place) -> String {
+    place.name.clone().unwrap_or_default()
 }
 
 fn failed(address: &str, doing: &str, error: &object_store::Error) -> Error {
@@ -425,7 +452,9 @@ impl Blobs for ObjectBlobs {
         Box::pin(async move {
             check_id(id)?;
             let shared = Arc::clone(&self.shared);
-            let writer = Writer { shared, id: id.to_owned(), bytes: 0, waiting: Vec::new(), upload: None };
+            let id = id.to_owned();
+            let digests = Digests::default();
+            let writer = Writer { shared, id, bytes: 0, digests, waiting: Vec::new(), upload: None };
             Ok(Box::new(writer) as Box<dyn BlobWriter>)
         })
     }
@@ -488,7 +517,7 @@ pub(crate) fn objects_in(
         let found = page(PLACES, after.as_deref())?;
         for (_, row) in &found.rows {
             let place = Place::decode(row)?;
-            objects.push((place.object, place.bytes));
+            objects.push((object_of(&place), place.bytes));
         }
         match found.rows.last() {
             Some((last, _)) if found.more => after = Some(last.clone()),
@@ -599,6 +628,7 @@ struct Writer {
     shared: Arc<Shared>,
     id: String,
     bytes: u64,
+    digests: Digests,
     waiting: Vec<u8>,
     upload: Option<Upload>,
 }
@@ -649,6 +679,7 @@ impl BlobWriter for Writer {
     fn write(&mut self, part: Bytes) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.bytes += part.len() as u64;
+            self.digests.add(&part);
             self.waiting.extend_from_slice(&part);
             if self.waiting.len() > PART_BYTES { self.send().await } else { Ok(()) }
         })
@@ -659,9 +690,14 @@ impl BlobWriter for Writer {
             let bytes = self.bytes;
             let object = self.complete().await?;
             let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
-            let name = object.clone();
-            let pointed =
-                to_the_end(Arc::clone(&shared).point(id, Some(Place { bytes, object: name }))).await;
+            let parts = std::mem::take(&mut self.digests).finish();
+            let place = Place {
+                bytes,
+                digest: Some(content::whole(&parts)),
+                name: Some(object.clone()),
+                is_packed: false,
+            };
+            let pointed = to_the_end(Arc::clone(&shared).point(id, Some((place, parts)))).await;
             if let Err(error) = &pointed
                 && error.kind() != ErrorKind::OutcomeUnknown
             {

@@ -13,12 +13,15 @@ use sluice_schema::exchange;
 use sluice_schema::message::{Error, Triple, Triples, TriplesQueryRequest, TriplesQueryResponse};
 use sluice_schema::vocabulary::is_label;
 use sluice_sdk::{BindError, Failure, Inputs, Ports, Processor, Responder};
-use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores};
+use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores, content};
 
 use crate::chunk_index::store_failure;
 use crate::derived::{Derived, Entry, Forget, Note, Origin, damaged};
 
-const HELD: &str = "derived.held";
+/// Which message holds which statement, by digests: of what the statement is about, of the statement, of the message.
+const HELD: &str = "derived.holders";
+/// The same as an earlier version wrote it, with names in full.
+const HELD_EARLIER: &str = "derived.held";
 
 const LIMIT_DEFAULT: usize = 10_000;
 /// Statements of one answer that comes in one piece.
@@ -28,8 +31,16 @@ const BATCH_DEFAULT: usize = 20;
 const BATCH_MAX: usize = 5_000;
 /// Statements being removed at once.
 const REMOVES_MAX: usize = 64;
-/// Bytes of a digest in the key of a holding.
+/// Bytes of digests in the key of a holding.
+const SUBJECT_BYTES: usize = 8;
+const STATEMENT_BYTES: usize = 12;
+const HOLDER_BYTES: usize = 8;
+/// Bytes of a digest in the id of a note.
 const DIGEST_BYTES: usize = 16;
+/// What the statements of a note begin with when they are packed; an earlier version put down their JSON as it is.
+const PACKED: u8 = 1;
+/// The statements of one note at most, in bytes; no message is larger.
+const NOTE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Writes statements.
 pub struct TriplesWriter {
@@ -86,26 +97,59 @@ pub(crate) fn holding_batch(
     statements: &[Triple],
 ) -> sluice_store::Result<(Entry, Batch)> {
     let statements: Vec<&Triple> = statements.iter().filter(|statement| !is_label(statement)).collect();
-    let detail = serde_json::to_vec(&statements)
+    let json = serde_json::to_vec(&statements)
         .map_err(|e| damaged("the statements of a message", &e.to_string()))?;
     // A message that comes twice is noted once.
-    let id = hex(&[message_id.as_bytes(), &detail]);
+    let id = hex(&[message_id.as_bytes(), &json]);
     let mut holdings = Batch::new();
     if !origin.root.is_empty() {
         let scope = Scope::new(origin.workspace, origin.collection);
         for triple in statements {
-            holdings.put(HELD, holding(scope, triple, &[origin.root, &id])?, Vec::new());
+            holdings.put(HELD, holding(scope, triple, Some((origin.root, &id)))?, Vec::new());
         }
     }
-    Ok((Entry { id, detail }, holdings))
+    Ok((Entry { id, detail: packed(&json) }, holdings))
 }
 
-/// The key that says that a message holds a statement; without names, what all keys for the statement begin with. What is
-/// said of one subject stands together, since it mostly comes with one message.
-fn holding(scope: Scope<'_>, triple: &Triple, names: &[&str]) -> sluice_store::Result<Vec<u8>> {
-    let json = |error: serde_json::Error| damaged("a statement", &error.to_string());
-    let subject = hex(&[&serde_json::to_vec(&triple.s).map_err(json)?]);
-    let statement = hex(&[&serde_json::to_vec(triple).map_err(json)?]);
+/// Statements of one message say much the same, so they are packed.
+fn packed(json: &[u8]) -> Vec<u8> {
+    let mut packed = vec![PACKED];
+    packed.extend(content::packed(json));
+    packed
+}
+
+/// The statements of a note, and whether they are packed.
+fn unpacked(detail: &[u8]) -> sluice_store::Result<(Vec<Triple>, bool)> {
+    let unreadable = |reason: &str| damaged("the statements of a message", reason);
+    let (json, is_packed) = match detail.split_first() {
+        Some((&PACKED, rest)) => {
+            let json = content::unpacked(rest, NOTE_BYTES_MAX);
+            (json.ok_or_else(|| unreadable("they cannot be unpacked"))?, true)
+        }
+        _ => (detail.to_vec(), false),
+    };
+    Ok((serde_json::from_slice(&json).map_err(|e| unreadable(&e.to_string()))?, is_packed))
+}
+
+fn json_of(value: &impl serde::Serialize) -> sluice_store::Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| damaged("a statement", &e.to_string()))
+}
+
+/// The key that says that a note (its document and id) holds a statement; without one, what all keys for the statement begin
+/// with. What is said of one subject stands together, since it mostly comes with one message.
+fn holding(scope: Scope<'_>, triple: &Triple, holder: Option<(&str, &str)>) -> sluice_store::Result<Vec<u8>> {
+    let (workspace, collection) = (scope.workspace.as_bytes(), scope.collection.as_bytes());
+    let mut key = digest(&[workspace, collection, &json_of(&triple.s)?])[..SUBJECT_BYTES].to_vec();
+    key.extend_from_slice(&digest(&[&json_of(triple)?])[..STATEMENT_BYTES]);
+    if let Some((root, id)) = holder {
+        key.extend_from_slice(&digest(&[root.as_bytes(), id.as_bytes()])[..HOLDER_BYTES]);
+    }
+    Ok(key)
+}
+
+/// The same as an earlier version wrote it.
+fn earlier_holding(scope: Scope<'_>, triple: &Triple, names: &[&str]) -> sluice_store::Result<Vec<u8>> {
+    let (subject, statement) = (hex(&[&json_of(&triple.s)?]), hex(&[&json_of(triple)?]));
     let mut key = [scope.workspace, scope.collection, &subject, &statement].join("\0").into_bytes();
     for name in names {
         key.push(0);
@@ -114,13 +158,17 @@ fn holding(scope: Scope<'_>, triple: &Triple, names: &[&str]) -> sluice_store::R
     Ok(key)
 }
 
-fn hex(parts: &[&[u8]]) -> String {
+fn digest(parts: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize()[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize().into()
+}
+
+fn hex(parts: &[&[u8]]) -> String {
+    digest(parts)[..DIGEST_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Takes statements out of the triple store.
@@ -136,11 +184,17 @@ impl Forget for ForgetTriples {
         Box::pin(async move {
             let (mut own, mut statements) = (BTreeSet::new(), Vec::new());
             for note in notes {
-                let brought: Vec<Triple> = serde_json::from_slice(&note.detail)
-                    .map_err(|e| damaged("the statements of a message", &e.to_string()))?;
+                let (brought, is_packed) = unpacked(&note.detail)?;
                 for triple in brought {
-                    let held = holding(scope, &triple, &[&note.root, &note.id])?;
-                    batch.delete(HELD, &held);
+                    let held = if is_packed {
+                        let held = holding(scope, &triple, Some((&note.root, &note.id)))?;
+                        batch.delete(HELD, &held);
+                        held
+                    } else {
+                        let held = earlier_holding(scope, &triple, &[&note.root, &note.id])?;
+                        batch.delete(HELD_EARLIER, &held);
+                        held
+                    };
                     own.insert(held);
                     statements.push(triple);
                 }
@@ -152,11 +206,13 @@ impl Forget for ForgetTriples {
                 .try_for_each_concurrent(REMOVES_MAX, |triple| {
                     let own = &own;
                     async move {
-                        let mut all = holding(scope, &triple, &[])?;
-                        all.push(0);
-                        let holders = vec![Read::prefix(HELD, &all, holders_max)];
-                        let holders = self.0.tables.read(holders).await?.pop().map(Found::into_rows);
-                        let mut holders = holders.unwrap_or_default().rows.into_iter();
+                        let earlier = earlier_holding(scope, &triple, &[""])?;
+                        let holders = vec![
+                            Read::prefix(HELD, holding(scope, &triple, None)?, holders_max),
+                            Read::prefix(HELD_EARLIER, earlier, holders_max),
+                        ];
+                        let found = self.0.tables.read(holders).await?.into_iter().map(Found::into_rows);
+                        let mut holders = found.flat_map(|found| found.rows);
                         if holders.any(|(key, _)| !own.contains(&key[..])) {
                             return Ok(());
                         }
@@ -231,4 +287,67 @@ impl TriplesQuery {
 
 fn positive(number: i64) -> Option<usize> {
     usize::try_from(number).ok().filter(|number| *number > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iri(iri: &str) -> Option<sluice_schema::message::Term> {
+        Some(crate::provenance::iri(iri))
+    }
+
+    fn said(subject: &str, object: &str) -> Triple {
+        Triple { s: iri(subject), p: iri("urn:p"), o: iri(object), g: Some("urn:g".to_owned()) }
+    }
+
+    #[test]
+    fn statements_of_a_note_read_as_they_were_written_packed_and_as_earlier_versions_did() {
+        let statements: Vec<Triple> =
+            (0..16).map(|n| said("https://trustgraph.ai/chunk/1", &format!("urn:o{n}"))).collect();
+        let json = serde_json::to_vec(&statements).unwrap();
+        let packed = packed(&json);
+        assert!(packed.len() * 8 < json.len(), "{} of {} bytes", packed.len(), json.len());
+        assert_eq!(unpacked(&packed).unwrap(), (statements.clone(), true));
+        assert_eq!(unpacked(&json).unwrap(), (statements, false));
+        unpacked(&packed[..packed.len() / 2]).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_version_noted_goes_and_what_it_holds_beside_others_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = sluice_store::Embedded::open(folder.path()).unwrap();
+        let derived = Derived::new(store.stores());
+        let scope = Scope::new("w", "c");
+        let all =
+            vec![said("urn:a", "urn:of old"), said("urn:a", "urn:of both"), said("urn:a", "urn:of new")];
+        store.stores().triples.add(scope, all.clone()).await.unwrap();
+        // One note of an earlier version, which holds the first two, and one of this, which holds the last two.
+        let json = serde_json::to_vec(&all[..2]).unwrap();
+        let old = Note { root: "old".to_owned(), id: "1".to_owned(), detail: json.into() };
+        let mut batch = Batch::new();
+        for triple in &all[..2] {
+            batch.put(HELD_EARLIER, earlier_holding(scope, triple, &["old", "1"]).unwrap(), Vec::new());
+        }
+        let origin = Origin { workspace: "w", collection: "c", root: "new" };
+        let (entry, holdings) = holding_batch(origin, "message", &all[1..]).unwrap();
+        let new = Note { root: "new".to_owned(), id: entry.id, detail: entry.detail.into() };
+        derived.stores.tables.commit(batch).await.unwrap();
+        derived.stores.tables.commit(holdings).await.unwrap();
+
+        let forget = async |note: Note| {
+            let mut batch = Batch::new();
+            ForgetTriples(store.stores()).forget(scope, &[note], &mut batch).await.unwrap();
+            derived.stores.tables.commit(batch).await.unwrap();
+            let found = store.stores().triples.query(scope, &Pattern::all(), None, 10).await.unwrap();
+            found.triples.into_iter().map(|triple| triple.o.unwrap().iri).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(forget(old).await, ["urn:of both", "urn:of new"].map(str::to_owned).into());
+        assert_eq!(forget(new).await, BTreeSet::new());
+        for table in [HELD, HELD_EARLIER] {
+            let left = derived.stores.tables.read(vec![Read::prefix(table, "", 10)]).await.unwrap();
+            assert_eq!(left[0].clone().into_rows().rows.len(), 0, "{table}");
+        }
+        store.close().await;
+    }
 }

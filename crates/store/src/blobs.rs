@@ -1,4 +1,4 @@
-//! Blobs over tables and a folder: small content rests in a table, large content in a file of its own.
+//! Blobs over tables and a folder: small content rests in a table, packed, large content in a file of its own.
 //!
 //! A row per id says how large the content is, where, and its digest. A file is written once, under a name that no other
 //! content has had, and never changed after. Its name is put down as loose before it is written; the commit that points an
@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use crate::content::{self, Digests, PART_BYTES, PartDigest, Place, whole};
 use crate::contract::blobs::GET_BYTES_MAX;
 use crate::embedded::disk::is_full;
 use crate::embedded::{self, Faults, Step};
@@ -32,13 +33,6 @@ const INLINE_BYTES_MAX: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 256 * 1024;
 /// How often a write or read begins again because somebody replaced the content meanwhile.
 const TRIES_MAX: usize = 16;
-/// A part with a digest of its own, in bytes. To read a byte its part is read.
-const PART_BYTES: u64 = 256 * 1024;
-/// Digests in one row.
-const ROW_DIGESTS: usize = 1024;
-const DIGEST_BYTES: usize = 32;
-/// The version of a place with a digest, in the highest byte of the size; before there was 0.
-const WITH_DIGEST: u8 = 2;
 
 /// Where content is: size, digest, and the file's name if it has one.
 pub(crate) const PLACES: &str = "blobs";
@@ -57,8 +51,6 @@ const PAGE_ROWS: usize = 10_000;
 const PARTS: &str = "blobs.parts";
 
 pub use self::audit::{BlobAudit, MissingBlob};
-
-type PartDigest = [u8; DIGEST_BYTES];
 
 /// Blobs in a folder, with their places in tables.
 #[derive(Clone)]
@@ -103,7 +95,7 @@ pub(crate) fn files_in(page: impl Fn(&str, Option<&[u8]>) -> Result<Rows>) -> Re
     let mut files = Vec::new();
     each_row(&page, PLACES, |_, row| {
         let place = Place::decode(row)?;
-        files.extend(place.file.filter(|file| !lost.contains(file)).map(|file| (file, place.bytes)));
+        files.extend(place.name.filter(|file| !lost.contains(file)).map(|file| (file, place.bytes)));
         Ok(())
     })?;
     Ok(files)
@@ -124,101 +116,6 @@ fn each_row(
             Some((last, _)) if found.more => after = Some(last.clone()),
             _ => return Ok(()),
         }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    bytes: u64,
-    /// `None` for content that an earlier version stored.
-    digest: Option<PartDigest>,
-    file: Option<String>,
-}
-
-impl Place {
-    fn encode(&self) -> Vec<u8> {
-        let mut row = self.bytes.to_le_bytes().to_vec();
-        if let Some(digest) = &self.digest {
-            row[7] = WITH_DIGEST;
-            row.extend_from_slice(digest);
-        }
-        row.extend_from_slice(self.file.as_deref().unwrap_or_default().as_bytes());
-        row
-    }
-
-    fn decode(row: &[u8]) -> Result<Self> {
-        let damaged = |reason: &str| Error::damaged("the place of a blob", &reason);
-        let (size, rest) = row.split_first_chunk::<8>().ok_or_else(|| damaged("too short"))?;
-        let mut size = *size;
-        let (digest, file) = match std::mem::take(&mut size[7]) {
-            0 => (None, rest),
-            WITH_DIGEST => {
-                let (digest, file) = rest.split_first_chunk().ok_or_else(|| damaged("too short"))?;
-                (Some(*digest), file)
-            }
-            other => return Err(damaged(&format!("it has version {other}; run the version that wrote it"))),
-        };
-        let file = std::str::from_utf8(file).map_err(|e| damaged(&e.to_string()))?;
-        let file = (!file.is_empty()).then(|| file.to_owned());
-        Ok(Self { bytes: u64::from_le_bytes(size), digest, file })
-    }
-}
-
-/// The digests of content that comes piece by piece.
-#[derive(Clone, Default)]
-struct Digests {
-    parts: Vec<PartDigest>,
-    of_part: Sha256,
-    part_bytes: u64,
-}
-
-impl Digests {
-    fn of(content: &[u8]) -> Self {
-        let mut digests = Self::default();
-        digests.add(content);
-        digests
-    }
-
-    fn add(&mut self, mut content: &[u8]) {
-        while !content.is_empty() {
-            let left = usize::try_from(PART_BYTES - self.part_bytes).unwrap_or(usize::MAX);
-            let (here, after) = content.split_at(left.min(content.len()));
-            self.of_part.update(here);
-            self.part_bytes += here.len() as u64;
-            if self.part_bytes == PART_BYTES {
-                self.end_part();
-            }
-            content = after;
-        }
-    }
-
-    fn end_part(&mut self) {
-        self.parts.push(self.of_part.finalize_reset().into());
-        self.part_bytes = 0;
-    }
-
-    fn finish(mut self) -> Vec<PartDigest> {
-        if self.part_bytes > 0 {
-            self.end_part();
-        }
-        self.parts
-    }
-}
-
-/// The digest of the whole, from those of its parts.
-fn whole(parts: &[PartDigest]) -> PartDigest {
-    Sha256::digest(parts.as_flattened()).into()
-}
-
-/// The row of digests that a part's is in.
-fn digests_key(file: &str, part: u64) -> Vec<u8> {
-    let row = u32::try_from(part / ROW_DIGESTS as u64).unwrap_or(u32::MAX);
-    [file.as_bytes(), b"/", &row.to_be_bytes()].concat()
-}
-
-fn put_digests(batch: &mut Batch, file: &str, parts: &[PartDigest]) {
-    for (some, first) in parts.chunks(ROW_DIGESTS).zip((0..).step_by(ROW_DIGESTS)) {
-        batch.put(PARTS, digests_key(file, first), some.as_flattened().to_vec());
     }
 }
 
@@ -314,14 +211,14 @@ impl Shared {
             if place.is_none() && was.is_none() {
                 return Ok(());
             }
-            let old = was.as_deref().map(Place::decode).transpose()?.and_then(|place| place.file);
+            let old = was.as_deref().map(Place::decode).transpose()?.and_then(|place| place.name);
             let mut batch = Batch::new();
             batch.expect(PLACES, &id, was.clone());
             if let Some(old) = &old {
-                batch.delete_prefix(PARTS, [old.as_bytes(), b"/"].concat());
+                content::forget_digests(&mut batch, PARTS, old);
             }
-            if let Some(file) = place.as_ref().and_then(|place| place.file.as_deref()) {
-                put_digests(&mut batch, file, &parts);
+            if let Some(file) = place.as_ref().and_then(|place| place.name.as_deref()) {
+                content::put_digests(&mut batch, PARTS, file, &parts);
                 batch.delete(LOOSE, file);
             }
             match &place {
@@ -384,8 +281,12 @@ impl Shared {
             let place = Place::decode(&row)?;
             let from = offset.min(place.bytes);
             let bytes = bytes_max.min(place.bytes - from);
-            let Some(file) = &place.file else {
-                let content = inline.ok_or_else(|| damaged(id, "its content is missing"))?;
+            let Some(file) = &place.name else {
+                let mut content = inline.ok_or_else(|| damaged(id, "its content is missing"))?;
+                if place.is_packed {
+                    let whole = content::unpacked(&content, INLINE_BYTES_MAX as u64);
+                    content = whole.ok_or_else(|| damaged(id, "its content cannot be unpacked"))?.into();
+                }
                 if content.len() as u64 != place.bytes
                     || place.digest.is_some_and(|digest| digest != whole(&Digests::of(&content).finish()))
                 {
@@ -394,7 +295,7 @@ impl Shared {
                 return Ok(Some(content.slice(from as usize..(from + bytes) as usize)));
             };
             let digests = match place.digest {
-                Some(_) => match self.digests(file, from, from + bytes).await? {
+                Some(_) => match content::digests(&*self.tables, PARTS, file, from..from + bytes).await? {
                     Some(digests) => digests,
                     None => continue,
                 },
@@ -419,25 +320,6 @@ impl Shared {
         }
         Err(damaged(id, "its file or its digests are missing"))
     }
-
-    /// The digests of the parts that cover a range; `None` if they are not there.
-    async fn digests(&self, file: &str, from: u64, to: u64) -> Result<Option<Vec<PartDigest>>> {
-        let parts = from / PART_BYTES..to.div_ceil(PART_BYTES);
-        if parts.is_empty() {
-            return Ok(Some(Vec::new()));
-        }
-        let rows = parts.start / ROW_DIGESTS as u64..=(parts.end - 1) / ROW_DIGESTS as u64;
-        let first = rows.start() * ROW_DIGESTS as u64;
-        let reads = rows.map(|row| Read::get(PARTS, digests_key(file, row * ROW_DIGESTS as u64)));
-        let found = self.tables.read(reads.collect()).await?;
-        let mut digests = Vec::new();
-        for row in found.into_iter().map(crate::Found::into_value) {
-            let Some(row) = row else { return Ok(None) };
-            digests.extend_from_slice(row.as_chunks().0);
-        }
-        let wanted = (parts.start - first) as usize..(parts.end - first) as usize;
-        Ok(digests.get(wanted).map(<[_]>::to_vec))
-    }
 }
 
 impl FileBlobs {
@@ -450,7 +332,7 @@ impl FileBlobs {
         let place = Place::decode(&row)?;
         let end = place.bytes.min(offset.saturating_add(bytes_max.clamp(PART_BYTES, GET_BYTES_MAX)));
         let mut damage = Vec::new();
-        let checked = match (&place.digest, &place.file) {
+        let checked = match (&place.digest, &place.name) {
             (None, Some(_)) => self.shared.give_digests(&id, &place, row).await,
             _ => self.shared.read_part(&id, offset, end - offset).await.map(drop),
         };
@@ -472,7 +354,7 @@ impl FileBlobs {
 impl Shared {
     /// Gives digests to content that an earlier version stored.
     async fn give_digests(&self, id: &str, place: &Place, was: Bytes) -> Result<()> {
-        let Some(file) = place.file.clone() else { return Ok(()) };
+        let Some(file) = place.name.clone() else { return Ok(()) };
         let (path, bytes) = (self.folder.join(&file), place.bytes);
         let reading = blocking(move || {
             let read = || -> io::Result<Digests> {
@@ -498,7 +380,7 @@ impl Shared {
             Err(error) => return Err(self.failed("reading", &error)),
         };
         let mut batch = Batch::new();
-        put_digests(&mut batch, &file, &parts);
+        content::put_digests(&mut batch, PARTS, &file, &parts);
         let place = Place { digest: Some(whole(&parts)), ..place.clone() };
         batch.expect_value(PLACES, id, was).put(PLACES, id, place.encode());
         match self.tables.commit(batch).await {
@@ -523,16 +405,12 @@ fn read_verified(
     if digests.is_empty() {
         return read_file(path, from, bytes);
     }
-    let begin = from / PART_BYTES * PART_BYTES;
-    let end = (from + bytes).next_multiple_of(PART_BYTES).min(of_all);
-    let content = read_file(path, begin, end - begin)?;
-    let parts = content.chunks(PART_BYTES as usize);
-    if parts.len() != digests.len()
-        || parts.zip(digests).any(|(part, digest)| *Sha256::digest(part) != *digest)
-    {
+    let parts = content::parts_of(from..from + bytes, of_all);
+    let content = read_file(path, parts.start, parts.end - parts.start)?;
+    if !content::fits(&content, digests) {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let skipped = (from - begin) as usize;
+    let skipped = (from - parts.start) as usize;
     Ok(content.slice(skipped..skipped + bytes as usize))
 }
 
@@ -713,7 +591,11 @@ impl BlobWriter for Writer {
             }
             let parts = std::mem::take(&mut self.digests).finish();
             let file = self.file.as_ref().map(|(_, name)| name.clone());
-            let place = Place { bytes, digest: Some(whole(&parts)), file };
+            // What hardly gets smaller stays as it is.
+            let packed = content.as_deref().map(content::packed);
+            let packed = packed.filter(|packed| packed.len() as u64 + bytes / 8 < bytes);
+            let place = Place { bytes, digest: Some(whole(&parts)), name: file, is_packed: packed.is_some() };
+            let content = packed.map(Bytes::from).or(content);
             let pointing = Arc::clone(&self.shared).point(self.id.clone(), Some(place), parts, content);
             let pointed = to_the_end(pointing).await;
             // A file whose row may have been committed stays; a sweep knows better.

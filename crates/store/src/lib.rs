@@ -30,6 +30,7 @@ pub mod contract;
 pub mod error;
 
 pub mod blobs;
+pub mod content;
 pub mod keywords;
 pub mod terms;
 pub mod triples;

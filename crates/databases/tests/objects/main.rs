@@ -118,11 +118,56 @@ async fn what_a_crash_left_goes_when_the_store_is_opened_again(world: &World) {
     let orphan = world.server.keys(&world.bucket)[0].replace("content/", "");
     batch.delete("objects", "kept").put("objects.loose", &orphan, Vec::new());
     stores.tables.commit(batch).await.unwrap();
+    world.stores().await;
+    let stores = world.stores().await;
+    assert_eq!(world.server.keys(&world.bucket).len(), 1, "it stays for a day from when it was seen first");
+    let seen = stores.tables.read(vec![sluice_store::Read::get("objects.loose", &orphan)]).await.unwrap();
+    let seen = u64::from_le_bytes(seen[0].value().unwrap()[..].try_into().unwrap());
+    let mut batch = sluice_store::Batch::new();
+    batch.put("objects.loose", &orphan, (seen - 24 * 3_600).to_le_bytes().to_vec());
+    stores.tables.commit(batch).await.unwrap();
     let stores = world.stores().await;
     assert_eq!(world.server.keys(&world.bucket), Vec::<String>::new());
     stores.blobs.put("kept", Bytes::from_static(b"again")).await.unwrap();
     let stores = world.stores().await;
     assert_eq!(stores.blobs.get("kept").await.unwrap(), Some(Bytes::from_static(b"again")));
+}
+
+async fn an_object_that_is_not_what_was_written_is_never_taken_for_it(world: &World) {
+    let stores = world.stores().await;
+    let content: Bytes = (0..1_000_000_u32).map(|at| (at % 251) as u8).collect();
+    let wanted = |from: usize, bytes: usize| Some(content.slice(from..from + bytes));
+    stores.blobs.put("a", content.clone()).await.unwrap();
+    for (from, bytes) in [(0, 1_000_000), (262_100, 100), (262_144, 262_144), (999_990, 10)] {
+        let read = stores.blobs.get_range("a", from as u64, bytes as u64).await.unwrap();
+        assert_eq!(read, wanted(from, bytes), "{bytes} from {from}");
+    }
+    // Somebody changes a byte in the bucket.
+    let key = world.server.keys(&world.bucket).remove(0);
+    let object = key.replace("content/", "");
+    let bucket =
+        sluice_databases::Bucket::open(&format!("s3://{}/content", world.bucket), &world.settings()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut harmed = content.to_vec();
+    harmed[300_000] ^= 1;
+    std::fs::write(folder.path().join("harmed"), harmed).unwrap();
+    bucket.put(&object, &folder.path().join("harmed")).await.unwrap();
+    for (from, bytes) in [(0, 1_000_000), (300_000, 1), (262_144, 10)] {
+        let error = stores.blobs.get_range("a", from, bytes).await.unwrap_err();
+        let is_named = error.to_string().contains("does not match its digests");
+        assert!(matches!(error, Error::Damaged { .. }) && is_named, "{error}");
+    }
+    assert_eq!(
+        stores.blobs.get_range("a", 0, 262_144).await.unwrap(),
+        wanted(0, 262_144),
+        "the rest is whole"
+    );
+    // Content of a version that kept no digests is still read.
+    let mut batch = sluice_store::Batch::new();
+    let place = [&1_000_000_u64.to_le_bytes()[..], object.as_bytes()].concat();
+    batch.put("objects", "a", place).delete_prefix("objects.parts", "");
+    stores.tables.commit(batch).await.unwrap();
+    assert_eq!(stores.blobs.get_range("a", 0, 10).await.unwrap(), wanted(0, 10));
 }
 
 async fn a_bucket_that_is_not_there_is_told_without_the_keys(world: &World) {
@@ -156,6 +201,7 @@ fn main() -> ExitCode {
         what_is_removed_or_replaced_leaves_nothing_in_the_bucket,
         an_upload_that_is_not_finished_is_given_up,
         what_a_crash_left_goes_when_the_store_is_opened_again,
+        an_object_that_is_not_what_was_written_is_never_taken_for_it,
         a_bucket_that_is_not_there_is_told_without_the_keys,
         a_server_that_is_not_there_is_told,
         an_address_that_cannot_be_one_is_refused,

@@ -173,7 +173,7 @@ async fn labels_of_the_vocabulary_belong_to_no_document() {
     let standard = label("http://www.w3.org/ns/prov#Entity", "Entity");
     let own = label("http://www.w3.org/ns/prov#Entity", "Thing");
     world.state(1, "doc", "c", vec![standard, own, statement("urn:one")]).await;
-    let noted = Read::range("derived.held", KeyRange::all(), 100);
+    let noted = Read::range("derived.holders", KeyRange::all(), 100);
     let noted = world.store.tables().read(vec![noted]).await.unwrap().pop().unwrap();
     assert_eq!(noted.into_rows().rows.len(), 2);
     world.remove(2, "doc", "", false).await;

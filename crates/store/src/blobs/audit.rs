@@ -48,7 +48,7 @@ impl FileBlobs {
             let page = rows(&*shared.tables, Read::range(PLACES, range.clone(), PAGE_ROWS)).await?;
             let mut named = Vec::new();
             for (id, row) in &page.rows {
-                let Place { bytes, file: Some(file), .. } = Place::decode(row)? else { continue };
+                let Place { bytes, name: Some(file), .. } = Place::decode(row)? else { continue };
                 let id = String::from_utf8_lossy(id).into_owned();
                 named.push(MissingBlob { id, file, bytes, found_bytes: None });
             }
