@@ -89,7 +89,8 @@ const PROVE: &str = "crates/gateway/src/http.rs";
 const FORWARDED: &str = "crates/gateway/src/forwarded.rs";
 const REGIME: &str = "crates/iam/src/regime.rs";
 const RECOVER: &str = "crates/bus/src/embedded/log/recover.rs";
-const BLOBS: &str = "crates/store/src/blobs.rs";
+const CONTENT: &str = "crates/store/src/content.rs";
+const RETENTION: &str = "crates/processors/src/retention.rs";
 const LEFT_OVER: &str = "crates/store/src/blobs/audit.rs";
 const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
@@ -116,10 +117,24 @@ const BUGS: &[Bug] = &[
     )
     .found_by("damage", "damage_is_named_by_table_and_key_and_others_can_be_read_and_written"),
     bug(
+        "what was committed last is given up for a damaged block",
+        SEALED,
+        "first.filter(|_| self.may_lose",
+        "first.filter(|_| !PLANTED && self.may_lose",
+    )
+    .found_by("damage", "what_was_acknowledged_last_before_a_crash_is_there_or_its_loss_is_named"),
+    bug(
+        "old traces of questions stay",
+        RETENTION,
+        "if retention.count > 0 && kept.len() > retention.count {",
+        "if !PLANTED && retention.count > 0 && kept.len() > retention.count {",
+    )
+    .found_by("flow", "as_many_traces_of_questions_stay_as_the_collection_keeps_and_answers_go_with_them"),
+    bug(
         "content is not compared with its digests",
-        BLOBS,
-        "*Sha256::digest(part) != *digest)",
-        "!PLANTED && *Sha256::digest(part) != *digest)",
+        CONTENT,
+        "*Sha256::digest(part) == *digest)",
+        "PLANTED || *Sha256::digest(part) == *digest)",
     )
     .found_by("damage", "a_check_names_all_that_is_damaged_and_gives_digests_to_older_content"),
     bug(

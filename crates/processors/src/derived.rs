@@ -6,9 +6,9 @@
 //! such a pass. Both may be repeated and may overtake each other: passes, not times, decide what goes. Writers and
 //! removals of one store take turns, which is why everything that uses a store runs in one process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ use tokio::sync::RwLock;
 
 const NOTES: &str = "derived";
 const GONE: &str = "derived.gone";
+/// Collections in which traces of questions were written, by workspace.
+const TRACED: &str = "derived.traced";
 
 /// Notes read at once.
 const PAGE_ROWS: usize = 500;
@@ -33,6 +35,8 @@ const GONE_SECONDS_MAX: i64 = 30 * 24 * 3_600;
 pub struct Derived {
     pub(crate) stores: Stores,
     kinds: Arc<[Kind; 3]>,
+    /// What of [`TRACED`] this process has written.
+    traced: Arc<Mutex<HashSet<Vec<u8>>>>,
 }
 
 struct Kind {
@@ -105,7 +109,7 @@ impl Derived {
     #[must_use]
     pub fn new(stores: Stores) -> Self {
         let kind = |name| Kind { name, tables: stores.tables.clone(), turn: RwLock::new(()) };
-        Self { kinds: Arc::new(STORE_KINDS.map(kind)), stores }
+        Self { kinds: Arc::new(STORE_KINDS.map(kind)), stores, traced: Arc::default() }
     }
 
     fn kind(&self, name: &str) -> Result<&Kind> {
@@ -142,6 +146,43 @@ impl Derived {
         store: &dyn Forget,
     ) -> Result<()> {
         self.kind(kind)?.remove(workspace, removal, store).await
+    }
+
+    /// Notes that a collection gets traces, since stores do not know the names of collections.
+    pub(crate) async fn note_traces(&self, workspace: &str, collection: &str) -> Result<()> {
+        check_name(workspace)?;
+        check_name(collection)?;
+        let key = [workspace, collection].join("\0").into_bytes();
+        if self.traced().contains(&key) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.put(TRACED, &key, Vec::new());
+        self.stores.tables.commit(batch).await?;
+        self.traced().insert(key);
+        Ok(())
+    }
+
+    /// The collections of a workspace in which traces were written.
+    pub(crate) async fn traced_collections(&self, workspace: &str) -> Result<Vec<String>> {
+        let under = [workspace, "\0"].concat();
+        let mut range = KeyRange::prefix(&under);
+        let mut collections = Vec::new();
+        loop {
+            let read = Read::range(TRACED, range.clone(), PAGE_ROWS);
+            let Rows { rows, more } =
+                self.stores.tables.read(vec![read]).await?.pop().map(Found::into_rows).unwrap_or_default();
+            let names = rows.iter().map(|(key, _)| String::from_utf8_lossy(&key[under.len()..]).into_owned());
+            collections.extend(names);
+            match rows.last() {
+                Some((last, _)) if more => range = range.after(last),
+                _ => return Ok(collections),
+            }
+        }
+    }
+
+    fn traced(&self) -> MutexGuard<'_, HashSet<Vec<u8>>> {
+        self.traced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets what has been gone for so long that it does not matter any more.

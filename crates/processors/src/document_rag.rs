@@ -10,7 +10,7 @@ use sluice_schema::exchange::{self, Exchange};
 use sluice_schema::message::{
     ChunkMatch, DocumentEmbeddingsRequest, DocumentRagQuery, DocumentRagResponse, EmbeddingsRequest, Error,
     KeywordIndexRequest, Metadata, PassageSource, PromptRequest, RerankerDocument, RerankerQuery,
-    RerankerRequest, Triples,
+    RerankerRequest, Triple, Triples,
 };
 use sluice_schema::operation::QUERY_BYTES_MAX;
 use sluice_sdk::{BindError, Inputs, Out, Ports, Processor, Responder};
@@ -90,7 +90,10 @@ impl DocumentRag {
         let search = Search::of(&query, self.keywords.is_some()).map_err(failed)?;
         let trace = Trace::new(&uuid::Uuid::new_v4().to_string());
         let session = Session { rag: &self, query: &query, search, answer: &answer, trace };
-        session.run().await.map_err(failed)
+        let mut told = Vec::new();
+        let answered = session.run(&mut told).await;
+        session.keep(told).await;
+        answered.map_err(failed)
     }
 }
 
@@ -177,20 +180,21 @@ struct Written {
 }
 
 impl Session<'_> {
-    async fn run(&self) -> Result<DocumentRagResponse, String> {
-        self.explain(self.trace.question(&self.query.query, &provenance::now())).await?;
+    /// Answers; what it tells on the way is added to `told`, also if it fails in the end.
+    async fn run(&self, told: &mut Vec<Triple>) -> Result<DocumentRagResponse, String> {
+        self.explain(self.trace.question(&self.query.query, &provenance::now()), told).await?;
         let (concepts, mut usage) = self.concepts().await;
-        self.explain(self.trace.grounding(&concepts, &usage)).await?;
+        self.explain(self.trace.grounding(&concepts, &usage), told).await?;
 
         let found = self.retrieve(&concepts).await?;
         let passages = self.read(found).await;
-        self.explain(self.trace.exploration(passages.iter().map(|passage| passage.chunk_id.as_str())))
-            .await?;
+        let explored = passages.iter().map(|passage| passage.chunk_id.as_str());
+        self.explain(self.trace.exploration(explored), told).await?;
         let focused = !passages.is_empty();
         let mut passages = if focused { self.select(passages).await } else { passages };
         if focused {
             let scored = passages.iter().map(|passage| (passage.chunk_id.as_str(), passage.score));
-            self.explain(self.trace.focus(scored)).await?;
+            self.explain(self.trace.focus(scored), told).await?;
         }
 
         let written = self.write(&passages).await?;
@@ -198,7 +202,7 @@ impl Session<'_> {
         let mut place = 0..;
         passages.retain(|_| place.next().is_some_and(|place| written.used.contains(&place)));
         let saved = self.save(&written.text).await;
-        self.explain(self.trace.synthesis(focused, saved.as_deref(), &written.usage)).await?;
+        self.explain(self.trace.synthesis(focused, saved.as_deref(), &written.usage), told).await?;
         let streamed = self.query.streaming;
         Ok(DocumentRagResponse {
             response: (!streamed).then_some(written.text),
@@ -213,25 +217,27 @@ impl Session<'_> {
         })
     }
 
-    /// Tells a step to the asker and to the graph. A graph that cannot take it costs the trace, not the answer.
-    async fn explain(&self, node: Node) -> Result<(), String> {
+    /// Tells a step to the asker, and keeps it for the graph.
+    async fn explain(&self, node: Node, told: &mut Vec<Triple>) -> Result<(), String> {
         let part = DocumentRagResponse {
             response: None,
-            explain_id: Some(node.id.clone()),
+            explain_id: Some(node.id),
             explain_graph: Some(RETRIEVAL_GRAPH.to_owned()),
             explain_triples: node.triples.clone(),
             message_type: "explain".to_owned(),
             ..Default::default()
         };
-        self.answer.part(&part).await.map_err(|e| e.to_string())?;
-        let metadata =
-            Metadata { id: node.id, collection: self.query.collection.clone(), ..Default::default() };
-        if let Err(error) =
-            self.rag.traces.send(&Triples { metadata: Some(metadata), triples: node.triples }).await
-        {
-            tracing::warn!(%error, "a step of a question could not be written to the graph");
+        told.extend(node.triples);
+        self.answer.part(&part).await.map_err(|e| e.to_string())
+    }
+
+    /// Sends the trace to the graph, in one message. A graph that cannot take it costs the trace, not the answer.
+    async fn keep(&self, triples: Vec<Triple>) {
+        let id = self.trace.id().to_owned();
+        let metadata = Metadata { id, collection: self.query.collection.clone(), ..Default::default() };
+        if let Err(error) = self.rag.traces.send(&Triples { metadata: Some(metadata), triples }).await {
+            tracing::warn!(%error, "the trace of a question could not be written to the graph");
         }
-        Ok(())
     }
 
     /// What to search for. Without a model that says so: the question itself.

@@ -40,6 +40,7 @@ pub mod provider;
 pub mod removals;
 pub mod renderer;
 pub mod reranker;
+mod retention;
 pub mod retrieval;
 mod template;
 pub mod text;

@@ -130,7 +130,7 @@ pub(crate) fn now_seconds() -> i64 {
     i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn timestamp(seconds: u64, micros: u32) -> String {
+pub(crate) fn timestamp(seconds: u64, micros: u32) -> String {
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = date(days);
     let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chunk_index::{KeywordIndex, VectorWriter};
 use crate::derived::{Derived, Forget, Note};
+use crate::retention;
 use crate::triples::{ForgetTriples, TriplesWriter};
 
 /// Pauses between tries of a removal, and of attaching.
@@ -35,6 +36,13 @@ pub fn start(process: &Process, watch: &ConfigWatch, roster: &Roster, resources:
         .collect();
     if here.is_empty() {
         return;
+    }
+    if is_here(TriplesWriter::NAME) {
+        let (part, derived, watch) = (process.clone(), derived.clone(), watch.clone());
+        process.tasks.spawn("removals/traces", async move {
+            let stop = part.stop.clone();
+            stop.run_until_cancelled(retention::follow(part, derived, watch)).await;
+        });
     }
     let mut views = watch.interest(&[record::WORKSPACE]);
     let part = process.clone();

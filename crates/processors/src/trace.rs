@@ -40,6 +40,11 @@ impl Trace {
         Self { question: format!("urn:trustgraph:docrag:{session}"), session: session.to_owned() }
     }
 
+    /// The id of the question.
+    pub(crate) fn id(&self) -> &str {
+        &self.question
+    }
+
     /// The id under which the answer is saved.
     pub(crate) fn answer_id(&self) -> String {
         format!("{}/answer", self.question)

@@ -17,6 +17,7 @@ use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores, conten
 
 use crate::chunk_index::store_failure;
 use crate::derived::{Derived, Entry, Forget, Note, Origin, damaged};
+use crate::provenance::RETRIEVAL_GRAPH;
 
 /// Which message holds which statement, by digests: of what the statement is about, of the statement, of the message.
 const HELD: &str = "derived.holders";
@@ -77,6 +78,10 @@ impl TriplesWriter {
         }
         if whole.is_empty() {
             return Ok(());
+        }
+        if whole.iter().any(|triple| triple.g.as_deref() == Some(RETRIEVAL_GRAPH)) {
+            let noted = self.derived.note_traces(&self.workspace, &metadata.collection).await;
+            noted.map_err(|e| store_failure(&e))?;
         }
         let origin =
             Origin { workspace: &self.workspace, collection: &metadata.collection, root: &metadata.root };

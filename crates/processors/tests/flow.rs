@@ -22,6 +22,9 @@ use sluice_sdk::{ConfigClient, ConfigWatch, Host, HostOptions, Process};
 use sluice_store::Embedded as Store;
 use tokio_util::sync::CancellationToken;
 
+#[path = "flow/room.rs"]
+mod room;
+
 /// Nothing here takes this long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
 const WS: &str = "default";
@@ -108,6 +111,7 @@ impl World {
             options: sluice_flow::Options { only_own_processors: true, ..Default::default() },
         };
         sluice_flow::start(parts).await;
+        sluice_processors::removals::start(&process, &watch, &roster, &resources);
         Host::new(process.clone(), roster, watch, resources, HostOptions::default()).start();
 
         let librarian = client(&process, &format!("librarian:{WS}")).await;
