@@ -134,7 +134,7 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
         io::ErrorKind::AddrInUse => Error::InUse { address },
         _ => Error::Listen { address, source },
     };
-    let tcp = Listener::bind(&options).await.map_err(listen)?;
+    let tcp = Listener::bind(&options).map_err(listen)?;
     let local_addr = tcp.address().map_err(listen)?;
 
     let metrics = metrics::Metrics::register(&process.metrics);

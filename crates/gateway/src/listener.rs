@@ -26,7 +26,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +40,9 @@ use crate::refusal::Refusal;
 use crate::stream::Stream;
 use crate::tls::{Tls, Wire};
 
+/// Connections that are made and not accepted yet, as far as the system allows so many. One beyond that waits a second, whoever
+/// it is of: its first packet is thrown away.
+const UNACCEPTED_MAX: u32 = 4_096;
 /// Pause after a failed accept, which is out of file descriptors or the like.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Failed accepts are logged at most this often.
@@ -73,8 +76,13 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) async fn bind(options: &Options) -> io::Result<Self> {
-        Ok(Self { tcp: TcpListener::bind(options.listen).await?, tls: options.tls.clone() })
+    pub(crate) fn bind(options: &Options) -> io::Result<Self> {
+        let address = options.listen;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // So that a gateway can be started again where connections of the last one are still being closed.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { tcp: socket.listen(UNACCEPTED_MAX)?, tls: options.tls.clone() })
     }
 
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
@@ -394,6 +402,24 @@ impl HttpBody for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// While nothing is accepted, so that chance has no part in it.
+    #[tokio::test]
+    async fn many_connections_at_once_are_made_without_waiting_for_each_other() {
+        const AT_ONCE: usize = 1_200;
+        let (files, system) = (files::raise(), std::fs::read_to_string("/proc/sys/net/core/somaxconn"));
+        let system_max = system.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(AT_ONCE);
+        let count = AT_ONCE.min(system_max).min(files.saturating_sub(200));
+        let listener = Listener::bind(&Options::new(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        let address = listener.address().unwrap();
+        let made: Vec<_> = (0..count)
+            .map(|number| {
+                let made = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(20));
+                made.unwrap_or_else(|error| panic!("connection {number}: {error}"))
+            })
+            .collect();
+        assert_eq!(made.len(), count);
+    }
 
     #[test]
     fn a_head_ends_with_an_empty_line_wherever_it_was_cut() {
