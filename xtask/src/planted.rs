@@ -101,6 +101,8 @@ const CONNECTIONS: &str = "crates/gateway/src/connections.rs";
 const METER: &str = "crates/gateway/src/meter.rs";
 const SOCKET: &str = "crates/gateway/src/socket.rs";
 const BODY: &str = "crates/gateway/src/body.rs";
+const LISTING: &str = "crates/schema/src/listing.rs";
+const DOCUMENTS: &str = "crates/library/src/documents.rs";
 const IDENTITY: &str = "crates/gateway/src/identity.rs";
 const FRAME: &str = "crates/bus/src/embedded/log/frame.rs";
 const LETTER: &str = "crates/bus/src/letter.rs";
@@ -387,6 +389,27 @@ const BUGS: &[Bug] = &[
         "if PLANTED || *began == Base::of(&head) {",
     )
     .found_by("service", "pages_are_whole_at_one_version_whatever_is_written_meanwhile"),
+    bug(
+        "a page of a list tells its last item again",
+        LISTING,
+        "cursor.is_empty() || *place > cursor",
+        "cursor.is_empty() || *place > cursor || PLANTED && *place == cursor",
+    )
+    .found_by("service", "workspaces_are_listed_in_pages_and_their_names_have_a_ceiling"),
+    bug(
+        "metadata of documents have no ceiling",
+        DOCUMENTS,
+        "ceilings::within(what, bytes, ceilings::DOCUMENT_METADATA_BYTES_MAX).map_err(Error::Told)",
+        "if PLANTED { Ok(()) } else { ceilings::within(what, bytes, ceilings::DOCUMENT_METADATA_BYTES_MAX).map_err(Error::Told) }",
+    )
+    .found_by("librarian", "what_could_not_be_listed_later_is_refused_and_leaves_no_trace"),
+    bug(
+        "a damaged value is taken for one that is not there",
+        PAGES,
+        "self.damaged.insert(key.to_vec());",
+        "if !PLANTED { self.damaged.insert(key.to_vec()); }",
+    )
+    .found_by("service", "a_damaged_value_harms_only_itself"),
     bug(
         "what a workspace holds is not counted",
         STATE,

@@ -220,8 +220,9 @@ impl Hosts {
     /// What a workspace lacks of the template, with the mark that it was given.
     async fn copy_of_template(&self, id: &str) -> Result<Write, reader::Error> {
         let dump = Read::Dump { workspace: record::TEMPLATE.to_owned() };
-        let max = self.parts.process.broker.limits().message_bytes_max;
-        let template = Box::pin(self.service.reader.read(dump, &Paging::default(), max)).await?.config;
+        // No message carries it, so none bounds it.
+        let (paging, bytes_max) = (Paging::default(), usize::MAX);
+        let template = Box::pin(self.service.reader.read(dump, &paging, bytes_max)).await?.config;
         let present = self.service.reader.keys(id).await?;
         let mark = provisioned_mark(id);
         let absent = |at: &ScopedKey| Expectation {

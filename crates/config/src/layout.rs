@@ -205,6 +205,12 @@ impl Row {
         Some(Self { version: i64::from_be_bytes(*version), at: i64::from_be_bytes(*at), value })
     }
 
+    /// What is put in the place of a row that is none, so that it can be counted out and replaced.
+    pub(crate) fn broken(bytes: &[u8]) -> Self {
+        let text = bytes.get(17..).unwrap_or_default();
+        Self { version: 0, at: 0, value: Some(String::from_utf8_lossy(text).into_owned()) }
+    }
+
     /// The table that finds it by version.
     pub(crate) fn history(&self) -> &'static str {
         if self.value.is_some() { LIVE } else { DEAD }

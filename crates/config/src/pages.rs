@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_schema::ceilings::json_bytes;
+use sluice_schema::listing;
 use sluice_schema::message::{ConfigResponse, ConfigValue, ScopedKey};
 use sluice_schema::wire;
 use sluice_store::{Found, KeyRange, Rows, Tables, contract::Read as Look};
@@ -24,8 +25,6 @@ const ROWS_MIN: usize = 32;
 const ROWS_MAX: usize = 4_096;
 /// What a value takes in an answer beside its texts, in bytes.
 const ROW_BYTES: usize = 128;
-/// The smallest page, in bytes.
-const PAGE_BYTES_MIN: usize = 64 * 1024;
 /// How often what was written meanwhile is added before an answer is as new as it needs to be.
 const ROUNDS_MAX: usize = 8;
 
@@ -43,10 +42,23 @@ pub(crate) enum Scope {
 /// How much may come at once, and after what.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Paging {
-    /// Bytes of a page; `None` wants everything in one answer.
-    pub(crate) bytes_max: Option<usize>,
+    /// Bytes of a page; 0 wants everything in one answer.
+    pub(crate) bytes_max: i64,
     /// What the last page said; empty for the first.
     pub(crate) cursor: String,
+}
+
+impl Paging {
+    /// Whether it may come in pages.
+    const fn is_asked(&self) -> bool {
+        self.bytes_max > 0
+    }
+
+    /// Bytes of an answer.
+    fn room(&self, message_bytes_max: usize) -> usize {
+        let asked = listing::page_bytes(self.bytes_max, message_bytes_max);
+        asked.unwrap_or_else(|| listing::room(message_bytes_max))
+    }
 }
 
 /// The version and the history that a reader has; the default has nothing.
@@ -114,8 +126,11 @@ impl Step {
 }
 
 /// What one page returns: the latest known value of each key.
+#[derive(Default)]
 struct Page {
     told: BTreeMap<Vec<u8>, Option<ConfigValue>>,
+    /// Keys whose values cannot be read.
+    damaged: BTreeSet<Vec<u8>>,
     bytes: usize,
     room: usize,
 }
@@ -129,8 +144,26 @@ impl Page {
             return false;
         }
         self.bytes += bytes;
+        self.damaged.remove(key);
         self.told.insert(key.to_vec(), value);
         true
+    }
+
+    /// Whether it had room for a row, or for that it cannot be read.
+    fn put_row(&mut self, key: &[u8], row: Result<Row, sluice_store::Error>) -> Result<bool, Error> {
+        match row {
+            Ok(row) if row.value.is_none() => Ok(true),
+            Ok(row) => Ok(self.put(key, Some(value(place_at(key)?, row)))),
+            Err(error) => {
+                tracing::error!(%error, "a config value is damaged: write it again, or restore a backup");
+                let has_room = self.put(key, None);
+                if has_room {
+                    self.told.remove(key);
+                    self.damaged.insert(key.to_vec());
+                }
+                Ok(has_room)
+            }
+        }
     }
 }
 
@@ -171,10 +204,8 @@ pub(crate) struct Pages<'a> {
 impl Pages<'_> {
     /// The next page: `values`, `deleted`, and the `cursor` of what follows; the version is that of the last page.
     pub(crate) async fn next(&self, since: &Since, paging: &Paging) -> Result<ConfigResponse, Error> {
-        // What is around the values has to fit too.
-        let largest = self.message_bytes_max.saturating_sub(PAGE_BYTES_MIN).max(PAGE_BYTES_MIN);
-        let room = paging.bytes_max.map_or(largest, |bytes| bytes.clamp(PAGE_BYTES_MIN, largest));
-        let mut page = Page { told: BTreeMap::new(), bytes: 0, room };
+        let room = paging.room(self.message_bytes_max);
+        let mut page = Page { room, ..Page::default() };
         let is_first = paging.cursor.is_empty();
         let mut cursor = self.begin(since, &paging.cursor)?;
         let mut is_asked = is_first && cursor.is_some();
@@ -207,14 +238,14 @@ impl Pages<'_> {
                     Came::ToItsEnd(head) => break Some(head),
                     Came::Full => break None,
                     Came::Unknown if is_asked => {
-                        page = Page { told: BTreeMap::new(), bytes: 0, room };
+                        page = Page { room, ..Page::default() };
                         (cursor, is_asked) = (None, false);
                     }
                     Came::Unknown => return Err(Error::Expired),
                 },
             }
         };
-        if head.is_none() && paging.bytes_max.is_none() {
+        if head.is_none() && !paging.is_asked() {
             return Err(Error::TooLarge { max: self.message_bytes_max });
         }
         let is_whole = is_first && !is_asked;
@@ -227,6 +258,9 @@ impl Pages<'_> {
                 None if is_whole => {}
                 None => answer.deleted.push(place_at(&key)?),
             }
+        }
+        for key in page.damaged {
+            answer.damaged.push(place_at(&key)?);
         }
         match (head, cursor) {
             (Some(head), _) => {
@@ -329,17 +363,21 @@ impl Pages<'_> {
         let (mut count, mut rows_max) = (left.len(), ROWS_MIN);
         loop {
             let looks = left.iter().take(count).map(|range| Look::range(VALUE, range.clone(), rows_max));
-            let mut seen = self.look(looks.collect()).await?;
+            let mut seen = match self.look(looks.collect()).await {
+                Err(Error::Store(sluice_store::Error::Damaged { .. })) => {
+                    return self.scan_by_name(base, after, page).await;
+                }
+                seen => seen?,
+            };
             let began = *base.get_or_insert(Base::of(&seen.head));
             let last = seen.head;
             let (mut bytes, mut read) = (0, 0);
             for _ in 0..count {
                 let Rows { rows, more } = seen.rows();
                 for (key, raw) in &rows {
-                    let row = row_of(key, raw)?;
                     bytes += raw.len();
                     read += 1;
-                    if row.value.is_some() && !page.put(key, Some(value(place_at(key)?, row))) {
+                    if !page.put_row(key, row_of(key, raw))? {
                         return Ok((Came::Full, began, text(&after)));
                     }
                     after = key.to_vec();
@@ -360,6 +398,53 @@ impl Pages<'_> {
             rows_max = (page.room / average).clamp(1, ROWS_MAX);
             count = 1;
         }
+    }
+
+    /// The same where a range cannot be read as a whole: names are known from elsewhere, and each value is read alone, so
+    /// that those that are damaged are told from those that are not.
+    async fn scan_by_name(
+        &self,
+        base: Option<Base>,
+        after: Vec<u8>,
+        page: &mut Page,
+    ) -> Result<(Came, Base, String), Error> {
+        let mut seen = self.look(Vec::new()).await?;
+        let base = base.unwrap_or(Base::of(&seen.head));
+        let mut keys = BTreeSet::new();
+        let mut range = KeyRange::all();
+        loop {
+            let mut names = self.look(vec![Look::range(PLACE, range.clone(), ROWS_MAX)]).await?;
+            let names = names.rows();
+            for [workspace, config_type, key] in names.rows.iter().filter_map(|(key, _)| layout::names(key)) {
+                let at = ScopedKey { workspace, r#type: config_type, key };
+                let key = layout::value_key(&at);
+                if self.covers(&at) && key > after {
+                    keys.insert(key);
+                }
+            }
+            match names.rows.last() {
+                Some((last, _)) if names.more => range = range.after(last),
+                _ => break,
+            }
+        }
+        let mut after = after;
+        for key in keys {
+            let row = match self.look(vec![Look::get(VALUE, &key)]).await {
+                Ok(one) => {
+                    seen = one;
+                    // One that was deleted a moment ago is told of by what follows.
+                    let Some(raw) = seen.value() else { continue };
+                    row_of(&key, &raw)
+                }
+                Err(Error::Store(error @ sluice_store::Error::Damaged { .. })) => Err(error),
+                Err(error) => return Err(error),
+            };
+            if !page.put_row(&key, row)? {
+                return Ok((Came::Full, base, String::from_utf8_lossy(&after).into_owned()));
+            }
+            after = key;
+        }
+        Ok((Came::ToItsEnd(seen.head), base, String::from_utf8_lossy(&after).into_owned()))
     }
 
     /// Returns what was written after the base, until nothing is written meanwhile.
@@ -477,13 +562,30 @@ impl Pages<'_> {
             .collect();
         let mut last = None;
         for some in wanted.chunks(ROWS_MIN) {
-            let mut seen = self.look(some.iter().map(|(_, key)| Look::get(VALUE, key)).collect()).await?;
-            last = Some(seen.head);
-            for (number, key) in some {
+            let gets = |some: &[(i64, &[u8])]| some.iter().map(|(_, key)| Look::get(VALUE, key)).collect();
+            let mut together = match self.look(gets(some)).await {
+                Err(Error::Store(sluice_store::Error::Damaged { .. })) => None,
+                seen => Some(seen?),
+            };
+            for one in some {
+                let (number, key) = one;
+                let row = match &mut together {
+                    Some(seen) => {
+                        last = Some(seen.head);
+                        seen.value().map(|raw| row_of(key, &raw))
+                    }
+                    None => match self.look(gets(std::slice::from_ref(one))).await {
+                        Err(Error::Store(error @ sluice_store::Error::Damaged { .. })) => Some(Err(error)),
+                        seen => {
+                            let mut seen = seen?;
+                            last = Some(seen.head);
+                            seen.value().map(|raw| row_of(key, &raw))
+                        }
+                    },
+                };
                 // What was written again or deleted meanwhile stands further on in a history.
-                let row = seen.value().map(|raw| row_of(key, &raw)).transpose()?;
-                if let Some(row) = row.filter(|row| row.value.is_some())
-                    && !page.put(key, Some(value(place_at(key)?, row)))
+                if let Some(row) = row
+                    && !page.put_row(key, row)?
                 {
                     return Ok(None);
                 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sluice_schema::ceilings::json_bytes;
-use sluice_schema::message::{ConfigKey, ConfigResponse, ConfigValue, ScopedKey};
-use sluice_schema::{record, wire};
+use sluice_schema::message::{self, ConfigKey, ConfigResponse, ConfigValue, ScopedKey};
+use sluice_schema::{listing, record, wire};
 use sluice_store::{Found, KeyRange, Tables, contract::Read as Look};
 
 use crate::layout::{self, HEAD, HEAD_KEY, Head, PLACE, Row, VALUE};
@@ -26,6 +26,9 @@ const LOOKS_MAX: usize = 8;
 pub(crate) enum Error {
     #[error(transparent)]
     Store(#[from] sluice_store::Error),
+    /// A list, as far as it got.
+    #[error("{}", .0.message)]
+    List(message::Error),
     /// What a page would go on with cannot be told any more.
     #[error("what comes after this page cannot be told any more; begin again with the first page")]
     Expired,
@@ -53,14 +56,6 @@ struct Seen {
 }
 
 impl Seen {
-    fn rows(&mut self) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        let rows = self.found.next().map(Found::into_rows).unwrap_or_default();
-        if rows.more {
-            return Err(Error::TooLarge { max: sluice_store::contract::tables::RANGE_BYTES_MAX });
-        }
-        Ok(rows.rows)
-    }
-
     fn value(&mut self) -> Option<Bytes> {
         self.found.next().and_then(Found::into_value)
     }
@@ -99,18 +94,20 @@ impl Reader {
     ) -> Result<ConfigResponse, Error> {
         let page = async |scope: Scope, since: &Since| {
             let pages = Pages { tables: &self.tables, scope: &scope, message_bytes_max };
-            pages.next(since, paging).await
+            let answer = pages.next(since, paging).await?;
+            match answer.damaged.first() {
+                Some(at) if !matches!(&scope, Scope::Types(_)) => {
+                    let advice = "write it again or delete it; if that is refused too, restore a backup";
+                    Err(damaged(&format!("config value {}", crate::request::place(at)), advice).into())
+                }
+                _ => Ok(answer),
+            }
         };
         let everything = Since::default();
         match read {
             Read::Get { workspace, keys } => self.get(&workspace, keys, message_bytes_max).await,
             Read::List { workspace, config_type } => {
-                let names = Look::prefix(PLACE, layout::prefix(&[&workspace, &config_type]), usize::MAX);
-                let mut seen = self.look(vec![names]).await?;
-                let rows = seen.rows()?;
-                let names = rows.iter().filter_map(|(key, _)| layout::names(key));
-                let directory = names.map(|[_, _, key]| key).collect();
-                Ok(ConfigResponse { version: seen.head.version, directory, ..Default::default() })
+                self.list(&workspace, &config_type, paging, message_bytes_max).await
             }
             Read::Values { workspace, config_type } => {
                 let mut answer = page(Scope::Type { workspace, config_type }, &everything).await?;
@@ -144,6 +141,39 @@ impl Reader {
     /// The public version.
     pub(crate) async fn version(&self) -> Result<i64, sluice_store::Error> {
         Ok(self.look(Vec::new()).await?.head.version)
+    }
+
+    /// The keys of a type, as they were a moment after the call began.
+    async fn list(
+        &self,
+        workspace: &str,
+        config_type: &str,
+        paging: &Paging,
+        message_bytes_max: usize,
+    ) -> Result<ConfigResponse, Error> {
+        let mut page = listing::Page::new(paging.bytes_max, message_bytes_max);
+        let under = layout::prefix(&[workspace, config_type]);
+        let mut range = KeyRange::prefix(&under);
+        if !paging.cursor.is_empty() {
+            range = range.after([&under, paging.cursor.as_bytes()].concat());
+        }
+        let version = self.version().await?;
+        loop {
+            let look = Look::range(PLACE, range.clone(), NAMES_MAX);
+            let rows = self.look(vec![look]).await?.found.next().map(Found::into_rows).unwrap_or_default();
+            for [_, _, key] in rows.rows.iter().filter_map(|(key, _)| layout::names(key)) {
+                let (place, bytes) = (key.clone(), json_bytes(&key));
+                if !page.take(&place, bytes, key).map_err(Error::List)? {
+                    break;
+                }
+            }
+            match rows.rows.last() {
+                Some((last, _)) if rows.more && page.cursor.is_empty() => range = range.after(last),
+                _ => break,
+            }
+        }
+        let listing::Page { items: directory, cursor, .. } = page;
+        Ok(ConfigResponse { version, directory, cursor, ..Default::default() })
     }
 
     async fn look(&self, reads: Vec<Look>) -> Result<Seen, sluice_store::Error> {
@@ -230,12 +260,15 @@ impl Reader {
 
     /// Ids of the live workspaces, and of those that got their copy of the template.
     pub(crate) async fn workspaces(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), Error> {
-        let registry = under(&[record::WORKSPACE, record::WORKSPACES]);
-        let marks = under(&[crate::state::INIT_STATE, record::SYSTEM]);
-        let mut seen = self.look(vec![registry, marks]).await?;
-        let ids = live(seen.rows()?)?.into_iter().map(|(at, _)| at.key).collect();
-        let mark = |(at, _): (ScopedKey, Row)| at.key.strip_prefix("provision:").map(str::to_owned);
-        let provisioned = live(seen.rows()?)?.into_iter().filter_map(mark).collect();
+        let (mut ids, mut provisioned) = (BTreeSet::new(), BTreeSet::new());
+        // Marks first: one that is deleted in between does not look as if it still lacked its copy.
+        let marks = layout::prefix(&[record::SYSTEM, crate::state::INIT_STATE]);
+        self.names(KeyRange::prefix(marks), |[_, _, mark]| {
+            provisioned.extend(mark.strip_prefix("provision:").map(str::to_owned));
+        })
+        .await?;
+        let registry = layout::prefix(&[record::WORKSPACES, record::WORKSPACE]);
+        self.names(KeyRange::prefix(registry), |[_, _, id]| _ = ids.insert(id)).await?;
         Ok((ids, provisioned))
     }
 
@@ -250,19 +283,4 @@ impl Reader {
         .await?;
         Ok(pairs.into_iter().collect())
     }
-}
-
-fn under(names: &[&str]) -> Look {
-    Look::prefix(VALUE, layout::prefix(names), usize::MAX)
-}
-
-fn live(rows: Vec<(Bytes, Bytes)>) -> Result<Vec<(ScopedKey, Row)>, Error> {
-    let mut values = Vec::with_capacity(rows.len());
-    for (key, raw) in rows {
-        let row = row_of(&key, &raw)?;
-        if row.value.is_some() {
-            values.push((place_at(&key)?, row));
-        }
-    }
-    Ok(values)
 }

@@ -131,8 +131,7 @@ fn operation(door: &Door, mut request: ConfigRequest) -> Result<Operation, Error
             "a list of {longest} elements is longer than the limit of {ELEMENTS_MAX}; send several requests"
         )));
     }
-    let bytes_max = usize::try_from(request.bytes_max).ok().filter(|bytes| *bytes > 0);
-    let paging = Paging { bytes_max, cursor: std::mem::take(&mut request.cursor) };
+    let paging = Paging { bytes_max: request.bytes_max, cursor: std::mem::take(&mut request.cursor) };
     let read = match request.operation.as_str() {
         "get" => Read::Get { workspace: workspace(door, &request)?, keys: request.keys },
         "list" => Read::List { workspace: workspace(door, &request)?, config_type: request.r#type },

@@ -124,6 +124,7 @@ impl Service {
         let max = self.process.broker.limits().message_bytes_max;
         let answer = Box::pin(self.reader.read(read, &paging, max)).await.map_err(|error| match error {
             reader::Error::Expired => message::Error::new(message::Error::PAGE_EXPIRED, error.to_string()),
+            reader::Error::List(error) => error,
             reader::Error::TooLarge { .. } => {
                 message::Error::new(message::Error::TOO_LARGE, error.to_string())
             }

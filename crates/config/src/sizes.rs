@@ -16,6 +16,8 @@ use crate::reader::{place_at, row_of};
 const ROWS_MAX: usize = 1_000;
 /// How often counting starts over because somebody wrote meanwhile.
 const RACES_MAX: usize = 100;
+/// Prompt records.
+const PROMPT: &str = "prompt";
 /// What the flow service keeps of a flow that runs.
 const WISH: &str = "flow-wish";
 
@@ -35,12 +37,12 @@ pub(crate) fn check_value(at: &ScopedKey, value: &str, before: Option<u64>) -> R
     if at.workspace == record::FLOWS || is_no_larger {
         return Ok(());
     }
-    let bytes_max = ceilings::value_bytes_max(&at.r#type);
-    ceilings::within(
-        format_args!("the value of {}", crate::request::place(at)),
-        ceilings::json_bytes(value),
-        bytes_max,
-    )
+    let what = format_args!("the value of {}", crate::request::place(at));
+    if at.r#type == PROMPT {
+        // What could not be used is not taken in.
+        ceilings::within(what, value.len(), ceilings::PROMPT_RECORD_BYTES_MAX)?;
+    }
+    ceilings::within(what, ceilings::json_bytes(value), ceilings::value_bytes_max(&at.r#type))
 }
 
 /// Refuses what a type or a workspace would hold after it grew.

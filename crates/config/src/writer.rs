@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::layout::{self, ASKED, ASKED_MAX, DEAD, HEAD, HEAD_KEY, OUTBOX, Row, SIZE, Size, VALUE};
-use crate::reader::{damaged, head_of, row_of};
+use crate::reader::{damaged, head_of};
 use crate::request::Write;
 use crate::state::{self, State, TRIM_COUNT, Written};
 
@@ -117,6 +117,14 @@ impl Committing {
             Ok(outcomes) => (outcomes, false),
             Err(error) => {
                 tracing::error!(%error, writes = group.len(), "config could not be written");
+                if matches!(error, Error::Damaged { .. }) && group.len() > 1 {
+                    // Whose row is damaged is told so alone.
+                    self.sent.add(sent);
+                    for job in group {
+                        Box::pin(self.commit(vec![job])).await;
+                    }
+                    return;
+                }
                 if matches!(error, Error::Disk { .. }) && group.len() > 1 {
                     // Alone it may use the room that is kept for it.
                     let (alone, others) = group.into_iter().partition(|job| job.write.is_essential());
@@ -199,8 +207,9 @@ impl Committing {
         let raw = found.next().and_then(Found::into_value);
         let mut state = State::new(head_of(raw.as_ref())?, rand::random());
         for key in keys {
-            let row = found.next().and_then(Found::into_value).map(|raw| row_of(&key, &raw)).transpose()?;
-            state.load(key, row);
+            let row = found.next().and_then(Found::into_value);
+            // One that is no row can be written again and deleted.
+            state.load(key, row.map(|raw| Row::decode(&raw).unwrap_or_else(|| Row::broken(&raw))));
         }
         for key in sized {
             let size = found.next().and_then(Found::into_value).and_then(|raw| Size::decode(&raw));

@@ -1,6 +1,7 @@
 //! Decisions: from what somebody asks and what is recorded to the one atomic write that records the wish, or a refusal
 //! that has written nothing. Pure.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -135,14 +136,27 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     FlowId::parse(ask.id)?;
     check_ceilings(records, &ask)?;
     let named = FlowKey::new(ask.workspace.as_str(), ask.blueprint);
-    let text = records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)?;
+    let text = records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)?.as_ref();
+    let text = text.map_err(|reason| unreadable(format!("blueprint '{}'", ask.blueprint), reason))?;
     let blueprint = Blueprint::read(text)?;
+    let cannot_be_read = RefCell::new(None);
     let type_of = |name: &str| {
         let at = FlowKey::new(ask.workspace.as_str(), name);
-        records.parameter_types.get(&at).map(|text| ParameterType::read(text))
+        let text = records.parameter_types.get(&at)?.as_ref();
+        match text {
+            Ok(text) => Some(ParameterType::read(text)),
+            Err(reason) => {
+                cannot_be_read.replace(Some(unreadable(format!("parameter type '{name}'"), reason)));
+                None
+            }
+        }
     };
     let declared = blueprint.parameters();
-    let parameters = blueprint::resolve_parameters(declared, ask.given, type_of)?;
+    let parameters = blueprint::resolve_parameters(declared, ask.given, type_of);
+    if let Some(refusal) = cannot_be_read.take() {
+        return Err(refusal);
+    }
+    let parameters = parameters?;
     // Before it is filled in: each placeholder may become the longest value.
     let longest = parameters.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
     let filled = text.len() + text.matches('{').count().saturating_mul(longest);
@@ -478,9 +492,10 @@ mod tests {
             "interfaces": {}, "parameters": {"p": {"type": "p"}}}"#;
         let large = format!("{{\"flow\": {{}}, \"blueprint\": {{}}, \"pad\": \"{}\"}}", "{p}".repeat(1_000));
         for (name, text) in [("demo", blueprint), ("large", &large)] {
-            records.blueprints.insert(FlowKey::new("acme", name), text.into());
+            records.blueprints.insert(FlowKey::new("acme", name), Ok(text.into()));
         }
-        records.parameter_types.insert(FlowKey::new("acme", "p"), r#"{"type": "string"}"#.into());
+        let of_type = Ok(r#"{"type": "string"}"#.into());
+        records.parameter_types.insert(FlowKey::new("acme", "p"), of_type);
         let start = |records: &Records, blueprint: &str, description: &str, p: &str| {
             let given = Map::from_iter([("p".to_owned(), Value::String(p.to_owned()))]);
             let asked = Asked { id: "r1", is_repeated: false };

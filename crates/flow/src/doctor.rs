@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_bus::{PoisonBound, Seen, Severity};
 use sluice_schema::message::Finding;
-use sluice_schema::{Class, Topic, WorkspaceId, record, system};
+use sluice_schema::{Class, Topic, WorkspaceId, record, system, wire};
 
 use crate::audit::strangers;
 use crate::board::Board;
@@ -49,6 +49,25 @@ pub(crate) fn findings(looked: &Looked<'_>) -> Vec<Finding> {
         .into_iter()
         .map(|(severity, finding)| Finding { severity: severity.name().to_owned(), ..finding })
         .collect()
+}
+
+/// As many findings as there is room for, the worst of them; the last one says how many were left out.
+pub(crate) fn within(mut findings: Vec<Finding>, bytes_max: usize) -> Vec<Finding> {
+    let mut bytes = 0;
+    let fit = findings.iter().take_while(|finding| {
+        bytes += wire::encode(finding).len() + 1;
+        bytes <= bytes_max
+    });
+    let fit = fit.count();
+    let left_out = findings.len() - fit;
+    if left_out > 0 {
+        findings.truncate(fit);
+        let text = format!("{left_out} more findings do not fit one answer");
+        let (severity, more) =
+            finding(Severity::Warning, "findings-left-out", text, "mend those above first, then ask again");
+        findings.push(Finding { severity: severity.name().to_owned(), ..more });
+    }
+    findings
 }
 
 type Found = (Severity, Finding);
@@ -131,6 +150,16 @@ fn unreadable(looked: &Looked<'_>, found: &mut Vec<Found>) {
         for (key, recorded) in rows.iter().filter(|(key, _)| *key.workspace == *own) {
             if let Err(reason) = &recorded.value {
                 tell(keyed(kind)(key), reason, "nothing is started under this name");
+            }
+        }
+    }
+    let types =
+        [(record::BLUEPRINT, &records.blueprints), (record::PARAMETER_TYPE, &records.parameter_types)];
+    for (kind, texts) in types {
+        for (key, text) in texts.iter().filter(|(key, _)| *key.workspace == *own) {
+            if let Err(reason) = text {
+                let effect = "no flow that uses it can be started";
+                tell(format!("config value '{kind}/{}'", key.id), reason, effect);
             }
         }
     }

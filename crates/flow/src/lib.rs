@@ -115,6 +115,7 @@ pub async fn start(parts: Parts) {
         ports: ports(&catalogue, options.only_own_processors),
         drain_timeout: options.drain_timeout,
         answer_within: options.answer_within,
+        message_bytes_max: process.broker.limits().message_bytes_max,
         deciding: Mutex::new(()),
     };
     let doors = service::Doors { process: process.clone(), desk: Arc::new(desk) };

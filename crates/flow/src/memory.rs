@@ -33,6 +33,11 @@ pub const ONLY: &str = "head";
 /// Topics of earlier runs whose names are kept for sweeping when another run ends, at most.
 const EARLIER_TOPICS_MAX: usize = 200;
 
+/// Why a value cannot be read that the disk damaged.
+const DAMAGED: &str = "the disk damaged it; restore a backup";
+/// The version of such a value: a write that expects it is refused.
+const VERSION_UNKNOWN: i64 = -1;
+
 /// A flow: its workspace and the id that people use.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
@@ -209,10 +214,10 @@ pub struct Records {
     pub runs: BTreeMap<FlowKey, Recorded<Named>>,
     /// Counters of shared sections, by workspace and blueprint.
     pub shared: BTreeMap<FlowKey, Recorded<Named>>,
-    /// Blueprints, by workspace and name.
-    pub blueprints: BTreeMap<FlowKey, Arc<str>>,
-    /// Parameter types, by workspace and name.
-    pub parameter_types: BTreeMap<FlowKey, Arc<str>>,
+    /// Blueprints, by workspace and name; why, where one cannot be read.
+    pub blueprints: BTreeMap<FlowKey, Result<Arc<str>, String>>,
+    /// Parameter types, by workspace and name; why, where one cannot be read.
+    pub parameter_types: BTreeMap<FlowKey, Result<Arc<str>, String>>,
     /// Number of the last decision.
     pub ledger: Option<Recorded<i64>>,
     /// What the service that acts last told of flows that are not simply up: never an input of a plan.
@@ -243,11 +248,24 @@ impl Records {
             self.set(&gone.workspace, &gone.r#type, &gone.key, None, 0);
         }
         for value in page.values {
-            self.set(&value.workspace, &value.r#type, &value.key, value.value.as_deref(), value.version);
+            let text = value.value.as_deref().map(Ok);
+            self.set(&value.workspace, &value.r#type, &value.key, text, value.version);
+        }
+        for damaged in page.damaged {
+            let text = Some(Err(DAMAGED));
+            self.set(&damaged.workspace, &damaged.r#type, &damaged.key, text, VERSION_UNKNOWN);
         }
     }
 
-    fn set(&mut self, workspace: &str, kind: &str, key: &str, text: Option<&str>, version: i64) {
+    fn set(
+        &mut self,
+        workspace: &str,
+        kind: &str,
+        key: &str,
+        text: Option<Result<&str, &str>>,
+        version: i64,
+    ) {
+        let as_is = || text.map(|text| text.map(Into::into).map_err(str::to_owned));
         let is_ours = workspace == record::FLOWS;
         let own = || FlowKey::read(key);
         match kind {
@@ -261,10 +279,10 @@ impl Records {
             }
             record::FLOW => put(&mut self.flows, Some(FlowKey::new(workspace, key)), read(text, version)),
             record::BLUEPRINT => {
-                put(&mut self.blueprints, Some(FlowKey::new(workspace, key)), text.map(Into::into));
+                put(&mut self.blueprints, Some(FlowKey::new(workspace, key)), as_is());
             }
             record::PARAMETER_TYPE => {
-                put(&mut self.parameter_types, Some(FlowKey::new(workspace, key)), text.map(Into::into));
+                put(&mut self.parameter_types, Some(FlowKey::new(workspace, key)), as_is());
             }
             _ => {
                 if let Some(processor) = kind.strip_prefix(record::PROCESSOR_PREFIX) {
@@ -284,11 +302,9 @@ fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: Option<K>, value: Option<V>) {
     }
 }
 
-fn read<T: DeserializeOwned>(text: Option<&str>, version: i64) -> Option<Recorded<T>> {
-    text.map(|text| Recorded {
-        version,
-        value: serde_json::from_str(text).map(Arc::new).map_err(|e| e.to_string()),
-    })
+fn read<T: DeserializeOwned>(text: Option<Result<&str, &str>>, version: i64) -> Option<Recorded<T>> {
+    let value = |text: &str| serde_json::from_str(text).map(Arc::new).map_err(|e| e.to_string());
+    text.map(|text| Recorded { version, value: text.map_err(str::to_owned).and_then(value) })
 }
 
 /// A value in the flow service's own workspace.

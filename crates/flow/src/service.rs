@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_bus::{BrokerAdmin, PoisonBound, TopicSpec};
-use sluice_schema::message::{self, ConfigKey, FlowRequest, FlowResponse};
-use sluice_schema::{Topic, WorkspaceId, exchange, ids, record, system};
+use sluice_schema::ceilings::json_bytes;
+use sluice_schema::listing::{self, Page};
+use sluice_schema::message::{self, ConfigKey, FlowRequest, FlowResponse, FlowRow};
+use sluice_schema::{Topic, WorkspaceId, exchange, ids, record, system, wire};
 use sluice_sdk::workspaces::WorkspaceService;
 use sluice_sdk::{ConfigClient, ConfigError, Point, Process, Responder, service};
 use tokio::sync::{Mutex, Notify};
@@ -40,6 +42,8 @@ pub(crate) struct Desk {
     pub(crate) ports: Ports,
     pub(crate) drain_timeout: Duration,
     pub(crate) answer_within: Duration,
+    /// The broker's largest message, in bytes.
+    pub(crate) message_bytes_max: usize,
     /// One decision at a time: the next sees the one before.
     pub(crate) deciding: Mutex<()>,
 }
@@ -86,6 +90,8 @@ enum Error {
     Name(#[from] ids::IdError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("{}", .0.message)]
+    List(message::Error),
     #[error("others keep deciding about flows; nothing was changed, try again")]
     Contended,
     #[error("{0}")]
@@ -101,6 +107,7 @@ impl Error {
             Self::NotYet(_) => "timeout",
             Self::Refused(Refusal::Repeated) => message::Error::OUTCOME_UNKNOWN,
             Self::Config(error) if error.outcome_is_unknown() => message::Error::OUTCOME_UNKNOWN,
+            Self::List(error) => &error.r#type,
             Self::Refused(Refusal::TooLarge(_)) => message::Error::TOO_LARGE,
             Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::TOO_LARGE => {
                 message::Error::TOO_LARGE
@@ -117,6 +124,7 @@ impl Error {
             Self::Operation
             | Self::Refused(_)
             | Self::Name(_)
+            | Self::List(_)
             | Self::Contended
             | Self::Ended(_)
             | Self::NotYet(_) => self.to_string(),
@@ -139,11 +147,11 @@ impl Desk {
         asked: Asked<'_>,
     ) -> Result<FlowResponse, Error> {
         match ask.operation.as_str() {
-            "list-blueprints" => self.list_blueprints(ws).await,
+            "list-blueprints" => self.list_blueprints(ws, &ask).await,
             "get-blueprint" => self.get_blueprint(ws, &ask).await,
             "put-blueprint" => self.put_blueprint(ws, &ask).await,
             "delete-blueprint" => self.delete_blueprint(ws, &ask).await,
-            "list-flows" => self.list_flows(ws).await,
+            "list-flows" => self.list_flows(ws, &ask).await,
             "get-flow" | "status" => self.get_flow(ws, &ask).await,
             "doctor" => self.doctor(ws).await,
             "start-flow" => self.start_flow(ws, &ask, asked).await,
@@ -152,13 +160,17 @@ impl Desk {
         }
     }
 
-    async fn list_blueprints(&self, ws: &WorkspaceId) -> Result<FlowResponse, Error> {
+    async fn list_blueprints(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
         let records = self.mirror.refresh().await?;
         let names = records.blueprints.keys().filter(|key| *key.workspace == *ws.as_str());
-        Ok(FlowResponse {
-            blueprint_names: names.map(|key| key.id.to_string()).collect(),
-            ..Default::default()
-        })
+        let items = names.map(|key| (&*key.id, key.id.to_string()));
+        let page = self.page(ask).fill(&ask.cursor, items, |name| json_bytes(name)).map_err(Error::List)?;
+        Ok(FlowResponse { blueprint_names: page.items, cursor: page.cursor, ..Default::default() })
+    }
+
+    /// An empty page of a list.
+    fn page<T>(&self, ask: &FlowRequest) -> Page<T> {
+        Page::new(ask.bytes_max, self.message_bytes_max)
     }
 
     async fn get_blueprint(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
@@ -184,12 +196,16 @@ impl Desk {
         Ok(FlowResponse::default())
     }
 
-    async fn list_flows(&self, ws: &WorkspaceId) -> Result<FlowResponse, Error> {
+    async fn list_flows(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
         let records = self.mirror.refresh().await?;
         let keys = view::ids(ws, &records);
+        let items = keys.iter().map(|key| (&*key.id, view::row(key, &records, &self.board)));
+        let bytes = |row: &FlowRow| wire::encode(row).len() + json_bytes(&row.id);
+        let page = self.page(ask).fill(&ask.cursor, items, bytes).map_err(Error::List)?;
         Ok(FlowResponse {
-            flow_ids: keys.iter().map(|key| key.id.to_string()).collect(),
-            flows: keys.iter().map(|key| view::row(key, &records, &self.board)).collect(),
+            flow_ids: page.items.iter().map(|row| row.id.clone()).collect(),
+            flows: page.items,
+            cursor: page.cursor,
             ..Default::default()
         })
     }
@@ -225,7 +241,8 @@ impl Desk {
             broker,
             poison: poison.ok().flatten(),
         };
-        Ok(FlowResponse { findings: doctor::findings(&looked), ..Default::default() })
+        let findings = doctor::within(doctor::findings(&looked), listing::room(self.message_bytes_max));
+        Ok(FlowResponse { findings, ..Default::default() })
     }
 
     /// Whether the broker ends loops of foreign readers. Asked only where its reader is there: then the library has told

@@ -135,7 +135,7 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         Mode::NoAuth => regime::Access::Open,
     };
     let workspaces = workspaces::start(&process, tables, config).await?;
-    let regime = regime::Regime::new(access, workspaces);
+    let regime = regime::Regime::new(access, workspaces, process.broker.limits().message_bytes_max);
 
     let point = Point::new(request.clone(), response, system::IAM_SVC);
     let attached =

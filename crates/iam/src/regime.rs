@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use sluice_schema::listing::Page;
 use sluice_schema::message::{Error, IamRequest, IamResponse, UserRecord, WorkspaceInput, WorkspaceRecord};
+use sluice_schema::wire;
 
 use crate::key::AdminKey;
 use crate::proof::Challenge;
@@ -30,6 +32,8 @@ pub(crate) enum Access {
 pub(crate) struct Regime {
     access: Arc<Access>,
     workspaces: Workspaces,
+    /// The broker's largest message, in bytes.
+    message_bytes_max: usize,
 }
 
 type Answer = Result<IamResponse, Error>;
@@ -43,8 +47,8 @@ fn auth_failed(message: &str) -> Error {
 }
 
 impl Regime {
-    pub(crate) fn new(access: Access, workspaces: Workspaces) -> Self {
-        Self { access: Arc::new(access), workspaces }
+    pub(crate) fn new(access: Access, workspaces: Workspaces, message_bytes_max: usize) -> Self {
+        Self { access: Arc::new(access), workspaces, message_bytes_max }
     }
 
     pub(crate) async fn answer(&self, question: IamRequest) -> Answer {
@@ -74,7 +78,7 @@ impl Regime {
             }
             "list-my-workspaces" => {
                 check_actor(&question.actor, "actor required")?;
-                self.list().await
+                self.list(&question).await
             }
             // Seeded before anybody could ask.
             "bootstrap" => Err(auth_failed("auth failure")),
@@ -109,7 +113,7 @@ impl Regime {
                 Ok(IamResponse { user: Some(anonymous()), ..Default::default() })
             }
             "list-users" => Ok(IamResponse { users: vec![anonymous()], ..Default::default() }),
-            "list-my-workspaces" => self.list().await,
+            "list-my-workspaces" => self.list(&question).await,
             "bootstrap"
             | "bootstrap-status"
             | "get-signing-key-public"
@@ -141,7 +145,7 @@ impl Regime {
             "get-workspace" => Ask::Get(input.id),
             "update-workspace" => Ask::Update(input),
             "disable-workspace" => Ask::Disable(input.id),
-            "list-workspaces" => return Some(self.list().await),
+            "list-workspaces" => return Some(self.list(question).await),
             _ => return None,
         };
         let one = |records: Vec<WorkspaceRecord>| IamResponse {
@@ -151,9 +155,13 @@ impl Regime {
         Some(self.workspaces.ask(ask).await.map(one))
     }
 
-    async fn list(&self) -> Answer {
-        let workspaces = self.workspaces.ask(Ask::List).await?;
-        Ok(IamResponse { workspaces, ..Default::default() })
+    async fn list(&self, question: &IamRequest) -> Answer {
+        let records = self.workspaces.ask(Ask::List).await?;
+        let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+        let items = ids.iter().map(String::as_str).zip(records);
+        let page = Page::new(question.bytes_max, self.message_bytes_max);
+        let page = page.fill(&question.cursor, items, |record| wire::encode(record).len())?;
+        Ok(IamResponse { workspaces: page.items, cursor: page.cursor, ..Default::default() })
     }
 }
 

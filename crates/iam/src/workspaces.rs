@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sluice_schema::ceilings::{self, json_bytes};
 use sluice_schema::message::{Error, Expectation, ScopedKey, WorkspaceInput, WorkspaceRecord};
 use sluice_schema::{WorkspaceId, record, wire};
 use sluice_sdk::{Apply, ConfigClient, ConfigError, Process, config};
@@ -142,6 +143,9 @@ impl Keeper {
     }
 
     async fn carry_out(&self, ask: Ask) -> Result<Vec<WorkspaceRecord>, Error> {
+        if let Ask::Create(input) | Ask::Update(input) = &ask {
+            ceilings::within("the name of a workspace", json_bytes(&input.name), ceilings::NAME_BYTES_MAX)?;
+        }
         let rows = self.rows().await?;
         let known = |id: &str| match rows.get(id) {
             _ if id.is_empty() => Err(Error::new("invalid-argument", "workspace_record.id required")),
@@ -255,8 +259,14 @@ impl Keeper {
                 key: id.clone(),
             });
         }
-        if !write.puts.is_empty() || !write.deletes.is_empty() {
-            self.config.apply(write).await?;
+        // What goes, goes first: no ceiling that keeps one out keeps another one in.
+        let gone: BTreeSet<&str> = write.deletes.iter().map(|at| at.key.as_str()).collect();
+        let (of_gone, of_new) = write.expect.into_iter().partition(|expected| gone.contains(&*expected.key));
+        if !write.deletes.is_empty() {
+            self.config.apply(Apply { expect: of_gone, deletes: write.deletes, ..Apply::default() }).await?;
+        }
+        if !write.puts.is_empty() {
+            self.config.apply(Apply { expect: of_new, puts: write.puts, ..Apply::default() }).await?;
         }
         Ok(())
     }
@@ -292,6 +302,13 @@ fn check_new(id: &str, rows: &Rows) -> Result<(), Error> {
     if let Err(error) = WorkspaceId::parse(id) {
         return refuse(error.to_string());
     }
+    if rows.len() >= ceilings::WORKSPACES_MAX {
+        let most = ceilings::WORKSPACES_MAX;
+        let told = format!(
+            "there are {most} workspaces, disabled ones counted, and no more are made; use one of them"
+        );
+        return Err(Error::new(Error::TOO_LARGE, told));
+    }
     match rows.keys().find(|other| folded(other) == folded(id)) {
         Some(other) => {
             refuse(format!("workspace '{id}' is too like '{other}': stores cannot tell their names apart"))
@@ -324,5 +341,10 @@ mod tests {
         check("Acme", "lower-case");
         check("a:b", "not valid");
         check("a-b", "too like 'a_b'");
+        let row = Row { name: String::new(), enabled: true, created: String::new() };
+        let full: Rows =
+            (0..ceilings::WORKSPACES_MAX).map(|n| (format!("w{n}"), (row.clone(), Bytes::new()))).collect();
+        let error = check_new("one-more", &full).unwrap_err();
+        assert!(error.r#type == "too-large" && error.message.contains("10000"), "{}", error.message);
     }
 }

@@ -424,3 +424,33 @@ async fn an_identity_queue_that_somebody_removes_is_made_again_and_served() {
     tokio::time::timeout(DEADLINE / 2, answered).await.expect("it is made and served again");
     house.stop().await;
 }
+
+#[tokio::test]
+async fn workspaces_are_listed_in_pages_and_their_names_have_a_ceiling() {
+    let folder = Folder::new();
+    let house = House::start(&folder, by_key(folder.key_file())).await;
+    let name = "n".repeat(1_024);
+    for n in 0..100 {
+        let made = house.ask(about("create-workspace", &format!("w{n:02}"), &name, true)).await;
+        assert_eq!(made.error, None);
+    }
+    for operation in ["create-workspace", "update-workspace"] {
+        let (kind, said) = house.refused(about(operation, "w00", &format!("{name}n"), true)).await;
+        assert!(kind == "too-large" && said.contains("the limit is 1024"), "{operation}: {kind} {said}");
+    }
+    let (mut ids, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let page = house.ask(IamRequest { bytes_max: 1, cursor, ..question("list-workspaces") }).await;
+        ids.extend(page.workspaces.into_iter().map(|record| record.id));
+        pages += 1;
+        cursor = page.cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    let mut expected = vec!["default".to_owned()];
+    expected.extend((0..100).map(|n| format!("w{n:02}")));
+    assert_eq!((ids, pages), (expected, 2));
+    assert_eq!(house.ask(question("list-workspaces")).await.workspaces.len(), 101, "it fits one message");
+    house.stop().await;
+}

@@ -8,11 +8,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use sluice_schema::WorkspaceId;
 use sluice_schema::ids::Name;
+use sluice_schema::listing::Page;
 use sluice_schema::message::{
-    CollectionManagementRequest, CollectionManagementResponse, CollectionMetadata, ConfigValue, Expectation,
+    self, CollectionManagementRequest, CollectionManagementResponse, CollectionMetadata, ConfigValue,
+    Expectation,
 };
+use sluice_schema::{WorkspaceId, ceilings, wire};
 use sluice_sdk::config::value;
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
 use sluice_store::Batch;
@@ -30,11 +32,13 @@ pub(crate) const COLLECTION: &str = "collection";
 pub(crate) struct Collections {
     config: Arc<ConfigClient>,
     removals: Removals,
+    /// The broker's largest message, in bytes.
+    message_bytes_max: usize,
 }
 
 impl Collections {
-    pub(crate) const fn new(config: Arc<ConfigClient>, removals: Removals) -> Self {
-        Self { config, removals }
+    pub(crate) const fn new(config: Arc<ConfigClient>, removals: Removals, message_bytes_max: usize) -> Self {
+        Self { config, removals, message_bytes_max }
     }
 
     /// Answers one call.
@@ -43,8 +47,13 @@ impl Collections {
         workspace: &str,
         request: CollectionManagementRequest,
     ) -> Result<CollectionManagementResponse, Error> {
+        let mut cursor = String::new();
         let collections = match request.operation.as_str() {
-            "list-collections" => self.list(workspace, &request).await.map_err(failed("list"))?,
+            "list-collections" => {
+                let page = self.list(workspace, &request).await.map_err(failed("list"))?;
+                cursor = page.cursor;
+                page.items
+            }
             "update-collection" => vec![self.update(workspace, request).await.map_err(failed("update"))?],
             "delete-collection" => {
                 self.delete(workspace, &request.collection).await.map_err(failed("delete"))?;
@@ -53,14 +62,15 @@ impl Collections {
             "" => return Err(Error::request("Null operation")),
             other => return Err(Error::request(format!("Invalid collection operation: {other}"))),
         };
-        Ok(CollectionManagementResponse { error: None, timestamp: timestamp(SystemTime::now()), collections })
+        let timestamp = timestamp(SystemTime::now());
+        Ok(CollectionManagementResponse { error: None, timestamp, collections, cursor })
     }
 
     async fn list(
         &self,
         workspace: &str,
         request: &CollectionManagementRequest,
-    ) -> Result<Vec<CollectionMetadata>, Error> {
+    ) -> Result<Page<CollectionMetadata>, Error> {
         let values = self.config.getvalues(workspace, COLLECTION).await?;
         let mut collections: Vec<CollectionMetadata> = values.iter().filter_map(read).collect();
         if !request.tag_filter.is_empty() {
@@ -69,7 +79,10 @@ impl Collections {
         if let Ok(limit @ 1..) = usize::try_from(request.limit) {
             collections.truncate(limit);
         }
-        Ok(collections)
+        let places: Vec<String> = collections.iter().map(|one| one.collection.clone()).collect();
+        let items = places.iter().map(String::as_str).zip(collections);
+        let page = Page::new(request.bytes_max, self.message_bytes_max);
+        page.fill(&request.cursor, items, |one| wire::encode(one).len()).map_err(Error::Told)
     }
 
     async fn update(
@@ -85,6 +98,9 @@ impl Collections {
         let name = if request.name.is_empty() { id.clone() } else { request.name };
         let wanted =
             CollectionMetadata { collection: id, name, description: request.description, tags: request.tags };
+        let what = format!("what is said about collection '{}'", wanted.collection);
+        ceilings::within(what, wire::encode(&wanted).len(), ceilings::COLLECTION_BYTES_MAX)
+            .map_err(Error::Told)?;
         self.config.put(workspace, vec![stored(workspace, &wanted)]).await?;
         Ok(wanted)
     }
@@ -149,14 +165,16 @@ impl Collections {
 
     /// Every collection of every live workspace.
     async fn live(&self) -> Result<Vec<(String, String)>, Error> {
-        let values = self.config.getvalues_all(COLLECTION).await?.values;
-        let live = values.into_iter().map(|value| (value.workspace, value.key));
+        let live = self.config.places(COLLECTION).await?.into_iter();
         Ok(live.filter(|(workspace, _)| !WorkspaceId::existing(workspace).is_reserved()).collect())
     }
 }
 
 fn failed(verb: &str) -> impl Fn(Error) -> Error + '_ {
     move |error| match error {
+        Error::Config(ConfigError::Refused { kind, message }) if kind == message::Error::TOO_LARGE => {
+            Error::Told(message::Error::new(message::Error::TOO_LARGE, message))
+        }
         Error::Config(inner) => {
             let what = if verb == "list" { "query" } else { verb };
             Error::request(format!(

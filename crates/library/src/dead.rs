@@ -4,6 +4,7 @@
 //! taken, loudly, and those to come rest on their topic until there is room. A replay publishes first and removes then, so
 //! a crash in between leaves a letter that was replayed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, BrokerAdmin, Message, TopicSpec, letter, property};
+use sluice_schema::ceilings::{self, LETTER_BYTES_MAX, REASON_BYTES_MAX};
 use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
     Metadata,
@@ -23,7 +25,7 @@ use sluice_store::{Batch, Found, KeyRange, Read};
 
 use crate::Error;
 use crate::progress::flow_of;
-use crate::rows::{self, Rows, is_id, key, prefix};
+use crate::rows::{self, Rows, check_id, is_id, key, prefix};
 use crate::uploads::signed;
 
 const LETTERS: &str = "library-letters";
@@ -34,8 +36,12 @@ const IDS: &str = "library-letter-ids";
 const LIST_DEFAULT: usize = 100;
 /// Letters handled by one call.
 const CALL_LETTERS_MAX: usize = 1_000;
-/// Bytes of bodies in one page of an export.
-const EXPORT_PAGE_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of letters in one page of a list or an export.
+const PAGE_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of letters, without their bodies, that one call changes.
+const CHANGED_BYTES: u64 = 32 * 1024 * 1024;
+/// Letters read at once, without their bodies.
+const HEADS_READ: usize = 256;
 /// How often it is told that the dead letters are full.
 const FULL_REMINDER: Duration = Duration::from_secs(60);
 /// Bytes of bodies kept in one step, beyond a single one.
@@ -58,6 +64,20 @@ impl Default for Limits {
     fn default() -> Self {
         Self { letters_max: 1_000_000, body_bytes_max: 4 * 1024 * 1024 * 1024 }
     }
+}
+
+/// In which order letters are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    NewestFirst,
+    OldestFirst,
+}
+
+/// How much one call may hold.
+struct Room {
+    letters: usize,
+    bytes: u64,
+    is_with_bodies: bool,
 }
 
 /// A letter without its body, as it rests.
@@ -83,6 +103,13 @@ pub(crate) struct Letter {
     about: DeadLetter,
     body: Bytes,
     is_raw: bool,
+}
+
+impl Head {
+    /// Bytes of the body in an answer, as base64.
+    fn shown_bytes(&self) -> u64 {
+        if self.is_raw { self.body_bytes.div_ceil(3) * 4 } else { self.body_bytes }
+    }
 }
 
 /// The dead letters of all workspaces.
@@ -178,7 +205,7 @@ impl DeadLetters {
         let reads =
             letters.iter().map(|letter| Read::get(IDS, key(&[workspace, &letter.about.id]))).collect();
         let known = self.rows.read(reads).await?;
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for (Letter { about: letter, body, is_raw }, known) in letters.into_iter().zip(known) {
             if known.value().is_some() || !seen.insert(letter.id.clone()) {
                 taken += 1;
@@ -271,41 +298,27 @@ impl DeadLetters {
         outcome.map_err(|error| error.told(&request.operation, trace))
     }
 
+    /// A page of letters without their bodies, newest first.
     async fn list(&self, workspace: &str, request: &Request) -> Result<Response, Error> {
-        let limit = if request.limit == 0 { LIST_DEFAULT } else { limit(request) };
-        let mut letters = Vec::new();
-        let mut remaining = 0;
-        for (_, head) in self.matching(workspace, request).await?.into_iter().rev() {
-            if letters.len() < limit {
-                letters.push(head.letter);
-            } else {
-                remaining += 1;
-            }
-        }
+        let letters = if request.limit == 0 { LIST_DEFAULT } else { limit(request) };
+        let room = Room { letters, bytes: PAGE_BYTES, is_with_bodies: false };
+        let (chosen, remaining) = self.choose(workspace, request, Order::NewestFirst, room).await?;
+        let letters: Vec<DeadLetter> = chosen.into_iter().map(|(_, head)| head.letter).collect();
         Ok(Response { count: signed(letters.len() as u64), remaining, letters, ..Default::default() })
     }
 
-    /// A page of whole letters, newest first: as many as fit, at least one.
+    /// A page of whole letters, newest first.
     async fn export(&self, workspace: &str, request: &Request) -> Result<Response, Error> {
-        let mut page = Response::default();
-        let mut bytes = 0;
-        for (place, head) in self.matching(workspace, request).await?.into_iter().rev() {
-            let shown_bytes = if head.is_raw { head.body_bytes.div_ceil(3) * 4 } else { head.body_bytes };
-            let is_too_large =
-                shown_bytes + ANSWER_ROOM_BYTES > self.broker.limits().message_bytes_max as u64;
-            let is_full = page.letters.len() >= limit(request)
-                || (bytes > 0 && bytes + shown_bytes > EXPORT_PAGE_BYTES && !is_too_large);
-            if is_full || page.remaining > 0 {
-                page.remaining += 1;
-                continue;
-            }
-            if is_too_large {
+        let room = Room { letters: limit(request), bytes: PAGE_BYTES, is_with_bodies: true };
+        let (chosen, remaining) = self.choose(workspace, request, Order::NewestFirst, room).await?;
+        let mut page = Response { remaining, ..Default::default() };
+        for (place, head) in chosen {
+            if !self.fits_an_answer(&head) {
                 let reason =
                     format!("its body of {} bytes is too large for an answer; replay it", head.body_bytes);
                 page.kept.push(KeptLetter { id: head.letter.id, reason });
                 continue;
             }
-            bytes += shown_bytes;
             // One that was removed meanwhile is not exported.
             page.letters.extend(self.whole(workspace, &place, head).await?);
         }
@@ -404,62 +417,114 @@ impl DeadLetters {
         if unnamed && !request.all {
             return Err(Error::request("name letters by ids, flow, topic or document, or say all"));
         }
-        let mut chosen = self.matching(workspace, request).await?;
-        if let Some(unknown) =
-            request.ids.iter().find(|id| !chosen.iter().any(|(_, head)| head.letter.id == **id))
-        {
-            let said = format!("there is no dead letter '{unknown}' in workspace '{workspace}'");
-            return Err(if chosen.is_empty() { Error::NotFound(said) } else { Error::Request(said) });
+        let room = Room { letters: limit(request), bytes: CHANGED_BYTES, is_with_bodies: false };
+        self.choose(workspace, request, Order::OldestFirst, room).await
+    }
+
+    /// Letters that a request is about: as many as there is room for, one at least, and how many more there are. No more of
+    /// them are held at any time.
+    async fn choose(
+        &self,
+        workspace: &str,
+        request: &Request,
+        order: Order,
+        mut room: Room,
+    ) -> Result<(Vec<(String, Head)>, i64), Error> {
+        let (mut chosen, mut remaining) = (Vec::new(), 0);
+        let mut take = |place: String, raw: &Bytes, head: Head| {
+            // A body that no answer has room for is not in it.
+            let has_body = room.is_with_bodies && self.fits_an_answer(&head);
+            let bytes = raw.len() as u64 + if has_body { head.shown_bytes() } else { 0 };
+            let has_room = chosen.is_empty() || (chosen.len() < room.letters && bytes <= room.bytes);
+            if remaining > 0 || !has_room {
+                remaining += 1;
+                return;
+            }
+            room.bytes = room.bytes.saturating_sub(bytes);
+            chosen.push((place, head));
+        };
+        if request.ids.is_empty() {
+            let mut range = KeyRange::prefix(prefix(&[workspace]));
+            if !request.before.is_empty() {
+                let end = self.place(workspace, &request.before).await?;
+                range.to = Some(key(&[workspace, &end]).into());
+            }
+            loop {
+                let look = match order {
+                    Order::OldestFirst => Read::range(LETTERS, range.clone(), HEADS_READ),
+                    Order::NewestFirst => Read::range_reverse(LETTERS, range.clone(), HEADS_READ),
+                };
+                let found = self.rows.read(vec![look]).await?.pop().map(Found::into_rows).unwrap_or_default();
+                for (row_key, raw) in &found.rows {
+                    let head: Head = rows::decode(LETTERS, row_key, raw)?;
+                    if fits(&head, request) {
+                        take(rows::last_part(row_key), raw, head);
+                    }
+                }
+                match (found.rows.last(), order) {
+                    (Some((last, _)), Order::OldestFirst) if found.more => range = range.after(last),
+                    (Some((last, _)), Order::NewestFirst) if found.more => range.to = Some(last.clone()),
+                    _ => break,
+                }
+            }
+            return Ok((chosen, remaining));
         }
-        let limit = limit(request);
-        let remaining = signed(chosen.len().saturating_sub(limit) as u64);
-        chosen.truncate(limit);
+        if request.ids.len() > CALL_LETTERS_MAX {
+            return Err(Error::request(format!(
+                "{} letters are named; name at most {CALL_LETTERS_MAX} in one call",
+                request.ids.len()
+            )));
+        }
+        let (places, unknown) = self.named(workspace, request).await?;
+        if let (Some(unknown), Order::OldestFirst) = (unknown, order) {
+            let said = format!("there is no dead letter '{unknown}' in workspace '{workspace}'");
+            return Err(if places.is_empty() { Error::NotFound(said) } else { Error::Request(said) });
+        }
+        let mut places: Vec<String> = places.into_iter().collect();
+        if order == Order::NewestFirst {
+            places.reverse();
+        }
+        for place in places {
+            let row_key = key(&[workspace, &place]);
+            let found = self.rows.read(vec![Read::get(LETTERS, &row_key)]).await?.pop();
+            if let Some(raw) = found.and_then(Found::into_value) {
+                let head: Head = rows::decode(LETTERS, &row_key, &raw)?;
+                take(place, &raw, head);
+            }
+        }
         Ok((chosen, remaining))
     }
 
-    /// Letters that a request is about, oldest first.
-    async fn matching(&self, workspace: &str, request: &Request) -> Result<Vec<(String, Head)>, Error> {
-        let mut matching = Vec::new();
-        let mut take = |key: &Bytes, raw: &Bytes| -> Result<(), Error> {
-            let head: Head = rows::decode(LETTERS, key, raw)?;
-            if fits(&head, request) {
-                matching.push((rows::last_part(key), head));
-            }
-            Ok(())
-        };
-        if request.ids.is_empty() {
-            let end = match request.before.as_str() {
-                "" => None,
-                id => Some(self.place(workspace, id).await?),
+    /// The places of the letters that a request names and is about, oldest first, and one that it names in vain.
+    async fn named(
+        &self,
+        workspace: &str,
+        request: &Request,
+    ) -> Result<(BTreeSet<String>, Option<String>), Error> {
+        let (mut places, mut unknown) = (BTreeSet::new(), None);
+        for id in &request.ids {
+            let head = match self.place(workspace, id).await {
+                Ok(place) => {
+                    self.rows.get::<Head>(LETTERS, &key(&[workspace, &place])).await?.zip(Some(place))
+                }
+                Err(Error::Request(_)) => None,
+                Err(error) => return Err(error),
             };
-            self.rows
-                .scan(LETTERS, &prefix(&[workspace]), |row_key, raw| {
-                    if end.as_ref().is_some_and(|end| key(&[workspace, end]).as_slice() <= &row_key[..]) {
-                        return Ok(false);
-                    }
-                    take(row_key, raw)?;
-                    Ok(true)
-                })
-                .await?;
-        } else {
-            for id in &request.ids {
-                if !is_id(id) {
-                    continue;
-                }
-                let Ok(place) = self.place(workspace, id).await else { continue };
-                let range = KeyRange::prefix(key(&[workspace, &place]));
-                let found = self.rows.read(vec![Read::range(LETTERS, range, 1)]).await?.pop();
-                for (row_key, raw) in found.map(Found::into_rows).unwrap_or_default().rows {
-                    take(&row_key, &raw)?;
-                }
+            match head {
+                Some((head, place)) if fits(&head.is, request) => _ = places.insert(place),
+                _ => _ = unknown.get_or_insert_with(|| id.clone()),
             }
-            matching.sort_by(|(a, _), (b, _)| a.cmp(b));
-            matching.dedup_by(|(a, _), (b, _)| a == b);
         }
-        Ok(matching)
+        Ok((places, unknown))
+    }
+
+    /// Whether an answer has room for the body of a letter.
+    fn fits_an_answer(&self, head: &Head) -> bool {
+        head.shown_bytes() + ANSWER_ROOM_BYTES <= self.broker.limits().message_bytes_max as u64
     }
 
     async fn place(&self, workspace: &str, id: &str) -> Result<String, Error> {
+        check_id("dead letter", id)?;
         let found = self.rows.read(vec![Read::get(IDS, key(&[workspace, id]))]).await?.pop();
         found.and_then(Found::into_value).map(|raw| String::from_utf8_lossy(&raw).into_owned()).ok_or_else(
             || Error::request(format!("there is no dead letter '{id}' in workspace '{workspace}'")),
@@ -526,26 +591,45 @@ pub(crate) fn read(workspace: &str, message: &Message, topic: &Topic) -> Letter 
             id: uuid::Uuid::now_v7().to_string(),
             workspace: workspace.to_owned(),
             topic: topic.to_string(),
-            reason,
+            reason: ceilings::cut(reason, REASON_BYTES_MAX),
             time: crate::clock::seconds(),
-            properties: message
-                .properties()
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            properties: properties(message),
             ..Default::default()
         };
         Letter { about, body: message.body.clone(), is_raw: true }
     };
     match letter::read(message) {
+        Ok((letter, _)) if is_id(&letter.id) && head_bytes(&letter) > LETTER_BYTES_MAX => unreadable(
+            format!("a parked message whose names and properties take more than {LETTER_BYTES_MAX} bytes"),
+        ),
         Ok((mut letter, raw)) if is_id(&letter.id) => {
             let is_raw = raw.is_some();
             let body = raw.unwrap_or_else(|| std::mem::take(&mut letter.body).into());
-            let about = DeadLetter { workspace: workspace.to_owned(), body: String::new(), ..letter };
+            let reason = ceilings::cut(std::mem::take(&mut letter.reason), REASON_BYTES_MAX);
+            let about = DeadLetter { workspace: workspace.to_owned(), body: String::new(), reason, ..letter };
             Letter { about, body, is_raw }
         }
         Ok(_) => unreadable("a parked message without a usable id".to_owned()),
         Err(error) => unreadable(format!("a parked message that is no letter: {error}")),
     }
+}
+
+/// Properties of a message, as many as there is room for.
+fn properties(message: &Message) -> BTreeMap<String, String> {
+    let mut left = LETTER_BYTES_MAX;
+    let fits = message.properties().filter(|(name, value)| {
+        let has_room = name.len() + value.len() <= left;
+        left -= if has_room { name.len() + value.len() } else { 0 };
+        has_room
+    });
+    fits.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// What names and properties of a letter take.
+fn head_bytes(letter: &DeadLetter) -> usize {
+    let names = [&letter.flow, &letter.topic, &letter.subscription];
+    let properties = letter.properties.iter().flat_map(|(name, value)| [name, value]);
+    names.into_iter().chain(properties).map(String::len).sum()
 }
 
 fn limit(request: &Request) -> usize {

@@ -12,7 +12,9 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sluice_schema::listing::Page;
 use sluice_schema::message::{Criteria, DocumentMetadata};
+use sluice_schema::{ceilings, wire};
 use sluice_store::{Batch, Blobs, ErrorKind, Found, Read};
 
 use crate::Error;
@@ -28,6 +30,8 @@ const MADE: &str = "library-made";
 pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Rows removed in one step.
 const REMOVE_ROWS: usize = 500;
+/// Rows of documents that a list reads at once.
+const LISTED_ROWS: usize = 32;
 /// Tries of a write that loses against other writers.
 pub(crate) const CONFLICT_TRIES_MAX: usize = 8;
 
@@ -216,6 +220,7 @@ impl Documents {
             document.metadata.comments.clone_from(&wanted.comments);
             document.metadata.metadata.clone_from(&wanted.metadata);
             document.metadata.tags.clone_from(&wanted.tags);
+            check_size(&document.metadata)?;
             let row_key = key(&[workspace, &wanted.id]);
             let mut batch = Batch::new();
             batch.expect_value(DOCUMENTS, &row_key, raw).put(DOCUMENTS, &row_key, rows::encode(&document));
@@ -380,27 +385,36 @@ impl Documents {
         workspace: &str,
         include_children: bool,
         criteria: &[Criteria],
-    ) -> Result<Vec<DocumentMetadata>, Error> {
+        cursor: &str,
+        mut page: Page<DocumentMetadata>,
+    ) -> Result<Page<DocumentMetadata>, Error> {
         for criterion in criteria {
             fits(&DocumentMetadata::default(), criterion)?;
         }
-        if include_children {
-            let mut all = Vec::new();
-            self.rows
-                .scan(DOCUMENTS, &prefix(&[workspace]), |key, raw| {
-                    all.push(rows::decode::<Document>(DOCUMENTS, key, raw)?.metadata);
-                    Ok(true)
-                })
-                .await?;
-            return filtered(all, criteria);
+        let under = prefix(&[workspace]);
+        if !include_children {
+            return self.named_by(LISTED, workspace, &under, criteria, cursor, page).await;
         }
-        filtered(self.named_by(LISTED, workspace, &prefix(&[workspace])).await?, criteria)
+        let range = rows::behind(&under, cursor);
+        self.rows
+            .scan_range(DOCUMENTS, range, LISTED_ROWS, |key, raw| {
+                let document: Document = rows::decode(DOCUMENTS, key, raw)?;
+                take(&mut page, document, raw.len(), criteria)
+            })
+            .await?;
+        Ok(page)
     }
 
     /// Direct children of a document.
-    pub(crate) async fn children(&self, workspace: &str, id: &str) -> Result<Vec<DocumentMetadata>, Error> {
+    pub(crate) async fn children(
+        &self,
+        workspace: &str,
+        id: &str,
+        cursor: &str,
+        page: Page<DocumentMetadata>,
+    ) -> Result<Page<DocumentMetadata>, Error> {
         self.get(workspace, id).await?;
-        self.named_by(CHILDREN, workspace, &prefix(&[workspace, id])).await
+        self.named_by(CHILDREN, workspace, &prefix(&[workspace, id]), &[], cursor, page).await
     }
 
     /// The documents that an index names.
@@ -409,24 +423,30 @@ impl Documents {
         index: &'static str,
         workspace: &str,
         under: &[u8],
-    ) -> Result<Vec<DocumentMetadata>, Error> {
-        let mut keys = Vec::new();
-        self.rows
-            .scan(index, under, |entry, _| {
-                keys.push(key(&[workspace, &rows::last_part(entry)]));
-                Ok(true)
-            })
-            .await?;
-        let mut documents = Vec::with_capacity(keys.len());
-        for some in keys.chunks(REMOVE_ROWS) {
-            let found = self.rows.read(some.iter().map(|key| Read::get(DOCUMENTS, key)).collect()).await?;
-            for (key, raw) in some.iter().zip(found.into_iter().map(Found::into_value)) {
+        criteria: &[Criteria],
+        cursor: &str,
+        mut page: Page<DocumentMetadata>,
+    ) -> Result<Page<DocumentMetadata>, Error> {
+        let mut range = rows::behind(under, cursor);
+        loop {
+            let found = self.rows.read(vec![Read::range(index, range.clone(), LISTED_ROWS)]).await?.pop();
+            let entries = found.map(Found::into_rows).unwrap_or_default();
+            let keys: Vec<Vec<u8>> =
+                entries.rows.iter().map(|(entry, _)| key(&[workspace, &rows::last_part(entry)])).collect();
+            let found = self.rows.read(keys.iter().map(|key| Read::get(DOCUMENTS, key)).collect()).await?;
+            for (key, raw) in keys.iter().zip(found.into_iter().map(Found::into_value)) {
                 // One that went between the two reads is not there any more.
                 let Some(raw) = raw else { continue };
-                documents.push(rows::decode::<Document>(DOCUMENTS, key, &raw)?.metadata);
+                let document: Document = rows::decode(DOCUMENTS, key, &raw)?;
+                if !take(&mut page, document, raw.len(), criteria)? {
+                    return Ok(page);
+                }
+            }
+            match entries.rows.last() {
+                Some((last, _)) if entries.more => range = range.after(last),
+                _ => return Ok(page),
             }
         }
-        Ok(documents)
     }
 }
 
@@ -445,7 +465,14 @@ pub(crate) fn check_new(metadata: &mut DocumentMetadata) -> Result<(), Error> {
     if metadata.document_type.is_empty() {
         metadata.document_type = "source".to_owned();
     }
-    Ok(())
+    check_size(metadata)
+}
+
+/// Refuses metadata beyond their ceiling.
+fn check_size(metadata: &DocumentMetadata) -> Result<(), Error> {
+    let bytes = wire::encode(metadata).len();
+    let what = format_args!("the metadata of document '{}'", metadata.id);
+    ceilings::within(what, bytes, ceilings::DOCUMENT_METADATA_BYTES_MAX).map_err(Error::Told)
 }
 
 pub(crate) fn new_object() -> String {
@@ -456,18 +483,21 @@ fn unknown(id: &str) -> Error {
     Error::NotFound(format!("document '{id}' is not in the library"))
 }
 
-fn filtered(documents: Vec<DocumentMetadata>, criteria: &[Criteria]) -> Result<Vec<DocumentMetadata>, Error> {
-    let mut kept = Vec::with_capacity(documents.len());
-    for document in documents {
-        let mut all = true;
-        for criterion in criteria {
-            all &= fits(&document, criterion)?;
-        }
-        if all {
-            kept.push(document);
+/// Puts a document on a page if it fits the criteria; whether the page has room for more. Its row is larger than what is
+/// told of it.
+fn take(
+    page: &mut Page<DocumentMetadata>,
+    document: Document,
+    row_bytes: usize,
+    criteria: &[Criteria],
+) -> Result<bool, Error> {
+    for criterion in criteria {
+        if !fits(&document.metadata, criterion)? {
+            return Ok(true);
         }
     }
-    Ok(kept)
+    let id = document.metadata.id.clone();
+    page.take(&id, row_bytes, document.metadata).map_err(Error::Told)
 }
 
 fn fits(document: &DocumentMetadata, criterion: &Criteria) -> Result<bool, Error> {

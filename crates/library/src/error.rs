@@ -15,6 +15,9 @@ pub enum Error {
     /// What the caller named is not there.
     #[error("{0}")]
     NotFound(String),
+    /// Told as it is.
+    #[error("{}", .0.message)]
+    Told(message::Error),
     /// The store failed.
     #[error("the library's store failed")]
     Store(#[from] sluice_store::Error),
@@ -42,6 +45,7 @@ impl Error {
     /// The error as it goes to the caller; what is not the caller's fault is logged here, once, with its cause.
     pub(crate) fn told(self, operation: &str, trace: Option<&str>) -> message::Error {
         let kind = match &self {
+            Self::Told(error) => return error.clone(),
             Self::Request(_) => return message::Error::new("request-error", self.to_string()),
             Self::NotFound(_) => return message::Error::new("not-found", self.to_string()),
             Self::Exists(_) => return message::Error::new("unexpected-error", self.to_string()),

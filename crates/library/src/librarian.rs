@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use sluice_bus::{ErrorKind, trace};
 use sluice_schema::exchange;
+use sluice_schema::listing::Page;
 use sluice_schema::message::{
     DocumentMetadata, Error as Told, LibrarianRequest as Request, LibrarianResponse as Response,
     ProcessingMetadata,
@@ -65,6 +66,7 @@ impl Librarian {
             text => from_base64(&text)?,
         };
         let id = request.document_id.as_str();
+        let cursor = request.cursor.as_str();
         let upload = request.upload_id.as_str();
         Ok(match request.operation.as_str() {
             "add-document" => {
@@ -100,12 +102,14 @@ impl Librarian {
                 Response { content: self.whole(&found).await?, ..ok }
             }
             "list-documents" => {
-                let children = request.include_children;
-                let list = self.documents.list(workspace, children, &request.criteria).await?;
-                Response { document_metadatas: list, ..ok }
+                let page = self.page(&request);
+                let (children, criteria) = (request.include_children, &request.criteria);
+                let list = self.documents.list(workspace, children, criteria, cursor, page).await?;
+                Response { document_metadatas: list.items, cursor: list.cursor, ..ok }
             }
             "list-children" => {
-                Response { document_metadatas: self.documents.children(workspace, id).await?, ..ok }
+                let list = self.documents.children(workspace, id, cursor, self.page(&request)).await?;
+                Response { document_metadatas: list.items, cursor: list.cursor, ..ok }
             }
             "add-processing" => {
                 self.processings.add(workspace, processing(request.processing_metadata)?, trace).await?;
@@ -116,7 +120,8 @@ impl Librarian {
                 ok
             }
             "list-processing" => {
-                Response { processing_metadatas: self.processings.list(workspace).await?, ..ok }
+                let list = self.processings.list(workspace, cursor, self.page(&request)).await?;
+                Response { processing_metadatas: list.items, cursor: list.cursor, ..ok }
             }
             "begin-upload" => {
                 let metadata = document(request.document_metadata)?;
@@ -129,7 +134,10 @@ impl Librarian {
                 ok
             }
             "get-upload-status" => self.uploads.status(workspace, upload).await?,
-            "list-uploads" => Response { upload_sessions: self.uploads.list(workspace).await?, ..ok },
+            "list-uploads" => {
+                let list = self.uploads.list(workspace, cursor, self.page(&request)).await?;
+                Response { upload_sessions: list.items, cursor: list.cursor, ..ok }
+            }
             "get-progress" => {
                 let mut documents = request.document_ids;
                 documents.extend((!id.is_empty()).then(|| id.to_owned()));
@@ -213,6 +221,11 @@ impl Librarian {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// An empty page of a list.
+    fn page<T>(&self, request: &Request) -> Page<T> {
+        Page::new(request.bytes_max, self.message_bytes_max)
     }
 
     /// The most content that fits a message as base64.

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, ErrorKind, Message, property};
+use sluice_schema::listing::Page;
 use sluice_schema::message::{self as m, DocumentMetadata, ProcessingMetadata};
-use sluice_schema::{Class, Topic, record, wire};
+use sluice_schema::{Class, Topic, ceilings, record, wire};
 use sluice_sdk::ConfigClient;
-use sluice_store::{Batch, Found, Read};
+use sluice_store::{Batch, Found, KeyRange, Read};
 
 use crate::collections::Collections;
 use crate::documents::{Document, Documents};
@@ -27,6 +28,8 @@ use crate::{Error, provenance};
 const PROCESSING: &str = "library-processing";
 /// By document and record.
 const OF_DOCUMENT: &str = "library-processing-of";
+/// Records read at once.
+const LISTED_ROWS: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Processing {
@@ -76,6 +79,9 @@ impl Processings {
         if wanted.collection.is_empty() {
             return Err(Error::request("the processing record names no collection; 'default' is a good one"));
         }
+        let what = format!("processing record '{}'", wanted.id);
+        ceilings::within(what, wire::encode(&wanted).len(), ceilings::PROCESSING_BYTES_MAX)
+            .map_err(Error::Told)?;
         let document = self.documents.get(workspace, &wanted.document_id).await?.is;
         let row_key = key(&[workspace, &wanted.id]);
         let Some(_turn) = Turn::take(&self.under_way, &row_key) else { return Err(busy(&wanted.id)) };
@@ -199,8 +205,17 @@ impl Processings {
 
     /// Sends what was recorded before a crash and not sent.
     pub(crate) async fn resume(&self, workspace: &str) -> Result<(), Error> {
-        let rows: Vec<Processing> = self.documents.rows.all(PROCESSING, &prefix(&[workspace])).await?;
-        for row in rows.into_iter().filter(|row| !row.sent) {
+        let mut unsent: Vec<Processing> = Vec::new();
+        let range = KeyRange::prefix(prefix(&[workspace]));
+        self.documents
+            .rows
+            .scan_range(PROCESSING, range, LISTED_ROWS, |key, raw| {
+                let row: Processing = rows::decode(PROCESSING, key, raw)?;
+                unsent.extend(Some(row).filter(|row| !row.sent));
+                Ok(true)
+            })
+            .await?;
+        for row in unsent {
             let id = row.metadata.id.clone();
             match self.resume_one(workspace, row).await {
                 Ok(()) => {
@@ -250,10 +265,23 @@ impl Processings {
         self.removals.remove(workspace, Scope::of(document_id, collection), batch).await
     }
 
-    /// Every record of a workspace.
-    pub(crate) async fn list(&self, workspace: &str) -> Result<Vec<ProcessingMetadata>, Error> {
-        let rows: Vec<Processing> = self.documents.rows.all(PROCESSING, &prefix(&[workspace])).await?;
-        Ok(rows.into_iter().map(|row| row.metadata).collect())
+    /// The records of a workspace.
+    pub(crate) async fn list(
+        &self,
+        workspace: &str,
+        cursor: &str,
+        mut page: Page<ProcessingMetadata>,
+    ) -> Result<Page<ProcessingMetadata>, Error> {
+        let range = rows::behind(&prefix(&[workspace]), cursor);
+        self.documents
+            .rows
+            .scan_range(PROCESSING, range, LISTED_ROWS, |key, raw| {
+                let row: Processing = rows::decode(PROCESSING, key, raw)?;
+                // The row is larger than what is told of it.
+                page.take(&rows::last_part(key), raw.len(), row.metadata).map_err(Error::Told)
+            })
+            .await?;
+        Ok(page)
     }
 }
 
@@ -275,12 +303,35 @@ pub(crate) async fn forget(
     document: &str,
     collection: &str,
 ) -> Result<(), Error> {
-    let records = match document {
-        "" => rows.all::<Processing>(PROCESSING, &prefix(&[workspace])).await?,
-        document => records_of(rows, workspace, document).await?,
-    };
+    if !document.is_empty() {
+        let records = records_of(rows, workspace, document).await?;
+        return forget_records(rows, workspace, &records, collection).await;
+    }
+    let mut range = KeyRange::prefix(prefix(&[workspace]));
+    loop {
+        let found = rows.read(vec![Read::range(PROCESSING, range.clone(), LISTED_ROWS)]).await?.pop();
+        let some = found.map(Found::into_rows).unwrap_or_default();
+        let records: Vec<Processing> = some
+            .rows
+            .iter()
+            .map(|(key, raw)| rows::decode(PROCESSING, key, raw))
+            .collect::<Result<_, _>>()?;
+        forget_records(rows, workspace, &records, collection).await?;
+        match some.rows.last() {
+            Some((last, _)) if some.more => range = range.after(last),
+            _ => return Ok(()),
+        }
+    }
+}
+
+async fn forget_records(
+    rows: &Rows,
+    workspace: &str,
+    records: &[Processing],
+    collection: &str,
+) -> Result<(), Error> {
     let mut batch = Batch::new();
-    for Processing { metadata, .. } in &records {
+    for Processing { metadata, .. } in records {
         if collection.is_empty() || metadata.collection == collection {
             batch
                 .delete(PROCESSING, key(&[workspace, &metadata.id]))

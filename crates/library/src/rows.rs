@@ -26,6 +26,12 @@ pub(crate) fn prefix(parts: &[&str]) -> Vec<u8> {
     prefix
 }
 
+/// The part of a prefix's keys behind that of a cursor; all of them for an empty one.
+pub(crate) fn behind(prefix: &[u8], cursor: &str) -> KeyRange {
+    let all = KeyRange::prefix(prefix);
+    if cursor.is_empty() { all } else { all.after([prefix, cursor.as_bytes()].concat()) }
+}
+
 /// The last part of a key, or of what follows its prefix.
 pub(crate) fn last_part(key: &[u8]) -> String {
     let start = key.iter().rposition(|byte| *byte == 0).map_or(0, |at| at + 1);
@@ -98,11 +104,21 @@ impl Rows {
         &self,
         table: &'static str,
         prefix: &[u8],
+        take: impl FnMut(&Bytes, &Bytes) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        self.scan_range(table, KeyRange::prefix(prefix), PAGE_ROWS, take).await
+    }
+
+    /// Every entry of a range, so many at once, as long as `take` wants more.
+    pub(crate) async fn scan_range(
+        &self,
+        table: &'static str,
+        mut range: KeyRange,
+        rows_max: usize,
         mut take: impl FnMut(&Bytes, &Bytes) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        let mut range = KeyRange::prefix(prefix);
         loop {
-            let found = self.tables.read(vec![Read::range(table, range.clone(), PAGE_ROWS)]).await?.pop();
+            let found = self.tables.read(vec![Read::range(table, range.clone(), rows_max)]).await?.pop();
             let page = found.map(Found::into_rows).unwrap_or_default();
             for (key, value) in &page.rows {
                 if !take(key, value)? {
@@ -114,21 +130,6 @@ impl Rows {
                 _ => return Ok(()),
             }
         }
-    }
-
-    /// Every row under a prefix.
-    pub(crate) async fn all<T: DeserializeOwned>(
-        &self,
-        table: &'static str,
-        prefix: &[u8],
-    ) -> Result<Vec<T>, Error> {
-        let mut all = Vec::new();
-        self.scan(table, prefix, |key, value| {
-            all.push(decode(table, key, value)?);
-            Ok(true)
-        })
-        .await?;
-        Ok(all)
     }
 
     pub(crate) async fn commit(&self, batch: Batch) -> Result<(), Error> {

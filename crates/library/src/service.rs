@@ -85,7 +85,8 @@ pub async fn start(parts: Parts) -> Result<(), Error> {
         broker: process.broker.clone(),
         poke: tokio::sync::watch::Sender::new(()),
     };
-    let collections = Collections::new(config.clone(), removals.clone());
+    let collections =
+        Collections::new(config.clone(), removals.clone(), process.broker.limits().message_bytes_max);
     let full = Gauge::default();
     process.metrics.register(
         "sluice_dead_letters_full",

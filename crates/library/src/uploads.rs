@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sluice_schema::listing::Page;
 use sluice_schema::message::{DocumentMetadata, LibrarianResponse, UploadSession};
+use sluice_schema::wire;
 use sluice_store::Batch;
 use std::time::SystemTime;
 
@@ -28,6 +30,8 @@ const PARTS_MAX: u64 = 10_000;
 const SESSION_SECONDS_MAX: i64 = 24 * 3_600;
 /// Sessions of one workspace at a time.
 const SESSIONS_MAX: usize = 1_000;
+/// Sessions read at once.
+const SESSIONS_READ: usize = 32;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Session {
@@ -249,39 +253,72 @@ impl Uploads {
     }
 
     /// Uploads that are not finished.
-    pub(crate) async fn list(&self, workspace: &str) -> Result<Vec<UploadSession>, Error> {
-        let mut sessions = Vec::new();
-        for (upload_id, session) in self.sessions(workspace).await? {
-            if session.completed.is_some() || session.is_expired() {
-                continue;
+    pub(crate) async fn list(
+        &self,
+        workspace: &str,
+        cursor: &str,
+        mut page: Page<UploadSession>,
+    ) -> Result<Page<UploadSession>, Error> {
+        let mut after = cursor.to_owned();
+        loop {
+            let some = self.sessions(workspace, &after).await?;
+            for (upload_id, session) in &some {
+                if session.completed.is_some() || session.is_expired() {
+                    continue;
+                }
+                let told = self.told(workspace, upload_id, session).await?;
+                let bytes = wire::encode(&told).len();
+                if !page.take(upload_id, bytes, told).map_err(Error::Told)? {
+                    return Ok(page);
+                }
             }
-            let received = self.received(workspace, &upload_id).await?;
-            let DocumentMetadata { id, time, kind, title, comments, tags, .. } = &session.metadata;
-            let shown = serde_json::json!({
-                "id": id, "time": time, "kind": kind, "title": title, "comments": comments, "tags": tags
-            });
-            sessions.push(UploadSession {
-                document_id: id.clone(),
-                document_metadata_json: shown.to_string(),
-                total_size: signed(session.total_bytes),
-                chunk_size: signed(session.part_bytes),
-                total_chunks: signed(session.parts()),
-                chunks_received: signed(received.len() as u64),
-                created_at: session.created_at.clone(),
-                upload_id,
-            });
+            match some.into_iter().next_back() {
+                Some((last, _)) => after = last,
+                None => return Ok(page),
+            }
         }
-        Ok(sessions)
+    }
+
+    /// What a list tells of an upload.
+    async fn told(
+        &self,
+        workspace: &str,
+        upload_id: &str,
+        session: &Session,
+    ) -> Result<UploadSession, Error> {
+        let received = self.received(workspace, upload_id).await?;
+        let DocumentMetadata { id, time, kind, title, comments, tags, .. } = &session.metadata;
+        let shown = serde_json::json!({
+            "id": id, "time": time, "kind": kind, "title": title, "comments": comments, "tags": tags
+        });
+        Ok(UploadSession {
+            upload_id: upload_id.to_owned(),
+            document_id: id.clone(),
+            document_metadata_json: shown.to_string(),
+            total_size: signed(session.total_bytes),
+            chunk_size: signed(session.part_bytes),
+            total_chunks: signed(session.parts()),
+            chunks_received: signed(received.len() as u64),
+            created_at: session.created_at.clone(),
+        })
     }
 
     /// Removes what is older than a session may get; refuses when too many are left.
     pub(crate) async fn sweep(&self, workspace: &str) -> Result<(), Error> {
         let mut open = 0;
-        for (upload_id, session) in self.sessions(workspace).await? {
-            if session.is_expired() {
-                self.forget(workspace, &upload_id, &session).await?;
-            } else if session.completed.is_none() {
-                open += 1;
+        let mut after = String::new();
+        loop {
+            let some = self.sessions(workspace, &after).await?;
+            for (upload_id, session) in &some {
+                if session.is_expired() {
+                    self.forget(workspace, upload_id, session).await?;
+                } else if session.completed.is_none() {
+                    open += 1;
+                }
+            }
+            match some.into_iter().next_back() {
+                Some((last, _)) => after = last,
+                None => break,
             }
         }
         if open >= SESSIONS_MAX {
@@ -292,13 +329,15 @@ impl Uploads {
         Ok(())
     }
 
-    async fn sessions(&self, workspace: &str) -> Result<Vec<(String, Session)>, Error> {
+    /// Some uploads behind one, in the order of their ids; none behind the last.
+    async fn sessions(&self, workspace: &str, after: &str) -> Result<Vec<(String, Session)>, Error> {
+        let range = rows::behind(&prefix(&[workspace]), after);
         let mut sessions = Vec::new();
         self.documents
             .rows
-            .scan(SESSIONS, &prefix(&[workspace]), |key, raw| {
+            .scan_range(SESSIONS, range, SESSIONS_READ, |key, raw| {
                 sessions.push((rows::last_part(key), rows::decode(SESSIONS, key, raw)?));
-                Ok(true)
+                Ok(sessions.len() < SESSIONS_READ)
             })
             .await?;
         Ok(sessions)

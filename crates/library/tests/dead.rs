@@ -346,3 +346,51 @@ async fn what_the_broker_took_from_a_foreign_reader_is_filed_where_it_came_from_
     delivery.ack();
     world.stop().await;
 }
+
+#[tokio::test]
+async fn letters_have_ceilings_and_their_lists_are_pages() {
+    const COUNT: usize = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    for n in 0..COUNT {
+        let properties = [("p".to_owned(), "x".repeat(100_000))].into();
+        world.publish(PARKED, DeadLetter { properties, ..letter(&format!("{n:02}"), LOAD, "b") }).await;
+    }
+    let reason = "why ".repeat(1_000_000);
+    world.publish(PARKED, DeadLetter { reason, ..letter("wordy", LOAD, "b") }).await;
+    let properties = [("p".to_owned(), "x".repeat(1_000_000))].into();
+    world.publish(PARKED, DeadLetter { properties, ..letter("vast", LOAD, "b") }).await;
+
+    let all = || DeadLettersRequest { limit: 1_000, ..ask("list") };
+    let ends = tokio::time::Instant::now() + common::DEADLINE;
+    let first = loop {
+        let first = world.dead(all()).await;
+        if first.count + first.remaining == COUNT as i64 + 2 {
+            break first;
+        }
+        assert!(tokio::time::Instant::now() < ends, "never all of them: {}", first.count + first.remaining);
+    };
+    assert!(first.remaining > 0 && first.letters.len() > 10, "{}", first.letters.len());
+    let mut letters = first.letters;
+    while letters.len() < COUNT + 2 {
+        let before = letters[letters.len() - 1].id.clone();
+        let next = world.dead(DeadLettersRequest { before, ..all() }).await;
+        assert!(!next.letters.is_empty(), "{:?}", next.error);
+        letters.extend(next.letters);
+    }
+    let mut told: Vec<&str> = letters[2..].iter().map(|letter| letter.id.as_str()).collect();
+    told.reverse();
+    assert_eq!(told, (0..COUNT).map(|n| format!("{n:02}")).collect::<Vec<_>>(), "each once");
+    let vast = &letters[0];
+    assert!(vast.reason.contains("more than 131072 bytes") && vast.properties.is_empty(), "{}", vast.reason);
+    assert_eq!(letters[1].id, "wordy");
+    assert!(letters[1].reason.len() <= 16 << 10 && letters[1].reason.ends_with("(cut)"));
+    // What was kept as it came can be had whole, and all of it can be removed.
+    let whole = world.dead(DeadLettersRequest { ids: vec![vast.id.clone()], ..ask("export") }).await;
+    assert!(whole.letters[0].body.len() > 1_000_000);
+    let many = DeadLettersRequest { ids: vec!["x".to_owned(); 1_001], ..ask("remove") };
+    assert!(world.dead(many).await.error.unwrap().message.contains("at most 1000"));
+    assert_eq!(world.dead(DeadLettersRequest { all: true, ..ask("remove") }).await.count, COUNT as i64 + 2);
+    world.letters(0).await;
+    world.stop().await;
+}

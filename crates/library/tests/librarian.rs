@@ -2,10 +2,12 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{DEADLINE, World, about, add, add_child, base64, bytes, call, captured, metadata, topic};
 use sluice_bus::{BrokerAdmin, Patience};
+use sluice_library::Limits;
 use sluice_schema::message::{
     CollectionManagementRequest, Criteria, DocumentMetadata, LibrarianRequest, LibrarianResponse,
 };
@@ -369,5 +371,185 @@ async fn a_library_queue_that_somebody_removes_is_made_again_and_served() {
     }
     let request = LibrarianRequest { operation: "list-documents".into(), ..Default::default() };
     world.ok(request).await;
+    world.stop().await;
+}
+
+/// What an answer lists.
+type Names = fn(&LibrarianResponse) -> Vec<String>;
+
+/// Asks page by page; what all pages told, in order.
+async fn told_in_pages(world: &World, first: LibrarianRequest, names: Names) -> Vec<String> {
+    let (mut told, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let answer = world.ok(LibrarianRequest { bytes_max: 100_000, cursor, ..first.clone() }).await;
+        told.extend(names(&answer));
+        pages += 1;
+        cursor = answer.cursor;
+        if cursor.is_empty() {
+            assert!(pages > 3, "{}: {pages}", first.operation);
+            return told;
+        }
+    }
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_and_what_fits_no_message_is_refused_in_words() {
+    const COUNT: usize = 30;
+    let folder = tempfile::tempdir().unwrap();
+    let limits = sluice_bus::embedded::Config { message_bytes_max: 400_000, ..Default::default() };
+    let broker = sluice_bus::embedded::Embedded::open(limits).unwrap();
+    let path = Arc::new(broker.clone());
+    let world = World::start_with(folder.path(), &broker, path, Limits::default()).await;
+    world.flow("f1", &common::text_flow("f1")).await;
+    let long = "c".repeat(20_000);
+    let named = |what: &str| (0..COUNT).map(|n| format!("{what}{n:02}")).collect::<Vec<_>>();
+    for (document, child) in named("d").iter().zip(named("c")) {
+        let mut request = add(document, "x");
+        request.document_metadata.as_mut().unwrap().comments.clone_from(&long);
+        world.ok(request).await;
+        let mut request = add_child("d00", &child, "x");
+        request.document_metadata.as_mut().unwrap().comments.clone_from(&long);
+        world.ok(request).await;
+        let mut request = common::add_processing(&format!("p{}", &document[1..]), document, "f1");
+        request.processing_metadata.as_mut().unwrap().tags = vec![long.clone()];
+        world.ok(request).await;
+        let mut request = add(&format!("u{document}"), "");
+        request.document_metadata.as_mut().unwrap().comments.clone_from(&long);
+        world.ok(LibrarianRequest { operation: "begin-upload".into(), total_size: 9, ..request }).await;
+    }
+    let documents = |answer: &LibrarianResponse| {
+        answer.document_metadatas.iter().map(|one| one.id.clone()).collect::<Vec<_>>()
+    };
+    let records = |answer: &LibrarianResponse| {
+        answer.processing_metadatas.iter().map(|one| one.id.clone()).collect::<Vec<_>>()
+    };
+    let uploads = |answer: &LibrarianResponse| {
+        answer.upload_sessions.iter().map(|one| one.document_id.clone()).collect::<Vec<_>>()
+    };
+    let some = vec![Criteria { key: "id".into(), value: "0".into(), operator: "contains".into() }];
+    let cases: [(LibrarianRequest, Names, Vec<String>); 5] = [
+        (call("list-documents"), documents, named("d")),
+        (
+            LibrarianRequest { include_children: true, ..call("list-documents") },
+            documents,
+            [named("c"), named("d")].concat(),
+        ),
+        (about("list-children", "d00"), documents, named("c")),
+        (call("list-processing"), records, named("p")),
+        (call("list-uploads"), uploads, named("ud")),
+    ];
+    for (request, names, expected) in cases {
+        let error = world.refused(request.clone()).await;
+        assert!(error.r#type == "too-large" && error.message.contains("bytes_max"), "{error:?}");
+        let mut told = told_in_pages(&world, request.clone(), names).await;
+        if request.operation == "list-uploads" {
+            told.sort();
+        }
+        assert_eq!(told, expected, "{}", request.operation);
+    }
+    let request = LibrarianRequest { criteria: some, ..call("list-documents") };
+    let fits = world.ok(request).await.document_metadatas;
+    assert_eq!(fits.len(), 12, "what is left of a list may fit");
+
+    // What comes and goes between two pages hides nothing else and tells nothing twice.
+    let page = LibrarianRequest { bytes_max: 100_000, ..call("list-documents") };
+    let first = world.ok(page.clone()).await;
+    let known = documents(&first);
+    world.ok(about("remove-document", &known[known.len() - 1])).await;
+    world.ok(about("remove-document", "d29")).await;
+    world.ok(add("a", "x")).await;
+    world.ok(add("z", "x")).await;
+    let mut rest = Vec::new();
+    let mut cursor = first.cursor;
+    while !cursor.is_empty() {
+        let answer = world.ok(LibrarianRequest { cursor, ..page.clone() }).await;
+        rest.extend(documents(&answer));
+        cursor = answer.cursor;
+    }
+    let mut expected = named("d")[known.len()..COUNT - 1].to_vec();
+    expected.push("z".to_owned());
+    assert_eq!(rest, expected);
+
+    for n in 0..COUNT {
+        let update = CollectionManagementRequest {
+            operation: "update-collection".into(),
+            collection: format!("k{n:02}"),
+            description: long.clone(),
+            ..Default::default()
+        };
+        assert_eq!(world.collection(update).await.error, None);
+    }
+    let list = CollectionManagementRequest { operation: "list-collections".into(), ..Default::default() };
+    let error = world.collection(list.clone()).await.error.unwrap();
+    assert!(error.r#type == "too-large" && error.message.contains("bytes_max"), "{error:?}");
+    let (mut told, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let asked = CollectionManagementRequest { bytes_max: 100_000, cursor, ..list.clone() };
+        let answer = world.collection(asked).await;
+        assert_eq!(answer.error, None);
+        told.extend(answer.collections.into_iter().map(|one| one.collection));
+        cursor = answer.cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(told, [vec!["default".to_owned()], named("k")].concat());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_listed_later_is_refused_and_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    world.flow("f1", &common::text_flow("f1")).await;
+    let with = |request: LibrarianRequest, bytes: usize| {
+        let mut request = request;
+        let metadata = request.document_metadata.as_mut().unwrap();
+        // Within it everything counts, tags and statements as well as comments.
+        metadata.tags = vec!["t".repeat(bytes / 2)];
+        metadata.comments = "c".repeat(bytes - bytes / 2);
+        request
+    };
+    let most = sluice_schema::ceilings::DOCUMENT_METADATA_BYTES_MAX;
+    world.ok(with(add("large", "x"), most - 1_000)).await;
+    world.ok(add("small", "x")).await;
+    let begin = |id: &str| LibrarianRequest {
+        operation: "begin-upload".into(),
+        content: String::new(),
+        total_size: 9,
+        ..add(id, "")
+    };
+    let update =
+        LibrarianRequest { operation: "update-document".into(), content: String::new(), ..add("small", "") };
+    for request in [add("new", "x"), add_child("small", "new", "x"), begin("new"), update] {
+        let error = world.refused(with(request.clone(), most)).await;
+        assert!(error.r#type == "too-large", "{}: {error:?}", request.operation);
+        assert!(error.message.contains("the limit is 1048576"), "{error:?}");
+    }
+    let mut processing = common::add_processing("p", "small", "f1");
+    processing.processing_metadata.as_mut().unwrap().tags = vec!["t".repeat(64 << 10)];
+    assert_eq!(world.refused(processing).await.r#type, "too-large");
+    for (name, description, tags) in [
+        ("n".repeat(64 << 10), String::new(), Vec::new()),
+        (String::new(), "d".repeat(15 << 20), Vec::new()),
+        (String::new(), String::new(), vec!["t".repeat(64 << 10)]),
+    ] {
+        let update = CollectionManagementRequest {
+            operation: "update-collection".into(),
+            collection: "c".into(),
+            name,
+            description,
+            tags,
+            ..Default::default()
+        };
+        let error = world.collection(update).await.error.unwrap();
+        assert!(error.r#type == "too-large" && error.message.contains("collection 'c'"), "{error:?}");
+    }
+    let listed = world.ok(LibrarianRequest { include_children: true, ..call("list-documents") }).await;
+    assert_eq!(ids(&listed.document_metadatas), ["large", "small"]);
+    assert!(world.ok(call("list-uploads")).await.upload_sessions.is_empty());
+    let list = CollectionManagementRequest { operation: "list-collections".into(), ..Default::default() };
+    assert!(world.collection(list).await.collections.is_empty());
+    world.ok(about("remove-document", "large")).await;
     world.stop().await;
 }

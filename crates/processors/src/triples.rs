@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
-use sluice_schema::exchange;
-use sluice_schema::message::{Error, Triple, Triples, TriplesQueryRequest, TriplesQueryResponse};
+use sluice_schema::ceilings::json_bytes;
+use sluice_schema::message::{Error, Term, Triple, Triples, TriplesQueryRequest, TriplesQueryResponse};
 use sluice_schema::vocabulary::is_label;
+use sluice_schema::{exchange, listing};
 use sluice_sdk::{BindError, Failure, Inputs, Ports, Processor, Responder};
 use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores, content};
 
@@ -28,8 +29,10 @@ const LIMIT_DEFAULT: usize = 10_000;
 /// Statements of one answer that comes in one piece.
 const ANSWER_MAX: usize = 100_000;
 const BATCH_DEFAULT: usize = 20;
-/// Statements in one message at most.
-const BATCH_MAX: usize = 5_000;
+/// Statements read at once, and in one part of an answer, at most: their terms may be large.
+const BATCH_MAX: usize = 256;
+/// What a statement takes in an answer beside its texts, in bytes.
+const STATEMENT_BYTES: usize = 512;
 /// Statements being removed at once.
 const REMOVES_MAX: usize = 64;
 /// Bytes of digests in the key of a holding.
@@ -267,6 +270,7 @@ impl TriplesQuery {
         let batch = positive(request.batch_size).unwrap_or(BATCH_DEFAULT).min(BATCH_MAX);
         let mut found: Vec<Triple> = Vec::new();
         let mut from = None;
+        let (mut bytes, bytes_max) = (0, listing::room(answer.answer_bytes_max()));
         loop {
             let size = if request.streaming { batch } else { BATCH_MAX }.min(left);
             let page = self
@@ -276,18 +280,42 @@ impl TriplesQuery {
                 .await
                 .map_err(|e| failed(e.to_string()))?;
             left -= page.triples.len().min(left);
+            bytes += page.triples.iter().map(size_of).sum::<usize>();
+            if bytes > bytes_max {
+                return Err(Error::new(
+                    Error::TOO_LARGE,
+                    format!(
+                        "the statements found take more than the {bytes_max} bytes that fit one answer; ask with a lower limit, \
+                         or streaming with a lower batch-size"
+                    ),
+                ));
+            }
             found.extend(page.triples);
             from = page.next.filter(|_| left > 0);
             if from.is_none() {
                 return Ok(TriplesQueryResponse { error: None, triples: found, is_final: true });
             }
             if request.streaming {
+                bytes = 0;
                 let triples = std::mem::take(&mut found);
                 let part = TriplesQueryResponse { error: None, triples, is_final: false };
                 answer.part(&part).await.map_err(|e| failed(e.to_string()))?;
             }
         }
     }
+}
+
+/// About what a statement takes in an answer, in bytes.
+fn size_of(triple: &Triple) -> usize {
+    let terms = [&triple.s, &triple.p, &triple.o].into_iter().flatten();
+    let graph = triple.g.as_deref().map_or(0, json_bytes);
+    STATEMENT_BYTES + graph + terms.map(size_of_term).sum::<usize>()
+}
+
+fn size_of_term(term: &Term) -> usize {
+    let texts = [&term.iri, &term.id, &term.value, &term.datatype, &term.language];
+    let quoted = term.triple.as_deref().map_or(0, size_of);
+    quoted + texts.into_iter().map(|text| json_bytes(text)).sum::<usize>()
 }
 
 fn positive(number: i64) -> Option<usize> {

@@ -30,6 +30,39 @@ pub const TOPOLOGY_BYTES_MAX: usize = 1 << 20;
 /// Flows of one workspace.
 pub const FLOWS_MAX: usize = 1_000;
 
+/// A prompt record, a value of the config type `prompt`, as it is.
+pub const PROMPT_RECORD_BYTES_MAX: usize = 64 << 10;
+/// What the library keeps of a document beside its content: title, comments, tags, statements.
+pub const DOCUMENT_METADATA_BYTES_MAX: usize = 1 << 20;
+/// The record that a document is put through a flow.
+pub const PROCESSING_BYTES_MAX: usize = 64 << 10;
+/// What people say about a collection: name, description, tags.
+pub const COLLECTION_BYTES_MAX: usize = 64 << 10;
+/// A name for people, such as a workspace's.
+pub const NAME_BYTES_MAX: usize = 1 << 10;
+/// Workspaces, disabled ones counted: all of them fit the type that registers them.
+pub const WORKSPACES_MAX: usize = TYPE_KEYS_MAX as usize;
+/// A term of a statement, a literal above all, as it rests.
+pub const TERM_BYTES_MAX: usize = 256 << 10;
+/// Why a message could not be processed, as it is kept with it; a longer one is cut.
+pub const REASON_BYTES_MAX: usize = 16 << 10;
+/// Names and properties of a message that is kept as a dead letter.
+pub const LETTER_BYTES_MAX: usize = 128 << 10;
+
+/// A text of at most so many bytes: what is longer is cut, and says so.
+#[must_use]
+pub fn cut(text: String, bytes_max: usize) -> String {
+    const MARK: &str = " … (cut)";
+    if text.len() <= bytes_max {
+        return text;
+    }
+    let mut end = bytes_max.saturating_sub(MARK.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{MARK}", &text[..end])
+}
+
 /// The largest value of a config type.
 #[must_use]
 pub fn value_bytes_max(config_type: &str) -> usize {
@@ -87,6 +120,16 @@ mod tests {
         {
             let written = crate::wire::encode(text);
             assert_eq!(json_bytes(text) + 2, written.len(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_cut_is_no_longer_than_it_may_be_and_says_so() {
+        assert_eq!(cut("short".to_owned(), 5), "short");
+        for bytes_max in 20..30 {
+            let text = cut("é→𝄞".repeat(10), bytes_max);
+            assert!(text.len() <= bytes_max && text.len() + 4 > bytes_max, "{bytes_max}: {text}");
+            assert!(text.ends_with("(cut)"), "{text}");
         }
     }
 

@@ -22,6 +22,7 @@ pub mod ceilings;
 pub mod doors;
 pub mod exchange;
 pub mod ids;
+pub mod listing;
 pub mod message;
 pub mod operation;
 pub mod record;

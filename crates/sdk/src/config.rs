@@ -1,5 +1,6 @@
 //! Typed calls to the config service on its system queue.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sluice_bus::{Client, Error as BusError, Replies};
@@ -12,6 +13,8 @@ use sluice_schema::{Class, Topic, exchange};
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What one page of a fetch holds, in bytes, unless a single value is larger.
 pub const PAGE_BYTES: i64 = 4 << 20;
+/// How often pages begin again because what comes next could not be told any more.
+const EXPIRED_MAX: u32 = 8;
 
 /// A failed config call.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -98,6 +101,16 @@ pub struct Page {
     pub values: Vec<ConfigValue>,
     /// Keys that are gone.
     pub deleted: Vec<ScopedKey>,
+    /// Keys whose values are there and cannot be read.
+    pub damaged: Vec<ScopedKey>,
+}
+
+impl From<ConfigResponse> for Page {
+    /// What an answer tells; whether what was known before is forgotten, its asker knows.
+    fn from(answer: ConfigResponse) -> Self {
+        let ConfigResponse { values, deleted, damaged, .. } = answer;
+        Self { is_whole: false, values, deleted, damaged }
+    }
 }
 
 /// Calls to `request:tg:config`, the queue that only internal callers reach.
@@ -148,7 +161,7 @@ impl ConfigClient {
         Ok(answer.values.into_iter().next().filter(|found| found.value.is_some()))
     }
 
-    /// Every value of a type in a workspace.
+    /// Every value of a type in a workspace by key, however much it is.
     ///
     /// # Errors
     /// As [`ConfigClient::call`].
@@ -159,7 +172,71 @@ impl ConfigClient {
             r#type: kind.to_owned(),
             ..Default::default()
         };
-        Ok(self.call(&request).await?.values)
+        let mut known = BTreeMap::new();
+        self.pages(request, |mut page| {
+            if page.is_whole {
+                known.clear();
+            }
+            for gone in page.deleted.drain(..) {
+                known.remove(&gone.key);
+            }
+            known.extend(page.values.drain(..).map(|value| (value.key.clone(), value)));
+        })
+        .await?;
+        Ok(known.into_values().collect())
+    }
+
+    /// Workspace and key of every value of a type, in all workspaces.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn places(&self, kind: &str) -> Result<BTreeSet<(String, String)>, ConfigError> {
+        let request = ConfigRequest {
+            operation: "getkeys-all-ws".to_owned(),
+            r#type: kind.to_owned(),
+            ..Default::default()
+        };
+        let mut known = BTreeSet::new();
+        self.pages(request, |mut page| {
+            if page.is_whole {
+                known.clear();
+            }
+            for gone in page.deleted.drain(..) {
+                known.remove(&(gone.workspace, gone.key));
+            }
+            known.extend(page.values.drain(..).map(|value| (value.workspace, value.key)));
+        })
+        .await?;
+        Ok(known)
+    }
+
+    /// Hands over an answer page by page; once more from the beginning where the next one cannot be told.
+    async fn pages(
+        &self,
+        first: ConfigRequest,
+        mut take: impl FnMut(Page) + Send,
+    ) -> Result<(), ConfigError> {
+        let mut tries = 0;
+        let mut next = ConfigRequest { bytes_max: PAGE_BYTES, ..first };
+        loop {
+            let is_whole = next.cursor.is_empty();
+            match self.call(&next).await {
+                Ok(answer) => {
+                    next.cursor.clone_from(&answer.cursor);
+                    take(Page { is_whole, ..answer.into() });
+                    if next.cursor.is_empty() {
+                        return Ok(());
+                    }
+                }
+                Err(ConfigError::Refused { kind, .. })
+                    if kind == Error::PAGE_EXPIRED && tries < EXPIRED_MAX =>
+                {
+                    tries += 1;
+                    next.cursor.clear();
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Every value of a type in all workspaces, reserved ones included.
@@ -239,7 +316,7 @@ impl ConfigClient {
         let mut is_whole = answer.since <= 0;
         loop {
             let (cursor, end) = (std::mem::take(&mut answer.cursor), after.after(&answer));
-            take(Page { is_whole, values: answer.values, deleted: answer.deleted });
+            take(Page { is_whole, ..answer.into() });
             if cursor.is_empty() {
                 return Ok(end);
             }

@@ -110,6 +110,12 @@ impl<X: Exchange> Responder<X> {
         Asker { left: self.left.take().unwrap_or_default(), foreign: self.foreign.take() }
     }
 
+    /// The largest answer, in bytes: that of the broker's messages.
+    #[must_use]
+    pub fn answer_bytes_max(&self) -> usize {
+        self.broker.limits().message_bytes_max
+    }
+
     /// Sends a part that is not the last.
     ///
     /// # Errors

@@ -459,7 +459,7 @@ async fn fetch<'a>(
                 let mut next = View::clone(&old);
                 let position = since.after(&answer);
                 let is_whole = answer.since <= 0;
-                next.take(&types, &Page { is_whole, values: answer.values, deleted: answer.deleted });
+                next.take(&types, &Page { is_whole, ..answer.into() });
                 show(shared, next.at(position, &old), &types);
                 return Ok(true);
             }
@@ -581,7 +581,7 @@ mod tests {
     }
 
     fn page(is_whole: bool, values: Vec<ConfigValue>, deleted: Vec<ScopedKey>) -> Page {
-        Page { is_whole, values, deleted }
+        Page { is_whole, values, deleted, ..Page::default() }
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::exit::{Code, Told};
 use crate::key::{self, Key, Local};
 use crate::trust;
 
+/// About how much of a list is asked for at once, in bytes.
+const PAGE_BYTES: u64 = 4 * 1024 * 1024;
+
 /// A connection to one gateway, in one workspace.
 #[derive(Clone)]
 pub(crate) struct Api {
@@ -172,6 +175,24 @@ impl Api {
     /// Calls a workspace service.
     pub(crate) async fn call(&self, kind: &str, body: Value) -> anyhow::Result<Value> {
         self.post(&format!("/api/v1/{kind}"), body).await
+    }
+
+    /// Calls a workspace service for a list, page by page; the answer is as if it had come in one piece.
+    pub(crate) async fn list(&self, kind: &str, mut body: Value) -> anyhow::Result<Value> {
+        let mut whole = Value::Null;
+        body["bytes_max"] = json!(PAGE_BYTES);
+        loop {
+            let mut page = self.call(kind, body.clone()).await?;
+            // A service that is not ours answers in one piece.
+            let cursor = page.as_object_mut().and_then(|page| page.remove("cursor"));
+            join(&mut whole, page);
+            match cursor {
+                Some(cursor) if cursor.as_str().is_some_and(|cursor| !cursor.is_empty()) => {
+                    body["cursor"] = cursor;
+                }
+                _ => return Ok(whole),
+            }
+        }
     }
 
     /// Calls a service of a flow.
@@ -347,6 +368,19 @@ impl Api {
     }
 }
 
+/// Adds a page to those before: lists grow, objects are joined, of all else the later counts.
+fn join(whole: &mut Value, page: Value) {
+    match (whole, page) {
+        (Value::Array(items), Value::Array(more)) => items.extend(more),
+        (Value::Object(members), Value::Object(more)) => {
+            for (name, value) in more {
+                join(members.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (whole, page) => *whole = page,
+    }
+}
+
 /// The failure of TLS that an error comes from, through all that is wrapped around it.
 fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(found) = error.downcast_ref::<rustls::Error>() {
@@ -451,6 +485,15 @@ mod tests {
         check("version-conflict", "x", Code::Differs);
         check("access-denied", "x", Code::Denied);
         assert!(told_by_service(json!({"values": []})).is_ok());
+    }
+
+    #[test]
+    fn pages_are_joined_as_if_they_were_one_answer() {
+        let mut whole = Value::Null;
+        join(&mut whole, json!({"version": 1, "names": ["a"], "config": {"t": {"k": "1"}}}));
+        join(&mut whole, json!({"version": 2, "names": ["b"], "config": {"t": {"l": "2"}, "u": {"k": "3"}}}));
+        let expected = json!({"version": 2, "names": ["a", "b"], "config": {"t": {"k": "1", "l": "2"}, "u": {"k": "3"}}});
+        assert_eq!(whole, expected);
     }
 
     #[test]

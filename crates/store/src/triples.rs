@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use sluice_schema::ceilings::TERM_BYTES_MAX;
 use sluice_schema::message::{Term, Triple};
 
 use crate::keys::{ScopeKey, numbered, put_number, rows, scope_key, take_number};
@@ -570,6 +571,15 @@ impl Triples for TableTriples {
     fn add<'a>(&'a self, scope: Scope<'a>, triples: Vec<Triple>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let statements = triples.iter().map(encoded).collect::<Result<Vec<_>>>()?;
+            if let Some(bytes) =
+                statements.iter().flatten().map(Vec::len).find(|bytes| *bytes > TERM_BYTES_MAX)
+            {
+                let reason = format!(
+                    "a term of a statement has {bytes} bytes, more than the {TERM_BYTES_MAX} that one may have; \
+                     put long texts into the library and name them in the statement"
+                );
+                return Err(Error::Refused { reason });
+            }
             if statements.is_empty() {
                 Ok(())
             } else {

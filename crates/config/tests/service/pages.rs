@@ -1,12 +1,14 @@
 //! Answers in pages: whole at one moment in the end, whatever is written meanwhile, and however much all tenants hold together.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::common::*;
 use sluice_bus::Embedded;
 use sluice_schema::message::{ConfigRequest, ConfigResponse};
 use sluice_sdk::{ConfigError, ConfigWatch, Position};
+use sluice_store::{Batch, BoxFuture, Found, Read, Tables};
 
 type Known = BTreeMap<(String, String, String), String>;
 
@@ -117,6 +119,26 @@ async fn what_does_not_fit_one_message_comes_in_pages_or_is_refused_in_words() {
     }
     let names = ask(&user, ConfigRequest { r#type: "t".into(), ..request("list") }).await;
     assert_eq!(names.directory.len(), 20, "names fit");
+    let long = |n: usize| format!("{n:04}{}", "k".repeat(1_000));
+    for hundred in 0..3 {
+        let hundred = 100 * hundred..100 * (hundred + 1);
+        let values = hundred.map(|n| value("long", &long(n), "1")).collect();
+        assert_eq!(ask(&user, ConfigRequest { values, ..request("put") }).await.error, None);
+    }
+    let list = ConfigRequest { r#type: "long".into(), ..request("list") };
+    let error = ask(&user, list.clone()).await.error.unwrap();
+    assert!(error.r#type == "too-large" && error.message.contains("bytes_max"), "{error:?}");
+    let (mut found, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let answer = ask(&user, ConfigRequest { bytes_max: 100_000, cursor, ..list.clone() }).await;
+        assert_eq!(answer.error, None);
+        found.extend(answer.directory);
+        cursor = answer.cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, (0..300).map(long).collect::<Vec<_>>());
     let keys = (0..20).map(|n| key("t", &format!("k{n}"))).collect();
     let error = ask(&user, ConfigRequest { keys, ..request("get") }).await.error.unwrap();
     assert_eq!(error.r#type, "too-large");
@@ -130,13 +152,13 @@ async fn what_all_workspaces_hold_together_is_read_however_much_it_is() {
     let house = Instance::start(&broker, &store).await;
     let large = "x".repeat(1_000_000);
     for workspace in 0..5 {
-        let values = (0..15).map(|n| value("prompt", &format!("k{n}"), &large)).collect();
+        let values = (0..15).map(|n| value("tool", &format!("k{n}"), &large)).collect();
         house.system.put(&format!("w{workspace}"), values).await.unwrap();
     }
     house.system.put("w0", vec![value("flow", "f", "{}")]).await.unwrap();
     house.stop().await;
     let house = Instance::start(&broker, &store).await;
-    let types = ["flow".to_owned(), "prompt".to_owned()];
+    let types = ["flow".to_owned(), "tool".to_owned()];
     let refused = house.system.getvalues_many(&types, 0).await.unwrap_err();
     assert!(matches!(&refused, ConfigError::Refused { kind, .. } if kind == "too-large"), "{refused}");
     let watch = ConfigWatch::start(&house.process, Duration::from_secs(30));
@@ -144,10 +166,10 @@ async fn what_all_workspaces_hold_together_is_read_however_much_it_is() {
     let flows = tokio::time::timeout(DEADLINE, watch.ready(&["flow"])).await.expect("flows are read");
     assert_eq!(flows.all("flow").count(), 1);
     let all = tokio::time::timeout(DEADLINE, watch.ready(&types)).await.expect("everything is read");
-    assert_eq!((all.all("flow").count(), all.all("prompt").count()), (1, 75));
-    house.system.put("w1", vec![value("prompt", "k1", "small"), value("flow", "g", "{}")]).await.unwrap();
+    assert_eq!((all.all("flow").count(), all.all("tool").count()), (1, 75));
+    house.system.put("w1", vec![value("tool", "k1", "small"), value("flow", "g", "{}")]).await.unwrap();
     let seen = tokio::time::timeout(DEADLINE, watch.look()).await.unwrap();
-    assert_eq!(seen.get("prompt", "w1", "k1").map(|text| &**text), Some("small"));
+    assert_eq!(seen.get("tool", "w1", "k1").map(|text| &**text), Some("small"));
     assert_eq!(seen.all("flow").count(), 2);
     house.stop().await;
 }
@@ -170,8 +192,15 @@ async fn what_could_not_be_read_later_is_refused_and_what_was_accepted_can_be_un
         assert!(error.r#type == "too-large" && error.message.contains(what), "{what}: {error:?}");
     };
     // The largest value of a type, also where JSON writes it larger than it is.
-    refused(put("prompt", "k", &"x".repeat((1 << 20) + 1)), "'prompt/k' in workspace 'acme'").await;
-    refused(put("prompt", "k", &"\u{1}".repeat(200_000)), "takes 1200000 bytes; the limit is 1048576").await;
+    refused(put("tool", "k", &"x".repeat((1 << 20) + 1)), "'tool/k' in workspace 'acme'").await;
+    refused(put("tool", "k", &"\u{1}".repeat(200_000)), "takes 1200000 bytes; the limit is 1048576").await;
+    // A prompt record that is used is no longer than this, whatever is quoted in it.
+    refused(put("prompt", "k", &"x".repeat((64 << 10) + 1)), "the limit is 65536").await;
+    assert_eq!(ask(&user, put("prompt", "k", &"\"".repeat(64 << 10))).await.error, None);
+    assert_eq!(
+        ask(&user, ConfigRequest { keys: vec![key("prompt", "k")], ..request("delete") }).await.error,
+        None
+    );
     assert_eq!(
         ask(&user, put("ontology", "o", &"x".repeat(4 << 20))).await.error,
         None,
@@ -207,7 +236,7 @@ async fn what_could_not_be_read_later_is_refused_and_what_was_accepted_can_be_un
     let (user, other) = (house.user("acme").await, house.user("other").await);
     let whole = ask(&user, request("config")).await;
     assert_eq!((whole.error, whole.config.len()), (None, 4), "a full workspace fits one message");
-    assert_eq!(ask(&other, put("prompt", "k", &large)).await.error, None, "another one has its own room");
+    assert_eq!(ask(&other, put("tool", "k", &large)).await.error, None, "another one has its own room");
     assert!(
         ask(&user, put("e", "k", &large)).await.error.is_some(),
         "what was counted is known after a restart"
@@ -216,5 +245,104 @@ async fn what_could_not_be_read_later_is_refused_and_what_was_accepted_can_be_un
     assert_eq!(ask(&user, ConfigRequest { keys: written, ..request("delete") }).await.error, None);
     assert_eq!(ask(&user, request("config")).await.config.len(), 0);
     assert_eq!(ask(&user, put("e", "k", &large)).await.error, None, "the room is there again");
+    house.stop().await;
+}
+
+/// Tables of which one row of values is damaged.
+struct Scratched {
+    inner: Arc<dyn Tables>,
+    key: Mutex<Vec<u8>>,
+}
+
+impl Scratched {
+    fn hits(&self, read: &Read) -> bool {
+        let key = self.key.lock().unwrap();
+        let is_within = |range: &sluice_store::KeyRange| {
+            range.from[..] <= key[..] && range.to.as_ref().is_none_or(|to| key[..] < to[..])
+        };
+        !key.is_empty()
+            && match read {
+                Read::Get { table, key: asked } => table == "config.value" && asked[..] == key[..],
+                Read::Range { table, range, .. } => table == "config.value" && is_within(range),
+            }
+    }
+}
+
+impl Tables for Scratched {
+    fn read(&self, reads: Vec<Read>) -> BoxFuture<'_, sluice_store::Result<Vec<Found>>> {
+        if reads.iter().any(|read| self.hits(read)) {
+            let (what, reason) = ("a row".to_owned(), "told to be".to_owned());
+            return Box::pin(async { Err(sluice_store::Error::Damaged { what, reason }) });
+        }
+        self.inner.read(reads)
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, sluice_store::Result<()>> {
+        self.inner.commit(batch)
+    }
+}
+
+/// It is named to readers of everything, an error to who asks for it, and nothing to all others.
+#[tokio::test]
+async fn a_damaged_value_harms_only_itself() {
+    let (broker, mut store) = (Embedded::in_memory(), Store::new());
+    let scratched = Arc::new(Scratched { inner: store.tables.clone(), key: Mutex::default() });
+    store.tables = scratched.clone();
+    let house = Instance::start(&broker, &store).await;
+    for workspace in ["acme", "other"] {
+        house.register(workspace).await;
+        let values = ["a", "b", "c"].map(|key| value("t", key, key)).to_vec();
+        house.system.put(workspace, values).await.unwrap();
+    }
+    let types = ["t".to_owned(), "u".to_owned()];
+    let before = house.system.changes(&types, &Position::default()).await.unwrap();
+    house.system.put("acme", vec![value("t", "b", "new"), value("t", "c", "new")]).await.unwrap();
+    *scratched.key.lock().unwrap() = b"t\0acme\0b".to_vec();
+
+    let bad = vec![key_in("acme", "t", "b")];
+    let values = |answer: &ConfigResponse| {
+        let one = |value: &sluice_schema::message::ConfigValue| (value.workspace.clone(), value.key.clone());
+        answer.values.iter().map(one).collect::<Vec<_>>()
+    };
+    let names = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+        all.iter().map(|(workspace, key)| ((*workspace).to_owned(), (*key).to_owned())).collect()
+    };
+    let whole = house.system.changes(&types, &Position::default()).await.unwrap();
+    let expected = names(&[("acme", "a"), ("acme", "c"), ("other", "a"), ("other", "b"), ("other", "c")]);
+    assert_eq!((values(&whole), &whole.damaged), (expected.clone(), &bad));
+    let later = house.system.changes(&types, &Position::default().after(&before)).await.unwrap();
+    assert_eq!((values(&later), &later.damaged), (names(&[("acme", "c")]), &bad));
+    // Page by page it is no other.
+    let (mut known, mut damaged, mut cursor) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let answer = house.system.call(&page(&types, &Position::default(), &cursor)).await.unwrap();
+        known.extend(values(&answer));
+        damaged.extend(answer.damaged);
+        cursor = answer.cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((known, damaged), (expected, bad));
+
+    let (user, other) = (house.user("acme").await, house.user("other").await);
+    for asked in [
+        ConfigRequest { r#type: "t".into(), ..request("getvalues") },
+        request("config"),
+        ConfigRequest { keys: vec![key("t", "b")], ..request("get") },
+    ] {
+        assert!(ask(&user, asked.clone()).await.error.is_some(), "{}", asked.operation);
+        assert_eq!(ask(&other, asked).await.error, None);
+    }
+    let listed = ask(&user, ConfigRequest { r#type: "t".into(), ..request("list") }).await;
+    assert_eq!(listed.directory, ["a", "b", "c"]);
+    // A write of it is refused, and takes no other one with it.
+    let write = |key: &str| ConfigRequest { values: vec![value("t", key, "newer")], ..request("put") };
+    let (one, two, three) =
+        tokio::join!(ask(&user, write("a")), ask(&user, write("b")), ask(&other, write("b")));
+    assert_eq!((one.error, three.error), (None, None));
+    assert!(two.error.unwrap().message.contains("a row"));
+    scratched.key.lock().unwrap().clear();
+    assert!(house.system.changes(&types, &Position::default()).await.unwrap().damaged.is_empty());
     house.stop().await;
 }

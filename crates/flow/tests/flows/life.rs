@@ -603,3 +603,37 @@ async fn of_two_services_one_acts_and_the_other_takes_over() {
     }
     world.assert_nothing_left("after the holder died").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_and_blueprints_are_listed_in_pages() {
+    let world = World::with_blueprint().await;
+    for n in 0..6 {
+        let start = FlowRequest {
+            operation: "start-flow".into(),
+            blueprint_name: "demo".into(),
+            flow_id: format!("f{n}"),
+            description: "d".repeat(16 << 10),
+            ..Default::default()
+        };
+        ok(&world.call(start).await);
+        ok(&world.put_blueprint(&format!("b{n}"), &blueprint()).await);
+    }
+    let ask = |operation: &str, cursor: &str| FlowRequest {
+        operation: operation.into(),
+        bytes_max: 1,
+        cursor: cursor.into(),
+        ..Default::default()
+    };
+    let first = world.call(ask("list-flows", "")).await;
+    assert_eq!((ok(&first).flow_ids.len(), first.cursor.as_str()), (3, "f2"));
+    let second = world.call(ask("list-flows", &first.cursor)).await;
+    assert_eq!(
+        (second.flow_ids, second.cursor.as_str()),
+        (["f3", "f4", "f5"].map(str::to_owned).to_vec(), "")
+    );
+    assert_eq!(second.flows.len(), 3);
+    assert_eq!(world.list().await.len(), 6, "it fits one message");
+    let names = world.call(ask("list-blueprints", "b3")).await;
+    assert_eq!(names.blueprint_names, ["b4", "b5", "demo"]);
+    world.end().await;
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
+use sluice_schema::ceilings::PROMPT_RECORD_BYTES_MAX as RECORD_BYTES_MAX;
 use sluice_sdk::View;
 
 use super::results::ResponseType;
@@ -10,8 +11,6 @@ use crate::renderer::child::SYSTEM_DEFAULT;
 
 /// The config type of prompt records.
 pub(crate) const PROMPT: &str = "prompt";
-/// Bytes of a record that is used.
-const RECORD_BYTES_MAX: usize = 64 * 1024;
 const SYSTEM: &str = "system";
 const TEMPLATE_PREFIX: &str = "template.";
 

@@ -78,6 +78,8 @@ pub(super) const SERVICES: &[Service] = &[
             field("if", Shape::Records(EXPECTATION)),
             field("types", Shape::Texts),
             int("since"),
+            int("bytes_max"),
+            text("cursor"),
         ],
         &[
             int("version"),
@@ -87,6 +89,7 @@ pub(super) const SERVICES: &[Service] = &[
             field("skipped", Shape::Records(KEY)).if_filled(),
             int("since").if_filled(),
             field("deleted", Shape::Records(SCOPED_KEY)).if_filled(),
+            text("cursor").if_filled(),
         ],
     )
     .at(Level::Workspace, |w| (system::config_request(Some(w)), system::config_response(Some(w)))),
@@ -100,6 +103,8 @@ pub(super) const SERVICES: &[Service] = &[
             text("flow-id"),
             field("parameters", Shape::Object),
             field("drain", Shape::TextLike),
+            int("bytes_max"),
+            text("cursor"),
         ],
         &[
             field("blueprint-names", Shape::Texts),
@@ -112,6 +117,7 @@ pub(super) const SERVICES: &[Service] = &[
             field("warnings", Shape::Texts).if_filled(),
             field("flows", Shape::Records(FLOW_ROW)).if_filled(),
             field("findings", Shape::Records(FINDING)).if_filled(),
+            text("cursor").if_filled(),
         ],
     )
     .at(Level::Workspace, |w| (system::flow_request(w), system::flow_response(w))),
@@ -126,8 +132,10 @@ pub(super) const SERVICES: &[Service] = &[
             field("tags", Shape::Texts),
             field("tag_filter", Shape::Texts),
             int("limit"),
+            int("bytes_max"),
+            text("cursor"),
         ],
-        &[text("timestamp"), field("collections", Shape::Records(COLLECTION))],
+        &[text("timestamp"), field("collections", Shape::Records(COLLECTION)), text("cursor").if_filled()],
     )
     .at(Level::Workspace, |w| (system::collection_request(w), system::collection_response(w))),
     row::<m::IamRequest>(
@@ -151,6 +159,8 @@ pub(super) const SERVICES: &[Service] = &[
             field("grant", Shape::Record(GRANT)),
             text("user_context_json"),
             field("update_mask", Shape::Texts),
+            int("bytes_max"),
+            text("cursor"),
         ],
         &[
             field("user", Shape::Record(USER_OUT)).if_set(),
@@ -171,6 +181,7 @@ pub(super) const SERVICES: &[Service] = &[
             text("members_json").if_filled(),
             text("grants_json").if_filled(),
             text("effective_permissions_json").if_filled(),
+            text("cursor").if_filled(),
         ],
     )
     .at(Level::System, |_| (system::iam_request(), system::iam_response()))

@@ -124,6 +124,8 @@ pub(super) const SERVICES: &[Service] = &[
             field("document-ids", Shape::Texts),
             field("chunk-ids", Shape::Texts),
             flag("remove-derived"),
+            int("bytes_max"),
+            text("cursor"),
         ],
         &[
             field("document-metadata", Shape::Record(DOCUMENT)).if_set(),
@@ -144,6 +146,7 @@ pub(super) const SERVICES: &[Service] = &[
             field("missing-chunks", Shape::List).if_filled(),
             field("upload-sessions", Shape::Records(UPLOAD)).if_filled(),
             field("progress", Shape::Records(PROGRESS)).if_filled(),
+            text("cursor").if_filled(),
         ],
     )
     .at(Level::Workspace, |w| (system::librarian_request(w), system::librarian_response(w)))

@@ -81,6 +81,9 @@ message! {
         /// Additive: which history `version` belongs to, in the answer to `getvalues-many`: to be sent back with it. The
         /// same version of a store that was restored from an older copy has another one.
         #[additive] history: String,
+        /// Additive: keys whose values the disk damaged, in the answer to `getvalues-many`: they are there, and cannot be
+        /// read. Other answers are an error instead.
+        #[additive] damaged: Vec<ScopedKey>,
         /// Additive: where the next page begins; absent on the last. Of each page `deleted` goes first, then `values`, over
         /// the pages before; all of them together are at the last one's version.
         #[additive] cursor: String,
@@ -126,6 +129,10 @@ message! {
         parameters: Map<String, Value>,
         /// Additive: `"20s"`, a number of seconds, or `"discard"`: how `stop-flow` treats what is still queued.
         #[additive] drain: Option<String>,
+        /// Additive: a list comes in pages of about so many bytes; 0 = in one answer, or not at all.
+        #[additive] bytes_max: i64,
+        /// Additive: the `cursor` of the page before, for the next one. All else is as in the first request.
+        #[additive] cursor: String,
     }
 }
 
@@ -149,6 +156,8 @@ message! {
         #[additive] flows: Vec<FlowRow>,
         /// Additive: what `doctor` found, worst first.
         #[additive] findings: Vec<Finding>,
+        /// Additive: where the next page of a list begins; absent on the last.
+        #[additive] cursor: String,
     }
 }
 
@@ -211,6 +220,10 @@ message! {
         tag_filter: Vec<String>,
         /// 0 = no limit.
         limit: i64,
+        /// Additive: a list comes in pages of about so many bytes; 0 = in one answer, or not at all.
+        #[additive] bytes_max: i64,
+        /// Additive: the `cursor` of the page before, for the next one. All else is as in the first request.
+        #[additive] cursor: String,
     }
 }
 
@@ -220,6 +233,8 @@ message! {
         error: Option<Error>,
         timestamp: String,
         collections: Vec<CollectionMetadata>,
+        /// Additive: where the next page of a list begins; absent on the last.
+        #[additive] cursor: String,
     }
 }
 

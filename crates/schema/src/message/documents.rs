@@ -229,6 +229,10 @@ message! {
         /// Additive: `remove-processing` also removes what was made of the document in that collection, once no other
         /// record wants it there; without it the record alone goes.
         #[additive] remove_derived: bool,
+        /// Additive: a list comes in pages of about so many bytes; 0 = in one answer, or not at all.
+        #[additive] bytes_max: i64,
+        /// Additive: the `cursor` of the page before, for the next one. All else is as in the first request.
+        #[additive] cursor: String,
     }
 }
 
@@ -263,6 +267,8 @@ message! {
         is_final: bool = true,
         /// Additive: how far documents are, in the answer to `get-progress`.
         #[additive] progress: Vec<DocumentProgress>,
+        /// Additive: where the next page of a list begins; absent on the last.
+        #[additive] cursor: String,
     }
 }
 

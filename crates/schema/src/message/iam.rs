@@ -126,6 +126,10 @@ message! {
         authorise_checks: String,
         /// Additive: the members of `user` that the caller of `update-user` really gave; empty = not told.
         #[additive] update_mask: Vec<String>,
+        /// Additive: a list comes in pages of about so many bytes; 0 = in one answer, or not at all.
+        #[additive] bytes_max: i64,
+        /// Additive: the `cursor` of the page before, for the next one. All else is as in the first request.
+        #[additive] cursor: String,
     }
 }
 
@@ -164,6 +168,8 @@ message! {
         error: Option<Error>,
         /// Additive, `prove-key`: the code by which the service shows that it knows the admin key.
         #[additive] proof: String,
+        /// Additive: where the next page of a list begins; absent on the last.
+        #[additive] cursor: String,
     }
 }
 

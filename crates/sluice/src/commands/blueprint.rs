@@ -14,7 +14,7 @@ use crate::output::show;
 pub(super) async fn run(api: &Api, output: Output, command: Blueprint) -> anyhow::Result<()> {
     match command {
         Blueprint::Ls => {
-            let answer = api.call("flow", json!({"operation": "list-blueprints"})).await?;
+            let answer = api.list("flow", json!({"operation": "list-blueprints"})).await?;
             show(output, &answer["blueprint-names"], |names| {
                 rows("blueprint", names, "No blueprints. Try: sluice blueprint put document-rag --standard")
             })

@@ -12,7 +12,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Config) -> anyhow::R
     match command {
         Config::Get { r#type, key } => get(api, output, &r#type, &key).await,
         Config::Ls { r#type } => {
-            let answer = api.call("config", json!({"operation": "list", "type": r#type})).await?;
+            let answer = api.list("config", json!({"operation": "list", "type": r#type})).await?;
             let keys = answer["directory"].clone();
             show(output, &keys, |keys| rows("key", keys, &format!("No values of type '{}'.", r#type)))
         }
@@ -35,7 +35,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Config) -> anyhow::R
             show(output, &json!({"version": answer["version"]}), |_| format!("Deleted {}/{key}.", r#type))
         }
         Config::Show => {
-            let answer = api.call("config", json!({"operation": "config"})).await?;
+            let answer = api.list("config", json!({"operation": "config"})).await?;
             show(output, &answer, |answer| {
                 let types = answer["config"].as_object().into_iter().flatten();
                 let lines = types.flat_map(|(kind, keys)| {

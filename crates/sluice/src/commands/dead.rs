@@ -12,9 +12,8 @@ use crate::output::{say, show, table, text};
 pub(super) async fn run(api: &Api, output: Output, command: Dead) -> anyhow::Result<()> {
     match command {
         Dead::Ls { flow, limit } => {
-            let body = json!({"operation": "list", "flow": flow, "limit": limit});
-            let answer = api.call("dead-letters", body).await?;
-            show(output, &answer["letters"], |letters| {
+            let letters = list(api, flow.as_deref(), limit).await?;
+            show(output, &Value::Array(letters), |letters| {
                 let row = |letter: &Value| {
                     ["id", "flow", "topic", "attempts", "reason"].map(|name| text(letter, name)).to_vec()
                 };
@@ -64,6 +63,24 @@ fn replayed(answer: &Value) -> String {
     let kept = reasons.into_iter().map(|(reason, count)| format!("  kept {count}: {reason}"));
     let sent = format!("Sent again: {}.", answer["count"]);
     std::iter::once(sent).chain(kept).collect::<Vec<_>>().join("\n")
+}
+
+/// The newest letters, page by page, up to so many.
+async fn list(api: &Api, flow: Option<&str>, limit: u32) -> anyhow::Result<Vec<Value>> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut letters: Vec<Value> = Vec::new();
+    loop {
+        let before = letters.last().map(|letter| letter["id"].clone());
+        let left = limit.saturating_sub(letters.len());
+        let body = json!({"operation": "list", "flow": flow, "limit": left, "before": before});
+        let answer = api.call("dead-letters", body).await?;
+        let known = letters.len();
+        letters.extend(answer["letters"].as_array().into_iter().flatten().cloned());
+        let is_more = answer["remaining"].as_i64().unwrap_or_default() > 0;
+        if !is_more || letters.len() >= limit || letters.len() == known {
+            return Ok(letters);
+        }
+    }
 }
 
 /// Writes every letter, page by page.

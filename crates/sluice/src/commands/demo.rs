@@ -161,8 +161,8 @@ async fn stop_and_look(system: &System, api: &Api) -> anyhow::Result<()> {
     let began = Instant::now();
     api.call("flow", json!({"operation": "stop-flow", "flow-id": FLOW})).await?;
     let took = began.elapsed().as_millis();
-    let flows = api.call("flow", json!({"operation": "list-flows"})).await?;
-    let config = api.call("config", json!({"operation": "config"})).await?;
+    let flows = api.list("flow", json!({"operation": "list-flows"})).await?;
+    let config = api.list("config", json!({"operation": "config"})).await?;
     let entries = config["config"].as_object().into_iter().flatten();
     let left: Vec<&String> = entries
         .filter(|(kind, keys)| {

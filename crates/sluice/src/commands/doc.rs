@@ -80,7 +80,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             Ok(if failed { Code::Failed } else { Code::Ok })
         }
         Doc::Ls => {
-            let answer = api.call("librarian", json!({"operation": "list-documents"})).await?;
+            let answer = api.list("librarian", json!({"operation": "list-documents"})).await?;
             show(output, &answer["document-metadatas"], |documents| {
                 let row = |one: &Value| ["id", "title", "kind"].map(|name| text(one, name)).to_vec();
                 let rows = documents.as_array().into_iter().flatten().map(row).collect();

@@ -22,8 +22,9 @@ pub(super) async fn show(api: &Api, output: Output, id: &str) -> anyhow::Result<
     let Some(metadata) = found.get("document-metadata").filter(|metadata| metadata.is_object()) else {
         return Err(missing(id).into());
     };
+    let list = |operation: &str| api.list("librarian", json!({"operation": operation, "document-id": id}));
     let (parts, progress, records) =
-        tokio::try_join!(ask("list-children"), ask("get-progress"), ask("list-processing"))?;
+        tokio::try_join!(list("list-children"), ask("get-progress"), list("list-processing"))?;
     let parked = json!({"operation": "list", "document-id": id, "limit": LETTERS_MAX});
     let parked = api.call("dead-letters", parked).await?;
     let whole = json!({

@@ -92,7 +92,7 @@ fn warnings(answer: &Value) -> impl Iterator<Item = String> {
 }
 
 async fn ls(api: &Api, output: Output) -> anyhow::Result<()> {
-    let answer = api.call("flow", json!({"operation": "list-flows"})).await?;
+    let answer = api.list("flow", json!({"operation": "list-flows"})).await?;
     let ids = answer["flow-ids"].as_array().into_iter().flatten();
     // A flow service that is not ours tells nothing but ids.
     let flows = answer["flows"].as_array().cloned();

@@ -72,7 +72,7 @@ struct Documents {
 impl Documents {
     async fn look(&mut self, api: &Api, flow: &str, afresh: bool) -> anyhow::Result<()> {
         if afresh || self.listed.is_none_or(|at| at.elapsed() > LIST_INTERVAL) {
-            let answer = api.call("librarian", json!({"operation": "list-processing"})).await?;
+            let answer = api.list("librarian", json!({"operation": "list-processing"})).await?;
             let records = answer["processing-metadatas"].as_array().into_iter().flatten();
             self.ids =
                 records.filter(|one| one["flow"] == *flow).map(|one| text(one, "document-id")).collect();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use sluice_schema::ceilings::TERM_BYTES_MAX;
 use sluice_schema::message::{Term, Triple};
 
 use super::{Works as _, fails};
@@ -16,6 +17,7 @@ super::promises![
     a_graph_or_a_collection_is_removed,
     statements_stay_in_their_collection_and_workspace,
     a_statement_with_a_hole_is_refused,
+    a_term_that_no_answer_could_hold_is_refused,
 ];
 
 const HERE: Scope<'static> = Scope::new("default", "graph");
@@ -241,5 +243,33 @@ async fn a_statement_with_a_hole_is_refused(stores: Stores) {
         let error = fails(stores.triples.add(HERE, vec![whole.clone(), hole]).await);
         assert_eq!(error.kind(), ErrorKind::Refused);
     }
+    assert_eq!(all(&stores, HERE, &Pattern::all()).await, []);
+}
+
+async fn a_term_that_no_answer_could_hold_is_refused(stores: Stores) {
+    let said = |value: &str, language: &str| Triple {
+        o: Some(literal(value, "", language)),
+        ..triple("a", "b", "c", None)
+    };
+    let most = "x".repeat(TERM_BYTES_MAX - 64);
+    stores.triples.add(HERE, vec![said(&most, "en")]).await.works();
+    let long = "x".repeat(TERM_BYTES_MAX);
+    let quoted = Term { r#type: "t".to_owned(), triple: Some(Box::new(said(&long, ""))), ..Term::default() };
+    let beyond = [
+        said(&long, ""),
+        said("short", &long),
+        triple(&long, "b", "c", None),
+        triple("a", "b", "c", Some(&long)),
+        Triple { o: Some(quoted), ..triple("a", "b", "c", None) },
+    ];
+    for statement in beyond {
+        let error = fails(stores.triples.add(HERE, vec![triple("d", "e", "f", None), statement]).await);
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains(&TERM_BYTES_MAX.to_string()), "{error}");
+    }
+    // Nothing of a refused message is there, and what was taken can be had and removed.
+    let found = all(&stores, HERE, &Pattern::all()).await;
+    assert_eq!(found, [said(&most, "en")]);
+    stores.triples.remove(HERE, &Pattern::all()).await.works();
     assert_eq!(all(&stores, HERE, &Pattern::all()).await, []);
 }
