@@ -6,7 +6,8 @@
 //! writes, which it keeps users from writing.
 //!
 //! Begin with [`start`]. Inside: `request` reads what was asked, `layout` says how things rest, `state` carries writes
-//! out (pure), `reader` answers questions, `pages` those that may be large, `sizes` keeps what is written within its ceilings, `writer` commits, `outbox` tells, `hosting` serves the queues.
+//! out (pure), `reader` answers questions, `pages` those that may be large, `sizes` keeps what is written within its ceilings, `writer` commits, `outbox` tells, `hosting` serves the queues. [`offline`] is for a
+//! folder that no service works in.
 //!
 //! # Guarantees
 //! A write is one step with one version and one notice; its answer comes after the notice was sent, or, when the broker
@@ -29,6 +30,7 @@
 mod history;
 mod hosting;
 mod layout;
+pub mod offline;
 mod outbox;
 mod pages;
 mod reader;

@@ -253,6 +253,12 @@ pub(crate) struct Doctor {
     /// Read all of the data folder and compare it with its checksums
     #[arg(long)]
     pub(crate) verify: bool,
+    /// List the largest config values of a data folder that is not in use
+    #[arg(long)]
+    pub(crate) largest: bool,
+    /// Remove one config value from a data folder that is not in use, and look at nothing else
+    #[arg(long, value_name = "WORKSPACE/TYPE/KEY")]
+    pub(crate) remove: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use anyhow::Context as _;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use sluice_config::offline::{self, Large};
 use sluice_processors::NOT_CONFIGURED;
 use sluice_store::embedded::Report;
 
@@ -15,6 +16,7 @@ use crate::api::{Api, data_folder};
 use crate::bus::Bus;
 use crate::cli::{Broker, Doctor, Target};
 use crate::exit::{Code, Told};
+use crate::folder::Stopped;
 use crate::output::{show, text};
 
 /// Severities, worst first, with the title of their group.
@@ -28,12 +30,20 @@ const FLOWS_MAX: usize = 16;
 const FREE_BYTES_MIN: u64 = 2 << 30;
 /// Damaged things named in one finding.
 const DAMAGE_SHOWN: usize = 5;
+/// Config values that are listed.
+const VALUES_SHOWN: usize = 20;
 /// How often it is looked whether the data folder was read.
 const VERIFY_PAUSE: Duration = Duration::from_millis(200);
 const READ_LOGS: &str = "read the log of `sluice up`, or of the process that runs it";
 
 /// Runs every check; what cannot be asked because an earlier one failed is left out.
-pub(super) async fn run(target: &Target, Doctor { broker, verify }: Doctor) -> anyhow::Result<Code> {
+pub(super) async fn run(target: &Target, doctor: Doctor) -> anyhow::Result<Code> {
+    let Doctor { broker, verify, largest, remove } = doctor;
+    if let Some(name) = remove {
+        remove_value(&data_folder(target)?, &name).await?;
+        show(target.output, &json!({"removed": name}), |_| format!("Removed the config value {name}."))?;
+        return Ok(Code::Ok);
+    }
     let api = Api::new(target)?;
     let mut findings = Vec::new();
     if let Ok(folder) = data_folder(target) {
@@ -42,6 +52,9 @@ pub(super) async fn run(target: &Target, Doctor { broker, verify }: Doctor) -> a
             findings.push(confinement_found().await);
         }
         findings.extend(content_found(&folder, verify).await);
+        if largest {
+            findings.extend(largest_found(&folder).await?);
+        }
     }
     findings.extend(broker_found(broker).await?);
     match limited(&api, api.why_not_ready()).await {
@@ -186,6 +199,61 @@ async fn content_found(folder: &Path, verify: bool) -> Vec<Value> {
     }
 }
 
+/// A data folder that nobody works in.
+async fn unused(folder: &Path) -> anyhow::Result<Stopped> {
+    let is_locked = |error: &anyhow::Error| {
+        let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<sluice_store::Error>());
+        causes.any(|error| matches!(error, sluice_store::Error::Locked { .. }))
+    };
+    match Stopped::open(folder).await {
+        Err(error) if is_locked(&error) => {
+            let told = format!("the data folder '{}' is in use", folder.display());
+            Err(Told::new(Code::Failed, told)
+                .next("stop the process that works in it first; while it runs, use `sluice config`")
+                .into())
+        }
+        opened => opened,
+    }
+}
+
+/// The largest config values.
+async fn largest_found(folder: &Path) -> anyhow::Result<Vec<Value>> {
+    let opened = unused(folder).await?;
+    let values = offline::largest(&*opened.store.tables(), VALUES_SHOWN).await;
+    opened.close().await;
+    let found = |value: Large| {
+        let name = format!("{}/{}/{}", value.workspace, value.config_type, value.key);
+        let bytes = indicatif::BinaryBytes(value.bytes as u64);
+        if value.is_beyond_its_ceiling() {
+            let text = format!("the config value {name} has {bytes}, more than is taken in now");
+            let next =
+                format!("if nothing needs it: sluice doctor --data {} --remove '{name}'", folder.display());
+            return finding("warning", "value-too-large", text, next);
+        }
+        finding("info", "value-size", format!("the config value {name} has {bytes}"), "")
+    };
+    Ok(values?.into_iter().map(found).collect())
+}
+
+/// Takes a config value out of a folder.
+async fn remove_value(folder: &Path, name: &str) -> anyhow::Result<()> {
+    let mut parts = name.splitn(3, '/');
+    let (Some(workspace), Some(config_type), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(Told::usage(format!("'{name}' names no config value"))
+            .next("name it as WORKSPACE/TYPE/KEY, as `sluice doctor --largest` does")
+            .into());
+    };
+    let opened = unused(folder).await?;
+    let removed = offline::remove(&opened.store.tables(), workspace, config_type, key).await;
+    opened.close().await;
+    match removed {
+        Err(sluice_store::Error::Refused { reason }) => {
+            Err(Told::new(Code::NotFound, reason).next("sluice doctor --largest").into())
+        }
+        done => Ok(done?),
+    }
+}
+
 fn report_found(report: &Report) -> Vec<Value> {
     let Report { store_bytes, used_bytes, checked_at, damage, checks: _ } = report;
     let mut findings = Vec::new();
@@ -277,7 +345,7 @@ async fn services_found(api: &Api) -> Vec<Value> {
     let (iam, config, library, flow) = tokio::join!(
         limited(api, api.call_public("bootstrap-status")),
         ask("config", json!({"operation": "list", "type": "flow"})),
-        ask("librarian", json!({"operation": "list-uploads"})),
+        ask("librarian", json!({"operation": "list-uploads", "bytes_max": 1})),
         ask("flow", json!({"operation": "doctor"})),
     );
     let mut findings = Vec::new();
@@ -366,7 +434,7 @@ async fn store_found(api: &Api) -> Value {
 
 /// The models of each flow: whether they answer, and whether the provider offers the one that is asked.
 async fn models_found(api: &Api) -> Vec<Value> {
-    let flows = match limited(api, api.call("flow", json!({"operation": "list-flows"}))).await {
+    let flows = match limited(api, api.list("flow", json!({"operation": "list-flows"}))).await {
         Ok(answer) => answer["flow-ids"].as_array().cloned().unwrap_or_default(),
         Err(_) => Vec::new(),
     };
