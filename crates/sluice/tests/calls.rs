@@ -4,25 +4,50 @@
 
 mod common;
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
 
 use common::Up;
-use serde_json::json;
+use serde_json::{Value, json};
 use sluice_schema::operation::{self, EMBEDDINGS_TEXTS_MAX, Kind, Operation, QUERY_BYTES_MAX};
+use tokio_tungstenite::tungstenite::{self, Message};
 
 /// Address space of the process: what is built without measure ends it.
 const ADDRESS_KIB: u64 = 6 * 1024 * 1024;
 /// Memory that a call may take beside what its body accounts for.
-const CALL_BYTES: u64 = 256 * 1024 * 1024;
+const CALL_BYTES: u64 = 128 * 1024 * 1024;
 /// Memory that each byte of a body may take.
-const FACTOR: u64 = 48;
+const FACTOR: u64 = 40;
 const MIB: usize = 1024 * 1024;
+
+/// The doors of the gateway that take calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Door {
+    Http,
+    /// By the path of the socket.
+    Socket(&'static str),
+}
+
+const DOORS: [Door; 3] = [Door::Http, Door::Socket("/api/v1/socket"), Door::Socket("/api/socket")];
+
+/// The call that took the most memory, and how much.
+#[derive(Default)]
+struct Most {
+    memory_bytes: u64,
+    body_bytes: usize,
+    operation: &'static str,
+}
 
 struct World {
     up: Up,
     key: String,
+    /// What the process took before the last call.
+    quiet: Cell<u64>,
+    /// The most that calls took, by door and shape.
+    most: RefCell<BTreeMap<(Door, String), Most>>,
     _folder: tempfile::TempDir,
 }
 
@@ -35,7 +60,7 @@ impl World {
         let up = Up::start_as(limited, &folder.path().join("data"), &[]);
         up.json(&["flow", "start", "f1", "document-rag"]);
         let key = up.key();
-        Self { up, key, _folder: folder }
+        Self { up, key, quiet: Cell::new(0), most: RefCell::default(), _folder: folder }
     }
 
     fn connect(&self) -> TcpStream {
@@ -67,6 +92,51 @@ impl World {
         self.post(&path, body)
     }
 
+    /// Makes a call over a socket of its own; what came back for it, or why the socket was closed.
+    fn call_over_socket(&self, path: &str, operation: &Operation, body: &str) -> String {
+        let url = format!("{}{path}", self.up.url.replace("http://", "ws://"));
+        let (mut socket, _) = tungstenite::client(url, self.connect()).unwrap();
+        socket.send(Message::text(json!({"type": "auth", "token": self.key}).to_string())).unwrap();
+        let (flow, service) = match operation.kind {
+            Kind::FlowService => ("f1", operation.name),
+            kind => ("", kind.as_str()),
+        };
+        let frame = format!(
+            "{{\"id\": \"1\", \"flow\": \"{flow}\", \"service\": \"{service}\", \"request\": {body}}}"
+        );
+        // One that refuses early does not read to the end.
+        let _ = socket.send(Message::text(frame));
+        loop {
+            match socket.read() {
+                Ok(Message::Text(text)) => {
+                    let frame: Value = serde_json::from_str(&text).unwrap();
+                    // What cannot be read has no id that could come back.
+                    if frame["complete"] == true || frame.get("error").is_some() {
+                        return text.to_string();
+                    }
+                }
+                Ok(Message::Close(Some(close))) => return format!("closed: {} {}", close.code, close.reason),
+                Ok(_) => {}
+                Err(error) => return format!("gone: {error}"),
+            }
+        }
+    }
+
+    fn call_at(&self, door: Door, operation: &Operation, body: &str) -> String {
+        match door {
+            Door::Http => self.call(operation, body),
+            Door::Socket(path) => self.call_over_socket(path, operation, body),
+        }
+    }
+
+    /// Tells what was measured.
+    fn tell(&self) {
+        for ((door, shape), Most { memory_bytes, body_bytes, operation }) in &*self.most.borrow() {
+            let (memory_kib, body_kib) = (memory_bytes >> 10, body_bytes >> 10);
+            eprintln!("{door:?} {shape}: {memory_kib} KiB for a body of {body_kib} KiB ({operation})");
+        }
+    }
+
     fn status(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.up.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -78,12 +148,26 @@ impl World {
         // The peak is counted from here.
         std::fs::write(format!("/proc/{}/clear_refs", self.up.pid()), "5").unwrap();
         let before = self.status("VmRSS:");
+        self.quiet.set(before);
         let answer = call();
         let more = self.status("VmHWM:").saturating_sub(before);
         let may = CALL_BYTES + FACTOR * body.len() as u64;
         assert!(more <= may, "{what}: {more} bytes for a body of {}", body.len());
-        assert!(answer.starts_with("HTTP/1.1 "), "{what}: no answer\n{}", self.up.log());
+        let is_answered = ["HTTP/1.1 ", "{", "closed: "].iter().any(|begins| answer.starts_with(begins));
+        assert!(is_answered, "{what}: no answer but '{answer}'\n{}", self.up.log());
         answer
+    }
+
+    /// The same, and notes what it took.
+    fn measured(&self, door: Door, operation: &Operation, shape: &str, body: &str) {
+        let what = format!("{}/{} {shape} at {door:?}", operation.kind.as_str(), operation.name);
+        self.holds(&what, body, || self.call_at(door, operation, body));
+        let more = self.status("VmHWM:").saturating_sub(self.quiet.get());
+        let mut most = self.most.borrow_mut();
+        let known = most.entry((door, shape.to_owned())).or_default();
+        if more > known.memory_bytes {
+            *known = Most { memory_bytes: more, body_bytes: body.len(), operation: operation.name };
+        }
     }
 
     fn is_well(&self) {
@@ -155,11 +239,13 @@ fn no_call_ends_the_process_and_memory_is_in_proportion_to_its_body() {
                 Kind::FlowImport | Kind::FlowExport | Kind::Stream => continue,
             };
             for body in named {
-                let what = format!("{}/{} {shape}", operation.kind.as_str(), operation.name);
-                world.holds(&what, &body, || world.call(operation, &body));
+                for door in DOORS {
+                    world.measured(door, operation, shape, &body);
+                }
             }
         }
     }
+    world.tell();
     world.is_well();
 }
 
