@@ -32,7 +32,7 @@ const BATCH_DEFAULT: usize = 20;
 /// Statements read at once, and in one part of an answer, at most: their terms may be large.
 const BATCH_MAX: usize = 256;
 /// What a statement takes in an answer beside its texts, in bytes.
-const STATEMENT_BYTES: usize = 512;
+const ANSWER_BYTES: usize = 512;
 /// Statements being removed at once.
 const REMOVES_MAX: usize = 64;
 /// Bytes of digests in the key of a holding.
@@ -309,7 +309,7 @@ impl TriplesQuery {
 fn size_of(triple: &Triple) -> usize {
     let terms = [&triple.s, &triple.p, &triple.o].into_iter().flatten();
     let graph = triple.g.as_deref().map_or(0, json_bytes);
-    STATEMENT_BYTES + graph + terms.map(size_of_term).sum::<usize>()
+    ANSWER_BYTES + graph + terms.map(size_of_term).sum::<usize>()
 }
 
 fn size_of_term(term: &Term) -> usize {
