@@ -41,11 +41,25 @@ mod world;
 type Row = (&'static str, fn(&World));
 
 fn main() -> ExitCode {
-    // The longest first: they run side by side.
+    // The longest first: they run side by side. All of them twice: the system knows the broker's management API, or it
+    // sees only what it asks for by name.
+    let blind = "without_management";
     let groups = vec![
         Group { start: World::empty, cases: cases("late", late::CASES) },
+        Group {
+            start: World::empty_without_management,
+            cases: cases(&format!("late::{blind}"), late::CASES),
+        },
         Group { start: World::attached, cases: cases("attached", attached::CASES) },
+        Group {
+            start: World::attached_without_management,
+            cases: cases(&format!("attached::{blind}"), attached::CASES),
+        },
         Group { start: World::empty, cases: cases("replicas", replicas::CASES) },
+        Group {
+            start: World::empty_without_management,
+            cases: cases(&format!("replicas::{blind}"), replicas::CASES),
+        },
     ];
     let ended = harness::run(&Asked::read(std::env::args().skip(1)), groups);
     server::stop();

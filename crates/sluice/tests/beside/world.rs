@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::blueprint::{self, CHUNKER};
 use crate::clients;
+use crate::common::cases::Shape;
 use crate::common::{Up, until};
 use crate::model::Model;
 use crate::program::{self, Said};
@@ -41,19 +42,22 @@ pub(crate) struct World {
 impl World {
     /// Nothing of theirs.
     pub(crate) fn empty() -> Self {
+        Self::on(Shape::WithManagement)
+    }
+
+    pub(crate) fn empty_without_management() -> Self {
+        Self::on(Shape::WithoutManagement)
+    }
+
+    fn on(shape: Shape) -> Self {
         let (server, model, folder) = (server::shared(), Model::start(), tempfile::tempdir().unwrap());
         let vhost = server.vhost();
         let (broker, management) = (server.url(&vhost), server.management());
-        let up = Up::start_with(
-            &folder.path().join("data"),
-            &[
-                ["--broker", &broker],
-                ["--broker-management", &management],
-                ["--llm-url", &model.url],
-                ["--llm-model", "tiny-test"],
-            ]
-            .concat(),
-        );
+        let mut args = vec!["--broker", &broker, "--llm-url", &model.url, "--llm-model", "tiny-test"];
+        if shape == Shape::WithManagement {
+            args.extend(["--broker-management", &management]);
+        }
+        let up = Up::start_with(&folder.path().join("data"), &args);
         let world = Self { attached: Vec::new(), up, server, vhost, folder, _model: model };
         let own = blueprint::left_to(&[("chunker", CHUNKER), ("prompt", PROMPT)]);
         let file = world.file("blueprint.json", &own);
@@ -63,7 +67,15 @@ impl World {
 
     /// Their chunker and their prompt service, all the time.
     pub(crate) fn attached() -> Self {
-        let mut world = Self::empty();
+        Self::empty().with_theirs()
+    }
+
+    pub(crate) fn attached_without_management() -> Self {
+        Self::empty_without_management().with_theirs()
+    }
+
+    fn with_theirs(self) -> Self {
+        let mut world = self;
         world.attached = vec![world.chunker(CHUNKER), world.theirs("prompt-template", PROMPT)];
         world.attached.iter().for_each(Theirs::until_ready);
         world
