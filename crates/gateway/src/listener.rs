@@ -207,16 +207,21 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
     };
     let local = tcp.local_addr().ok();
     // Until something comes, not even a buffer is needed.
+    let mut first = [0];
     let spoke = tokio::select! {
-        spoke = tokio::time::timeout(head_timeout, tcp.readable()) => spoke,
+        spoke = tokio::time::timeout(head_timeout, tcp.peek(&mut first)) => spoke,
         () = connection.evicted() => return,
         () = server.stop.cancelled() => return,
     };
-    if !matches!(spoke, Ok(Ok(()))) {
+    if !matches!(spoke, Ok(Ok(1))) {
         return;
     }
     if server.tls.is_some() {
         connection.enter(Stage::Head);
+        // A handshake begins with a byte of no letter.
+        if first[0].is_ascii_uppercase() {
+            return refuse_clear(tcp).await;
+        }
     }
     let mut wire = Wire::new(tcp, server.tls.as_ref(), server.handshake_timeout);
     let mut head = BytesMut::new();
@@ -238,6 +243,11 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
     let peer = Peer { remote: connection.peer, local };
     serve_http(Stream::new(wire, head.freeze(), place), connection, peer, server).await;
 }
+
+/// What somebody is told who speaks HTTP without TLS where TLS is served.
+const NO_TLS: &str = "this port serves TLS; use an https:// or wss:// address\n";
+/// Of what such a peer sent is read so much, so that it sees the answer.
+const CLEAR_BYTES_MAX: usize = 64 << 10;
 
 /// What came of a first head.
 enum Head {
@@ -286,13 +296,27 @@ fn has_end(head: &[u8], looked: usize) -> bool {
 
 /// A last word to a peer whose request cannot be answered.
 async fn farewell<S: AsyncWrite + Unpin>(io: &mut S, status: &[u8]) {
-    let text = [status, b"Connection: close\r\nContent-Length: 0\r\n\r\n"].concat();
+    last_words(io, &[status, b"Connection: close\r\nContent-Length: 0\r\n\r\n"].concat()).await;
+}
+
+async fn last_words<S: AsyncWrite + Unpin>(io: &mut S, text: &[u8]) {
     // The connection ends whether it arrives or not.
     let _ = tokio::time::timeout(FAREWELL_TIMEOUT, async {
-        io.write_all(&text).await?;
+        io.write_all(text).await?;
         io.shutdown().await
     })
     .await;
+}
+
+/// Tells a peer that speaks HTTP without TLS what is wrong.
+async fn refuse_clear(mut tcp: TcpStream) {
+    let mut unread = vec![0; CLEAR_BYTES_MAX];
+    let _ = tcp.try_read(&mut unread);
+    let status = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{NO_TLS}",
+        NO_TLS.len()
+    );
+    last_words(&mut tcp, status.as_bytes()).await;
 }
 
 async fn serve_http(stream: Stream<Wire>, connection: Arc<Connection>, peer: Peer, server: Arc<Server>) {

@@ -104,6 +104,11 @@ impl<S> Metered<S> {
     pub(crate) fn new(io: S, meter: Arc<Meter>) -> Self {
         Self { io, meter, headers: Headers::default(), held: BytesMut::new() }
     }
+
+    /// The bytes without the meter.
+    pub(crate) const fn unmetered(&mut self) -> &mut S {
+        &mut self.io
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {

@@ -20,6 +20,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_tungstenite::WebSocketStream;
@@ -51,6 +52,10 @@ const STRANGERS_FRAME_BYTES_MAX: usize = 16 << 10;
 const STRANGERS_UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Messages before a credential was accepted.
 const STRANGERS_FRAMES_MAX: usize = 256;
+/// How long, and how far, a message that is too large is read on, of which nothing is kept.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: usize = 64 << 20;
+const STRANGERS_LINGER_BYTES_MAX: usize = 1 << 20;
 /// Credentials that are refused on one socket before it is closed.
 const REFUSED_CREDENTIALS_MAX: usize = 8;
 
@@ -69,7 +74,7 @@ pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Crede
         .max_frame_size(Some(hall.options.frame_bytes_max));
     let metered = Metered::new(TokioIo::new(upgraded), meter.clone());
     let socket = WebSocketStream::from_raw_socket(metered, Role::Server, Some(config)).await;
-    let (sink, stream) = socket.split();
+    let (sink, mut stream) = socket.split();
     let (outbox, unread) = outbox(hall.options.socket_unread_bytes_max);
     let write_timeout = hall.options.write_timeout;
     let writer = write(sink, unread, write_timeout);
@@ -78,8 +83,8 @@ pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Crede
     let mut session = Session::new(hall, outbox.clone(), meter, credential, origin);
     let span = tracing::info_span!("socket", id = &*session.origin.request_id);
     let close = tokio::select! {
-        close = session.run(stream).instrument(span.clone()) => close,
-        written = &mut writer => {
+        close = session.run(&mut stream).instrument(span.clone()) => close,
+        (written, _) = &mut writer => {
             if written == Written::Stalled {
                 metrics.stalled_sockets.inc();
                 tracing::warn!(after = ?write_timeout, "a socket was closed: its reader does not read");
@@ -90,13 +95,40 @@ pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Crede
     if let Some(close) = close.as_ref().filter(|close| close.code != CloseCode::Away) {
         span.in_scope(|| session.hall.gate.tries.refused(&session.origin, &close.reason));
     }
+    let is_too_large = close.as_ref().is_some_and(|close| close.code == CloseCode::Size);
+    let bytes_max = if session.is_known() { LINGER_BYTES_MAX } else { STRANGERS_LINGER_BYTES_MAX };
+    let connection = session.origin.connection.clone();
     drop(session);
     if let Some(close) = close {
         outbox.send(Message::Close(Some(close))).await;
     }
     drop(outbox);
     // The writer bounds its own waiting.
-    writer.await;
+    let (_, sink) = writer.await;
+    if is_too_large && let Ok(mut socket) = sink.reunite(stream) {
+        let linger = linger(socket.get_mut().unmetered(), bytes_max);
+        match &connection {
+            Some(connection) => tokio::select! { () = linger => {}, () = connection.evicted() => {} },
+            None => linger.await,
+        }
+    }
+}
+
+/// Reads for a while what a client still sends of a message that is too large: were the connection closed before, the client
+/// would see that it broke, and not why.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, bytes_max: usize) {
+    let read = async {
+        io.shutdown().await?;
+        let (mut buffer, mut bytes) = (vec![0; READ_BYTES], 0);
+        while bytes < bytes_max {
+            match io.read(&mut buffer).await? {
+                0 => break,
+                more => bytes += more,
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(LINGER_TIMEOUT, read).await;
 }
 
 /// Counts a socket while it lives.
@@ -206,7 +238,7 @@ impl Session {
     }
 
     /// Runs until the client leaves (`None`) or the socket has to be closed. Every branch is cancel-safe.
-    async fn run(&mut self, mut stream: SplitStream<Socket>) -> Option<CloseFrame> {
+    async fn run(&mut self, stream: &mut SplitStream<Socket>) -> Option<CloseFrame> {
         let stop = self.hall.stop.clone();
         let mut stopping = false;
         let mut ping = tokio::time::interval(self.hall.options.ping_interval);
@@ -713,7 +745,9 @@ enum Written {
     Stalled,
 }
 
-async fn write(mut sink: SplitSink<Socket, Message>, mut unread: Unread, timeout: Duration) -> Written {
+type Sink = SplitSink<Socket, Message>;
+
+async fn write(mut sink: Sink, mut unread: Unread, timeout: Duration) -> (Written, Sink) {
     while let Some((message, room)) = unread.recv().await {
         let mut held = vec![room];
         let batch = async {
@@ -726,11 +760,11 @@ async fn write(mut sink: SplitSink<Socket, Message>, mut unread: Unread, timeout
         };
         match tokio::time::timeout(timeout, batch).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Written::Ended,
-            Err(_) => return Written::Stalled,
+            Ok(Err(_)) => return (Written::Ended, sink),
+            Err(_) => return (Written::Stalled, sink),
         }
     }
     // What the protocol itself has to say, as the answer to a close, may still be on its way.
     let _ = tokio::time::timeout(timeout.min(CLOSE_TIMEOUT), sink.close()).await;
-    Written::Ended
+    (Written::Ended, sink)
 }

@@ -313,6 +313,14 @@ impl Api {
         let cause = tls_error(error)?;
         let told = Told::new(Code::Failed, format!("no TLS connection to {}: {cause}", self.base));
         Some(match cause {
+            rustls::Error::InvalidCertificate(_) if trust::shows_an_issuer(cause) => Told {
+                message: format!(
+                    "no TLS connection to {}: the server shows the certificate of an issuer (CA) as its own",
+                    self.base
+                ),
+                ..told
+            }
+            .next(trust::ISSUER_SHOWN_NEXT),
             rustls::Error::InvalidCertificate(_) => {
                 told.next("name the certificate of its issuer with --ca FILE")
             }
@@ -347,7 +355,8 @@ impl Api {
                     "name a key for this address with --token-file FILE or TRUSTGRAPH_TOKEN; the one in {} is sent to its own server on this machine alone",
                     file.display()
                 ),
-                _ => "set TRUSTGRAPH_TOKEN or --token-file FILE, or name the folder that holds admin.key with --data DIR".to_owned(),
+                Key::Named(_) => "the key given with TRUSTGRAPH_TOKEN or --token-file FILE is not accepted there: check it, or leave it out to use admin.key of a data folder on this machine".to_owned(),
+                Key::None | Key::Local(_) => "set TRUSTGRAPH_TOKEN or --token-file FILE, or name the folder that holds admin.key with --data DIR".to_owned(),
             }),
             403 if said == "access denied" => {
                 Told::new(Code::Denied, message).next("ask an administrator for the capability")

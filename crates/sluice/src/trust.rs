@@ -53,3 +53,13 @@ fn certificates(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         }
     }
 }
+
+/// What to do where a server shows the certificate of an issuer.
+pub(crate) const ISSUER_SHOWN_NEXT: &str = "serve with a certificate that the issuer made for its host (with openssl req -x509: \
+    -addext basicConstraints=critical,CA:FALSE), and give the issuer's with --ca FILE";
+
+/// Whether a server showed, as its own, a certificate that only an issuer may have.
+pub(crate) fn shows_an_issuer(error: &rustls::Error) -> bool {
+    // The library that checks keeps its reasons to itself, but for their names.
+    error.to_string().contains("CaUsedAsEndEntity")
+}

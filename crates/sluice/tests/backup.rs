@@ -208,6 +208,8 @@ fn a_damaged_backup_is_told_and_not_restored_and_the_next_one_mends_it() {
     }
     let blob = all.iter().find(|path| path.parent().unwrap().ends_with("blobs")).unwrap();
     fs::remove_file(blob).unwrap();
+    let told = text(&verify(&dir));
+    assert!(told.contains("Next: run `sluice backup DIR`"), "{told}");
     backup(&dir, &data);
     ends(&verify(&dir), 0, "is whole");
     // Another folder's backup is not written over it, and neither is anything else.

@@ -264,3 +264,26 @@ fn told_to_stop_as_soon_as_it_serves_it_stops_in_good_order() {
         assert_eq!(Up::start(&folder.path().join("data")).terminate(), 0);
     }
 }
+
+#[test]
+fn how_many_documents_were_taken_is_told_when_the_server_dies() {
+    const FILES: usize = 2_000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut up = Up::start(&folder.path().join("data"));
+    let notes = folder.path().join("notes");
+    for number in 0..FILES {
+        write(&notes, &format!("{number}.txt"), &format!("note {number}"));
+    }
+    let adding = sluice()
+        .args(["doc", "add", notes.to_str().unwrap(), "--store-only", "--url", &up.url, "--data"])
+        .arg(&up.data)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let has_some = || up.json(&["doc", "ls"]).as_array().is_some_and(|all| !all.is_empty());
+    common::until("some to be taken", has_some, || up.log());
+    up.kill();
+    let output = adding.wait_with_output().unwrap();
+    ends(&output, 1, &format!("of {FILES} files were; the same command again adds the rest"));
+}

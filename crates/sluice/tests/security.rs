@@ -170,6 +170,18 @@ fn a_folder_with_a_key_can_be_served_without_one() {
     let up = Up::start_with(&data, &["--no-auth"]);
     assert!(up.data.join("admin.key").exists());
     assert_eq!(up.json(&["config", "ls", "probe"]), json!([]));
+    common::until("a warning", || up.log().contains("--no-auth: whoever reaches this system"), || up.log());
+}
+
+#[test]
+fn a_key_that_is_named_and_not_accepted_is_told_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    let wrong = "tg_0123456789abcdef0123456789abcdef";
+    let output =
+        sluice().args(["flow", "ls", "--url", &up.url]).env("TRUSTGRAPH_TOKEN", wrong).output().unwrap();
+    ends(&output, 4, "TRUSTGRAPH_TOKEN or --token-file FILE is not accepted");
+    assert!(!common::text(&output).contains(wrong));
 }
 
 /// An issuer with a certificate for a server on loopback and one for a caller.
@@ -217,6 +229,17 @@ fn commands_work_over_tls_with_a_trusted_certificate_and_say_what_to_do_without(
     ends(&run(&["flow", "ls", "--ca", &strange("ca.pem")], &secure), 1, "--ca FILE");
     ends(&run(&["flow", "ls", "--ca", "/not/there"], &secure), 1, "/not/there");
     assert_ne!(run(&["flow", "ls"], &up.url).status.code(), Some(0), "nothing is served in clear");
+    // As `openssl req -x509` makes them: one that signs itself, and may sign others.
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let [own, own_key] = ["own.pem", "own.key"].map(|name| folder.path().join(name).display().to_string());
+    std::fs::write(&own, params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&own_key, key.serialize_pem()).unwrap();
+    let tls = ["--tls-cert", own.as_str(), "--tls-key", own_key.as_str()];
+    let issuer = Up::start_with(&folder.path().join("issuer"), &tls);
+    let told = run(&["flow", "ls", "--ca", &own], &issuer.url.replace("http://", "https://"));
+    ends(&told, 1, "basicConstraints=critical,CA:FALSE");
     let plain = Up::start(&folder.path().join("plain"));
     ends(&run(&["flow", "ls"], &plain.url.replace("http://", "https://")), 1, "without TLS");
 }

@@ -47,6 +47,12 @@ pub(super) fn of_connecting(error: &lapin::Error, address: &super::Address) -> E
                 "the broker at {address} does not let this user in with this password, or not into this vhost: {text}"
             ),
         },
+        _ if is_distrust(error) && error.to_string().contains("CaUsedAsEndEntity") => Error::Refused {
+            reason: format!(
+                "the broker at {address} shows the certificate of an issuer (CA) as its own; give it one that the issuer made \
+                 for its host, and give the issuer's certificate here"
+            ),
+        },
         _ if is_distrust(error) => Error::Refused {
             reason: format!(
                 "the broker at {address} shows a certificate that is not trusted here ({error}); give the certificate \

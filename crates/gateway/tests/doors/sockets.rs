@@ -243,7 +243,8 @@ async fn a_message_over_the_limit_closes_the_socket_with_1009() {
     let mut socket = world.socket("?token=tg_admin").await;
     socket.send(&embed("a", "slow")).await;
     entered(&inside, 1).await;
-    socket.send_text("x".repeat(20_000)).await;
+    // More than is on its way at once: the socket has to be read on for the client to see why it is closed.
+    socket.send_text("x".repeat(16 << 20)).await;
     assert_eq!(socket.frame().await["error"]["type"], "too-large");
     let open = socket.frame().await;
     assert_eq!(

@@ -127,7 +127,8 @@ async fn both_doors_are_served_in_tls_and_nothing_in_clear() {
     clear.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut said = Vec::new();
     let read = tokio::time::timeout(PATIENCE, clear.read_to_end(&mut said)).await.unwrap();
-    assert!(read.is_err() || !String::from_utf8_lossy(&said).contains("HTTP/1.1"), "{said:?}");
+    let said = String::from_utf8_lossy(&said);
+    assert!(read.is_ok() && said.starts_with("HTTP/1.1 400 ") && said.contains("serves TLS"), "{said:?}");
 }
 
 #[tokio::test]

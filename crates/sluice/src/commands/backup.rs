@@ -101,12 +101,28 @@ pub(super) async fn verify(target: &Target, command: Verify) -> anyhow::Result<C
         Output::Table if wrong.is_empty() => {
             output::say(&format!("The {what} in '{}' is whole.", dir.display()))
         }
-        Output::Table => wrong.iter().take(WRONG_MAX).for_each(|one| output::say(one)),
+        Output::Table => {
+            wrong.iter().take(WRONG_MAX).for_each(|one| output::say(one));
+            output::say(&format!("Next: {}", next(what)));
+        }
         Output::Json | Output::Yaml => {
-            output::show(target.output, &json!({"what": what, "wrong": wrong}), |_| String::new())?
+            let next = (!wrong.is_empty()).then(|| next(what));
+            let told = json!({"what": what, "wrong": wrong, "next": next});
+            output::show(target.output, &told, |_| String::new())?
         }
     }
     Ok(if wrong.is_empty() { Code::Ok } else { Code::Differs })
+}
+
+/// What to do about damage.
+fn next(what: &str) -> &'static str {
+    match what {
+        "backup" => {
+            "run `sluice backup DIR` with this folder once more, which copies anew what is damaged or missing; restore \
+             another backup if its data folder is lost"
+        }
+        _ => "restore the last whole backup with `sluice restore DIR --data NEW`, and set this folder aside",
+    }
 }
 
 fn tell(output: Output, summary: &Summary, what: &str) {

@@ -49,8 +49,14 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             bar.set_message("adding");
             let (mut ids, mut names) = (Vec::new(), Vec::new());
             for source in &sources {
-                let id =
-                    add(api, source).await.with_context(|| format!("'{}' was not added", source.name))?;
+                let id = add(api, source).await.with_context(|| {
+                    let all = sources.len();
+                    format!(
+                        "'{}' was not added, {} of {all} files were; the same command again adds the rest, and nothing twice",
+                        source.name,
+                        ids.len()
+                    )
+                })?;
                 // Files with the same content are one document.
                 if !ids.contains(&id) {
                     ids.push(id);
@@ -62,14 +68,23 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
                 bar.reset();
                 bar.set_length(ids.len() as u64);
                 bar.set_message(format!("handing to flow '{flow}'"));
-                for id in &ids {
-                    process(api, id, &flow, &collection).await?;
+                for (handed, id) in ids.iter().enumerate() {
+                    process(api, id, &flow, &collection).await.with_context(|| {
+                        let all = ids.len();
+                        format!(
+                            "all {all} documents are in the library, {handed} of them were handed to flow '{flow}'; the same \
+                             command again hands over the rest"
+                        )
+                    })?;
                     bar.inc(1);
                 }
             }
             bar.finish_and_clear();
             let waits = !no_wait && !store_only;
-            let mut progress = if waits { wait(api, &ids, &flow).await? } else { Value::Null };
+            let waited = async { if waits { wait(api, &ids, &flow).await } else { Ok(Value::Null) } };
+            let mut progress = waited.await.with_context(|| {
+                format!("all {} documents are in the library and were handed to flow '{flow}'", ids.len())
+            })?;
             for one in progress.as_array_mut().into_iter().flatten() {
                 let place = ids.iter().position(|id| *id == text(one, "document-id"));
                 one["title"] = json!(place.and_then(|place| names.get(place)));

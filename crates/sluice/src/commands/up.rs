@@ -89,6 +89,9 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
     if let Some(data) = data.filter(|_| iam_here && !no_auth) {
         tracing::info!(key = %data.join("admin.key").display(), "the admin key is here; sluice commands read it");
     }
+    if no_auth && iam_here {
+        tracing::warn!("--no-auth: whoever reaches this system may do everything in it, without a key");
+    }
     if is_clear {
         tracing::warn!(
             "keys, questions and documents cross the network in clear: serve with --tls-cert and --tls-key, or put a proxy in front that does (docs/proxy.md)"
