@@ -23,10 +23,12 @@
 //! Without the management API the broker shows neither unacknowledged messages nor queues that nobody asked about; with
 //! it, the former are up to five seconds old. What was sent to an inbox while its connection was down is lost. A message
 //! that a reader had been given, but not taken, when its connection was lost counts as an attempt; so does every message
-//! that was in the broker when that crashed, for it marks all of them as delivered.
+//! that was in the broker when that crashed, for it marks all of them as delivered. How often work on a message began that
+//! may have ended a process is therefore noted apart (`begun`).
 
 mod address;
 mod admin;
+mod begun;
 mod examine;
 mod fault;
 mod hold;
@@ -225,12 +227,7 @@ impl Broker for RabbitMq {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.core.publisher.trouble()
-    }
-
-    /// It marks all that it had sent to a reader that ended as redelivered.
-    fn counts_what_was_on_its_way(&self) -> bool {
-        true
+        self.core.publisher.trouble().map(str::to_owned)
     }
 
     fn losses(&self) -> Option<&Losses> {

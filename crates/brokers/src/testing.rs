@@ -253,6 +253,24 @@ impl RabbitServer {
         Ok(names)
     }
 
+    /// All bindings of a vhost, as exchange and queue, but for those that every queue has.
+    ///
+    /// # Errors
+    /// What the management API said.
+    pub async fn bindings(&self, vhost: &str) -> Result<Vec<(String, String)>, String> {
+        #[derive(serde::Deserialize)]
+        struct Binding {
+            source: String,
+            destination: String,
+        }
+        let url = format!("{}/api/bindings/{vhost}", self.management);
+        let sent = self.client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+        let found: Vec<Binding> =
+            sent.map_err(|error| error.to_string())?.json().await.map_err(|error| error.to_string())?;
+        let named = found.into_iter().filter(|found| !found.source.is_empty());
+        Ok(named.map(|found| (found.source, found.destination)).collect())
+    }
+
     /// Removes something of a vhost behind everybody's back.
     ///
     /// # Errors

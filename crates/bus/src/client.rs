@@ -25,9 +25,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::contract::{Address, Broker, Inbox, InboxAddress, Subscription};
+use crate::contract::{Address, Broker, Inbox, InboxAddress};
 use crate::message::{Message, property};
-use crate::{Error, ErrorKind, Result, trace};
+use crate::{Error, ErrorKind, Renewing, Result, trace};
 
 /// Parts of one streamed answer that may wait unread before the call fails.
 const UNREAD_PARTS_MAX: usize = 1_024;
@@ -104,7 +104,7 @@ struct Shared {
     broker: Arc<dyn Broker>,
     waiting: Mutex<HashMap<Box<str>, Waiter>>,
     followed: Mutex<HashMap<Topic, usize>>,
-    inbox: watch::Sender<Option<Arc<dyn Inbox>>>,
+    inbox: watch::Sender<Option<Arc<Renewing>>>,
     /// Questions of other processes that are worked on here.
     foreign: Mutex<HashMap<Box<str>, CancellationToken>>,
     leaving: mpsc::Sender<Leaving>,
@@ -203,8 +203,8 @@ impl Replies {
         }
     }
 
-    async fn attach(&self) -> Result<Arc<dyn Inbox>> {
-        let inbox = self.shared.broker.subscribe(&Subscription::Own { topics: Vec::new() }).await?;
+    async fn attach(&self) -> Result<Arc<Renewing>> {
+        let inbox = Renewing::attach(&*self.shared.broker, Vec::new(), || ()).await?;
         let topics: Vec<Topic> = lock(&self.shared.followed).keys().cloned().collect();
         for topic in topics {
             // A topic that went with its flow is not followed again; its callers end by their deadline.
@@ -214,7 +214,7 @@ impl Replies {
                 return Err(error);
             }
         }
-        Ok(Arc::from(inbox))
+        Ok(Arc::new(inbox))
     }
 
     async fn receive(&self, inbox: &dyn Inbox) -> Error {
@@ -270,7 +270,7 @@ impl Replies {
         }
     }
 
-    async fn inbox(&self) -> Result<Arc<dyn Inbox>> {
+    async fn inbox(&self) -> Result<Arc<Renewing>> {
         let mut inbox = self.shared.inbox.subscribe();
         let attached = tokio::time::timeout(ATTACH_TIMEOUT, inbox.wait_for(Option::is_some)).await;
         match attached.as_ref().map(|found| found.as_ref().map(|inbox| (**inbox).clone())) {
@@ -385,6 +385,9 @@ impl Drop for Following {
             if *count == 0 {
                 // The binding itself goes with the topic or with the inbox; after this it only costs ignored copies.
                 followed.remove(&self.topic);
+                if let Some(inbox) = &*shared.inbox.borrow() {
+                    inbox.forget(&self.topic);
+                }
             }
         }
     }
@@ -406,6 +409,12 @@ impl RawCall {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The broker that it was asked over.
+    #[must_use]
+    pub fn broker(&self) -> &dyn Broker {
+        &*self.shared.broker
     }
 
     /// The next message of the answer. Cancel-safe.

@@ -120,16 +120,11 @@ pub trait Broker: Send + Sync + 'static {
         None
     }
 
-    /// Why nothing can be published at the moment, in words for people, where the broker can tell without asking anybody:
-    /// it is away, or short of something. `None` when nothing is known to be wrong.
+    /// Why nothing can be published at the moment, where the broker can tell without asking anybody: it is away, or short
+    /// of something. In words for strangers, as what follows "the broker takes nothing:"; no address, name or secret. `None`
+    /// when nothing is known to be wrong.
     fn trouble(&self) -> Option<String> {
         None
-    }
-
-    /// Whether [`crate::Delivery::attempt`] also counts times when a message was only on its way to a reader that ended: then
-    /// it says how often a message may have been worked on, not how often it was.
-    fn counts_what_was_on_its_way(&self) -> bool {
-        false
     }
 
     /// What calls of this process found missing, for who tells its owner. `None` where a broker takes no notes.
@@ -145,6 +140,14 @@ pub trait Inbox: Send + Sync + 'static {
     /// Fails with [`crate::Error::NoSubscription`] when the subscription is removed, [`crate::Error::Unavailable`] when
     /// the broker stops.
     fn next(&self) -> BoxFuture<'_, Result<Delivery>>;
+
+    /// To be called before work begins on a delivery that was handed out before and may have ended a process. Where the
+    /// broker counts an attempt also when a message was only on its way to a reader that ended, or when it crashed itself,
+    /// this notes durably that work begins, and sets [`crate::Delivery::attempt`] to how often it has: the first time, each
+    /// time noted, and this one. The note goes when the delivery is settled. On an error the delivery has gone back.
+    fn begin(&self, delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
+        Box::pin(async { Ok(delivery) })
+    }
 
     /// The address of an own inbox; `None` for a shared subscription.
     fn address(&self) -> Option<InboxAddress>;

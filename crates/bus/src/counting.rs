@@ -142,10 +142,6 @@ impl<B: Broker> Broker for Counting<B> {
         self.inner.trouble()
     }
 
-    fn counts_what_was_on_its_way(&self) -> bool {
-        self.inner.counts_what_was_on_its_way()
-    }
-
     fn losses(&self) -> Option<&Losses> {
         self.inner.losses()
     }
@@ -215,6 +211,10 @@ impl Inbox for CountingInbox {
             });
             Ok(delivery)
         })
+    }
+
+    fn begin(&self, delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
+        self.inner.begin(delivery)
     }
 
     fn address(&self) -> Option<InboxAddress> {

@@ -395,7 +395,7 @@ impl Broker for Embedded {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.core.pressure().disk_full.then(|| "the disk of the embedded broker is full".to_owned())
+        self.core.pressure().disk_full.then(|| "its disk is full".to_owned())
     }
 
     fn losses(&self) -> Option<&Losses> {

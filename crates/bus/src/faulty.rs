@@ -276,10 +276,6 @@ impl<B: Broker> Broker for Faulty<B> {
         self.inner.trouble()
     }
 
-    fn counts_what_was_on_its_way(&self) -> bool {
-        self.inner.counts_what_was_on_its_way()
-    }
-
     fn losses(&self) -> Option<&Losses> {
         self.inner.losses()
     }
@@ -347,6 +343,10 @@ impl Inbox for FaultyInbox {
                 Some(Fault::After) => Err(lost(&made)),
             }
         })
+    }
+
+    fn begin(&self, delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
+        self.inner.begin(delivery)
     }
 
     fn address(&self) -> Option<InboxAddress> {

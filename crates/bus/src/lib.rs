@@ -16,6 +16,7 @@ pub mod faulty;
 pub mod letter;
 pub mod losses;
 pub mod message;
+pub mod renewing;
 pub mod trace;
 
 pub use client::{Call, Client, Following, Foreign, Patience, RawCall, Replies, Sender};
@@ -27,8 +28,9 @@ pub use counting::{Counting, Counts};
 pub use embedded::{Config, Embedded};
 pub use error::{Error, ErrorKind};
 pub use faulty::{Fault, Faulty, Plan};
-pub use losses::Losses;
+pub use losses::{Losses, News};
 pub use message::{Delivery, Message, Settle, Verdict, property};
+pub use renewing::Renewing;
 
 /// The result of a bus operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

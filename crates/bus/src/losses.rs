@@ -7,21 +7,47 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_schema::Topic;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::Error;
 
 /// Topics noted and not passed on yet; beyond it none are noted, and their owners find them at their own looks.
 const NOTED_MAX: usize = 1_024;
+/// News that a slow listener may be behind; of what it misses it learns at its own next look.
+const NEWS_MAX: usize = 256;
 
 /// Topics of which something was missing. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Losses(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     noted: Mutex<BTreeSet<Topic>>,
     more: Notify,
+    news: broadcast::Sender<Topic>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { noted: Mutex::default(), more: Notify::new(), news: broadcast::Sender::new(NEWS_MAX) }
+    }
+}
+
+/// What is found missing from some moment on, see [`Losses::news`].
+#[derive(Debug)]
+pub struct News(broadcast::Receiver<Topic>);
+
+impl News {
+    /// The next topic of which something is missing. Cancel-safe.
+    pub async fn next(&mut self) -> Topic {
+        loop {
+            match self.0.recv().await {
+                Ok(topic) => return topic,
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
 }
 
 impl Losses {
@@ -50,6 +76,18 @@ impl Losses {
         if noted.len() < NOTED_MAX && noted.insert(topic.clone()) {
             self.0.more.notify_one();
         }
+    }
+
+    /// Tells everything in this process that listens that something of a topic is missing, whoever found it.
+    pub fn tell(&self, topic: &Topic) {
+        // Nobody may listen.
+        let _ = self.0.news.send(topic.clone());
+    }
+
+    /// Topics that are told of from now on.
+    #[must_use]
+    pub fn news(&self) -> News {
+        News(self.0.news.subscribe())
     }
 
     /// Waits for topics and takes all that are noted. Cancel-safe; of several who wait, one gets them.

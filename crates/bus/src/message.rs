@@ -148,6 +148,14 @@ impl Delivery {
         self.finish(Verdict::Untried(delay));
     }
 
+    /// The same with another one who takes the verdict, made of the one who took it so far. Nothing changes where there is
+    /// none.
+    #[must_use]
+    pub fn settled_by(mut self, by: impl FnOnce(Box<dyn Settle>) -> Box<dyn Settle>) -> Self {
+        self.settle = self.settle.take().map(by);
+        self
+    }
+
     fn finish(&mut self, verdict: Verdict) {
         if let Some(settle) = self.settle.take() {
             settle.settle(verdict);

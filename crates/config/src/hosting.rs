@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sluice_bus::{Subscription, TopicSpec};
+use sluice_bus::{Inbox as _, Renewing, TopicSpec};
 use sluice_schema::message::{ConfigPush, Expectation, ScopedKey};
 use sluice_schema::{Class, Topic, record, wire};
 use sluice_sdk::{Point, Process};
@@ -44,6 +44,11 @@ impl Hosting {
     pub(crate) fn new() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
         let (asked, looks) = mpsc::channel(ASKED_MAX);
         (Self { asked }, looks)
+    }
+
+    /// Asks for a look and waits for nothing; one that cannot be asked for comes by the clock.
+    fn look_soon(&self) {
+        let _ = self.asked.try_send(oneshot::channel().0);
     }
 
     /// Waits for a look that begins after this call; answers whether it ended within that time.
@@ -92,7 +97,8 @@ pub(crate) async fn listen(
     hosting: Hosting,
     topic: Topic,
 ) -> Result<(), sluice_bus::Error> {
-    let inbox = process.broker.subscribe(&Subscription::Own { topics: vec![topic] }).await?;
+    let missed = hosting.clone();
+    let inbox = Renewing::attach(&*process.broker, vec![topic], move || missed.look_soon()).await?;
     hosting.look(SERVED_TIMEOUT).await;
     loop {
         let mut delivery = inbox.next().await?;

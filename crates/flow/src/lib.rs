@@ -30,11 +30,11 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bus::{BrokerAdmin, TopicSpec};
+use sluice_bus::{BrokerAdmin, Losses, TopicSpec};
 use sluice_schema::slots::SlotKind;
 use sluice_schema::{record, system};
 use sluice_sdk::processor::SlotUse;
-use sluice_sdk::{Backoff, Catalogue, ConfigClient, ConfigWatch, Process, losses};
+use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process, owned};
 use tokio::sync::{Mutex, Notify};
 
 pub use board::{Phase, QueueVerdict, Report};
@@ -105,7 +105,9 @@ pub async fn start(parts: Parts) {
     };
     process.tasks.spawn("flow/loop", reconciler.run(process.stop.clone()));
     follow(&process, &watch, poke.clone());
-    listen(&process, admin.clone(), doubts, poke.clone());
+    listen(&process, doubts, poke.clone());
+    let notices = vec![TopicSpec::bare(system::lost_topics())];
+    owned::own_soon(&process, &admin, "flow", notices).await;
     let desk = service::Desk {
         config,
         admin: admin.clone(),
@@ -140,18 +142,13 @@ fn follow(process: &Process, watch: &ConfigWatch, poke: Arc<Notify>) {
 }
 
 /// Lets the loop look at topics that somebody found something of missing.
-fn listen(process: &Process, admin: Arc<dyn BrokerAdmin>, doubts: Arc<tended::Doubts>, poke: Arc<Notify>) {
-    let broker = process.broker.clone();
-    process.tasks.supervise("flow/losses", Backoff::default(), move || {
-        let (broker, admin) = (broker.clone(), admin.clone());
-        let (doubts, poke) = (doubts.clone(), poke.clone());
-        async move {
-            admin.ensure(&TopicSpec::bare(system::lost_topics())).await?;
-            let lost = |topic| {
-                doubts.add(topic);
-                poke.notify_one();
-            };
-            Err::<(), _>(losses::listen(&*broker, lost).await)
+fn listen(process: &Process, doubts: Arc<tended::Doubts>, poke: Arc<Notify>) {
+    let Some(mut news) = process.broker.losses().map(Losses::news) else { return };
+    let stop = process.stop.clone();
+    process.tasks.spawn("flow/losses", async move {
+        while let Some(topic) = stop.run_until_cancelled(news.next()).await {
+            doubts.add(topic);
+            poke.notify_one();
         }
     });
 }

@@ -105,9 +105,12 @@ impl Tended {
 
     /// Lets topics be made again; at once, unless what is tried for this flow keeps failing.
     pub(crate) fn doubt(&mut self, topics: impl IntoIterator<Item = Topic>, now: Instant) {
-        let own = |topic: &Topic| self.wish.topology.topics.iter().any(|owned| owned.topic == *topic);
+        let owned = || self.wish.topology.topics.iter().map(|owned| &owned.topic);
         let before = self.doubted.len();
-        self.doubted.extend(topics.into_iter().filter(own));
+        if topics.into_iter().any(|topic| owned().any(|own| *own == topic)) {
+            // Who removed one may have removed others, which nobody misses as soon.
+            self.doubted.extend(owned().cloned());
+        }
         if self.doubted.len() > before && self.is_settled {
             (self.is_settled, self.is_routine, self.due) = (false, true, now);
         }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::{Map, Value};
-use sluice_bus::{Error, RawCall};
+use sluice_bus::{Broker, Error, RawCall};
 use sluice_schema::api::{self, Reply};
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +98,7 @@ impl Stream {
         loop {
             let message = tokio::select! {
                 biased;
-                message = self.raw.next() => message.map_err(|error| lost(&error, self.asked.service().name))?,
+                message = self.raw.next() => message.map_err(|error| lost(&error, self.asked.service().name, self.raw.broker()))?,
                 refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
                 () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
             };
@@ -124,10 +124,10 @@ async fn ended_early(gone: Option<&(CancellationToken, Refusal)>) -> Refusal {
     }
 }
 
-fn lost(error: &Error, service: &str) -> Refusal {
+fn lost(error: &Error, service: &str, broker: &dyn Broker) -> Refusal {
     tracing::warn!(%error, service, "a call ended without its answer");
     match error {
-        Error::TimedOut { .. } if service == "iam" => identity::cannot_ask(error),
+        Error::TimedOut { .. } if service == "iam" => identity::cannot_ask(error, broker),
         Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
         Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
         _ => Refusal::failed("gateway-error", "the answer was lost"),

@@ -328,7 +328,7 @@ impl Hall {
         let raw = self.settle_and_ask(&self.iam, question, patience).await;
         let raw = raw.map_err(|error| {
             tracing::warn!(%error, "the identity service could not be asked");
-            identity::cannot_ask(&error)
+            identity::cannot_ask(&error, &*self.process.broker)
         })?;
         Ok(self.stream(raw, asked, None))
     }
@@ -344,7 +344,15 @@ impl Hall {
         let route = services.route(service).ok_or(Refusal::UnknownOperation)?;
         let raw = self.settle_and_ask(&route, question, self.patience(door));
         let raw = services.gone.run_until_cancelled(raw).await.ok_or(Refusal::NoWorkspace)?;
-        let raw = raw.map_err(|error| Self::told(&error, "gateway-error", service.name))?;
+        let raw = raw.map_err(|error| match self.told(&error, "gateway-error", service.name) {
+            // Nothing happened. Its topic is there, so it is part of the system, and its queue is made again.
+            Refusal::Failed(told)
+                if matches!(error, Error::Unroutable { .. } | Error::NoSubscription { .. }) =>
+            {
+                Refusal::Later(told)
+            }
+            refusal => refusal,
+        })?;
         Ok(self.stream(raw, asked, Some((services.gone.clone(), Refusal::NoWorkspace))))
     }
 
@@ -385,7 +393,7 @@ impl Hall {
             self.replies().ask(&route.request, question, self.patience(door)).await
         };
         let raw = doors.gone.run_until_cancelled(raw).await.ok_or_else(|| stopped.clone())?;
-        let raw = raw.map_err(|error| Self::told(&error, "flow-error", interface))?;
+        let raw = raw.map_err(|error| self.told(&error, "flow-error", interface))?;
         Ok(self.stream(raw, asked, Some((doors.gone.clone(), stopped))))
     }
 
@@ -397,7 +405,7 @@ impl Hall {
         let sent = self.settle_and_send(&inlet, message);
         match tokio::time::timeout(self.options.call_timeout, sent).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Self::told(&error, "flow-error", "this flow")),
+            Ok(Err(error)) => Err(self.told(&error, "flow-error", "this flow")),
             Err(_) => Err(Refusal::failed("gateway-error", "Timeout")),
         }
     }
@@ -448,6 +456,7 @@ impl Hall {
 
     fn check_pressure(&self) -> Result<(), Refusal> {
         match self.process.broker.pressure() {
+            Some(pressure) if pressure.disk_full => Err(Refusal::bus_unavailable(&*self.process.broker)),
             Some(pressure) if pressure.is_high() => {
                 Err(Refusal::Overloaded("the flows have more queued than they may; try again in a moment"))
             }
@@ -456,7 +465,7 @@ impl Hall {
     }
 
     /// A failure of the bus, in words for strangers; the cause goes to the log.
-    fn told(error: &Error, kind: &str, service: &str) -> Refusal {
+    fn told(&self, error: &Error, kind: &str, service: &str) -> Refusal {
         tracing::warn!(%error, service, "a call could not be asked");
         match error {
             Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
@@ -480,10 +489,7 @@ impl Hall {
             | Error::Disk { .. }
             | Error::InUse { .. }
             | Error::Held { .. }
-            | Error::HoldLost { .. } => Refusal::CannotAsk {
-                kind: BUS_UNAVAILABLE,
-                reason: "the message broker takes nothing at the moment; try again later",
-            },
+            | Error::HoldLost { .. } => Refusal::bus_unavailable(&*self.process.broker),
             Error::OutcomeUnknown { .. } => Refusal::failed(
                 BUS_UNAVAILABLE,
                 "the connection to the message bus was lost; the call may have been made",

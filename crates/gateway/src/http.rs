@@ -430,7 +430,7 @@ async fn prove_key(hall: &Hall, members: &Map<String, Value>, origin: &Origin) -
     let answer = hall.gate.ask(&question, origin).await?;
     if let Some(error) = answer.error {
         if identity::is_failure(&error) {
-            return Err(identity::COULD_NOT_ANSWER);
+            return Err(identity::could_not_answer());
         }
         hall.gate.tries.failed(origin, "key-not-proved");
         return Err(Refusal::Unauthenticated);
@@ -465,7 +465,7 @@ async fn authenticate_with_iam(
     if let Some(error) = answer.error {
         if identity::is_failure(&error) {
             tracing::error!(?error, operation, "the identity service could not answer");
-            return Err(identity::COULD_NOT_ANSWER);
+            return Err(identity::could_not_answer());
         }
         if error.r#type == "auth-failed" {
             hall.gate.tries.failed(origin, "login-rejected");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use sluice_bus::{Client, Error, Patience, Replies, property};
+use sluice_bus::{Broker, Client, Error, Patience, Replies, property};
 use sluice_schema::message::{self, IamRequest, IamResponse};
 use sluice_schema::{WorkspaceId, exchange, system, wire};
 use tokio::sync::{OnceCell, Semaphore};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::cache::Cache;
 use crate::connections::{self, Connection};
 use crate::metrics::Metrics;
-use crate::refusal::{BUS_UNAVAILABLE, IAM_UNAVAILABLE, Refusal};
+use crate::refusal::{IAM_UNAVAILABLE, Refusal};
 use crate::tries::Tries;
 
 const IDENTITIES_MAX: usize = 10_000;
@@ -233,7 +233,7 @@ impl Gatekeeper {
         let answer = self.ask(&question, origin).await?;
         if answer.error.as_ref().is_some_and(is_failure) {
             tracing::error!(error = ?answer.error, operation, "the identity service could not answer");
-            return Err(COULD_NOT_ANSWER);
+            return Err(could_not_answer());
         }
         let identity = Some(answer).filter(|answer| answer.error.is_none()).and_then(resolved);
         let Some(identity) = identity.map(Arc::new) else {
@@ -267,7 +267,7 @@ impl Gatekeeper {
         let turn = tokio::time::timeout(NEW_CREDENTIALS_TIMEOUT, self.new_credentials.acquire()).await;
         let busy = Refusal::CannotAsk {
             kind: IAM_UNAVAILABLE,
-            reason: "too many new credentials are being looked at; try again in a moment",
+            reason: "too many new credentials are being looked at; try again in a moment".into(),
         };
         turn.ok().and_then(Result::ok).ok_or(busy)
     }
@@ -301,7 +301,7 @@ impl Gatekeeper {
             Some(error) => {
                 tracing::warn!(?error, "the identity service could not decide");
                 self.metrics.decided("error");
-                Err(if is_failure(&error) { COULD_NOT_ANSWER } else { Refusal::Unauthenticated })
+                Err(if is_failure(&error) { could_not_answer() } else { Refusal::Unauthenticated })
             }
         }
     }
@@ -351,7 +351,7 @@ impl Gatekeeper {
         });
         answer.map_err(|error| {
             tracing::error!(%error, operation = question.operation, "the identity service does not answer");
-            let refusal = cannot_ask(&error);
+            let refusal = cannot_ask(&error, &**self.replies.broker());
             *lock(&self.away) = Some((refusal.clone(), Instant::now() + AWAY_PAUSE));
             refusal
         })
@@ -368,56 +368,63 @@ impl Gatekeeper {
             return Ok(());
         }
         *seen = None;
+        let broker = &**self.replies.broker();
+        if broker.trouble().is_some() {
+            return Err(Refusal::bus_unavailable(broker));
+        }
         let question = IamRequest { operation: "bootstrap-status".to_owned(), ..IamRequest::default() };
         let origin = Origin::default();
         match tokio::time::timeout(LOOK_TIMEOUT, self.ask(&question, &origin)).await {
-            Ok(Ok(answer)) if answer.error.as_ref().is_some_and(is_failure) => Err(COULD_NOT_ANSWER),
+            Ok(Ok(answer)) if answer.error.as_ref().is_some_and(is_failure) => Err(could_not_answer()),
             Ok(Ok(_)) => {
                 *seen = Some(Instant::now());
                 Ok(())
             }
             Ok(Err(refusal)) => Err(refusal),
-            Err(_) => Err(NO_ANSWER),
+            Err(_) => Err(no_answer(broker)),
         }
     }
 }
 
-const NO_ANSWER: Refusal = Refusal::CannotAsk {
-    kind: IAM_UNAVAILABLE,
-    reason: "the identity service does not answer in time, or the message broker holds messages back; try again later",
-};
-pub(crate) const COULD_NOT_ANSWER: Refusal = Refusal::CannotAsk {
-    kind: IAM_UNAVAILABLE,
-    reason: "the identity service failed to answer; its log says why; try again later",
-};
+fn no_answer(broker: &dyn Broker) -> Refusal {
+    if broker.trouble().is_some() {
+        return Refusal::bus_unavailable(broker);
+    }
+    Refusal::CannotAsk {
+        kind: IAM_UNAVAILABLE,
+        reason: "the identity service does not answer in time, or the message broker holds messages back; try again later"
+            .into(),
+    }
+}
+
+pub(crate) fn could_not_answer() -> Refusal {
+    Refusal::CannotAsk {
+        kind: IAM_UNAVAILABLE,
+        reason: "the identity service failed to answer; its log says why; try again later".into(),
+    }
+}
 
 /// A failure to ask the identity service, in words for strangers; the cause is in the log.
-pub(crate) fn cannot_ask(error: &Error) -> Refusal {
-    let (kind, reason) = match error {
-        Error::TimedOut { .. } => return NO_ANSWER,
+pub(crate) fn cannot_ask(error: &Error, broker: &dyn Broker) -> Refusal {
+    let reason = match error {
+        Error::TimedOut { .. } => return no_answer(broker),
         Error::NoTopic { .. }
         | Error::NoSubscription { .. }
         | Error::NoReader { .. }
         | Error::Unroutable { .. }
-        | Error::NoInbox { .. } => {
-            (IAM_UNAVAILABLE, "the identity service is not there; start it, or try again in a moment")
-        }
-        Error::Full { .. } => {
-            (IAM_UNAVAILABLE, "the identity service has too many questions waiting; try again in a moment")
-        }
+        | Error::NoInbox { .. } => "the identity service is not there; start it, or try again in a moment",
+        Error::Full { .. } => "the identity service has too many questions waiting; try again in a moment",
         Error::TooLarge { .. } | Error::Mismatch { .. } | Error::Refused { .. } | Error::Decode(_) => {
-            (IAM_UNAVAILABLE, "the identity service cannot be asked; its log and the gateway's say why")
+            "the identity service cannot be asked; its log and the gateway's say why"
         }
         Error::Unavailable { .. }
         | Error::Disk { .. }
         | Error::InUse { .. }
         | Error::Held { .. }
         | Error::HoldLost { .. }
-        | Error::OutcomeUnknown { .. } => {
-            (BUS_UNAVAILABLE, "the message broker takes nothing at the moment; try again later")
-        }
+        | Error::OutcomeUnknown { .. } => return Refusal::bus_unavailable(broker),
     };
-    Refusal::CannotAsk { kind, reason }
+    Refusal::CannotAsk { kind: IAM_UNAVAILABLE, reason: reason.into() }
 }
 
 /// Whether an answer of the identity service says that it failed, and nothing of who asked.

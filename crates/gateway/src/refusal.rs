@@ -1,8 +1,11 @@
 //! Why a call ends without an answer, and how each door says so. Both doors read from this one table.
 
+use std::borrow::Cow;
+
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use sluice_bus::Broker;
 use sluice_schema::message;
 
 /// Seconds after which a caller that was told to come later may try again.
@@ -51,7 +54,7 @@ pub(crate) enum Refusal {
     /// The connection has a place for health checks only.
     Crowded,
     /// Who calls could not be asked about, or the call not be handed on.
-    CannotAsk { kind: &'static str, reason: &'static str },
+    CannotAsk { kind: &'static str, reason: Cow<'static, str> },
     /// Nothing is known about workspaces and flows yet.
     NotReady,
     /// Nothing was done for a passing cause, told as a typed error: the same call may succeed later.
@@ -63,6 +66,17 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn failed(kind: &str, message: impl Into<String>) -> Self {
         Self::Failed(message::Error::new(kind, message))
+    }
+
+    /// The broker takes nothing, for the reason that it knows.
+    pub(crate) fn bus_unavailable(broker: &dyn Broker) -> Self {
+        let reason = match broker.trouble() {
+            Some(why) => {
+                format!("the message broker takes nothing at the moment: {why}; try again later").into()
+            }
+            None => "the message broker takes nothing at the moment; try again later".into(),
+        };
+        Self::CannotAsk { kind: BUS_UNAVAILABLE, reason }
     }
 
     /// What the refusal is called towards a socket.
@@ -84,7 +98,7 @@ impl Refusal {
             Self::Overloaded(what) => ("gateway-overloaded", *what),
             Self::TooManyTries => ("gateway-overloaded", TOO_MANY_TRIES),
             Self::Crowded => ("gateway-overloaded", CROWDED),
-            Self::CannotAsk { kind, reason } => (*kind, *reason),
+            Self::CannotAsk { kind, reason } => (*kind, &**reason),
             Self::NotReady => ("gateway-not-ready", NOT_READY),
             Self::Later(error) | Self::Failed(error) => return error.clone(),
         };

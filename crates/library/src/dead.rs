@@ -19,7 +19,7 @@ use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
     Metadata,
 };
-use sluice_schema::{Class, Topic, record};
+use sluice_schema::{Class, Topic, WorkspaceId, record, system};
 use sluice_sdk::ConfigClient;
 use sluice_store::{Batch, Found, KeyRange, Read};
 
@@ -199,6 +199,7 @@ impl DeadLetters {
         letters: Vec<Letter>,
     ) -> Result<usize, Error> {
         let mut batch = Batch::new();
+        let own_topic = system::dead_letters(&WorkspaceId::existing(workspace)).to_string();
         let (mut count, mut bytes) = self.held(workspace, held).await?;
         let (had, had_bytes) = (count, bytes);
         let (mut taken, mut waiting_bytes) = (0, 0);
@@ -221,7 +222,10 @@ impl DeadLetters {
                 break;
             }
             let place = uuid::Uuid::now_v7().to_string();
-            let head = Head { body_bytes, is_raw, document: document_of(&body, is_raw), letter };
+            // What could not be read as a letter is read no further.
+            let is_unread = letter.topic == own_topic;
+            let document = if is_unread { String::new() } else { document_of(&body, is_raw) };
+            let head = Head { body_bytes, is_raw, document, letter };
             taken += 1;
             count += 1;
             bytes += body_bytes;
@@ -586,18 +590,7 @@ impl Held {
 
 /// Reads a letter from the bus. What cannot be read as one is kept all the same, as the body of a letter about it.
 pub(crate) fn read(workspace: &str, message: &Message, topic: &Topic) -> Letter {
-    let unreadable = |reason: String| {
-        let about = DeadLetter {
-            id: uuid::Uuid::now_v7().to_string(),
-            workspace: workspace.to_owned(),
-            topic: topic.to_string(),
-            reason: ceilings::cut(reason, REASON_BYTES_MAX),
-            time: crate::clock::seconds(),
-            properties: properties(message),
-            ..Default::default()
-        };
-        Letter { about, body: message.body.clone(), is_raw: true }
-    };
+    let unreadable = |reason: String| unread(workspace, message, topic, reason);
     match letter::read(message) {
         Ok((letter, _)) if is_id(&letter.id) && head_bytes(&letter) > LETTER_BYTES_MAX => unreadable(
             format!("a parked message whose names and properties take more than {LETTER_BYTES_MAX} bytes"),
@@ -630,6 +623,20 @@ fn head_bytes(letter: &DeadLetter) -> usize {
     let names = [&letter.flow, &letter.topic, &letter.subscription];
     let properties = letter.properties.iter().flat_map(|(name, value)| [name, value]);
     names.into_iter().chain(properties).map(String::len).sum()
+}
+
+/// A letter about a parked message, of which nothing is read.
+pub(crate) fn unread(workspace: &str, message: &Message, topic: &Topic, reason: String) -> Letter {
+    let about = DeadLetter {
+        id: uuid::Uuid::now_v7().to_string(),
+        workspace: workspace.to_owned(),
+        topic: topic.to_string(),
+        reason: ceilings::cut(reason, REASON_BYTES_MAX),
+        time: crate::clock::seconds(),
+        properties: properties(message),
+        ..Default::default()
+    };
+    Letter { about, body: message.body.clone(), is_raw: true }
 }
 
 fn limit(request: &Request) -> usize {

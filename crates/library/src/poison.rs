@@ -2,6 +2,7 @@
 //! the workspace that they came from, where they can be seen, exported and replayed like any other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_bus::{
     Address, Broker, BrokerAdmin, ErrorKind, Message, PoisonBound, Subscription, TopicSpec, letter, property,
@@ -9,23 +10,29 @@ use sluice_bus::{
 use sluice_schema::message::DeadLetter;
 use sluice_schema::system::{self, LIBRARIAN};
 use sluice_schema::{Topic, WorkspaceId, record};
-use sluice_sdk::{Backoff, ConfigClient, Process};
+use sluice_sdk::{Backoff, ConfigClient, Process, Suspects, owned, suspects};
 
 use crate::{Error, clock};
 
 /// Messages that are filed at once at most.
 const PREFETCH: u32 = 16;
+/// How often a message is handed out: one that has ended the process as often is filed without its content, and one that ends
+/// it even so is dropped after as many times more.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// Files poison until the process stops. On return its topic is there, if the broker could be reached.
 pub(crate) async fn start(process: &Process, admin: Arc<dyn BrokerAdmin>, config: Arc<ConfigClient>) {
-    let files = Files { broker: process.broker.clone(), admin, config };
-    if let Err(error) = files.ensure().await {
-        tracing::warn!(%error, "the topic for poison could not be made yet");
-    }
+    owned::own_soon(process, &admin, "poison", vec![spec()]).await;
+    let suspects = process.suspects.clone();
+    let files = Files { broker: process.broker.clone(), admin, config, suspects };
     process.tasks.supervise("library/poison", Backoff::default(), move || {
         let files = files.clone();
         async move { files.run().await.map_err(|error| crate::error::cause(&error)) }
     });
+}
+
+fn spec() -> TopicSpec {
+    TopicSpec::with(system::poison(), LIBRARIAN)
 }
 
 #[derive(Clone)]
@@ -33,13 +40,14 @@ struct Files {
     broker: Arc<dyn Broker>,
     admin: Arc<dyn BrokerAdmin>,
     config: Arc<ConfigClient>,
+    suspects: Arc<Suspects>,
 }
 
 impl Files {
     async fn run(&self) -> Result<(), Error> {
         let topic = system::poison();
         // First somebody who takes it, then the broker is told to send it.
-        self.ensure().await?;
+        self.admin.ensure(&spec()).await?;
         let to =
             Subscription::Shared { topic: topic.clone(), name: LIBRARIAN.to_owned(), prefetch: PREFETCH };
         let inbox = self.broker.subscribe(&to).await?;
@@ -57,24 +65,48 @@ impl Files {
             PoisonBound::Unneeded => {}
         }
         loop {
-            let delivery = inbox.next().await?;
-            self.file(&delivery.message, &bound).await?;
-            delivery.ack();
+            let mut delivery = inbox.next().await?;
+            if self.suspects.is_suspect(&delivery) {
+                delivery = inbox.begin(delivery).await?;
+            }
+            let mut message = delivery.message.clone();
+            let (is_spent, is_hopeless) = {
+                let spent =
+                    |times| self.suspects.is_spent(&delivery, times).then(|| suspects::reason(&delivery));
+                (spent(ATTEMPTS_MAX), spent(2 * ATTEMPTS_MAX))
+            };
+            let filed = match (is_spent, is_hopeless) {
+                (_, Some(reason)) => {
+                    tracing::error!(reason, "a message that came as poison was dropped: it cannot be filed");
+                    Ok(())
+                }
+                (Some(reason), None) => {
+                    let without = format!("; its content is dropped: {reason}");
+                    message.body = bytes::Bytes::new();
+                    self.file(&message, &bound, &without).await
+                }
+                (None, None) => self.file(&message, &bound, "").await,
+            };
+            match filed {
+                Ok(()) => delivery.ack(),
+                Err(error) => {
+                    // Only what ends the process counts.
+                    delivery.untried(Duration::ZERO);
+                    return Err(error);
+                }
+            }
         }
     }
 
-    async fn ensure(&self) -> Result<(), sluice_bus::Error> {
-        self.admin.ensure(&TopicSpec::with(system::poison(), LIBRARIAN)).await
-    }
-
-    async fn file(&self, message: &Message, bound: &PoisonBound) -> Result<(), Error> {
-        let Some((workspace, letter)) = about(message, bound) else {
+    async fn file(&self, message: &Message, bound: &PoisonBound, why_more: &str) -> Result<(), Error> {
+        let Some((workspace, mut letter)) = about(message, bound) else {
             tracing::error!(
                 bytes = message.body.len(),
                 "a message came as poison without telling where from; it is dropped"
             );
             return Ok(());
         };
+        letter.reason.push_str(why_more);
         tracing::warn!(
             workspace,
             topic = letter.topic,

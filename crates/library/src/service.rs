@@ -33,6 +33,9 @@ const BATCH_MESSAGES_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How often a progress report is handed out; one that has ended the process as often is dropped.
 const REPORT_ATTEMPTS_MAX: u32 = 5;
+/// How often a letter is handed out: one that has ended the process as often is kept without being read, and one that ends it
+/// even so is dropped after as many times more.
+const LETTER_ATTEMPTS_MAX: u32 = 5;
 /// How long a workspace's start waits for its consumers.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -266,10 +269,26 @@ impl Library {
             let (letters, workspace, held) = waits.clone();
             async move { letters.room(&workspace, &held, || attached.cancel()).await }.boxed()
         };
+        let suspects = self.process.suspects.clone();
         let keeps = self.consume(parked, LIBRARIAN, stop, ready, move |topic, batch| {
             let (letters, workspace, held) = kept.clone();
-            let read =
-                batch.iter().map(|delivery| dead::read(&workspace, &delivery.message, &topic)).collect();
+            // One that may have ended a process comes alone.
+            if let [only] = batch
+                && suspects.is_spent(only, 2 * LETTER_ATTEMPTS_MAX)
+            {
+                let (bytes, reason) = (only.message.body.len(), suspects::reason(only));
+                tracing::error!(%topic, bytes, reason, "a letter was dropped: it cannot be kept even without being read");
+                return std::future::ready(Ok(1)).boxed();
+            }
+            let read = |delivery: &Delivery| {
+                if suspects.is_spent(delivery, LETTER_ATTEMPTS_MAX) {
+                    let reason = suspects::reason(delivery);
+                    tracing::error!(%topic, reason, "a letter is kept without being read; see `sluice dead ls`");
+                    return dead::unread(&workspace, &delivery.message, &topic, reason);
+                }
+                dead::read(&workspace, &delivery.message, &topic)
+            };
+            let read = batch.iter().map(read).collect();
             async move { letters.keep(&workspace, &held, read).await }.boxed()
         });
         let both = CancellationToken::new();
@@ -421,10 +440,11 @@ impl Library {
 
 /// The next delivery and those right behind it; one that may have ended a process alone.
 async fn batch(inbox: &dyn Inbox, suspects: &Suspects) -> Result<Vec<Delivery>, Error> {
-    let mut batch = vec![inbox.next().await?];
-    if suspects.is_suspect(&batch[0]) {
-        return Ok(batch);
+    let first = inbox.next().await?;
+    if suspects.is_suspect(&first) {
+        return Ok(vec![inbox.begin(first).await?]);
     }
+    let mut batch = vec![first];
     let mut bytes = batch[0].message.body.len();
     while batch.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX {
         match inbox.next().now_or_never() {

@@ -394,3 +394,78 @@ async fn letters_have_ceilings_and_their_lists_are_pages() {
     world.letters(0).await;
     world.stop().await;
 }
+
+/// A broker whose messages on a topic were handed out so often, each time to a library that ended.
+async fn ended(parked: &str, message: sluice_bus::Message, times: usize) -> sluice_bus::Embedded {
+    use sluice_bus::{Address, Broker, Subscription};
+    let broker = sluice_bus::Embedded::in_memory();
+    broker.ensure(&TopicSpec::with(topic(parked), "librarian")).await.unwrap();
+    broker.publish(&Address::Topic(topic(parked)), message).await.unwrap();
+    let to = Subscription::Shared { topic: topic(parked), name: "librarian".to_owned(), prefetch: 1 };
+    for _ in 0..times {
+        let inbox = broker.subscribe(&to).await.unwrap();
+        drop(next(&*inbox).await);
+    }
+    broker
+}
+
+/// Waits until nothing is left of it.
+async fn is_drained(world: &World, parked: &str) {
+    let spec = [TopicSpec::with(topic(parked), "librarian")];
+    let drained = async {
+        while !world.broker.observe(&spec).await.unwrap()[0].subscriptions[0].is_drained() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(common::DEADLINE, drained).await.expect("it has an end");
+}
+
+#[tokio::test]
+async fn a_letter_that_ended_the_library_each_time_is_kept_unread_and_in_the_end_dropped() {
+    for (times, kept) in [(4, Some("too hard")), (5, Some("it ended the process 5 times")), (10, None)] {
+        let folder = tempfile::tempdir().unwrap();
+        let body = sluice_schema::wire::encode(&letter("1", LOAD, "body"));
+        let broker = ended(PARKED, sluice_bus::Message::new(body.clone()), times).await;
+        let world =
+            World::start_with(folder.path(), &broker, Arc::new(broker.clone()), Limits::default()).await;
+        is_drained(&world, PARKED).await;
+        let listed = world.dead(ask("list")).await.letters;
+        let reasons: Vec<&str> = listed.iter().map(|letter| letter.reason.as_str()).collect();
+        assert_eq!(reasons.len(), usize::from(kept.is_some()), "{times}: {reasons:?}");
+        if let Some(kept) = kept {
+            assert!(reasons[0].starts_with(kept), "{times}: {reasons:?}");
+        }
+        if times == 5 {
+            let exported = world.dead(ask("export")).await.letters;
+            assert_eq!(exported[0].body, base64(&body), "nothing of it is lost");
+        }
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn poison_that_ended_the_library_each_time_is_filed_without_its_content_and_in_the_end_dropped() {
+    use sluice_bus::{Message, property};
+    let taken = Message::new("{\"text\": \"x\"}")
+        .with(property::DEAD_TOPIC, LOAD)
+        .with(property::DEAD_SUBSCRIPTION, "chunker--default--f1--input")
+        .with(property::DEAD_REASON, "delivery_limit");
+    for (times, bodies) in
+        [(4, vec![base64("{\"text\": \"x\"}")]), (5, vec![String::new()]), (10, Vec::new())]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let poison = sluice_schema::system::poison();
+        let broker = ended(poison.as_str(), taken.clone(), times).await;
+        let world =
+            World::start_with(folder.path(), &broker, Arc::new(broker.clone()), Limits::default()).await;
+        is_drained(&world, poison.as_str()).await;
+        is_drained(&world, PARKED).await;
+        let exported = world.dead(ask("export")).await.letters;
+        let found: Vec<String> = exported.iter().map(|letter| letter.body.clone()).collect();
+        assert_eq!(found, bodies, "{times}");
+        let is_told =
+            exported.iter().all(|letter| letter.reason.contains("its content is dropped") == (times == 5));
+        assert!(is_told, "{exported:?}");
+        world.stop().await;
+    }
+}

@@ -8,7 +8,9 @@ use std::time::Duration;
 use sluice_bus::{Broker, Delivery, Error, ErrorKind, Subscription};
 use sluice_schema::message::Removal;
 use sluice_schema::{Topic, WorkspaceId, record, system, wire};
-use sluice_sdk::{Backoff, ConfigWatch, Process, Processor as _, Resources, Roster, View};
+use sluice_sdk::{
+    Backoff, ConfigWatch, Process, Processor as _, Resources, Roster, Suspects, View, suspects,
+};
 use sluice_store::{Batch, BoxFuture, Result, Scope, Stores};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +23,8 @@ use crate::triples::{ForgetTriples, TriplesWriter};
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 /// Removals in one reader's hands.
 const PREFETCH: u32 = 16;
+/// How often a removal is handed out that ends the process each time.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// Follows the removals of every workspace until the process stops, for the stores that a processor of `roster` writes here.
 /// The resources are those that the processors run with.
@@ -79,6 +83,7 @@ fn follow(
             for kind in kinds {
                 let reader = Reader {
                     broker: process.broker.clone(),
+                    suspects: process.suspects.clone(),
                     derived: derived.clone(),
                     workspace: workspace.clone(),
                     kind,
@@ -96,6 +101,7 @@ fn follow(
 /// Reads the removals of one workspace for one kind of store.
 struct Reader {
     broker: Arc<dyn Broker>,
+    suspects: Arc<Suspects>,
     derived: Derived,
     workspace: Arc<str>,
     kind: &'static str,
@@ -130,16 +136,33 @@ impl Reader {
             Err(error) => return error,
         };
         *attempt = 0;
+        let mut failures = 0;
         loop {
-            match inbox.next().await {
-                Ok(delivery) => self.take(delivery).await,
+            let next = match inbox.next().await {
+                Ok(delivery) if self.suspects.is_suspect(&delivery) => inbox.begin(delivery).await,
+                next => next,
+            };
+            match next {
+                Ok(delivery) => self.take(delivery, &mut failures).await,
                 Err(error) => return error,
             }
         }
     }
 
-    async fn take(&self, delivery: Delivery) {
+    async fn take(&self, delivery: Delivery, failures: &mut u32) {
         let (kind, workspace) = (self.kind, &*self.workspace);
+        if self.suspects.is_spent(&delivery, ATTEMPTS_MAX) {
+            let (removal, reason) =
+                (wire::decode::<Removal>(&delivery.message.body), suspects::reason(&delivery));
+            tracing::error!(
+                workspace,
+                kind,
+                ?removal,
+                reason,
+                "a removal was given up, and what it names may stay in this store; remove it once more"
+            );
+            return delivery.ack();
+        }
         let removal = match wire::decode::<Removal>(&delivery.message.body) {
             Ok(removal) if !(removal.document_id.is_empty() && removal.collection.is_empty()) => removal,
             Ok(_) => {
@@ -153,6 +176,7 @@ impl Reader {
         };
         match self.derived.remove(kind, workspace, &removal, &*forgetting(kind, &self.derived.stores)).await {
             Ok(()) => {
+                *failures = 0;
                 tracing::debug!(workspace, kind, ?removal, "forgotten");
                 delivery.ack();
             }
@@ -160,11 +184,12 @@ impl Reader {
                 tracing::error!(workspace, kind, ?removal, %error, "a removal that no store can do was dropped");
                 delivery.ack();
             }
-            // It has to be done, however long it takes.
+            // It has to be done, however long it takes: only what ends the process counts.
             Err(error) => {
-                let pause = RETRY.pause(delivery.attempt - 1);
+                let pause = RETRY.pause(*failures);
+                *failures = failures.saturating_add(1);
                 tracing::warn!(workspace, kind, ?removal, %error, ?pause, "a removal comes again");
-                delivery.again(pause);
+                delivery.untried(pause);
             }
         }
     }
@@ -214,4 +239,64 @@ impl Forget for ForgetKeywords {
 
 fn ids(notes: &[Note]) -> Vec<String> {
     notes.iter().map(|note| note.id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_bus::{Address, BrokerAdmin, Embedded, Message, TopicSpec, property, trace};
+
+    use super::*;
+    use crate::derived::{Entry, Origin};
+
+    const WS: &str = "w";
+
+    /// Whether a removal is carried out that was handed out so often before, each time to a process that ended.
+    async fn is_done(times: usize) -> bool {
+        let folder = tempfile::tempdir().unwrap();
+        let store = sluice_store::Embedded::open(folder.path()).unwrap();
+        let derived = Derived::new(store.stores());
+        let broker = Embedded::in_memory();
+        let topic = system::removals(&WorkspaceId::existing(WS));
+        let spec = TopicSpec::with(topic.clone(), "vectors");
+        broker.ensure(&spec).await.unwrap();
+        let removal =
+            Removal { document_id: "d".to_owned(), collection: "c".to_owned(), pass: 2, restored: false };
+        broker.publish(&Address::Topic(topic.clone()), Message::new(wire::encode(&removal))).await.unwrap();
+        for _ in 0..times {
+            let to = Subscription::Shared { topic: topic.clone(), name: "vectors".to_owned(), prefetch: 1 };
+            drop(broker.subscribe(&to).await.unwrap().next().await.unwrap());
+        }
+        let reader = Reader {
+            broker: Arc::new(broker.clone()),
+            suspects: Arc::default(),
+            derived: derived.clone(),
+            workspace: WS.into(),
+            kind: "vectors",
+        };
+        let settled = async {
+            while !broker.observe(std::slice::from_ref(&spec)).await.unwrap()[0].subscriptions[0].is_drained()
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = reader.run() => {}
+            () = settled => {}
+        }
+        // What belongs to an earlier pass is kept out once the removal was carried out.
+        let origin = Origin { workspace: WS, collection: "c", root: "d" };
+        let early = Message::default().with(property::PASS, "1");
+        let write = derived.write("vectors", origin, vec![Entry::bare("e".to_owned())], Batch::new(), || {
+            Box::pin(async { Ok(()) })
+        });
+        let is_kept = trace::carry(&early, 1, write).await.unwrap();
+        store.close().await;
+        !is_kept
+    }
+
+    #[tokio::test]
+    async fn a_removal_that_ended_its_process_each_time_is_given_up() {
+        assert!(is_done(0).await && is_done(4).await);
+        assert!(!is_done(5).await, "it ends the process for ever");
+    }
 }

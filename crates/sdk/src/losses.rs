@@ -1,26 +1,44 @@
 //! Telling owners at once what is missing at the broker.
 //!
-//! Whoever fails to publish or to read because something of a topic is missing has its process send a notice; owners that
-//! follow it look at once instead of at their next look. A lost notice costs no more than that.
+//! Whoever fails to publish or to read because something of a topic is missing has its process send a notice, and every
+//! process hears it: owners look at once instead of at their next look, and who follows the topic follows it anew. A lost
+//! notice costs no more than that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bus::{Address, Broker, Error, Message, Subscription};
+use sluice_bus::{Address, Broker, Error, Inbox as _, Losses, Message, Renewing};
 use sluice_schema::message::LostTopics;
 use sluice_schema::{Topic, system, wire};
 use tokio::time::Instant;
+
+use crate::tasks::Backoff;
 
 /// A topic that is still missing after it was told of is told of again after this, then each time twice as late.
 const AGAIN_AFTER_MIN: Duration = Duration::from_secs(1);
 const AGAIN_AFTER_MAX: Duration = Duration::from_secs(30);
 /// Topics remembered as told; beyond it all are forgotten, and told again.
 const TOLD_MAX: usize = 10_000;
+/// Pauses between tries to hear what other processes miss.
+const HEAR_AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10) };
 
-/// Passes on what calls of this process found missing, as long as it runs.
-pub(crate) async fn tell(broker: Arc<dyn Broker>) {
+/// Passes on what calls of this process found missing, and hears what those of others did, as long as it runs.
+pub(crate) async fn exchange(broker: Arc<dyn Broker>) {
     let Some(losses) = broker.losses() else { return };
+    tokio::join!(tell(&*broker, losses), hear(&*broker, losses));
+}
+
+async fn hear(broker: &dyn Broker, losses: &Losses) {
+    for attempt in 0.. {
+        // The notices' own topic comes with the flow service.
+        let error = listen(broker, |topic| losses.tell(&topic)).await;
+        tracing::debug!(%error, "what other processes miss is not heard at the moment");
+        tokio::time::sleep(HEAR_AGAIN.pause(attempt)).await;
+    }
+}
+
+async fn tell(broker: &dyn Broker, losses: &Losses) {
     let to = Address::Topic(system::lost_topics());
     let mut told: HashMap<Topic, Told> = HashMap::new();
     loop {
@@ -29,10 +47,10 @@ pub(crate) async fn tell(broker: Arc<dyn Broker>) {
         if told.len() + lost.len() > TOLD_MAX {
             told.clear();
         }
-        // Of the notices themselves nothing is told: where nobody follows them, their topic may not be there.
-        lost.retain(|topic| {
-            *topic != system::lost_topics() && told.entry(topic.clone()).or_default().is_due(now)
-        });
+        lost.retain(|topic| told.entry(topic.clone()).or_default().is_due(now));
+        lost.iter().for_each(|topic| losses.tell(topic));
+        // Of the notices themselves other processes are not told: where nobody follows them, their topic may not be there.
+        lost.remove(&system::lost_topics());
         if lost.is_empty() {
             continue;
         }
@@ -68,8 +86,7 @@ impl Told {
 /// Hands every topic to `lost` that somebody, in whichever process, found something of missing; until it cannot, and why.
 /// The flow service makes the topic of the notices.
 pub async fn listen(broker: &dyn Broker, lost: impl Fn(Topic)) -> Error {
-    let follows = Subscription::Own { topics: vec![system::lost_topics()] };
-    let inbox = match broker.subscribe(&follows).await {
+    let inbox = match Renewing::attach(broker, vec![system::lost_topics()], || ()).await {
         Ok(inbox) => inbox,
         Err(error) => return error,
     };

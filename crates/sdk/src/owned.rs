@@ -5,30 +5,26 @@
 //! is gone, or any process tells that it misses a topic of a service ([`crate::losses`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sluice_bus::{BrokerAdmin, Error, ErrorKind, TopicSpec};
-use sluice_schema::{Topic, system};
+use sluice_bus::{Broker, BrokerAdmin, Error, ErrorKind, TopicSpec};
+use sluice_schema::system;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::tasks::Backoff;
-use crate::{Process, losses};
+use crate::Process;
 
 /// How often owners look without a report.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two looks at least, however many readers report.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(500);
-/// Pauses between tries to hear what other processes miss.
-const HEAR_AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10) };
+/// How soon after a look at which not all that is missing could be made.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Reports of readers that found their topic or subscription gone. One per process; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Missing {
     reports: watch::Sender<u64>,
-    /// Whether what other processes miss is heard here.
-    hears: Arc<AtomicBool>,
 }
 
 impl Missing {
@@ -39,34 +35,21 @@ impl Missing {
         }
     }
 
-    /// Hears from now on what other processes miss of services' topics; told once per process is enough.
-    pub(crate) fn hear(&self, process: &Process) {
-        if self.hears.swap(true, Ordering::Relaxed) {
-            return;
+    /// Takes what anybody, in whichever process, misses of services' topics as a report.
+    pub(crate) async fn hear(self, broker: Arc<dyn Broker>) {
+        let Some(losses) = broker.losses() else { return };
+        let mut news = losses.news();
+        loop {
+            if system::is_system(&news.next().await) {
+                self.reports.send_modify(|count| *count += 1);
+            }
         }
-        let (broker, missing, stop) = (process.broker.clone(), self.clone(), process.stop.clone());
-        process.tasks.spawn("own/losses", async move {
-            let lost = |topic: Topic| {
-                if system::owner_of(&topic).is_some() {
-                    missing.reports.send_modify(|count| *count += 1);
-                }
-            };
-            let listening = async {
-                for attempt in 0.. {
-                    // The notices' own topic comes with the flow service.
-                    let error = losses::listen(&*broker, &lost).await;
-                    tracing::debug!(%error, "what other processes miss is not heard at the moment");
-                    tokio::time::sleep(HEAR_AGAIN.pause(attempt)).await;
-                }
-            };
-            stop.run_until_cancelled(listening).await;
-        });
     }
 
     /// When to look whether everything owned is there.
     #[must_use]
     pub fn looks(&self) -> Looks {
-        Looks { reports: self.reports.subscribe(), last: Instant::now() }
+        Looks { reports: self.reports.subscribe(), last: Instant::now(), pause: LOOK_INTERVAL }
     }
 }
 
@@ -75,9 +58,15 @@ impl Missing {
 pub struct Looks {
     reports: watch::Receiver<u64>,
     last: Instant,
+    pause: Duration,
 }
 
 impl Looks {
+    /// What was missing at the last look could not be made: the next one comes soon.
+    pub fn failed(&mut self) {
+        self.pause = LOOK_AGAIN;
+    }
+
     /// Returns when it is time: [`LOOK_INTERVAL`] after the last, or soon after a report. Cancel-safe: a report that was
     /// not answered is answered by the next call.
     pub async fn next(&mut self) {
@@ -88,11 +77,11 @@ impl Looks {
             tokio::time::sleep_until(self.last + LOOK_INTERVAL_MIN).await;
         };
         tokio::select! {
-            () = tokio::time::sleep_until(self.last + LOOK_INTERVAL) => {}
+            () = tokio::time::sleep_until(self.last + self.pause) => {}
             () = reported => {}
         }
         self.reports.borrow_and_update();
-        self.last = Instant::now();
+        (self.last, self.pause) = (Instant::now(), LOOK_INTERVAL);
     }
 }
 
@@ -107,18 +96,37 @@ pub async fn own(
     topics: Vec<TopicSpec>,
 ) -> Result<(), Error> {
     ensure(&**admin, &topics).await?;
-    process.missing.hear(process);
-    let (admin, stop, mut looks) = (admin.clone(), process.stop.clone(), process.missing.looks());
-    let name = owner.to_owned();
+    keep(process, admin, owner, topics, process.missing.looks());
+    Ok(())
+}
+
+/// The same for topics that need not be there at once: on return they are, unless the broker cannot make them yet.
+pub async fn own_soon(process: &Process, admin: &Arc<dyn BrokerAdmin>, owner: &str, topics: Vec<TopicSpec>) {
+    let mut looks = process.missing.looks();
+    if let Err(error) = ensure(&**admin, &topics).await {
+        tracing::warn!(owner, %error, "an own topic could not be made yet; trying again");
+        looks.failed();
+    }
+    keep(process, admin, owner, topics, looks);
+}
+
+fn keep(
+    process: &Process,
+    admin: &Arc<dyn BrokerAdmin>,
+    owner: &str,
+    topics: Vec<TopicSpec>,
+    mut looks: Looks,
+) {
+    let (admin, stop, name) = (admin.clone(), process.stop.clone(), owner.to_owned());
     process.tasks.spawn(format!("own/{owner}"), async move {
         while stop.run_until_cancelled(looks.next()).await.is_some() {
             let Some(made) = stop.run_until_cancelled(ensure(&*admin, &topics)).await else { return };
             if let Err(error) = made {
                 tracing::warn!(owner = name, %error, "an own topic that may be missing could not be made; trying again");
+                looks.failed();
             }
         }
     });
-    Ok(())
 }
 
 /// Makes topics where they are missing.

@@ -35,11 +35,18 @@ impl Process {
         let replies = Replies::new(broker.clone());
         let tasks = Tasks::new(stop.clone());
         tasks.spawn("bus/replies", replies.clone().run(stop.child_token()));
-        let (losses, ended) = (crate::losses::tell(broker.clone()), stop.clone());
-        tasks.spawn("bus/losses", async move { _ = ended.run_until_cancelled(losses).await });
+        let (missing, ended) = (Missing::default(), stop.clone());
+        // Whoever is to hear of losses listens before any is told.
+        let losses = [
+            Box::pin(missing.clone().hear(broker.clone())) as sluice_bus::BoxFuture<'static, ()>,
+            Box::pin(crate::losses::exchange(broker.clone())),
+        ];
+        tasks.spawn("bus/losses", async move {
+            ended.run_until_cancelled(futures_util::future::join_all(losses)).await;
+        });
         let metrics = Metrics::default();
-        let suspects = Arc::new(Suspects::on(&*broker));
-        Self { broker, replies, tasks, stop, metrics, suspects, missing: Missing::default() }
+        let suspects = Arc::default();
+        Self { broker, replies, tasks, stop, metrics, suspects, missing }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply

@@ -29,6 +29,9 @@ const ANNOUNCE_AFTER: Duration = Duration::from_millis(250);
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(15);
 /// How often an answer that could not be sent is sent again.
 const ATTEMPTS_MAX: u32 = 5;
+/// The same where the asker's inbox is not there: one that somebody removed is made again at once, one whose asker has ended
+/// is not.
+const ATTEMPTS_NO_INBOX_MAX: u32 = 3;
 /// How often a request is handed out: one that has ended the process as often gets an error.
 const HANDED_MAX: u32 = 5;
 
@@ -57,7 +60,7 @@ impl Point {
 /// Sends the answer of one request, in parts where wanted.
 pub struct Responder<X: Exchange> {
     broker: Arc<dyn Broker>,
-    to: Address,
+    to: Answers,
     id: Box<str>,
     trace: Option<Box<str>>,
     left: Option<CancellationToken>,
@@ -69,9 +72,12 @@ pub struct Responder<X: Exchange> {
 impl<X: Exchange> Responder<X> {
     fn new(process: &Process, point: &Point, question: &Message, attempt: u32) -> Option<Self> {
         let id = question.get(property::ID)?;
-        let to = match question.get(property::REPLY_TO) {
-            Some(inbox) if point.direct => Address::Inbox(InboxAddress(inbox.into())),
-            _ => Address::Topic(point.response.clone()),
+        let asker = question.get(property::REPLY_TO);
+        let asker = asker.map(|inbox| Address::Inbox(InboxAddress(inbox.into())));
+        let topic = Address::Topic(point.response.clone());
+        let to = match asker {
+            Some(asker) if point.direct => Answers { to: asker, or_else: None },
+            asker => Answers { to: topic, or_else: asker },
         };
         let trace = question.get(property::TRACE).map(Into::into);
         Some(Self {
@@ -122,7 +128,45 @@ impl<X: Exchange> Responder<X> {
     /// As [`Broker::publish`]; `Absent` means that nobody waits any more.
     pub async fn part(&self, part: &X::Response) -> Result<(), Error> {
         let answer = Message::new(wire::encode(part)).with(property::ID, &self.id);
-        self.broker.publish(&self.to, answer).await
+        self.to.send(&*self.broker, &answer).await
+    }
+}
+
+/// Where answers go.
+#[derive(Clone)]
+struct Answers {
+    to: Address,
+    /// Where they go while the first is missing: nobody else can read them there then.
+    or_else: Option<Address>,
+}
+
+impl Answers {
+    async fn send(&self, broker: &dyn Broker, answer: &Message) -> Result<(), Error> {
+        match (broker.publish(&self.to, answer.clone()).await, &self.or_else) {
+            (Err(Error::NoTopic { .. }), Some(asker)) => broker.publish(asker, answer.clone()).await,
+            (sent, _) => sent,
+        }
+    }
+
+    /// Sends an answer, several times if need be: the question is not worked on twice for it, and an asker that gets it
+    /// twice takes the first.
+    async fn send_again(&self, broker: &dyn Broker, answer: &Message) -> Result<(), Error> {
+        let mut attempt = 0;
+        loop {
+            let sent = self.send(broker, answer).await;
+            let attempts_max = match &sent {
+                Err(Error::NoInbox { .. } | Error::NoTopic { .. }) => ATTEMPTS_NO_INBOX_MAX,
+                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => {
+                    ATTEMPTS_MAX
+                }
+                _ => 0,
+            };
+            if attempt >= attempts_max {
+                return sent;
+            }
+            tokio::time::sleep(Backoff::default().pause(attempt)).await;
+            attempt += 1;
+        }
     }
 }
 
@@ -246,6 +290,14 @@ where
                         delivery.untried(Duration::ZERO);
                         break None;
                     }
+                    let delivery = match stop.run_until_cancelled(inbox.begin(delivery)).await {
+                        None => break None,
+                        Some(Ok(delivery)) => delivery,
+                        Some(Err(error)) => {
+                            tracing::debug!(%error, "work on a message that may have ended a process waits");
+                            continue;
+                        }
+                    };
                     under_way.spawn(alone(turn, work(delivery)));
                     if is_message && !idle(&mut under_way, ALONE_TIMEOUT, stop).await {
                         break None;
@@ -316,7 +368,7 @@ where
     };
     let last = outcome.unwrap_or_else(X::failed);
     let last = Message::new(wire::encode(&last)).with(property::ID, &id);
-    match publish_again(&*broker, &to, &last).await {
+    match to.send_again(&*broker, &last).await {
         Ok(()) => delivery.ack(),
         Err(error) if error.kind() == ErrorKind::Absent => {
             tracing::debug!(service = X::NAME, %error, "nobody waits for this answer any more");
@@ -324,29 +376,12 @@ where
         }
         Err(error) if error.kind() == ErrorKind::Refused => {
             let told = X::failed(message::Error::new("unexpected-error", error.to_string()));
-            let _ = broker.publish(&to, Message::new(wire::encode(&told)).with(property::ID, &id)).await;
+            let _ = to.send(&*broker, &Message::new(wire::encode(&told)).with(property::ID, &id)).await;
             delivery.ack();
         }
         Err(error) => {
             tracing::warn!(service = X::NAME, %error, "an answer could not be sent");
             delivery.ack();
         }
-    }
-}
-
-/// Sends an answer, several times if need be: the question is not worked on twice for it, and an asker that gets it twice
-/// takes the first.
-async fn publish_again(broker: &dyn Broker, to: &Address, answer: &Message) -> Result<(), Error> {
-    let mut attempt = 0;
-    loop {
-        let sent = broker.publish(to, answer.clone()).await;
-        let may_work = sent
-            .as_ref()
-            .is_err_and(|error| matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown));
-        if !may_work || attempt >= ATTEMPTS_MAX {
-            return sent;
-        }
-        tokio::time::sleep(Backoff::default().pause(attempt)).await;
-        attempt += 1;
     }
 }

@@ -3,14 +3,15 @@
 //! not counted for it.
 //!
 //! A broker counts an attempt before it hands a message out, so one that ends its process each time is found by its count;
-//! what is under way beside it would be counted as often. So a suspect that has to wait goes back uncounted instead.
+//! what is under way beside it would be counted as often. So a suspect that has to wait goes back uncounted instead, and that
+//! work on one begins is noted ([`sluice_bus::Inbox::begin`]) where the broker also counts what was only on its way.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sluice_bus::{Broker, Delivery, Message};
+use sluice_bus::{Delivery, Message};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Messages that are remembered as given back, over all readers of a process.
@@ -20,16 +21,10 @@ pub(crate) const ALONE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a suspect waits that goes back because another one is under way.
 pub(crate) const ELSEWHERE_PAUSE: Duration = Duration::from_millis(250);
 
-/// How many times as often a message may come where the broker also counts what was only on its way: innocent messages come as
-/// often as processes end while they wait.
-const ON_ITS_WAY_FACTOR: u32 = 4;
-
 /// What a process knows of messages that were handed out before. One per process, shared by its readers.
 #[derive(Debug)]
 pub struct Suspects {
     alone: Arc<Semaphore>,
-    /// By how much a count may exceed the number of processes that a message ended.
-    factor: u32,
     returned: Mutex<Returned>,
 }
 
@@ -41,20 +36,13 @@ struct Returned {
 
 impl Default for Suspects {
     fn default() -> Self {
-        Self { alone: Arc::new(Semaphore::new(1)), factor: 1, returned: Mutex::default() }
+        Self { alone: Arc::new(Semaphore::new(1)), returned: Mutex::default() }
     }
 }
 
 impl Suspects {
-    /// Of a process on this broker.
-    #[must_use]
-    pub fn on(broker: &dyn Broker) -> Self {
-        let factor = if broker.counts_what_was_on_its_way() { ON_ITS_WAY_FACTOR } else { 1 };
-        Self { factor, ..Self::default() }
-    }
-
     /// Notes that this process gives a message back by itself: when it comes again, it is no suspect.
-    pub(crate) fn returned(&self, message: &Message) {
+    pub fn returned(&self, message: &Message) {
         let mark = mark(message);
         let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
         if !returned.known.insert(mark) {
@@ -78,10 +66,11 @@ impl Suspects {
         !self.returned.lock().unwrap_or_else(PoisonError::into_inner).known.contains(&mark)
     }
 
-    /// Whether a delivery has ended as many processes as it may. Its handler must not see it again.
+    /// Whether a delivery on which work was about to begin has ended as many processes as it may. Its handler must not see it
+    /// again.
     #[must_use]
     pub fn is_spent(&self, delivery: &Delivery, attempts_max: u32) -> bool {
-        delivery.attempt > attempts_max.saturating_mul(self.factor) && self.is_suspect(delivery)
+        delivery.attempt > attempts_max && self.is_suspect(delivery)
     }
 
     /// The turn to work on a suspect, unless another one has it.
@@ -135,13 +124,6 @@ mod tests {
         assert!(suspects.is_suspect(&delivery("other", 2)));
         assert!(!suspects.is_spent(&delivery("other", 5), 5));
         assert!(suspects.is_spent(&delivery("other", 6), 5));
-    }
-
-    #[test]
-    fn where_what_was_on_its_way_is_counted_too_more_is_allowed() {
-        let suspects = Suspects { factor: ON_ITS_WAY_FACTOR, ..Suspects::default() };
-        assert!(!suspects.is_spent(&delivery("waited", 20), 5));
-        assert!(suspects.is_spent(&delivery("ends it", 21), 5));
     }
 
     #[test]

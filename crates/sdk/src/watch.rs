@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use sluice_bus::{BoxFuture, Error, ErrorKind, Inbox, Subscription};
+use sluice_bus::{BoxFuture, Error, ErrorKind, Inbox, Renewing};
 use sluice_schema::message::{ConfigPush, ConfigResponse};
 use sluice_schema::{Class, Topic, wire};
 use tokio::sync::{Notify, watch};
@@ -273,7 +273,7 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     let topic = Topic::tg(Class::Notify, "config").map_err(|e| Error::Refused { reason: e.to_string() })?;
     let mut attempt = 0;
     let (inbox, client) = loop {
-        match attach(&process, topic.clone()).await {
+        match attach(&shared, &process, topic.clone()).await {
             Ok(ends) => break ends,
             // The config service, which makes it, was not here yet.
             Err(error) if error.kind() == ErrorKind::Absent => shared.tell_away(&error),
@@ -286,26 +286,19 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
     shared.poke.notify_one();
     let stop = process.stop.child_token();
     tokio::select! {
-        error = listen(&*inbox, &shared) => Err(error),
-        error = follow_again(&*inbox, &topic, shared.resync_interval) => Err(error),
+        error = listen(&inbox, &shared) => Err(error),
         () = fetch_when_poked(&shared, &client, &stop) => Ok(()),
     }
 }
 
-async fn attach(process: &Process, notices: Topic) -> Result<(Box<dyn Inbox>, ConfigClient), Error> {
-    let inbox = process.broker.subscribe(&Subscription::Own { topics: vec![notices] }).await?;
+async fn attach(
+    shared: &Arc<Shared>,
+    process: &Process,
+    notices: Topic,
+) -> Result<(Renewing, ConfigClient), Error> {
+    let missed = shared.clone();
+    let inbox = Renewing::attach(&*process.broker, vec![notices], move || missed.poke.notify_one()).await?;
     Ok((inbox, ConfigClient::new(&process.replies).await?))
-}
-
-/// Binds the inbox again at a period: when the topic was gone and its owner made it again, nobody else does. Returns what
-/// failed.
-async fn follow_again(inbox: &dyn Inbox, notices: &Topic, interval: Duration) -> Error {
-    loop {
-        tokio::time::sleep(interval).await;
-        if let Err(error) = inbox.follow(notices).await {
-            return error;
-        }
-    }
 }
 
 async fn listen(inbox: &dyn Inbox, shared: &Shared) -> Error {

@@ -38,7 +38,6 @@ pub async fn serve_workspaces(
     process.tasks.spawn("workspaces", async move {
         let stop = served.process.stop.clone();
         let mut looks = served.process.missing.looks();
-        served.process.missing.hear(&served.process);
         loop {
             let is_news = tokio::select! {
                 () = stop.cancelled() => return,
@@ -52,7 +51,9 @@ pub async fn serve_workspaces(
                 let view = views.borrow_and_update().clone();
                 served.follow(&view).await;
             } else {
-                stop.run_until_cancelled(served.make_again()).await;
+                if stop.run_until_cancelled(served.make_again()).await == Some(false) {
+                    looks.failed();
+                }
             }
         }
     });
@@ -89,13 +90,17 @@ impl<S: WorkspaceService> Served<S> {
         }
     }
 
-    /// Makes what is missing of the workspaces that are served. One whose topics cannot be made holds up no other.
-    async fn make_again(&self) {
+    /// Makes what is missing of the workspaces that are served; whether all could be. One whose topics cannot be made holds
+    /// up no other.
+    async fn make_again(&self) -> bool {
+        let mut is_well = true;
         for workspace in self.running.keys() {
             if let Err(error) = owned::ensure(&*self.admin, &self.service.topics(workspace)).await {
                 tracing::warn!(workspace, %error, "a workspace's topics may be missing and could not be made; trying again");
+                is_well = false;
             }
         }
+        is_well
     }
 
     /// Removes the queues of a workspace that is gone. Durable topics stay: what is in them is not ours to drop.

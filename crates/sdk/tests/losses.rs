@@ -226,3 +226,81 @@ async fn what_was_there_before_anybody_was_interested_in_its_type_is_fetched() {
         [Some("new"), Some("old")]
     );
 }
+
+/// What an operator does to a topic: it is gone, somebody runs into that, and its owner makes it again.
+async fn removed_and_made_again(broker: &Faulty<Embedded>, topic: &Topic) {
+    broker.remove(&TopicSpec::bare(topic.clone())).await.unwrap();
+    let missed = broker.publish(&Address::Topic(topic.clone()), Message::new("lost")).await;
+    assert!(missed.is_err(), "it is there");
+    broker.ensure(&TopicSpec::bare(topic.clone())).await.unwrap();
+}
+
+#[tokio::test]
+async fn answers_on_a_topic_that_was_removed_and_made_again_are_heard() {
+    let (process, broker) = process();
+    let (ask, answers) = (topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"));
+    broker.ensure(&TopicSpec::with(ask.clone(), "embedder")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(answers.clone())).await.unwrap();
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, ask.clone(), &answers).await.unwrap();
+    removed_and_made_again(&broker, &answers).await;
+    let read = Subscription::Shared { topic: ask, name: "embedder".to_owned(), prefetch: 1 };
+    let read = broker.subscribe(&read).await.unwrap();
+    // A service of somebody else's knows nothing of inboxes. It answers again: the first may come before it is followed.
+    let stranger = async {
+        let asked = read.next().await.unwrap();
+        let id = asked.message.get(property::ID).unwrap().to_owned();
+        asked.ack();
+        loop {
+            let answer = Message::new(wire::encode(&EmbeddingsResponse::default())).with(property::ID, &id);
+            broker.publish(&Address::Topic(answers.clone()), answer).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let question = EmbeddingsRequest { texts: vec!["a".to_owned()] };
+    tokio::select! {
+        answer = client.call(&question, PATIENCE) => drop(answer.unwrap()),
+        () = stranger => {}
+    }
+}
+
+#[tokio::test]
+async fn an_answer_goes_to_its_asker_while_its_topic_is_missing() {
+    let (process, broker) = process();
+    let point =
+        Point::new(topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"), "embedder");
+    broker.ensure(&TopicSpec::with(point.request.clone(), "embedder")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    // Others read the answers too, so they do not go straight to the asker.
+    let served = Point { direct: false, ..point.clone() };
+    service::serve::<exchange::Embeddings, _, _>(&process, served, process.stop.clone(), |_, _| async {
+        Ok(EmbeddingsResponse { vectors: vec![vec![1.0]], ..Default::default() })
+    });
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, point.request.clone(), &point.response).await.unwrap();
+    broker.remove(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    let answer = client.call(&EmbeddingsRequest { texts: vec!["a".to_owned()] }, PATIENCE).await.unwrap();
+    assert_eq!(answer.vectors, [[1.0]]);
+}
+
+#[tokio::test]
+async fn news_of_config_come_again_after_their_topic_was_removed_and_made_again() {
+    let (process, broker) = process();
+    let (config, _kept) = config(&process, &broker).await;
+    config.put("w", vec![value("w", "kind", "key", "old")]).await.unwrap();
+    let watch = ConfigWatch::start(&process, NO_RESYNC);
+    let mut views = watch.interest(&["kind"]);
+    let holds = |text: &'static str| {
+        move |view: &Arc<sluice_sdk::View>| view.get("kind", "w", "key").is_some_and(|found| **found == *text)
+    };
+    let old = tokio::time::timeout(PATIENCE, views.wait_for(holds("old")));
+    assert!(old.await.is_ok(), "it was never there");
+    broker.remove(&TopicSpec::bare(system::config_notify())).await.unwrap();
+    // Its notice goes nowhere; the service makes the topic again.
+    config.put("w", vec![value("w", "kind", "key", "new")]).await.unwrap();
+    let new = tokio::time::timeout(PATIENCE, views.wait_for(holds("new")));
+    assert!(new.await.is_ok(), "what was written meanwhile is never seen");
+    config.put("w", vec![value("w", "kind", "key", "newer")]).await.unwrap();
+    let newer = tokio::time::timeout(PATIENCE, views.wait_for(holds("newer")));
+    assert!(newer.await.is_ok(), "later notices are not heard");
+}

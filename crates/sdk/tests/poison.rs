@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sluice_bus::embedded::{Config, Embedded};
-use sluice_bus::{Address, Broker, BrokerAdmin, Inbox, Message, Patience, Subscription, TopicSpec};
+use sluice_bus::{
+    Address, BoxFuture, Broker, BrokerAdmin, Delivery, Inbox, InboxAddress, Limits, Message, Patience,
+    Result, Subscription, TopicSpec,
+};
 use sluice_schema::message::{
     Chunk, ConfigRequest, ConfigResponse, ConfigValue, DeadLetter, EmbeddingsRequest, EmbeddingsResponse,
 };
@@ -79,9 +82,9 @@ fn specs() -> Vec<TopicSpec> {
     specs
 }
 
-/// A config service that knows one entry for each flow, and the processor of it.
-async fn run(broker: &Embedded) -> Process {
-    let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+/// A config service that knows one entry for each flow, and the processor of it, which are on `broker` by a path of their own.
+async fn run(broker: &Embedded, path: Arc<dyn Broker>) -> Process {
+    let process = Process::new(path, CancellationToken::new());
     let point = Point::new(topic("request:tg:config"), topic("response:tg:config"), "config-svc");
     broker.ensure(&TopicSpec::with(point.request.clone(), "config-svc")).await.unwrap();
     broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
@@ -147,7 +150,7 @@ fn works_until_nothing_is_left() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let broker = Embedded::open(Config::in_dir(Path::new(&dir))).unwrap();
-        let process = run(&broker).await;
+        let process = run(&broker, Arc::new(broker.clone())).await;
         drained(&broker).await;
         process.shutdown(PATIENCE).await;
         broker.shutdown().await;
@@ -237,7 +240,7 @@ async fn messages_that_may_have_ended_a_process_are_worked_on_one_at_a_time_over
         }
         hand_out(&broker, &to, &format!("copier--w--{flow}--input"), 5).await;
     }
-    let process = run(&broker).await;
+    let process = run(&broker, Arc::new(broker.clone())).await;
     drained(&broker).await;
     assert_eq!(MOST.swap(0, Ordering::SeqCst), 1, "suspects were under way together");
     // Others are worked on together as before.
@@ -269,4 +272,74 @@ async fn a_request_that_ended_its_process_each_time_is_answered_with_an_error() 
     let answer: EmbeddingsResponse = wire::decode(&call.next().await.unwrap().body).unwrap();
     let error = answer.error.unwrap();
     assert!(error.message.contains("it ended the process 5 times"), "{error:?}");
+}
+
+/// A broker that counts more than was worked on, and whose notes say how often work on any message has begun.
+struct Noting {
+    inner: Embedded,
+    begun: u32,
+}
+
+struct NotingInbox(Box<dyn Inbox>, u32);
+
+impl Broker for Noting {
+    fn publish<'a>(&'a self, to: &'a Address, message: Message) -> BoxFuture<'a, Result<()>> {
+        self.inner.publish(to, message)
+    }
+
+    fn subscribe<'a>(&'a self, to: &'a Subscription) -> BoxFuture<'a, Result<Box<dyn Inbox>>> {
+        Box::pin(async move {
+            let inbox = self.inner.subscribe(to).await?;
+            Ok(Box::new(NotingInbox(inbox, self.begun)) as Box<dyn Inbox>)
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+}
+
+impl Inbox for NotingInbox {
+    fn next(&self) -> BoxFuture<'_, Result<Delivery>> {
+        self.0.next()
+    }
+
+    fn begin(&self, mut delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
+        delivery.attempt = self.1;
+        Box::pin(async { Ok(delivery) })
+    }
+
+    fn address(&self) -> Option<InboxAddress> {
+        self.0.address()
+    }
+
+    fn follow<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<()>> {
+        self.0.follow(topic)
+    }
+
+    fn unfollow<'a>(&'a self, topic: &'a Topic) -> BoxFuture<'a, Result<()>> {
+        self.0.unfollow(topic)
+    }
+}
+
+#[tokio::test]
+async fn where_a_broker_counts_more_than_was_begun_its_notes_decide() {
+    for (handed_out, begun, is_parked) in [(10, ATTEMPTS_MAX, false), (1, ATTEMPTS_MAX + 1, true)] {
+        let broker = Embedded::in_memory();
+        for spec in specs() {
+            broker.ensure(&spec).await.unwrap();
+        }
+        let [from, out, dead] = ["flow:tg:in:w:f1", "flow:tg:out:w:f1", "flow:tg:dead-letters:w"];
+        publish(&broker, from, "innocent").await;
+        for _ in 0..handed_out {
+            hand_out(&broker, from, "copier--w--f1--input", 1).await;
+        }
+        let process = run(&broker, Arc::new(Noting { inner: broker.clone(), begun })).await;
+        drained(&broker).await;
+        let (to, name) = if is_parked { (dead, "library") } else { (out, "reader") };
+        let inbox = reader(&broker, to, name).await;
+        let came = tokio::time::timeout(PATIENCE, inbox.next()).await.unwrap().unwrap();
+        came.ack();
+        process.shutdown(PATIENCE).await;
+    }
 }

@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/door.rs"]
 mod door;
+#[path = "shared_broker/healing.rs"]
+mod healing;
 #[path = "common/kills.rs"]
 mod kills;
 #[path = "common/wired.rs"]
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::cases::{Case, Shape, Shared};
 use common::{PATIENCE, Up, ends, sluice, until};
+use healing::what_a_system_has_at_its_broker_is_made_again_whoever_removed_it;
 use rand::Rng as _;
 use serde_json::Value;
 use sluice_brokers::testing::Damage;
@@ -25,9 +28,12 @@ const CASES: &[Case] = cases![
     the_main_job_leaves_nothing_of_the_flow: both,
     a_stop_with_leftovers_ends_and_they_are_kept: both,
     what_was_taken_is_kept_although_somebody_removes_queues: both,
+    what_a_system_has_at_its_broker_is_made_again_whoever_removed_it: both,
+    one_of_two_readers_that_loses_its_queue_gets_it_back_at_once: both,
     a_system_goes_on_after_its_broker_was_killed_and_started_again: both,
     stops_go_on_after_their_broker_was_killed: both,
     an_alarm_is_named_by_the_doctor_and_a_stop_goes_on_after_it: both,
+    an_alarm_is_told_to_callers_with_its_reason_and_is_no_refused_key: both,
     killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker: both,
     messages_sent_before_any_processor_exists_are_all_delivered: both,
 ];
@@ -277,6 +283,91 @@ fn an_alarm_is_named_by_the_doctor_and_a_stop_goes_on_after_it(shared: &mut Shar
     until("the doctor to find no alarm", is_over, || up.log());
     let blind = shared.shape == Shape::WithoutManagement;
     assert_eq!(found.contains("management-missing"), blind, "{found}");
+    assert_eq!(up.terminate(), 0);
+}
+
+/// Over HTTP: the status line, the head and the body.
+fn get(up: &Up, path: &str) -> String {
+    let address = up.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    common::read_all(stream)
+}
+
+fn an_alarm_is_told_to_callers_with_its_reason_and_is_no_refused_key(shared: &mut Shared) {
+    if !shared.server.is_ours() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (mut up, vhost) = up(shared, &folder.path().join("data"));
+    let door = door::Door { url: up.url.clone(), key: up.key() };
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let port = shared.server.url("").rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+    let control = |args: &[&str]| shared.runtime.block_on(shared.server.control(args)).unwrap();
+    for (reason, alarm, over) in [
+        (
+            "it is short of memory",
+            ["set_vm_memory_high_watermark", "0.000001"],
+            ["set_vm_memory_high_watermark", "0.6"],
+        ),
+        ("it is short of disk space", ["set_disk_free_limit", "900000GB"], ["set_disk_free_limit", "50MB"]),
+    ] {
+        control(&alarm);
+        let (path, body) = kills::load("f1");
+        let mut said = Vec::new();
+        let is_told = || {
+            let answers = [up.post(&path, &body), get(&up, "/readyz")];
+            assert!(answers.iter().all(|answer| !answer.contains(" 401 ")), "{answers:?}");
+            let is_told = answers.iter().all(|answer| answer.contains(reason));
+            said = answers.into();
+            is_told
+        };
+        until("callers to be told", is_told, || up.log());
+        for answer in &said {
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+            assert!(answer.to_lowercase().contains("retry-after:"), "{answer}");
+            // Neither where the broker is nor who is let in.
+            for secret in [port.as_str(), vhost.as_str(), "guest", "amqp"] {
+                assert!(!answer.contains(secret), "'{secret}' in {answer}");
+            }
+        }
+        let broker = shared.broker_args(&vhost);
+        let doctor: Vec<&str> =
+            ["doctor", "-o", "json"].into_iter().chain(broker.iter().map(String::as_str)).collect();
+        let found = common::text(&up.run(&doctor));
+        assert!(found.contains("publishers-blocked"), "{found}");
+        control(&over);
+        let goes_on = || {
+            matches!(door.post(&path, &body), door::Answer::Done(_)) && get(&up, "/readyz").contains("200 OK")
+        };
+        until("calls to go on", goes_on, || up.log());
+    }
+    up.json(&["flow", "stop", "f1"]);
+    assert_eq!(up.terminate(), 0);
+}
+
+/// Whoever sends there sees nothing of it: its messages reach the other one.
+fn one_of_two_readers_that_loses_its_queue_gets_it_back_at_once(shared: &mut Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut up, vhost) = up(shared, &folder.path().join("data"));
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let names = shared.names(&vhost);
+    let of_two = |exchange: &&String| {
+        exchange.ends_with(":f1")
+            && names.iter().filter(|name| name.starts_with(&format!("{exchange}."))).count() > 1
+    };
+    let exchange = names.iter().find(of_two).expect("a topic that two read");
+    let queues = names.iter().filter(|name| name.starts_with(&format!("{exchange}.")));
+    for queue in queues {
+        shared.runtime.block_on(shared.server.damage(&vhost, Damage::Queue(queue))).unwrap();
+        let is_back = || {
+            let bound = shared.runtime.block_on(shared.server.bindings(&vhost)).unwrap();
+            bound.iter().any(|(from, to)| from == exchange && to == queue)
+        };
+        until("the queue to be there and bound", is_back, || up.log());
+    }
+    up.json(&["flow", "stop", "f1"]);
     assert_eq!(up.terminate(), 0);
 }
 

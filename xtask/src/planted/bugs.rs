@@ -23,6 +23,7 @@ const RENDERER: &str = "crates/processors/src/renderer.rs";
 const OPERATION: &str = "crates/schema/src/operation.rs";
 const QUEUE: &str = "crates/bus/src/embedded/queue.rs";
 const CLIENT: &str = "crates/bus/src/client.rs";
+const RENEWING: &str = "crates/bus/src/renewing.rs";
 const BROWSER: &str = "crates/gateway/src/browser.rs";
 const PROVE: &str = "crates/gateway/src/http.rs";
 const FORWARDED: &str = "crates/gateway/src/forwarded.rs";
@@ -317,8 +318,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "an answer that could not be sent is given up",
         SERVICE,
-        "if !may_work || attempt >= ATTEMPTS_MAX {",
-        "if !may_work || attempt >= ATTEMPTS_MAX || PLANTED {",
+        "if attempt >= attempts_max {",
+        "if attempt >= attempts_max || PLANTED {",
     )
     .found_by("losses", "an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once"),
     bug(
@@ -400,8 +401,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "a message that ends its process is tried for ever",
         SUSPECTS,
-        "delivery.attempt > attempts_max.saturating_mul(self.factor)",
-        "!PLANTED && delivery.attempt > attempts_max.saturating_mul(self.factor)",
+        "delivery.attempt > attempts_max && self.is_suspect(delivery)",
+        "!PLANTED && delivery.attempt > attempts_max && self.is_suspect(delivery)",
     )
     .found_by("poison", "a_message_that_ends_its_process_each_time_is_parked_and_others_pass"),
     bug(
@@ -450,6 +451,27 @@ pub(super) const BUGS: &[Bug] = &[
         "for topic in topics.into_iter().filter(|_| !PLANTED) {\n            // A topic that went",
     )
     .found_by("losses", "answers_on_a_topic_are_heard_after_the_inbox_was_lost"),
+    bug(
+        "a topic that was made again is not followed again",
+        RENEWING,
+        "let Err(error) = self.inbox.follow(&topic).await else { continue };",
+        "if PLANTED { continue; } let Err(error) = self.inbox.follow(&topic).await else { continue };",
+    )
+    .found_by("losses", "answers_on_a_topic_that_was_removed_and_made_again_are_heard"),
+    bug(
+        "an answer is given up because its topic is missing",
+        SERVICE,
+        "asker => Answers { to: topic, or_else: asker },",
+        "asker => Answers { to: topic, or_else: asker.filter(|_| !PLANTED) },",
+    )
+    .found_by("losses", "an_answer_goes_to_its_asker_while_its_topic_is_missing"),
+    bug(
+        "that work on a suspect begins is not noted",
+        SERVICE,
+        "match stop.run_until_cancelled(inbox.begin(delivery)).await {",
+        "match if PLANTED { Some(Ok(delivery)) } else { stop.run_until_cancelled(inbox.begin(delivery)).await } {",
+    )
+    .found_by("poison", "where_a_broker_counts_more_than_was_begun_its_notes_decide"),
     bug(
         "pages of other sites are let in",
         BROWSER,
@@ -560,8 +582,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "a failure to ask is told as a refusal",
         IDENTITY,
-        "let refusal = cannot_ask(&error);",
-        "let refusal = if PLANTED { Refusal::Unauthenticated } else { cannot_ask(&error) };",
+        "let refusal = cannot_ask(&error, &**self.replies.broker());",
+        "let refusal = if PLANTED { Refusal::Unauthenticated } else { cannot_ask(&error, &**self.replies.broker()) };",
     )
     .found_by("doors", "an_identity_service_that_is_away_is_told_as_such"),
     bug(

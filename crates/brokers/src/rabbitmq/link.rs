@@ -240,15 +240,16 @@ impl Link {
         self.0.blocked.borrow().clone()
     }
 
-    /// Why nothing can be sent over it at the moment.
-    pub(super) fn trouble(&self) -> Option<String> {
-        if let Some(why) = self.blocked() {
-            return Some(format!("the broker takes no messages ({why})"));
+    /// Why nothing can be sent over it at the moment, in words that give away neither where the broker is nor what it runs
+    /// on: strangers see them.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        if let Some(why) = &*self.0.blocked.borrow() {
+            return Some(short_of(why));
         }
         match &*self.0.state.borrow() {
             State::Up(_) => None,
-            State::Down(why) => Some(format!("the broker at {} is away ({why})", self.0.address)),
-            State::Stopped => Some("this process has disconnected from the broker".to_owned()),
+            State::Down(_) => Some("it is away"),
+            State::Stopped => Some("this process has disconnected from it"),
         }
     }
 
@@ -351,6 +352,16 @@ impl Shared {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} connection to {}", self.0.role, self.0.address)
+    }
+}
+
+/// What the broker's reason for taking no messages means.
+fn short_of(reason: &str) -> &'static str {
+    match (reason.contains("memory"), reason.contains("disk")) {
+        (true, true) => "it is short of memory and disk space",
+        (true, false) => "it is short of memory",
+        (false, true) => "it is short of disk space",
+        (false, false) => "it is short of something that its log names",
     }
 }
 

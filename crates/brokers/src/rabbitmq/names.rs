@@ -23,6 +23,9 @@ const INBOX: &str = "sluice.inbox.";
 /// What the queue of a held name begins with.
 const HOLD: &str = "sluice.hold.";
 
+/// What a note of work that has begun begins with.
+const BEGUN: &str = "sluice.begun.";
+
 /// Where a message goes that nobody is to get.
 pub(super) const NOBODY: &str = "sluice.nobody";
 
@@ -56,6 +59,10 @@ pub(super) fn inbox() -> String {
 
 pub(super) fn hold(name: &str) -> String {
     format!("{HOLD}{name}")
+}
+
+pub(super) fn begun(mark: u64) -> String {
+    format!("{BEGUN}{mark:016x}")
 }
 
 /// The topic of an exchange; `None` for exchanges of others.

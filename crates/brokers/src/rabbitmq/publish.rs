@@ -149,7 +149,7 @@ impl Publisher {
     }
 
     /// Why nothing can be sent at the moment: the connection is away, or the broker takes no messages.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(super) fn trouble(&self) -> Option<&'static str> {
         self.link.trouble()
     }
 

@@ -16,17 +16,20 @@ use lapin::options::{
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
-use sluice_bus::{BoxFuture, Delivery, Error, ErrorKind, Inbox, InboxAddress, Result, Settle, Verdict};
+use sluice_bus::{
+    BoxFuture, Delivery, Error, ErrorKind, Inbox, InboxAddress, Losses, Result, Settle, Verdict,
+};
 use sluice_schema::Topic;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::admin::Admin;
 use super::fault::{self, code};
 use super::link::{Closing, Link, Place};
 use super::outbox::{Fault, Letter, Routed};
 use super::publish::Publisher;
-use super::{Core, Pauses, lock, names, stopped};
+use super::{Core, Pauses, begun, lock, names, stopped};
 
 /// Longest wait of a message wanted later; the broker takes unsettled messages back after half an hour.
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
@@ -38,8 +41,11 @@ const RECOUNT_PAUSE: Duration = Duration::from_secs(1);
 /// The reader's end.
 pub(super) struct SharedInbox {
     topic: Topic,
+    queue: ShortString,
     deliveries: tokio::sync::Mutex<mpsc::Receiver<Delivery>>,
     ended: Arc<Mutex<Option<Error>>>,
+    admin: Arc<Admin>,
+    losses: Losses,
     _gone: DropGuard,
 }
 
@@ -57,6 +63,7 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
         prefetch,
     };
     let session = Session::open(&place.link, &queue, 0).await?;
+    let named = queue.name.clone();
     let stop = core.stop.child_token();
     let (out, deliveries) = mpsc::channel(prefetch.into());
     let (verdicts, told) = mpsc::unbounded_channel();
@@ -77,7 +84,9 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
     )]
     tokio::spawn(reader.run(session));
     let deliveries = tokio::sync::Mutex::new(deliveries);
-    Ok(SharedInbox { topic: topic.clone(), deliveries, ended, _gone: stop.drop_guard() })
+    let (admin, losses) = (core.admin.clone(), core.losses.clone());
+    let _gone = stop.drop_guard();
+    Ok(SharedInbox { topic: topic.clone(), queue: named, deliveries, ended, admin, losses, _gone })
 }
 
 impl Inbox for SharedInbox {
@@ -85,9 +94,18 @@ impl Inbox for SharedInbox {
         Box::pin(async move {
             match self.deliveries.lock().await.recv().await {
                 Some(delivery) => Ok(delivery),
-                None => Err(lock(&self.ended).clone().unwrap_or_else(stopped)),
+                None => {
+                    let error = lock(&self.ended).clone().unwrap_or_else(stopped);
+                    // Its owner learns at once of a queue that was removed while others of its topic stayed.
+                    self.losses.note(&error);
+                    Err(error)
+                }
             }
         })
+    }
+
+    fn begin(&self, delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
+        Box::pin(begun::note(&self.admin, &self.queue, delivery))
     }
 
     fn address(&self) -> Option<InboxAddress> {

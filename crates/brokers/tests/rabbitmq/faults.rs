@@ -32,6 +32,7 @@ cases! {
     what_others_send_passes_through_untouched,
     readers_of_two_processes_share_the_work,
     attempts_are_counted_on_a_quorum_queue,
+    only_messages_on_which_work_began_are_counted_whatever_ended,
     without_the_management_api_all_works_but_the_unknown,
     connections_closed_by_the_broker_are_rebuilt_and_inboxes_keep_their_address,
     a_broker_short_of_memory_holds_publishers_back_and_says_so,
@@ -107,6 +108,10 @@ async fn a_deleted_queue_ends_its_reader_and_nobody_makes_it_but_its_owner(serve
     channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.map_err(text)?;
     let ended = timeout(VALUE_TIMEOUT, inbox.next()).await.map_err(|_| "the reader was not told")?;
     check(matches!(ended, Err(Error::NoSubscription { .. })), ended.err())?;
+    // Its owner is told, although others of the topic may have their queues and nobody who sends misses anything.
+    let noted = broker.losses().ok_or("it takes no notes")?.take();
+    let noted = timeout(VALUE_TIMEOUT, noted).await.map_err(|_| "it was not noted")?;
+    check(noted.contains(&spec.topic), &noted)?;
     let again = read(&broker, &spec.topic, 1).await.err();
     check(matches!(again, Some(Error::NoSubscription { .. })), &again)?;
     send(&broker, &spec.topic, "into nothing").await.map_err(text)?;
@@ -261,6 +266,81 @@ async fn attempts_are_counted_on_a_quorum_queue(server: Server) -> Outcome {
         let bad = next(&*inbox).await?;
         check(body(&bad) == "bad" && bad.attempt == attempt, &bad)?;
         if attempt == 4 { bad.ack() } else { drop(bad) }
+    }
+    Ok(())
+}
+
+async fn only_messages_on_which_work_began_are_counted_whatever_ended(server: Server) -> Outcome {
+    const MESSAGES: usize = 8;
+    const ENDS: u32 = 4;
+    if !server.lock().await.is_ours() {
+        return Ok(());
+    }
+    for is_quorum in [false, true] {
+        let guard = server.lock().await;
+        let vhost = if is_quorum { guard.quorum_vhost().await? } else { guard.vhost().await? };
+        let broker = guard.connect(&vhost).await.map_err(text)?;
+        drop(guard);
+        let spec = TopicSpec::with(topic(Class::Flow, "work"), "reader");
+        broker.ensure(&spec).await.map_err(text)?;
+        for number in 0..MESSAGES {
+            send(&broker, &spec.topic, number.to_string()).await.map_err(text)?;
+        }
+        broker.shutdown().await;
+        // A process holds them all and works on one, then ends, and once the broker with it.
+        for end in 0..=ENDS {
+            let broker = server.lock().await.connect(&vhost).await.map_err(text)?;
+            // A quorum queue takes its time after a crash of its broker.
+            let reading = async || read(&broker, &spec.topic, MESSAGES as u32).await.ok();
+            let inbox = until("a reader", reading).await?;
+            let (mut held, mut killer) = (Vec::new(), None);
+            while held.len() + 1 < MESSAGES || killer.is_none() {
+                let got = next(&*inbox).await?;
+                match body(&got).as_str() {
+                    "3" if end > 0 && killer.is_none() => {
+                        let begun = inbox.begin(got).await.map_err(text)?;
+                        check(begun.attempt == end + 1, (is_quorum, end, &begun))?;
+                        killer = Some(begun);
+                    }
+                    "3" if end == 0 => killer = Some(got),
+                    _ => held.push(got),
+                }
+            }
+            // A quorum queue is not there for long after its only node was killed.
+            if end == 2 && !is_quorum {
+                let mut server = server.lock().await;
+                server.stop(false).await;
+                server.run().await?;
+            }
+            broker.shutdown().await;
+        }
+        let broker = server.lock().await.connect(&vhost).await.map_err(text)?;
+        let inbox = read(&broker, &spec.topic, MESSAGES as u32).await.map_err(text)?;
+        let (mut seen, mut most) = (BTreeSet::new(), 0);
+        while seen.len() < MESSAGES {
+            let got = next(&*inbox).await?;
+            most = most.max(got.attempt);
+            let begun = inbox.begin(got).await.map_err(text)?;
+            // A broker that was killed may have kept a message beside its copy.
+            if seen.insert(body(&begun)) {
+                let expected = if body(&begun) == "3" { ENDS + 2 } else { 2 };
+                check(begun.attempt == expected, (is_quorum, body(&begun), &begun))?;
+            }
+            begun.ack();
+        }
+        // The broker counted more than was begun.
+        check(most > 2, (is_quorum, most))?;
+        until("no note to be left, and no message", || async {
+            if let Ok(Ok(again)) = timeout(Duration::ZERO, inbox.next()).await {
+                again.ack();
+            }
+            let names = server.lock().await.names(&vhost).await.ok()?;
+            let seen = broker.observe(std::slice::from_ref(&spec)).await.ok()?;
+            let is_noted = names.iter().any(|name| name.starts_with("sluice.begun."));
+            (!is_noted && seen[0].subscriptions[0].is_drained()).then_some(())
+        })
+        .await?;
+        broker.shutdown().await;
     }
     Ok(())
 }

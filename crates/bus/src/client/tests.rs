@@ -9,7 +9,7 @@ use sluice_schema::{Topic, wire};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::contract::{BrokerAdmin, TopicSpec};
+use crate::contract::{BrokerAdmin, Subscription, TopicSpec};
 use crate::faulty::{Fault, Faulty, Operation, Plan};
 use crate::{Delivery, Embedded};
 
@@ -246,8 +246,7 @@ async fn a_lost_inbox_is_attached_again_with_what_it_followed() {
     }));
     stage.broker.publish(&Address::Topic(stage.response.clone()), Message::new("lost")).await.unwrap();
     let mut inbox = stage.replies.shared.inbox.subscribe();
-    let is_new =
-        |inbox: &Option<Arc<dyn Inbox>>| inbox.as_ref().is_some_and(|inbox| inbox.address() != first);
+    let is_new = |inbox: &Option<Arc<Renewing>>| inbox.as_ref().is_some_and(|inbox| inbox.address() != first);
     tokio::time::timeout(LONG, inbox.wait_for(is_new)).await.expect("it attaches again").unwrap();
     assert_eq!(stage.broker.faults().len(), 1);
     let serve = async {

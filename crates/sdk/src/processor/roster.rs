@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use sluice_bus::{BoxFuture, Error, Subscription};
+use sluice_bus::{BoxFuture, Error, Inbox, Renewing, Subscription};
 use sluice_schema::record::ProcessorEntry;
 use tokio_util::sync::CancellationToken;
 
@@ -204,13 +204,13 @@ impl Variant {
 }
 
 impl Lane {
-    fn reads(&self, concurrency: usize) -> Subscription {
-        if self.topic.class().has_subscriptions() {
-            let prefetch = u32::try_from(concurrency).unwrap_or(u32::MAX);
-            Subscription::Shared { topic: self.topic.clone(), name: self.subscription.clone(), prefetch }
-        } else {
-            Subscription::Own { topics: vec![self.topic.clone()] }
+    async fn attach(&self, concurrency: usize) -> Result<Box<dyn Inbox>, Error> {
+        let (broker, topic) = (&*self.process.broker, self.topic.clone());
+        if !topic.class().has_subscriptions() {
+            return Ok(Box::new(Renewing::attach(broker, vec![topic], || ()).await?));
         }
+        let prefetch = u32::try_from(concurrency).unwrap_or(u32::MAX);
+        broker.subscribe(&Subscription::Shared { topic, name: self.subscription.clone(), prefetch }).await
     }
 }
 
@@ -227,7 +227,7 @@ impl<P: Processor> Kind for Of<P> {
             for input in Inputs::<P>::of() {
                 let lane = Arc::new(variant.lane::<P>(&ports, &input)?);
                 let concurrency = processor.concurrency().max(1);
-                let inbox = variant.process.broker.subscribe(&lane.reads(concurrency)).await?;
+                let inbox = lane.attach(concurrency).await?;
                 let (processor, stop) = (processor.clone(), stop.clone());
                 let suspects = variant.process.suspects.clone();
                 taking.push(async move {

@@ -12,6 +12,9 @@ use tokio::runtime::Runtime;
 
 use super::PATIENCE;
 
+/// What a note begins with that work on a message has begun.
+const BEGUN: &str = "sluice.begun.";
+
 /// The server that all cases share, and what awaits it.
 pub(crate) struct Shared {
     pub(crate) server: RabbitServer,
@@ -78,10 +81,12 @@ impl Shared {
         self.runtime.block_on(self.server.names(vhost)).unwrap()
     }
 
-    /// The same apart from inboxes, which come and go with their readers.
+    /// The same apart from inboxes, which come and go with their readers, and from notes that work has begun, which go by
+    /// themselves where somebody removed the message.
     pub(crate) fn lasting(&self, vhost: &str) -> BTreeSet<String> {
-        let is_inbox = |name: &String| name.starts_with("amq") || name.starts_with("sluice.inbox.");
-        self.names(vhost).into_iter().filter(|name| !is_inbox(name)).collect()
+        let passing = ["amq", "sluice.inbox.", BEGUN];
+        let passes = |name: &String| passing.iter().any(|prefix| name.starts_with(prefix));
+        self.names(vhost).into_iter().filter(|name| !passes(name)).collect()
     }
 
     /// What belongs to processes that have ended, and stays. The broker takes it away a moment after they are gone.
@@ -89,7 +94,7 @@ impl Shared {
         let begun = Instant::now();
         loop {
             let mut left = self.names(vhost);
-            left.retain(|name| name.starts_with("sluice."));
+            left.retain(|name| name.starts_with("sluice.") && !name.starts_with(BEGUN));
             if left.is_empty() || begun.elapsed() > PATIENCE {
                 return left;
             }
