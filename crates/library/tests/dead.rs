@@ -1,5 +1,7 @@
 //! Dead letters: kept, listed, exported, replayed, removed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::sync::Arc;
