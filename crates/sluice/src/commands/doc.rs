@@ -30,7 +30,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long nothing must move before the flow's queues are looked at, again after each look.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3);
 /// Looks in a row that must find all of a flow's queues empty before it counts as idle: counts of messages in work may be
-/// seconds old. More of them while of some document nothing has come out at the other end.
+/// seconds old. More of them while of some document nothing has come out at the other end, or while the broker does not show
+/// what is in work.
 const IDLE_LOOKS: u32 = 3;
 const IDLE_LOOKS_UNSEEN: u32 = 20;
 
@@ -216,10 +217,12 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
                 .next(format!("sluice flow watch {flow}, sluice doctor, and sluice dead ls"))
                 .into());
         } else if Instant::now() >= next_look {
-            idle_looks = if is_idle(&super::flow::status(api, flow).await?) { idle_looks + 1 } else { 0 };
+            let idle = idle(&super::flow::status(api, flow).await?);
+            idle_looks = if idle.is_some() { idle_looks + 1 } else { 0 };
             let is_seen = |one: &Value| one["complete"] == true || one["stored"].as_u64() > Some(0);
             let is_all_seen = states.len() == documents.len() && states.values().all(is_seen);
-            if idle_looks >= if is_all_seen { IDLE_LOOKS } else { IDLE_LOOKS_UNSEEN } {
+            let is_certain = is_all_seen && idle == Some(Idle::Counted);
+            if idle_looks >= if is_certain { IDLE_LOOKS } else { IDLE_LOOKS_UNSEEN } {
                 bar.abandon();
                 return Ok(json!(states.values().collect::<Vec<_>>()));
             }
@@ -275,11 +278,31 @@ fn counts(progress: &Value) -> [Option<u64>; 7] {
     names.map(|name| progress[name].as_u64())
 }
 
+/// That nothing of a flow waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    /// Nor is anything in work.
+    Counted,
+    /// What is in work the broker does not show.
+    Unsettled,
+}
+
 /// Whether nothing waits or is being worked on in a flow, as far as its broker can show.
-pub(super) fn is_idle(status: &Value) -> bool {
+fn idle(status: &Value) -> Option<Idle> {
     let queues = status["queues"].as_array().into_iter().flatten();
-    let mut durable = queues.filter(|queue| text(queue, "topic").starts_with("flow:")).peekable();
-    durable.peek().is_some() && durable.all(|queue| queue["ready"] == 0 && queue["unsettled"] == 0)
+    let durable: Vec<&Value> = queues.filter(|queue| text(queue, "topic").starts_with("flow:")).collect();
+    let is_empty = |queue: &&Value| queue["ready"] == 0 && queue["unsettled"].as_u64().unwrap_or(0) == 0;
+    let is_counted = durable.iter().all(|queue| queue["unsettled"].is_u64());
+    (!durable.is_empty() && durable.iter().all(is_empty)).then_some(if is_counted {
+        Idle::Counted
+    } else {
+        Idle::Unsettled
+    })
+}
+
+/// Whether it is known that nothing waits or is being worked on in a flow.
+pub(super) fn is_idle(status: &Value) -> bool {
+    idle(status) == Some(Idle::Counted)
 }
 
 /// Whether chunks of a document failed, or nothing of it is there to be asked about.
@@ -360,6 +383,10 @@ mod tests {
         check(json!([queue(flow, 0, Value::Null)]), false);
         check(json!([queue(request, 0, json!(0))]), false);
         check(json!([]), false);
+        // What is in work cannot be seen; that something waits can.
+        let unseen = |ready: u64| json!({"queues": [queue(flow, ready, Value::Null)]});
+        assert_eq!(idle(&unseen(0)), Some(Idle::Unsettled));
+        assert_eq!(idle(&unseen(1)), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::Row;
+use crate::blueprint::CHUNKER;
 use crate::world::{BLUEPRINT, NOTES, World, is_theirs};
 
 const GREETING: &str = "The model greets you.";
@@ -62,7 +63,8 @@ fn twice(world: &World) {
     }
     // What is planted shows that the flow service has looked again, after which there is still nothing.
     let planted = "flow:tg:text-document-load:default:again-r2";
-    world.plant(planted, "late");
+    // As their chunker would make it again.
+    world.plant(planted, &format!("{CHUNKER}--default--again-r2--input"));
     world.until("the next audit", || {
         let left = world.left_of("again-r2");
         let is_planted = |name: &String| name.starts_with("tg.flow.text-document-load:default:again-r2");
