@@ -143,7 +143,7 @@ pub trait Inbox: Send + Sync + 'static {
 
     /// To be called before work begins on a delivery that was handed out before and may have ended a process. Where the
     /// broker counts an attempt also when a message was only on its way to a reader that ended, or when it crashed itself,
-    /// this notes durably that work begins, and sets [`crate::Delivery::attempt`] to how often it has: the first time, each
+    /// this notes durably that work begins, and sets [`crate::Delivery::begun`] to how often it has: the first time, each
     /// time noted, and this one. The note goes when the delivery is settled. On an error the delivery has gone back.
     fn begin(&self, delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
         Box::pin(async { Ok(delivery) })

@@ -116,6 +116,8 @@ pub struct Delivery {
     /// How many times it has been handed out, this time included: 1 at first. Counted before the hand-over, so that a
     /// message that kills the process is counted too.
     pub attempt: u32,
+    /// How many times work on it began, this time included, where the broker notes that apart ([`crate::Inbox::begin`]).
+    pub begun: Option<u32>,
     settle: Option<Box<dyn Settle>>,
 }
 
@@ -123,13 +125,13 @@ impl Delivery {
     /// A delivery that must be settled.
     #[must_use]
     pub fn new(message: Message, topic: Topic, attempt: u32, settle: Box<dyn Settle>) -> Self {
-        Self { message, topic, attempt, settle: Some(settle) }
+        Self { message, topic, attempt, begun: None, settle: Some(settle) }
     }
 
     /// A delivery to a reader's own inbox: nothing to settle.
     #[must_use]
     pub fn unsettled(message: Message, topic: Topic) -> Self {
-        Self { message, topic, attempt: 1, settle: None }
+        Self { message, topic, attempt: 1, begun: None, settle: None }
     }
 
     /// Done: the broker forgets it. Does not wait; a crash right after may deliver it once more.

@@ -317,6 +317,11 @@ impl DeadLetters {
         let (chosen, remaining) = self.choose(workspace, request, Order::NewestFirst, room).await?;
         let mut page = Response { remaining, ..Default::default() };
         for (place, head) in chosen {
+            // One that is kept is the last of its page, so that the next one begins behind it.
+            if !page.kept.is_empty() {
+                page.remaining += 1;
+                continue;
+            }
             if !self.fits_an_answer(&head) {
                 let reason =
                     format!("its body of {} bytes is too large for an answer; replay it", head.body_bytes);

@@ -194,15 +194,14 @@ impl Forget for ForgetTriples {
             for note in notes {
                 let (brought, is_packed) = unpacked(&note.detail)?;
                 for triple in brought {
-                    let held = if is_packed {
+                    if is_packed {
                         let held = holding(scope, &triple, Some((&note.root, &note.id)))?;
                         batch.delete(HELD, &held);
-                        held
-                    } else {
-                        let held = earlier_holding(scope, &triple, &[&note.root, &note.id])?;
-                        batch.delete(HELD_EARLIER, &held);
-                        held
-                    };
+                        own.insert(held);
+                    }
+                    // Of a packed note too: an earlier version may have written it before this one got its message again.
+                    let held = earlier_holding(scope, &triple, &[&note.root, &note.id])?;
+                    batch.delete(HELD_EARLIER, &held);
                     own.insert(held);
                     statements.push(triple);
                 }

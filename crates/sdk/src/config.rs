@@ -205,6 +205,7 @@ impl ConfigClient {
                 known.remove(&(gone.workspace, gone.key));
             }
             known.extend(page.values.drain(..).map(|value| (value.workspace, value.key)));
+            known.extend(page.damaged.drain(..).map(|at| (at.workspace, at.key)));
         })
         .await?;
         Ok(known)

@@ -70,7 +70,7 @@ impl Suspects {
     /// again.
     #[must_use]
     pub fn is_spent(&self, delivery: &Delivery, attempts_max: u32) -> bool {
-        delivery.attempt > attempts_max && self.is_suspect(delivery)
+        begun(delivery) > attempts_max && self.is_suspect(delivery)
     }
 
     /// The turn to work on a suspect, unless another one has it.
@@ -82,10 +82,15 @@ impl Suspects {
 /// Why a delivery is given up that [`Suspects::is_spent`].
 #[must_use]
 pub fn reason(delivery: &Delivery) -> String {
-    let times = delivery.attempt.saturating_sub(1);
+    let times = begun(delivery).saturating_sub(1);
     format!(
         "it ended the process {times} times: handed out that often, and each time its process ended before it was settled"
     )
+}
+
+/// How often work on a delivery may have begun, this time included.
+fn begun(delivery: &Delivery) -> u32 {
+    delivery.begun.unwrap_or(delivery.attempt)
 }
 
 fn mark(message: &Message) -> u64 {

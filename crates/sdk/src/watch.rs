@@ -116,6 +116,12 @@ impl View {
                 None => self.delete(&value.r#type, &value.workspace, &value.key),
             }
         }
+        // They are there: what was known of them stays, else readers find a value that they cannot read.
+        for at in page.damaged.iter().filter(|at| types.contains(&at.r#type)) {
+            if self.get(&at.r#type, &at.workspace, &at.key).is_none() {
+                self.put(&at.r#type, &at.workspace, &at.key, "");
+            }
+        }
     }
 
     /// The view at a position, once every page was taken in. Types that are as in `old` keep their identity, so that
@@ -597,6 +603,21 @@ mod tests {
         assert_eq!(second.get("flow", "a", "f1").map(|v| &**v), Some("new"));
         assert_eq!(second.all("flow").count(), 1);
         assert!(second.same_type(&first, "tool") && !second.same_type(&first, "flow"));
+    }
+
+    #[test]
+    fn a_damaged_value_is_there_as_what_was_known_of_it_or_as_what_nobody_can_read() {
+        let types: BTreeSet<String> = ["flow".to_owned()].into();
+        let at = |key: &str| ScopedKey { workspace: "a".into(), r#type: "flow".into(), key: key.into() };
+        let mut view = View::default();
+        view.take(&types, &page(true, vec![value("flow", "a", "f1", "1")], Vec::new()));
+        view.take(&types, &Page { damaged: vec![at("f1")], ..Page::default() });
+        assert_eq!(view.get("flow", "a", "f1").map(|v| &**v), Some("1"));
+        view.take(&types, &Page { is_whole: true, damaged: vec![at("f1"), at("f2")], ..Page::default() });
+        assert_eq!(
+            view.entries("flow", "a").map(|(key, v)| (&**key, &**v)).collect::<Vec<_>>(),
+            [("f1", ""), ("f2", "")]
+        );
     }
 
     #[test]

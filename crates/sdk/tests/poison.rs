@@ -305,7 +305,7 @@ impl Inbox for NotingInbox {
     }
 
     fn begin(&self, mut delivery: Delivery) -> BoxFuture<'_, Result<Delivery>> {
-        delivery.attempt = self.1;
+        delivery.begun = Some(self.1);
         Box::pin(async { Ok(delivery) })
     }
 

@@ -401,8 +401,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "a message that ends its process is tried for ever",
         SUSPECTS,
-        "delivery.attempt > attempts_max && self.is_suspect(delivery)",
-        "!PLANTED && delivery.attempt > attempts_max && self.is_suspect(delivery)",
+        "begun(delivery) > attempts_max && self.is_suspect(delivery)",
+        "!PLANTED && begun(delivery) > attempts_max && self.is_suspect(delivery)",
     )
     .found_by("poison", "a_message_that_ends_its_process_each_time_is_parked_and_others_pass"),
     bug(

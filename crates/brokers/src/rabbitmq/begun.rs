@@ -27,7 +27,8 @@ const EXPIRES_MS: i32 = 24 * 60 * 60 * 1_000;
 /// How long a message waits whose beginning could not be noted.
 const AGAIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Notes that work on a delivery of a queue begins, and sets how often it has.
+/// Notes that work on a delivery of a queue begins, and sets how often it has. Where the broker does not let us note it, the
+/// delivery is as it was.
 pub(super) async fn note(
     admin: &Arc<Admin>,
     queue: &ShortString,
@@ -40,9 +41,14 @@ pub(super) async fn note(
     };
     match noted.await {
         Ok((name, before)) => {
-            delivery.attempt = before.saturating_add(2);
+            delivery.begun = Some(before.saturating_add(2));
             let (admin, runtime) = (admin.clone(), Handle::current());
             Ok(delivery.settled_by(|inner| Box::new(Noted { admin, name, inner, runtime })))
+        }
+        // Somebody decided so; waiting would be for ever.
+        Err(error) if matches!(error, Error::Refused { .. } | Error::Mismatch { .. }) => {
+            tracing::warn!(%queue, %error, "that work begins cannot be noted; the broker's own count is used");
+            Ok(delivery)
         }
         Err(error) => {
             delivery.untried(AGAIN_PAUSE);

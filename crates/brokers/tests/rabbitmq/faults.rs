@@ -299,7 +299,7 @@ async fn only_messages_on_which_work_began_are_counted_whatever_ended(server: Se
                 match body(&got).as_str() {
                     "3" if end > 0 && killer.is_none() => {
                         let begun = inbox.begin(got).await.map_err(text)?;
-                        check(begun.attempt == end + 1, (is_quorum, end, &begun))?;
+                        check(begun.begun == Some(end + 1), (is_quorum, end, &begun))?;
                         killer = Some(begun);
                     }
                     "3" if end == 0 => killer = Some(got),
@@ -324,7 +324,7 @@ async fn only_messages_on_which_work_began_are_counted_whatever_ended(server: Se
             // A broker that was killed may have kept a message beside its copy.
             if seen.insert(body(&begun)) {
                 let expected = if body(&begun) == "3" { ENDS + 2 } else { 2 };
-                check(begun.attempt == expected, (is_quorum, body(&begun), &begun))?;
+                check(begun.begun == Some(expected), (is_quorum, body(&begun), &begun))?;
             }
             begun.ack();
         }

@@ -83,19 +83,34 @@ async fn list(api: &Api, flow: Option<&str>, limit: u32) -> anyhow::Result<Vec<V
     }
 }
 
-/// Writes every letter, page by page.
+/// Writes every letter, page by page. At the end it says which ones are too large to be exported.
 async fn export(api: &Api, flow: Option<&str>) -> anyhow::Result<()> {
-    let mut before = Value::Null;
+    let (mut before, mut kept) = (Value::Null, Vec::new());
     loop {
         let body = json!({"operation": "export", "flow": flow, "before": before});
         let answer = api.call("dead-letters", body).await?;
-        let page: Vec<&Value> = answer["letters"].as_array().into_iter().flatten().collect();
-        for letter in &page {
+        let of = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+        let (letters, too_large) = (of("letters"), of("kept"));
+        for letter in &letters {
             say(&letter.to_string());
         }
-        match page.last() {
-            Some(last) if answer["remaining"].as_i64().unwrap_or_default() > 0 => before = last["id"].clone(),
-            _ => return Ok(()),
+        // One that is kept ends its page.
+        let last = too_large.last().or(letters.last()).map(|letter| letter["id"].clone());
+        kept.extend(
+            too_large.iter().map(|letter| format!("{} ({})", text(letter, "id"), text(letter, "reason"))),
+        );
+        if answer["remaining"].as_i64().unwrap_or_default() == 0 {
+            break;
         }
+        let Some(last) = last else {
+            let why = "letters were removed while they were exported, so the export is not whole";
+            return Err(Told::new(Code::Failed, why).next("sluice dead export").into());
+        };
+        before = last;
     }
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{} letters were not exported: {}", kept.len(), kept.join("; "));
+    Err(Told::new(Code::Failed, why).next("sluice dead replay ID").into())
 }

@@ -103,9 +103,10 @@ impl Embedded {
         let blobs = FileBlobs::open(folder, Arc::clone(&shared), Arc::clone(&options.faults))?;
         let triples = TableTriples::new(Arc::clone(&shared));
         let keywords = TableKeywords::new(Arc::clone(&shared));
+        // First, since an earlier version would miss what a move that was cut off has moved.
+        tables.raise_formats()?;
         take_over(&tables, crate::triples::EARLIER, || triples.take_over())?;
         take_over(&tables, crate::keywords::EARLIER, || keywords.take_over())?;
-        tables.raise_formats()?;
         let upkeep = Upkeep::new(Arc::clone(&tables), blobs.clone());
         let stores = Stores {
             blobs: Arc::new(blobs.clone()),

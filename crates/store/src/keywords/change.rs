@@ -155,8 +155,8 @@ impl Change {
             .filter(|place| self.blocks.get(place).is_some_and(|block| block.postings.is_empty()))
             .map(|(term, _)| *term)
             .collect();
-        // One row more than those that are known is enough to see whether something stays.
-        let known = |term: &u64| self.blocks.range((*term, None)..=(*term, Some(u64::MAX))).count() + 1;
+        // Two rows more than those that are known are enough to see whether something stays: the first one may be empty.
+        let known = |term: &u64| self.blocks.range((*term, None)..=(*term, Some(u64::MAX))).count() + 2;
         let reads = emptied
             .iter()
             .map(|term| Read::prefix(POSTINGS, block_key(self.collection, (*term, None)), known(term)))

@@ -18,6 +18,8 @@ const POSTINGS: &str = "keywords.postings";
 
 /// Entries moved in one step.
 const MOVE_ROWS: usize = 200;
+/// Bytes of keys and rows after which a step ends.
+const MOVE_BYTES: usize = 8 << 20;
 
 /// What was kept of a text.
 #[derive(Debug, Deserialize)]
@@ -41,11 +43,16 @@ pub(super) async fn take_over(to: &TableKeywords) -> Result<()> {
         if moved == 0 {
             tracing::info!("the keyword index of an earlier version is written anew; this happens once");
         }
-        moved += page.rows.len();
         let mut entries: BTreeMap<ScopeKey, BTreeMap<String, Option<Entry>>> = BTreeMap::new();
         let mut batch = Batch::new();
+        let mut bytes = 0;
         for (key, row) in page.rows {
+            if bytes > MOVE_BYTES {
+                break;
+            }
+            moved += 1;
             let (scope, id, earlier) = read(&key, &row)?;
+            bytes += row.len() + earlier.counts.len() * (scope.len() + id.len());
             for term in earlier.counts.keys() {
                 batch.delete(POSTINGS, join(&[&scope, term.as_bytes(), &[0], id.as_bytes()]));
             }

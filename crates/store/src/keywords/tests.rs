@@ -120,6 +120,23 @@ async fn postings_of_many_texts_stand_in_few_rows_and_are_taken_out_of_any_of_th
 }
 
 #[tokio::test]
+async fn a_term_stays_for_its_last_texts_however_the_earlier_ones_went() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    let keywords = TableKeywords::new(store.tables());
+    let all: Vec<String> = (0..3 * posting::BLOCK_POSTINGS_MAX).map(|n| format!("urn:{n:04}")).collect();
+    keywords.upsert(HERE, all.iter().map(|id| text(id, &format!("pump {id}"))).collect()).await.unwrap();
+    let blocks: Vec<&[String]> = all.chunks(posting::BLOCK_POSTINGS_MAX).collect();
+    // Oldest first, a row of the common term at a time: the first row is empty already when the second one goes.
+    keywords.remove(HERE, blocks[0]).await.unwrap();
+    keywords.remove(HERE, blocks[1]).await.unwrap();
+    assert_eq!(found(&keywords, "pump").await.len(), blocks[2].len());
+    keywords.remove(HERE, blocks[2]).await.unwrap();
+    assert_eq!(count(&*store.tables(), POSTINGS).await + count(&*store.tables(), TERMS).await, 0);
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_text_that_is_there_already_is_not_written_again() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path()).unwrap();
