@@ -23,6 +23,9 @@ const GONE: &str = "derived.gone";
 /// Collections in which traces of questions were written, by workspace.
 const TRACED: &str = "derived.traced";
 
+/// The kind of store that traces are in.
+const TRIPLES: &str = "triples";
+
 /// Notes read at once.
 const PAGE_ROWS: usize = 500;
 /// The longest name in a key, in bytes.
@@ -145,14 +148,33 @@ impl Derived {
         removal: &Removal,
         store: &dyn Forget,
     ) -> Result<()> {
-        self.kind(kind)?.remove(workspace, removal, store).await
+        self.kind(kind)?.remove(workspace, removal, store).await?;
+        if kind == TRIPLES && removal.document_id.is_empty() && !removal.restored {
+            self.forget_traces(workspace, &removal.collection).await?;
+        }
+        Ok(())
+    }
+
+    /// A collection that is gone has no traces; one that comes again is noted with its next. No name stands for all.
+    async fn forget_traces(&self, workspace: &str, collection: &str) -> Result<()> {
+        let key = traced_key(workspace, collection);
+        let mut batch = Batch::new();
+        if collection.is_empty() {
+            self.traced().retain(|known| !known.starts_with(&key));
+            batch.delete_prefix(TRACED, key);
+        } else {
+            self.traced().remove(&key);
+            batch.delete(TRACED, key);
+        }
+        batch.essential();
+        self.stores.tables.commit(batch).await
     }
 
     /// Notes that a collection gets traces, since stores do not know the names of collections.
     pub(crate) async fn note_traces(&self, workspace: &str, collection: &str) -> Result<()> {
         check_name(workspace)?;
         check_name(collection)?;
-        let key = [workspace, collection].join("\0").into_bytes();
+        let key = traced_key(workspace, collection);
         if self.traced().contains(&key) {
             return Ok(());
         }
@@ -378,6 +400,10 @@ fn decode(raw: &[u8]) -> Result<Gone> {
 
 pub(crate) fn damaged(what: &str, reason: &str) -> Error {
     Error::Damaged { what: what.to_owned(), reason: reason.to_owned() }
+}
+
+fn traced_key(workspace: &str, collection: &str) -> Vec<u8> {
+    [workspace, "\0", collection].concat().into_bytes()
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -14,7 +14,7 @@ use sluice_bus::Client;
 use sluice_schema::message::{LibrarianRequest, Term, Triple};
 use sluice_schema::{WorkspaceId, exchange, record, system};
 use sluice_sdk::{ConfigWatch, Process, View};
-use sluice_store::{Cursor, Pattern, Result, Scope, Stores};
+use sluice_store::{Cursor, Error, Pattern, Result, Scope, Stores};
 
 use crate::derived::Derived;
 use crate::provenance::{self, PROV, RDF_TYPE, RETRIEVAL_GRAPH, TG, iri};
@@ -131,14 +131,21 @@ struct Answers<'a> {
     workspace: &'a str,
 }
 
+/// Why an answer is still there.
+enum Kept {
+    /// The library could not be asked; others need not wait for it as well.
+    Unasked(String),
+    Refused(String),
+}
+
 impl Answers<'_> {
     /// Removes one. One that is not there is fine.
-    async fn remove(&self, id: &str) -> std::result::Result<(), String> {
+    async fn remove(&self, id: &str) -> std::result::Result<(), Kept> {
         let workspace = WorkspaceId::existing(self.workspace);
         let response = system::librarian_response(&workspace);
         let request = system::librarian_request(&workspace);
         let librarian = Client::<exchange::Librarian>::new(&self.process.replies, request, &response);
-        let librarian = librarian.await.map_err(|e| e.to_string())?;
+        let librarian = librarian.await.map_err(|e| Kept::Unasked(e.to_string()))?;
         let question = |operation: &str| LibrarianRequest {
             operation: operation.to_owned(),
             document_id: id.to_owned(),
@@ -146,9 +153,9 @@ impl Answers<'_> {
         };
         let ask = async |operation: &str| {
             let answer = librarian.call(&question(operation), ANSWER_TIMEOUT).await;
-            let answer = answer.map_err(|e| e.to_string())?;
-            answer.error.as_ref().map_or(Ok(()), |error| Err(error.message.clone()))?;
-            Ok::<_, String>(answer)
+            let answer = answer.map_err(|e| Kept::Unasked(e.to_string()))?;
+            answer.error.as_ref().map_or(Ok(()), |error| Err(Kept::Refused(error.message.clone())))?;
+            Ok::<_, Kept>(answer)
         };
         let known = ask("get-document-metadata").await?.document_metadata;
         // What a trace names as its answer may be anything; only answers are ours to remove.
@@ -240,14 +247,21 @@ impl Traces<'_> {
     async fn remove(&self, question: &str) -> Result<()> {
         let (statements, answers) = self.statements(question).await?;
         for answer in answers {
-            if let Err(reason) = self.answers.remove(&answer).await {
-                tracing::warn!(
-                    question,
-                    answer,
-                    reason,
-                    "an old answer could not be removed; it stays for now"
-                );
-                return Ok(());
+            match self.answers.remove(&answer).await {
+                Ok(()) => {}
+                Err(Kept::Refused(reason)) => {
+                    tracing::warn!(
+                        question,
+                        answer,
+                        reason,
+                        "an old answer could not be removed; it stays for now"
+                    );
+                    return Ok(());
+                }
+                Err(Kept::Unasked(why)) => {
+                    let reason = format!("the library, which keeps answers, could not be asked: {why}");
+                    return Err(Error::Unavailable { reason });
+                }
             }
         }
         // The question goes last: a trace that was cut off in between is found again.
