@@ -2,7 +2,7 @@
 //!
 //! As a rule a letter is one JSON text with the message's body in it, as base64. That makes it a third larger than the
 //! message, so one that the broker has just carried may be too large for it as a letter. Such a one travels as it is: its
-//! body is the message's, and what is told about it stands in a property.
+//! body is the message's, and what is reported about it stands in a property.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +18,7 @@ const HEAD_BYTES_MAX: usize = 96 * 1024;
 /// Of a reason, where it stands in a property.
 const REASON_CHARS_MAX: usize = 4_096;
 
-/// A letter as a message: what is told about it, without its body, and the body of the message that is parked.
+/// A letter as a message: what is reported about it, without its body, and the body of the message that is parked.
 #[must_use]
 pub fn message(mut letter: DeadLetter, body: &Bytes, limits: Limits) -> Message {
     letter.body.clear();
@@ -37,7 +37,7 @@ pub fn message(mut letter: DeadLetter, body: &Bytes, limits: Limits) -> Message 
     Message::new(wire::encode(&letter))
 }
 
-/// What is told about a parked message, and its body if that travels as it is; else it is in the letter, as base64.
+/// What is reported about a parked message, and its body if that travels as it is; else it is in the letter, as base64.
 ///
 /// # Errors
 /// When it is no letter.

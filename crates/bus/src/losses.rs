@@ -84,7 +84,7 @@ impl Losses {
         let _ = self.0.news.send(topic.clone());
     }
 
-    /// Topics that are told of from now on.
+    /// Topics that are reported from now on.
     #[must_use]
     pub fn news(&self) -> News {
         News(self.0.news.subscribe())

@@ -108,7 +108,7 @@ async fn a_deleted_queue_ends_its_reader_and_nobody_makes_it_but_its_owner(serve
     channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.map_err(text)?;
     let ended = timeout(VALUE_TIMEOUT, inbox.next()).await.map_err(|_| "the reader was not told")?;
     check(matches!(ended, Err(Error::NoSubscription { .. })), ended.err())?;
-    // Its owner is told, although others of the topic may have their queues and nobody who sends misses anything.
+    // Its owner is notified, although others of the topic may have their queues and nobody who sends misses anything.
     let noted = broker.losses().ok_or("it takes no notes")?.take();
     let noted = timeout(VALUE_TIMEOUT, noted).await.map_err(|_| "it was not noted")?;
     check(noted.contains(&spec.topic), &noted)?;

@@ -63,7 +63,7 @@ async fn publishes_side_by_side_are_each_told_their_own_outcome(server: Server) 
 async fn a_parked_message_as_large_as_the_broker_takes_comes_as_it_is(server: Server) -> Outcome {
     let (_, broker, flow) = world(&server).await?;
     let body = bytes::Bytes::from(vec![b'x'; broker.limits().message_bytes_max]);
-    // As much is told about it as there may be.
+    // As much is reported about it as there may be.
     let about = DeadLetter {
         id: "l1".to_owned(),
         reason: "r".repeat(10_000),

@@ -97,8 +97,7 @@ async fn terms_go_with_the_last_statement_that_uses_them() {
     store.close().await;
 }
 
-/// On one thread, so that all of them wait before the first one's turn comes.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn writes_at_once_are_all_made_whole_and_in_fewer_commits() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path()).unwrap();
@@ -119,9 +118,7 @@ async fn writes_at_once_are_all_made_whole_and_in_fewer_commits() {
     writers.join_all().await;
     let found = triples.query(scope, &Pattern::all(), None, 1000).await.unwrap().triples;
     assert_eq!(found.len(), 64 * 4);
-    // The additions go together; each removal waits for its own.
-    let commits = tables.puts.lock().unwrap().len();
-    assert!(commits < 64 + 16, "{commits} for 128 writes");
+    assert!(tables.puts.lock().unwrap().len() < 64, "{}", tables.puts.lock().unwrap().len());
     store.close().await;
 }
 
