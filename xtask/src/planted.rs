@@ -44,8 +44,8 @@ enum Finder {
     Simulation,
     /// One test in a file of that name under some package's `tests`: for moments that are too rare for chance.
     Test { file: &'static str, test: &'static str },
-    /// One test beside the code of a package.
-    Unit { package: &'static str, test: &'static str },
+    /// One test beside the code of some package.
+    Unit { test: &'static str },
 }
 
 const fn bug(name: &'static str, file: &'static str, find: &'static str, with: &'static str) -> Bug {
@@ -61,8 +61,8 @@ impl Bug {
         Self { finder: Finder::Test { file, test }, ..self }
     }
 
-    const fn found_beside(self, package: &'static str, test: &'static str) -> Self {
-        Self { finder: Finder::Unit { package, test }, ..self }
+    const fn found_beside(self, test: &'static str) -> Self {
+        Self { finder: Finder::Unit { test }, ..self }
     }
 }
 
@@ -96,10 +96,7 @@ pub(crate) fn check(words: &str) -> Result<()> {
         Finder::Test { file, test } => {
             one_test(cargo("test"), &["--workspace", "--test", file], test, switch)
         }
-        Finder::Unit { package, test } => {
-            let kind = if package == "sluice" { "--bins" } else { "--lib" };
-            one_test(cargo("test"), &["-p", package, kind], test, switch)
-        }
+        Finder::Unit { test } => one_test(cargo("test"), &["--workspace", "--lib", "--bins"], test, switch),
     };
     let mut finders = vec![Finder::Simulation];
     finders.extend(bugs.iter().map(|bug| bug.finder).filter(|finder| !matches!(finder, Finder::Simulation)));

@@ -1,8 +1,8 @@
 //! RabbitMQ, with the names and properties that TrustGraph 2.11 gives its exchanges and queues.
 //!
 //! # Flow
-//! A fanout exchange per topic, a queue per subscription, an exclusive queue per inbox. Three kinds of connections:
-//! publishing, consuming (one per thousand readers), life cycle. Each is rebuilt when lost; readers attach again.
+//! A fanout exchange per topic, a queue per subscription, an exclusive queue per inbox. Four kinds of connections:
+//! publishing, consuming (one per thousand readers), life cycle, looks. Each is rebuilt when lost; readers attach again.
 //!
 //! # Guarantees
 //! A publish returns when the broker has confirmed it. An attempt is counted before a message is handed out: what the
@@ -17,7 +17,7 @@
 //! with 64; a bare client's were 1 500, 7 000 and 8 500. A prefetch of 1 costs a round trip per message.
 //!
 //! # Caveats
-//! What happens under a hold is sent over its connection, but for the policy that bounds poison: that goes over the
+//! What happens under a hold is sent over its connection, but for looks, and for the policy that bounds poison: that goes over the
 //! management API, after asking whether the hold lasts. A dead letter that cannot be routed at that moment is lost.
 //!
 //! Without the management API the broker shows neither unacknowledged messages nor queues that nobody asked about; with
@@ -47,13 +47,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_bus::{
-    BoxFuture, Broker, BrokerAdmin, Finding, Inbox, Limits, Losses, Message, PoisonBound, Pressure, Result,
-    Seen, Subscription, TopicSpec,
+    BoxFuture, Broker, BrokerAdmin, Finding, HoldEnd, Inbox, Limits, Losses, Message, PoisonBound, Pressure,
+    Promise, Result, Seen, Subscription, TopicSpec, Traits,
 };
 use sluice_schema::Topic;
 use tokio_util::sync::CancellationToken;
 
 use crate::Secret;
+use crate::local::{Pauses, lock, stopped};
 use address::Address;
 use admin::Admin;
 use hold::Hold;
@@ -61,6 +62,18 @@ use link::{Lanes, Link};
 use management::Management;
 use pool::Pool;
 use publish::Publisher;
+
+/// What it does not promise without the management API; with it, it promises everything.
+pub const TRAITS_WITHOUT_MANAGEMENT: Traits = Traits {
+    hold: HoldEnd::Connection,
+    not_promised: &[
+        (
+            Promise::UnsettledIsShown,
+            "only the management API counts messages in hand, and no address of that is given",
+        ),
+        (Promise::TopicsAreListed, "only the management API lists queues, and no address of that is given"),
+    ],
+};
 
 /// What can be chosen about a broker.
 #[derive(Debug, Clone)]
@@ -74,7 +87,8 @@ pub struct Options {
     pub ca_pem: Option<String>,
     /// Shown by the broker as the name of our connections.
     pub name: String,
-    /// The largest body that is published, 64 MiB; the broker has a limit of its own.
+    /// The largest body that is published, 64 MiB. The broker has a limit of its own (128 MiB by default, 16 MiB on 4.x): a
+    /// smaller one is known, and told, once it has refused a message for it.
     pub message_bytes_max: usize,
     /// Channels for publishing what goes to a disk, and as many for what does not, 4: what waits when one gets free goes
     /// over it together. Measured with 1, 2, 4 and 8 on two busy cores: calls at 64 at once made 0.67 to 0.9 of a bare
@@ -119,7 +133,6 @@ struct Core {
     admin: Arc<Admin>,
     address: Arc<Address>,
     options: Options,
-    limits: Limits,
     losses: Losses,
     stop: CancellationToken,
 }
@@ -138,28 +151,26 @@ impl RabbitMq {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let open = |role| Link::open(address.clone(), role, options.call_timeout, stop.clone());
-        let (publishing, consuming, life_cycle) =
-            tokio::try_join!(open("publishing"), open("consuming"), open("life cycle"))?;
+        let (publishing, consuming, life_cycle, looks) =
+            tokio::try_join!(open("publishing"), open("consuming"), open("life cycle"), open("looks"))?;
         let management = Management::new(&options, &address)?.map(Arc::new);
-        let publisher =
-            Arc::new(Publisher::new(publishing, options.publishing_channels, options.publish_timeout));
+        let publisher = Arc::new(Publisher::new(
+            publishing,
+            options.publishing_channels,
+            options.publish_timeout,
+            options.message_bytes_max,
+        ));
         let pool = Pool::new(life_cycle, options.life_cycle_channels_max);
-        let admin = Arc::new(Admin::new(pool, management, publisher.clone()));
+        let looks = Arc::new(Pool::new(looks, options.life_cycle_channels_max));
+        let losses = Losses::default();
+        let admin = Arc::new(Admin::new(pool, looks, management, publisher.clone(), losses.clone()));
         #[expect(
             clippy::disallowed_methods,
             reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
         )]
         tokio::spawn(admin.clone().keep());
-        let core = Core {
-            publisher,
-            consuming: Lanes::new(consuming),
-            admin,
-            address,
-            limits: Limits { message_bytes_max: options.message_bytes_max },
-            options,
-            losses: Losses::default(),
-            stop,
-        };
+        let core =
+            Core { publisher, consuming: Lanes::new(consuming), admin, address, options, losses, stop };
         Ok(Self { core: Arc::new(core), _stop: Arc::new(guard) })
     }
 
@@ -192,11 +203,7 @@ impl RabbitMq {
 impl Broker for RabbitMq {
     fn publish<'a>(&'a self, to: &'a sluice_bus::Address, message: Message) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let (bytes, max) = (message.body.len(), self.core.limits.message_bytes_max);
-            if bytes > max {
-                return Err(sluice_bus::Error::TooLarge { bytes, max });
-            }
-            let sent = self.core.publisher.publish(to, message, max).await;
+            let sent = self.core.publisher.publish(to, message).await;
             sent.inspect_err(|error| self.core.losses.note(error))
         })
     }
@@ -217,7 +224,7 @@ impl Broker for RabbitMq {
     }
 
     fn limits(&self) -> Limits {
-        self.core.limits
+        Limits { message_bytes_max: self.core.publisher.bytes_max() }
     }
 
     /// It cannot tell how much waits, only that the broker takes nothing more.
@@ -271,33 +278,12 @@ impl BrokerAdmin for RabbitMq {
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(async move { Ok(self.core.admin.examine().await) })
     }
-}
 
-/// The error of everything after the end.
-fn stopped() -> sluice_bus::Error {
-    sluice_bus::Error::Unavailable { reason: "this process has disconnected from the broker".to_owned() }
-}
-
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// Pauses between attempts to connect or attach: they double up to a bound, and are spread so that many do not come at
-/// once.
-struct Pauses(Duration);
-
-impl Pauses {
-    const MIN: Duration = Duration::from_millis(100);
-    const MAX: Duration = Duration::from_secs(5);
-
-    const fn new() -> Self {
-        Self(Self::MIN)
+    fn traits(&self) -> Traits {
+        self.core.admin.traits()
     }
 
-    fn next(&mut self) -> Duration {
-        let spread = rand::Rng::random_range(&mut rand::rng(), 0.5..1.0);
-        let pause = self.0.mul_f64(spread);
-        self.0 = (self.0 * 2).min(Self::MAX);
-        pause
+    fn product(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async { Some(self.core.admin.product().await) })
     }
 }

@@ -3,6 +3,14 @@
 //! A RabbitMQ that is there already is used only when `SLUICE_TEST_AMQP_URL` says so (with
 //! `SLUICE_TEST_AMQP_MANAGEMENT_URL` for its management API); it is neither stopped nor restarted.
 
+#[cfg(feature = "kafka")]
+mod kafka;
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "pulsar")]
+mod pulsar;
+mod version_4;
+
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -14,6 +22,12 @@ use tokio::time::Instant;
 
 use crate::Secret;
 use crate::rabbitmq::{Options, RabbitMq};
+#[cfg(feature = "kafka")]
+pub use kafka::KafkaServer;
+#[cfg(feature = "nats")]
+pub use nats::NatsServer;
+#[cfg(feature = "pulsar")]
+pub use pulsar::PulsarServer;
 
 /// The program itself, not the wrapper that insists on a user of its own.
 const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
@@ -48,6 +62,8 @@ struct Home {
     folder: tempfile::TempDir,
     ports: Ports,
     supervisor: Option<Child>,
+    /// Where its programs are, if not on this machine.
+    root: Option<PathBuf>,
 }
 
 /// What is removed; see [`RabbitServer::damage`].
@@ -90,7 +106,25 @@ impl RabbitServer {
                 .map_err(|_| "SLUICE_TEST_AMQP_MANAGEMENT_URL must name the management API".to_owned())?;
             return Ok(Self { home: None, base: url.trim_end_matches('/').to_owned(), management, client });
         }
-        Self::start_ours(client, None).await
+        Self::start_ours(client, None, None).await
+    }
+
+    /// Where RabbitMQ 4 is, for [`RabbitServer::start_in`]; it is fetched into the folder where it was not before. Blocks
+    /// meanwhile, for half a minute.
+    ///
+    /// # Errors
+    /// Why it cannot be had here.
+    pub fn version_4(cache: &Path) -> Result<PathBuf, String> {
+        version_4::root(cache)
+    }
+
+    /// Starts a server of our own out of another root.
+    ///
+    /// # Errors
+    /// As [`RabbitServer::start`].
+    pub async fn start_in(root: PathBuf) -> Result<Self, String> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self::start_ours(reqwest::Client::new(), None, Some(root)).await
     }
 
     /// Starts a server of our own that listens for `amqps://` too, with `ca.pem`, `cert.pem` and `key.pem` of a folder.
@@ -99,12 +133,17 @@ impl RabbitServer {
     /// As [`RabbitServer::start`].
     pub async fn start_with_tls(certificates: &Path) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Self::start_ours(reqwest::Client::new(), Some(certificates)).await
+        Self::start_ours(reqwest::Client::new(), Some(certificates), None).await
     }
 
-    async fn start_ours(client: reqwest::Client, certificates: Option<&Path>) -> Result<Self, String> {
+    async fn start_ours(
+        client: reqwest::Client,
+        certificates: Option<&Path>,
+        root: Option<PathBuf>,
+    ) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let ports = free_ports().map_err(|error| error.to_string())?;
+        let [amqp, management, distribution, epmd, tls] = free_ports().map_err(|error| error.to_string())?;
+        let ports = Ports { amqp, management, distribution, epmd, tls };
         let mut conf = format!(
             "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\ncollect_statistics_interval = 1000\n\
              disk_free_limit.absolute = 50MB\n",
@@ -125,7 +164,7 @@ impl RabbitServer {
             base: format!("amqp://guest:guest@127.0.0.1:{}", ports.amqp),
             management: format!("http://guest:guest@127.0.0.1:{}", ports.management),
             client,
-            home: Some(Home { folder, ports, supervisor: None }),
+            home: Some(Home { folder, ports, supervisor: None, root }),
         };
         server.run().await?;
         Ok(server)
@@ -352,7 +391,10 @@ impl RabbitServer {
 impl Home {
     fn command(&self, program: &str) -> Command {
         let at = |name: &str| -> PathBuf { self.folder.path().join(name) };
-        let mut command = Command::new(program);
+        let mut command = match &self.root {
+            Some(root) => version_4::command(root, program),
+            None => Command::new(program),
+        };
         command
             .env("PROGRAM", PROGRAM)
             .env("CONTROL", CONTROL)
@@ -387,9 +429,13 @@ impl Drop for Home {
 }
 
 /// Ports that nobody listens on, all held until the last is found.
-fn free_ports() -> std::io::Result<Ports> {
-    let held: Vec<TcpListener> =
-        (0..5).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
-    let port = |at: usize| held[at].local_addr().map(|address| address.port());
-    Ok(Ports { amqp: port(0)?, management: port(1)?, distribution: port(2)?, epmd: port(3)?, tls: port(4)? })
+fn free_ports<const N: usize>() -> std::io::Result<[u16; N]> {
+    let mut held = Vec::with_capacity(N);
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
 }

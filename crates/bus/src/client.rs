@@ -5,7 +5,8 @@
 //! inbox before its first question, so an answer cannot be missed. A call stamps an id, registers, publishes, waits.
 //!
 //! # Guarantees
-//! A call ends with its answer, a typed error, or its deadline. An answer that nobody waits for is dropped. A body that
+//! A call ends with its answer, a typed error, or its deadline. One whose question was in a queue that somebody removed, and
+//! of which nothing came, ends soon after that is known (`lost`). An answer that nobody waits for is dropped. A body that
 //! cannot be read fails the one call it belongs to. Who works on a question can learn that its asker has left, also when
 //! that is another process ([`Foreign`]).
 //!
@@ -15,7 +16,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ use crate::contract::{Address, Broker, Inbox, InboxAddress};
 use crate::message::{Message, property};
 use crate::{Error, ErrorKind, Renewing, Result, trace};
 
+mod lost;
+mod parts;
+
 /// Parts of one streamed answer that may wait unread before the call fails.
 const UNREAD_PARTS_MAX: usize = 1_024;
 /// Bytes of one streamed answer that may wait unread before the call fails; a single larger part still arrives.
@@ -38,7 +42,7 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Askers that have left and whose workers are not told yet; more are not told.
 const LEAVING_MAX: usize = 1_024;
 const REATTACH_DELAY_MIN: Duration = Duration::from_millis(100);
-const REATTACH_DELAY_MAX: Duration = Duration::from_secs(10);
+const REATTACH_DELAY_MAX: Duration = Duration::from_secs(2);
 
 /// Sends messages of one type to one topic.
 pub struct Sender<T: ?Sized> {
@@ -103,6 +107,8 @@ pub struct Replies {
 struct Shared {
     broker: Arc<dyn Broker>,
     waiting: Mutex<HashMap<Box<str>, Waiter>>,
+    /// Bytes of parts that wait unread, of all calls.
+    unread_bytes: Arc<AtomicUsize>,
     followed: Mutex<HashMap<Topic, usize>>,
     inbox: watch::Sender<Option<Arc<Renewing>>>,
     /// Questions of other processes that are worked on here.
@@ -123,11 +129,13 @@ impl Shared {
     }
 }
 
-/// The other end of a call: where parts go, how many bytes of them wait unread, and who is told when it is dropped.
+/// The other end of a call: where parts go, and what is cancelled when it is dropped.
 struct Waiter {
-    parts: mpsc::Sender<Message>,
-    unread_bytes: Arc<AtomicUsize>,
+    to: Topic,
+    parts: parts::Sender,
     left: CancellationToken,
+    /// Somebody has begun to work on the question, as far as can be known here: it waits in no queue any more.
+    is_begun: bool,
     /// Who works on the question, if another process has said so.
     taken_by: Option<InboxAddress>,
 }
@@ -140,14 +148,9 @@ impl Drop for Waiter {
 
 impl Waiter {
     /// Hands a part over; `false` when too much waits unread already.
-    fn take(&self, part: Message) -> bool {
-        let bytes = part.body.len();
-        let before = self.unread_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before > 0 && before.saturating_add(bytes) > UNREAD_BYTES_MAX {
-            return false;
-        }
-        // A closed end belongs to a call that is just being dropped.
-        !matches!(self.parts.try_send(part), Err(mpsc::error::TrySendError::Full(_)))
+    fn take(&mut self, part: Message) -> bool {
+        self.is_begun = true;
+        part.get(property::DROPPED).is_none() && self.parts.send(Ok(part))
     }
 }
 
@@ -161,6 +164,7 @@ impl Replies {
             leaving_now: Mutex::new(Some(leaving_now)),
             broker,
             waiting: Mutex::new(HashMap::new()),
+            unread_bytes: Arc::default(),
             followed: Mutex::new(HashMap::new()),
             inbox: watch::Sender::new(None),
         };
@@ -175,6 +179,13 @@ impl Replies {
 
     /// Receives answers until `stop`; after a lost connection it attaches again and follows the same topics.
     pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.keep_attached(stop) => {}
+            never = lost::end_calls(&self.shared) => match never {},
+        }
+    }
+
+    async fn keep_attached(&self, stop: CancellationToken) {
         let mut delay = REATTACH_DELAY_MIN;
         let mut leaving = lock(&self.shared.leaving_now).take();
         while !stop.is_cancelled() {
@@ -254,19 +265,18 @@ impl Replies {
         let mut waiting = lock(&self.shared.waiting);
         if let Some(worker) = message.get(property::TAKEN_BY).map(|worker| InboxAddress(worker.into())) {
             match waiting.get_mut(id) {
-                Some(waiter) => waiter.taken_by = Some(worker),
+                Some(waiter) => (waiter.taken_by, waiter.is_begun) = (Some(worker), true),
                 None => self.shared.leave(worker, id),
             }
             return;
         }
-        let Some((id, waiter)) = waiting.get_key_value(id) else { return };
+        let Some(waiter) = waiting.get_mut(id) else { return };
         if waiter.take(message.clone()) {
             return;
         }
         // Dropping the waiter ends the call: it sees its channel closed.
-        let id = id.clone();
-        if let Some(worker) = waiting.remove(&id).and_then(|mut waiter| waiter.taken_by.take()) {
-            self.shared.leave(worker, &id);
+        if let Some(worker) = waiting.remove(id).and_then(|mut waiter| waiter.taken_by.take()) {
+            self.shared.leave(worker, id);
         }
     }
 
@@ -292,11 +302,13 @@ impl Replies {
     }
 
     /// What tells that the asker of a question has stopped waiting: cancelled then, or from the start when it already has.
-    /// `None` when another process asked, since nothing tells of that here.
+    /// `None` when another process asked, since nothing tells of that here. To be called by whoever begins to work on it: its
+    /// call is known from then on to wait in no queue.
     #[must_use]
     pub fn left(&self, question: &Message) -> Option<CancellationToken> {
         let id = question.get(property::ID)?;
-        if let Some(waiter) = lock(&self.shared.waiting).get(id) {
+        if let Some(waiter) = lock(&self.shared.waiting).get_mut(id) {
+            waiter.is_begun = true;
             return Some(waiter.left.clone());
         }
         let ours = self.shared.inbox.borrow().as_ref().and_then(|inbox| inbox.address())?;
@@ -338,13 +350,12 @@ impl Replies {
         }
         let ttl_ms = patience.total.as_millis().to_string();
         question.set(property::TTL, &ttl_ms);
-        let (sender, parts) = mpsc::channel(UNREAD_PARTS_MAX);
-        let unread_bytes = Arc::default();
+        let (sender, parts) = parts::parts(&self.shared.unread_bytes);
         let left = CancellationToken::new();
-        let waiter = Waiter { parts: sender, unread_bytes: Arc::clone(&unread_bytes), left, taken_by: None };
+        let waiter = Waiter { to: to.clone(), parts: sender, left, is_begun: false, taken_by: None };
         lock(&self.shared.waiting).insert(id.as_str().into(), waiter);
         let shared = self.shared.clone();
-        let call = RawCall { shared, id, to: to.clone(), parts, unread_bytes, patience, started };
+        let call = RawCall { shared, id, to: to.clone(), parts, patience, started };
         let address = Address::Topic(to.clone());
         match tokio::time::timeout(patience.total, self.shared.broker.publish(&address, question)).await {
             Ok(sent) => sent.map(|()| call),
@@ -398,8 +409,7 @@ pub struct RawCall {
     shared: Arc<Shared>,
     id: String,
     to: Topic,
-    parts: mpsc::Receiver<Message>,
-    unread_bytes: Arc<AtomicUsize>,
+    parts: parts::Receiver,
     patience: Patience,
     started: Instant,
 }
@@ -420,14 +430,12 @@ impl RawCall {
     /// The next message of the answer. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] when patience runs out, [`Error::Full`] when too many parts waited unread.
+    /// [`Error::TimedOut`] when patience runs out, [`Error::Full`] when too many parts waited unread, of this call or of all,
+    /// [`Error::QuestionLost`] when the question seems to have gone with its queue.
     pub async fn next(&mut self) -> Result<Message> {
         let deadline = (Instant::now() + self.patience.idle).min(self.started + self.patience.total);
-        match tokio::time::timeout_at(deadline, self.parts.recv()).await {
-            Ok(Some(part)) => {
-                self.unread_bytes.fetch_sub(part.body.len(), Ordering::Relaxed);
-                Ok(part)
-            }
+        match tokio::time::timeout_at(deadline, self.parts.next()).await {
+            Ok(Some(part)) => part,
             Ok(None) => Err(Error::Full {
                 topic: self.to.clone(),
                 limit: UNREAD_PARTS_MAX as u64,

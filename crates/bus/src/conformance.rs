@@ -1,7 +1,8 @@
 //! The cases that every broker passes, by name: the contract's promises as programs.
 //!
 //! A backend says how to connect and, if it can, how to restart; a harness puts it through [`cases`]. Topics get names
-//! of their own and are removed at the end of a case, so a shared server can be used.
+//! of their own and are removed at the end of a case, so a shared server can be used. What a broker's [`Traits`](crate::Traits) say that it
+//! does not promise is not asked for, and each case says so: its [`Conclusion`] names what was left out, and why.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -30,22 +31,25 @@ mod data;
 mod owner;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice_schema::{Class, Topic};
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Inbox, InboxAddress, PoisonBound, SeenSubscription, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, HoldEnd, Inbox, InboxAddress, PoisonBound, Promise, SeenSubscription,
+    Subscription, TopicSpec,
 };
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Error, ErrorKind, Result};
 
 /// How long a case may take.
-pub const CASE_TIMEOUT: Duration = Duration::from_secs(60);
+pub const CASE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a value may take to come.
-const VALUE_TIMEOUT: Duration = Duration::from_secs(20);
+const VALUE_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Every name that a case gives a subscription: a broker that does not list removes only what it is told of.
+const SUBSCRIPTIONS: [&str; 5] = ["reader", "one", "two", "second", "unnamed"];
 
 /// Both paths of one connection.
 #[derive(Clone)]
@@ -61,16 +65,55 @@ pub trait Backend: Send + Sync {
     /// A fresh connection, independent of others where the broker has connections.
     fn connect(&self) -> BoxFuture<'_, Result<Ends>>;
 
-    /// Whether the owner's path lists what nobody asked about. Where it does not, cases do without, and what they leave is the
-    /// backend's to remove.
-    fn lists(&self) -> bool {
-        true
+    /// Whether others use the broker too: cases that change what holds for all of it are not run then.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     /// Kills the broker and brings it back with what it promised to keep; false where that cannot be done, then the
-    /// cases that need it pass without looking.
+    /// cases that need it are not run.
     fn restart(&self) -> BoxFuture<'_, Result<bool>> {
         Box::pin(async { Ok(false) })
+    }
+
+    /// Returns once nobody wants to know any more: the case under way ends, and what it made is removed.
+    fn given_up(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// How a case ends that does not fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Conclusion {
+    /// It holds.
+    Kept {
+        /// What was not asked for, with the reasons, since the broker does not promise it.
+        without: Vec<(Promise, &'static str)>,
+    },
+    /// The broker does not promise it.
+    NotPromised {
+        /// The broker's reason.
+        why: &'static str,
+    },
+    /// It cannot be tried here.
+    NotRun {
+        /// What prevents it.
+        why: &'static str,
+    },
+}
+
+impl fmt::Display for Conclusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kept { without } => {
+                f.write_str("kept")?;
+                without
+                    .iter()
+                    .try_for_each(|(what, why)| write!(f, "; not promised: {} ({why})", what.text()))
+            }
+            Self::NotPromised { why } => write!(f, "not promised: {why}"),
+            Self::NotRun { why } => write!(f, "not run: {why}"),
+        }
     }
 }
 
@@ -93,14 +136,24 @@ impl Case {
     ///
     /// # Errors
     /// What did not hold.
-    pub async fn run(&self, backend: &dyn Backend) -> Result<(), String> {
-        let bench = Bench { backend, mark: uuid::Uuid::new_v4().simple().to_string() };
-        let outcome = tokio::time::timeout(CASE_TIMEOUT, (self.run)(&bench)).await;
-        let swept = bench.sweep().await;
-        match outcome {
-            Ok(Ok(())) => swept.map_err(|error| format!("cannot clean up: {error}")),
-            Ok(Err(Failed(why))) => Err(why),
-            Err(_) => Err(format!("did not end within {} s", CASE_TIMEOUT.as_secs())),
+    pub async fn run(&self, backend: &dyn Backend) -> Result<Conclusion, String> {
+        let bench = Bench::new(backend);
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(CASE_TIMEOUT, (self.run)(&bench)) => outcome,
+            () = backend.given_up() => Ok(Err(Stop::NotRun("it was given up"))),
+        };
+        let swept = tokio::time::timeout(CASE_TIMEOUT, bench.sweep()).await;
+        let conclusion = match outcome {
+            Ok(Ok(())) => Conclusion::Kept { without: lock(&bench.without).clone() },
+            Ok(Err(Stop::NotPromised(why))) => Conclusion::NotPromised { why },
+            Ok(Err(Stop::NotRun(why))) => Conclusion::NotRun { why },
+            Ok(Err(Failed(why))) => return Err(why),
+            Err(_) => return Err(format!("did not end within {} s", CASE_TIMEOUT.as_secs())),
+        };
+        match swept {
+            Ok(Ok(())) => Ok(conclusion),
+            Ok(Err(error)) => Err(format!("cannot clean up: {error}")),
+            Err(_) => Err(format!("cannot clean up within {} s", CASE_TIMEOUT.as_secs())),
         }
     }
 }
@@ -130,35 +183,56 @@ macro_rules! holds {
 }
 use holds;
 
-/// What did not hold.
-struct Failed(String);
+/// Why a case ends before its end.
+enum Stop {
+    /// What did not hold.
+    Failed(String),
+    NotPromised(&'static str),
+    NotRun(&'static str),
+}
+use Stop::Failed;
 
-impl From<Error> for Failed {
+/// Why cases end that have to restart the broker and cannot.
+const NEEDS_RESTART: Stop = Stop::NotRun("needs to restart the server");
+
+impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        Self(format!("unexpected error: {error}"))
+        Self::Failed(format!("unexpected error: {error}"))
     }
 }
 
-type Outcome = Result<(), Failed>;
+type Outcome = Result<(), Stop>;
 
 /// What a case works with.
 struct Bench<'a> {
     backend: &'a dyn Backend,
     mark: String,
+    /// Topics that it may have made.
+    topics: Mutex<Vec<Topic>>,
+    /// What it did not ask for.
+    without: Mutex<Vec<(Promise, &'static str)>>,
 }
 
-impl Bench<'_> {
-    async fn connect(&self) -> Result<Ends, Failed> {
+impl<'a> Bench<'a> {
+    fn new(backend: &'a dyn Backend) -> Self {
+        let mark = uuid::Uuid::new_v4().simple().to_string();
+        Self { backend, mark, topics: Mutex::default(), without: Mutex::default() }
+    }
+
+    async fn connect(&self) -> Result<Ends, Stop> {
         Ok(self.backend.connect().await?)
     }
 
     /// A topic that no other case has.
-    fn topic(&self, class: Class, name: &str) -> Result<Topic, Failed> {
-        Topic::tg(class, format!("{name}:{}", self.mark)).map_err(|error| Failed(error.to_string()))
+    fn topic(&self, class: Class, name: &str) -> Result<Topic, Stop> {
+        let topic =
+            Topic::tg(class, format!("{name}:{}", self.mark)).map_err(|error| Failed(error.to_string()))?;
+        lock(&self.topics).push(topic.clone());
+        Ok(topic)
     }
 
     /// A topic with one subscription, `reader`, made.
-    async fn made(&self, ends: &Ends, class: Class, name: &str) -> Result<TopicSpec, Failed> {
+    async fn made(&self, ends: &Ends, class: Class, name: &str) -> Result<TopicSpec, Stop> {
         let topic = self.topic(class, name)?;
         let spec =
             if class.has_subscriptions() { TopicSpec::with(topic, "reader") } else { TopicSpec::bare(topic) };
@@ -166,21 +240,35 @@ impl Bench<'_> {
         Ok(spec)
     }
 
+    /// Whether something is promised; if not, that is noted.
+    fn is_promised(&self, ends: &Ends, promise: Promise) -> bool {
+        let Some(why) = ends.admin.traits().why_not(promise) else { return true };
+        lock(&self.without).push((promise, why));
+        false
+    }
+
+    /// Insists that something is promised without which nothing is left of a case.
+    fn needs(&self, ends: &Ends, promise: Promise) -> Outcome {
+        ends.admin.traits().why_not(promise).map_or(Ok(()), |why| Err(Stop::NotPromised(why)))
+    }
+
     async fn sweep(&self) -> Result<()> {
-        if !self.backend.lists() {
+        let topics = std::mem::take(&mut *lock(&self.topics));
+        if topics.is_empty() {
             return Ok(());
         }
         let admin = self.backend.connect().await?.admin;
-        for class in Class::ALL {
-            for seen in admin.list(class.as_str()).await? {
-                if seen.topic.as_str().ends_with(&self.mark) {
-                    let subscriptions = seen.subscriptions.into_iter().map(|there| there.name).collect();
-                    admin.remove(&TopicSpec { topic: seen.topic, subscriptions }).await?;
-                }
-            }
+        for topic in topics {
+            let names: &[&str] = if topic.class().has_subscriptions() { &SUBSCRIPTIONS } else { &[] };
+            let subscriptions = names.iter().map(|name| (*name).to_owned()).collect();
+            admin.remove(&TopicSpec { topic, subscriptions }).await?;
         }
         Ok(())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ends {
@@ -188,18 +276,18 @@ impl Ends {
         self.broker.publish(&Address::Topic(topic.clone()), Message::new(body.to_owned())).await
     }
 
-    async fn reader(&self, spec: &TopicSpec, prefetch: u32) -> Result<Box<dyn Inbox>, Failed> {
+    async fn reader(&self, spec: &TopicSpec, prefetch: u32) -> Result<Box<dyn Inbox>, Stop> {
         let name = spec.subscriptions.first().cloned().unwrap_or_default();
         Ok(self.broker.subscribe(&Subscription::Shared { topic: spec.topic.clone(), name, prefetch }).await?)
     }
 
-    async fn own(&self, topics: &[&Topic]) -> Result<Box<dyn Inbox>, Failed> {
+    async fn own(&self, topics: &[&Topic]) -> Result<Box<dyn Inbox>, Stop> {
         let topics = topics.iter().map(|topic| (*topic).clone()).collect();
         Ok(self.broker.subscribe(&Subscription::Own { topics }).await?)
     }
 
     /// What is seen of the first subscription.
-    async fn look(&self, spec: &TopicSpec) -> Result<SeenSubscription, Failed> {
+    async fn look(&self, spec: &TopicSpec) -> Result<SeenSubscription, Stop> {
         let seen = self.admin.observe(std::slice::from_ref(spec)).await?;
         let wanted = spec.subscriptions.first();
         let found = seen.into_iter().flat_map(|seen| seen.subscriptions).find(|s| Some(&s.name) == wanted);
@@ -212,7 +300,7 @@ impl Ends {
         spec: &TopicSpec,
         what: &str,
         is_so: impl Fn(&SeenSubscription) -> bool,
-    ) -> Result<SeenSubscription, Failed> {
+    ) -> Result<SeenSubscription, Stop> {
         let started = tokio::time::Instant::now();
         loop {
             let seen = self.look(spec).await?;
@@ -228,7 +316,7 @@ impl Ends {
 }
 
 /// The next delivery, which must come.
-async fn next(inbox: &dyn Inbox) -> Result<Delivery, Failed> {
+async fn next(inbox: &dyn Inbox) -> Result<Delivery, Stop> {
     match tokio::time::timeout(VALUE_TIMEOUT, inbox.next()).await {
         Ok(delivery) => Ok(delivery?),
         Err(_) => Err(Failed("a message that should come did not".to_owned())),
@@ -236,7 +324,7 @@ async fn next(inbox: &dyn Inbox) -> Result<Delivery, Failed> {
 }
 
 /// The error with which an inbox ends.
-async fn ending(inbox: &dyn Inbox) -> Result<Error, Failed> {
+async fn ending(inbox: &dyn Inbox) -> Result<Error, Stop> {
     match tokio::time::timeout(VALUE_TIMEOUT, inbox.next()).await {
         Ok(Ok(delivery)) => Err(Failed(format!("expected an error, got {delivery:?}"))),
         Ok(Err(error)) => Ok(error),
@@ -248,6 +336,6 @@ fn text(delivery: &Delivery) -> String {
     String::from_utf8_lossy(&delivery.message.body).into_owned()
 }
 
-fn address(inbox: &dyn Inbox) -> Result<InboxAddress, Failed> {
+fn address(inbox: &dyn Inbox) -> Result<InboxAddress, Stop> {
     inbox.address().ok_or_else(|| Failed("an own inbox has no address".to_owned()))
 }

@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_schema::{Class, Topic};
 
 use crate::losses::Losses;
 use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Result};
+
+/// How often a hold is looked at where the broker does not say when it is lost.
+const HOLD_LOOK: Duration = Duration::from_secs(1);
 
 /// The name of one reader's inbox, valid while its reader is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -202,11 +206,11 @@ pub struct SeenSubscription {
     /// Whether it is there.
     pub exists: bool,
     /// Messages waiting, delayed ones included; a broker that cannot delay shows those as unsettled instead, until they
-    /// are due.
+    /// are due, and so does one that does not promise [`Promise::DelayedIsReady`].
     pub ready: u64,
-    /// Messages given to readers and not settled; `None` where the broker cannot show them.
+    /// Messages given to readers and not settled; `None` where the broker cannot show them ([`Promise::UnsettledIsShown`]).
     pub unsettled: Option<u64>,
-    /// Readers attached; `None` where the broker cannot show them.
+    /// Readers attached; `None` where the broker cannot show them ([`Promise::ReadersAreShown`]).
     pub consumers: Option<u64>,
     /// Whether what is published to the topic reaches it; `None` where the broker cannot show that. Making it again binds it.
     pub is_bound: Option<bool>,
@@ -218,6 +222,97 @@ impl SeenSubscription {
     pub fn is_drained(&self) -> bool {
         self.ready == 0 && self.unsettled.unwrap_or(0) == 0
     }
+}
+
+/// In which of the ways that the contract allows a broker keeps it, where brokers differ. It is the one place that says what a
+/// broker does not promise; whatever it does not name is asked of every broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traits {
+    /// How a hold ends whose holder cannot let it go.
+    pub hold: HoldEnd,
+    /// What it does not promise beside, each with the reason: a short sentence for people, without a full stop.
+    pub not_promised: &'static [(Promise, &'static str)],
+}
+
+impl Traits {
+    /// Everything is promised.
+    pub const STRICT: Self = Self { hold: HoldEnd::Connection, not_promised: &[] };
+
+    /// Why it does not promise something; `None` where it does.
+    #[must_use]
+    pub fn why_not(&self, promise: Promise) -> Option<&'static str> {
+        match (promise, self.hold) {
+            (Promise::HoldEndsWithConnection, HoldEnd::Lease { why, .. }) => Some(why),
+            _ => self.not_promised.iter().find(|(not, _)| *not == promise).map(|(_, why)| *why),
+        }
+    }
+}
+
+/// What one broker may promise and another not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// [`HoldEnd::Connection`].
+    HoldEndsWithConnection,
+    /// A request that nobody has taken by its deadline ([`crate::property::TTL`]) is dropped.
+    RequestsExpire,
+    /// A message wanted again later is [`SeenSubscription::ready`] once the reader that wants it so has left. Else it is
+    /// unsettled until it is due, whoever reads: the broker keeps it, and nobody has it.
+    DelayedIsReady,
+    /// [`SeenSubscription::unsettled`] is shown.
+    UnsettledIsShown,
+    /// [`SeenSubscription::consumers`] is shown.
+    ReadersAreShown,
+    /// [`BrokerAdmin::list`] finds topics that nobody asked about. Else it is refused.
+    TopicsAreListed,
+    /// Readers and writers that are not ours reach the broker, by the names that theirs have. Else
+    /// [`PoisonBound::Unneeded`] holds.
+    StrangersTakePart,
+}
+
+impl Promise {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::HoldEndsWithConnection,
+        Self::RequestsExpire,
+        Self::DelayedIsReady,
+        Self::UnsettledIsShown,
+        Self::ReadersAreShown,
+        Self::TopicsAreListed,
+        Self::StrangersTakePart,
+    ];
+
+    /// A sentence for people, without a full stop.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::HoldEndsWithConnection => {
+                "a hold ends with the connection that its calls are made over, and no call is done after it"
+            }
+            Self::RequestsExpire => "a request that nobody has taken by its deadline is dropped",
+            Self::DelayedIsReady => {
+                "a message that is tried again later counts as waiting once its reader has left"
+            }
+            Self::UnsettledIsShown => "messages in readers' hands are counted",
+            Self::ReadersAreShown => "readers are counted",
+            Self::TopicsAreListed => "topics that nobody asked about are found",
+            Self::StrangersTakePart => "readers and writers that are not ours take part",
+        }
+    }
+}
+
+/// How a hold ends whose holder cannot let it go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldEnd {
+    /// With the connection that its calls are made over: the broker takes none of them afterwards.
+    Connection,
+    /// With a term that its holder renews. It outlives a broker that is back within the term, and its holder makes no call
+    /// after it; one that the broker has but not done yet may still be done a moment later.
+    Lease {
+        /// The term.
+        term: Duration,
+        /// Why it cannot end with the connection: a short sentence for people, without a full stop.
+        why: &'static str,
+    },
 }
 
 /// What ends a loop in which a reader that is not ours gives the same message back for ever.
@@ -329,16 +424,36 @@ pub trait BrokerAdmin: Send + Sync + 'static {
         })
     }
 
-    /// Every topic whose identifier starts with `prefix` (`""` for all), as far as the broker can list. Counts of messages
-    /// and readers may be some seconds old.
+    /// Every topic whose identifier starts with `prefix` (`""` for all), as far as the broker can list
+    /// ([`Promise::TopicsAreListed`]). Counts of messages and readers may be some seconds old.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Seen>>>;
 
     /// Life-cycle calls that end with the hold: at most one holder of a name over the whole broker, others get
     /// [`crate::Error::Held`]. Every call of what is returned, also the observing of nothing, fails with
     /// [`crate::Error::HoldLost`] from the moment the hold may be somebody else's, and has then changed nothing after
-    /// that moment. A lost hold never comes back by itself. Dropped, it is let go, which others may see a moment later.
+    /// that moment, unless holds are leases ([`HoldEnd::Lease`]). A lost hold never comes back by itself. Dropped, it is let go, which others may see a moment later.
     /// A hold gives no further holds.
     fn hold<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn BrokerAdmin>>>;
+
+    /// Of a hold: returns once it may be somebody else's, at the latest a second after that.
+    fn lost(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            while !matches!(self.observe(&[]).await, Err(crate::Error::HoldLost { .. })) {
+                tokio::time::sleep(HOLD_LOOK).await;
+            }
+        })
+    }
+
+    /// Of a hold: what was last left under its name with [`BrokerAdmin::sign`], by whoever held it then. It outlives the hold
+    /// and the broker's process. `None` when nothing was left, or the broker keeps nothing.
+    fn signature(&self) -> BoxFuture<'_, Result<Option<String>>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Of a hold: leaves a string of at most 255 bytes under its name, in place of what was there; `None` removes that.
+    fn sign<'a>(&'a self, _by: Option<&'a str>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Who holds a name, in words for people: its process and host. `None` when nobody does, or nobody says.
     fn holder<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
@@ -354,6 +469,16 @@ pub trait BrokerAdmin: Send + Sync + 'static {
 
     /// What a person should know: loops, what cannot be seen and why, publishers held back. Changes nothing.
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>>;
+
+    /// Where brokers may differ, what this one does.
+    fn traits(&self) -> Traits {
+        Traits::STRICT
+    }
+
+    /// What the server is, for people: its product, and its version where it says that. `None` where nobody knows.
+    fn product(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async { None })
+    }
 }
 
 impl<B: BrokerAdmin + ?Sized> BrokerAdmin for Arc<B> {
@@ -381,6 +506,18 @@ impl<B: BrokerAdmin + ?Sized> BrokerAdmin for Arc<B> {
         (**self).hold(name)
     }
 
+    fn lost(&self) -> BoxFuture<'_, ()> {
+        (**self).lost()
+    }
+
+    fn signature(&self) -> BoxFuture<'_, Result<Option<String>>> {
+        (**self).signature()
+    }
+
+    fn sign<'a>(&'a self, by: Option<&'a str>) -> BoxFuture<'a, Result<()>> {
+        (**self).sign(by)
+    }
+
     fn holder<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
         (**self).holder(name)
     }
@@ -391,5 +528,13 @@ impl<B: BrokerAdmin + ?Sized> BrokerAdmin for Arc<B> {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         (**self).examine()
+    }
+
+    fn traits(&self) -> Traits {
+        (**self).traits()
+    }
+
+    fn product(&self) -> BoxFuture<'_, Option<String>> {
+        (**self).product()
     }
 }

@@ -34,8 +34,8 @@ use std::sync::{Arc, Mutex};
 use sluice_schema::{Class, Topic};
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
-    Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Finding, HoldEnd, Inbox, InboxAddress, Limits, PoisonBound, Pressure,
+    Promise, Seen, Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
 use crate::message::Message;
@@ -80,10 +80,17 @@ impl Drop for StopOnDrop {
 }
 
 impl Embedded {
+    /// What it does not promise.
+    pub const TRAITS: Traits = Traits {
+        hold: HoldEnd::Connection,
+        not_promised: &[(Promise::StrangersTakePart, "no other process reaches it")],
+    };
+
     /// Opens the broker, with the `flow` topics and messages that its folder holds.
     ///
     /// # Errors
-    /// [`Error::Disk`] when the folder cannot be used, is in use, or holds a damaged log; it names the file and place.
+    /// [`Error::Log`] when the folder cannot be used, is in use, or holds a damaged log; it names the file and place.
+    /// [`Error::Disk`] when the disk is full.
     pub fn open(config: Config) -> Result<Self> {
         let dir = config.dir.clone();
         let table = Arc::new(Table::new(config));
@@ -151,6 +158,15 @@ impl Embedded {
         }
     }
 
+    /// Insists that the paths of the log's files still name those that are open. While one does not, nothing is taken for
+    /// the log, with the same error: what is open is gone with this process.
+    ///
+    /// # Errors
+    /// [`Error::Disk`], with what to do.
+    pub fn check_in_place(&self) -> Result<()> {
+        self.core.log.as_ref().map_or(Ok(()), Log::check_in_place)
+    }
+
     /// Where the log ends, once the broker was shut down in good order.
     #[must_use]
     pub fn log_end(&self) -> Option<LogEnd> {
@@ -176,6 +192,12 @@ impl Embedded {
             Some(log) => log.failed().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Why it takes and gives nothing more, once its disk has failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.core.log.as_ref().and_then(Log::failure)
     }
 
     /// How much unsettled `flow` traffic it holds.
@@ -223,7 +245,7 @@ impl Core {
         match (&entry.stored.message, &self.log) {
             (Some(message), _) => Ok(message.clone()),
             (None, Some(log)) => log.read(id),
-            (None, None) => Err(Error::Disk { reason: format!("message {id} is in no log") }),
+            (None, None) => Err(Error::Log { reason: format!("message {id} is in none") }),
         }
     }
 
@@ -254,8 +276,7 @@ impl Core {
         let topic = match to {
             Address::Topic(topic) | Address::Subscribed(topic) => topic,
             Address::Inbox(address) => {
-                let own = self.table.inbox(&address.0)?;
-                own.push(message, own.direct.clone());
+                self.table.inbox(&address.0)?.give(message).await;
                 return Ok(());
             }
         };
@@ -430,5 +451,13 @@ impl BrokerAdmin for Embedded {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(async move { self.core.examine() })
+    }
+
+    fn traits(&self) -> Traits {
+        Self::TRAITS
+    }
+
+    fn product(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async { Some(concat!("embedded ", env!("CARGO_PKG_VERSION")).to_owned()) })
     }
 }

@@ -120,6 +120,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The broker's log is damaged, lacks something, or is in use by another.
+    #[error("the broker's log cannot be used: {reason}")]
+    Log {
+        /// Which file, at which byte, and what to do.
+        reason: String,
+    },
     /// No answer within the deadline.
     #[error("'{what}' did not answer within {after_ms} ms")]
     TimedOut {
@@ -135,6 +141,15 @@ pub enum Error {
         what: String,
         /// Why.
         reason: String,
+    },
+    /// A question was in a queue that somebody removed, as far as its asker can know: nothing came of it, and nobody said
+    /// that he works on it.
+    #[error(
+        "the queue of '{topic}' was removed with what waited in it, and nothing shows that anybody works on this question; ask again"
+    )]
+    QuestionLost {
+        /// Where it was asked.
+        topic: Topic,
     },
     /// A body that does not hold the message it should.
     #[error(transparent)]
@@ -159,8 +174,11 @@ impl Error {
             | Self::HoldLost { .. }
             | Self::Unavailable { .. }
             | Self::NoReader { .. }
-            | Self::Disk { .. } => ErrorKind::Unavailable,
-            Self::TimedOut { .. } | Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
+            | Self::Disk { .. }
+            | Self::Log { .. } => ErrorKind::Unavailable,
+            Self::TimedOut { .. } | Self::OutcomeUnknown { .. } | Self::QuestionLost { .. } => {
+                ErrorKind::OutcomeUnknown
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use sluice_schema::Topic;
 
 use crate::contract::{
     Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
-    Subscription, TopicSpec,
+    Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
 use crate::message::{Delivery, Message};
@@ -320,6 +320,14 @@ impl<B: BrokerAdmin> BrokerAdmin for Faulty<B> {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(through(&self.state, Operation::Examine, String::new(), self.inner.examine()))
+    }
+
+    fn traits(&self) -> Traits {
+        self.inner.traits()
+    }
+
+    fn product(&self) -> BoxFuture<'_, Option<String>> {
+        self.inner.product()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! As a rule a letter is one JSON text with the message's body in it, as base64. That makes it a third larger than the
 //! message, so one that the broker has just carried may be too large for it as a letter. Such a one travels as it is: its
-//! body is the message's, and what is reported about it stands in a property.
+//! body is the message's, and what is reported about it stands in a property. Of a message with more properties than that one
+//! has room for, the smallest are kept; the others are named.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,6 +18,9 @@ use crate::message::{Message, property};
 const HEAD_BYTES_MAX: usize = 96 * 1024;
 /// Of a reason, where it stands in a property.
 const REASON_CHARS_MAX: usize = 4_096;
+/// Of what names the properties that were left out; a character takes six bytes at most.
+const CUT_CHARS_MAX: usize = 1_024;
+const CUT_BYTES_MAX: usize = 8 * 1024;
 
 /// A letter as a message: what is reported about it, without its body, and the body of the message that is parked.
 #[must_use]
@@ -24,9 +28,7 @@ pub fn message(mut letter: DeadLetter, body: &Bytes, limits: Limits) -> Message 
     letter.body.clear();
     let wrapped_bytes = wire::encode(&letter).len() + body.len().div_ceil(3) * 4;
     if wrapped_bytes > limits.message_bytes_max {
-        let mut short = letter.clone();
-        short.reason = short.reason.chars().take(REASON_CHARS_MAX).collect();
-        let head = wire::encode(&short);
+        let head = wire::encode(&fitted(&letter));
         if let Ok(head) = std::str::from_utf8(&head)
             && head.len() <= HEAD_BYTES_MAX
         {
@@ -35,6 +37,37 @@ pub fn message(mut letter: DeadLetter, body: &Bytes, limits: Limits) -> Message 
     }
     letter.body = STANDARD.encode(body);
     Message::new(wire::encode(&letter))
+}
+
+/// A letter that has room in a property: with as many properties of the message as fit, and the names of the others.
+fn fitted(letter: &DeadLetter) -> DeadLetter {
+    let mut short = letter.clone();
+    short.reason = short.reason.chars().take(REASON_CHARS_MAX).collect();
+    if wire::encode(&short).len() <= HEAD_BYTES_MAX {
+        return short;
+    }
+    let mut properties: Vec<_> = std::mem::take(&mut short.properties).into_iter().collect();
+    // As a pair it takes a byte more than in the letter.
+    properties.sort_by_cached_key(|property| wire::encode(property).len());
+    let mut room = HEAD_BYTES_MAX.saturating_sub(CUT_BYTES_MAX + wire::encode(&short).len());
+    let mut fits = |property: &(String, String)| {
+        let left = room.checked_sub(wire::encode(property).len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let cut = properties.split_off(properties.iter().map_while(|one| fits(one).then_some(())).count());
+    let bytes: usize = cut.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let names = cut.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+    let told = format!("{} properties with {bytes} bytes had no room in this letter: {names}", cut.len());
+    tracing::warn!(
+        letter = short.id,
+        count = cut.len(),
+        bytes,
+        "properties of a parked message were cut off; its letter names them"
+    );
+    properties.push((property::CUT.to_owned(), told.chars().take(CUT_CHARS_MAX).collect()));
+    short.properties = properties.into_iter().collect();
+    short
 }
 
 /// What is reported about a parked message, and its body if that travels as it is; else it is in the letter, as base64.
@@ -81,9 +114,46 @@ mod tests {
         let sent = message(letter(&"é".repeat(100_000)), &body, LIMITS);
         assert!(sent.get(property::LETTER).is_some_and(|head| head.len() <= HEAD_BYTES_MAX));
         assert_eq!(read(&sent).unwrap().0.reason.chars().count(), REASON_CHARS_MAX);
-        // With properties of its own that fill a frame, it has no second form.
-        let mut full = letter("why");
-        full.properties.insert("a".to_owned(), "v".repeat(HEAD_BYTES_MAX));
-        assert!(message(full, &body, LIMITS).get(property::LETTER).is_none());
+    }
+
+    #[test]
+    fn properties_that_have_no_room_in_a_letter_are_named_and_it_is_parked_all_the_same() {
+        let body = Bytes::from(vec![b'x'; 190_000]);
+        let small = ("id".to_owned(), "7".to_owned());
+        let many = |count: usize, bytes: usize, of: &str| -> Vec<(String, String)> {
+            (0..count).map(|number| (format!("p{number:05}"), of.repeat(bytes))).collect()
+        };
+        for (properties, kept, named) in [
+            (
+                many(1, HEAD_BYTES_MAX, "v"),
+                0,
+                "1 properties with 98310 bytes had no room in this letter: p00000",
+            ),
+            (many(3, 40_000, "v"), 2, "1 properties with 40006 bytes had no room in this letter: p00002"),
+            // Each takes six bytes in the letter.
+            (many(1, 20_000, "\u{1}"), 0, "1 properties with 20006 bytes"),
+            (many(9_000, 6, "v"), 3_000, "p0"),
+        ] {
+            let mut full = letter("why");
+            full.properties = properties.into_iter().chain([small.clone()]).collect();
+            let before = full.properties.clone();
+            let sent = message(full, &body, LIMITS);
+            assert!(sent.get(property::LETTER).is_some_and(|head| head.len() <= HEAD_BYTES_MAX), "{named}");
+            let (read, raw) = read(&sent).unwrap();
+            assert_eq!((raw, read.id.as_str()), (Some(body.clone()), "l1"));
+            let told = read.properties.get(property::CUT).unwrap();
+            assert!(told.contains(named) && told.len() <= CUT_BYTES_MAX, "{told}");
+            let rest: Vec<_> = read.properties.iter().filter(|(name, _)| *name != property::CUT).collect();
+            assert!(
+                rest.len() > kept && rest.iter().all(|(name, value)| before.get(*name) == Some(*value)),
+                "{}",
+                rest.len()
+            );
+            assert_eq!(read.properties.get("id"), Some(&small.1), "the small ones stay");
+        }
+        let mut fits = letter("why");
+        fits.properties = many(2, 40_000, "v").into_iter().collect();
+        let (read, _) = read(&message(fits.clone(), &body, LIMITS)).unwrap();
+        assert_eq!(read.properties, fits.properties);
     }
 }

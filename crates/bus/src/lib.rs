@@ -21,14 +21,14 @@ pub mod trace;
 
 pub use client::{Call, Client, Following, Foreign, Patience, RawCall, Replies, Sender};
 pub use contract::{
-    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
-    SeenSubscription, Severity, Subscription, TopicSpec,
+    Address, Broker, BrokerAdmin, Finding, HoldEnd, Inbox, InboxAddress, Limits, PoisonBound, Pressure,
+    Promise, Seen, SeenSubscription, Severity, Subscription, TopicSpec, Traits,
 };
 pub use counting::{Counting, Counts};
 pub use embedded::{Config, Embedded};
 pub use error::{Error, ErrorKind};
 pub use faulty::{Fault, Faulty, Plan};
-pub use losses::{Losses, News};
+pub use losses::{Losses, Lost, News};
 pub use message::{Delivery, Message, Settle, Verdict, property};
 pub use renewing::Renewing;
 

@@ -20,6 +20,8 @@ pub mod property {
     pub const TAKEN_BY: &str = "sluice-taken-by";
     /// Ours, on a message to that inbox: the asker of the question with this id has stopped waiting.
     pub const LEFT: &str = "sluice-left";
+    /// Ours, on a message to that inbox: it stands for the answer with this id, for which the inbox had no room.
+    pub const DROPPED: &str = "sluice-dropped";
     /// Ours: the request id that a person sees, carried through every hop.
     pub const TRACE: &str = "sluice-trace";
     /// Ours: which pass of its document through a flow a pipeline message belongs to, carried through every hop: a number
@@ -32,6 +34,8 @@ pub mod property {
     pub const MESSAGE_ID: &str = "sluice-message-id";
     /// Ours, on a parked message that travels as it is: the letter about it, see [`crate::letter`].
     pub const LETTER: &str = "sluice-letter";
+    /// Ours, on a parked message: how many of its properties had no room in the letter, of how many bytes, and their names.
+    pub const CUT: &str = "sluice-cut-properties";
     /// On a message that the broker itself took from its readers, see [`crate::BrokerAdmin::bound_poison`]: the topic
     /// that it was published to.
     pub const DEAD_TOPIC: &str = "sluice-dead-topic";

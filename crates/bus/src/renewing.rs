@@ -141,7 +141,7 @@ async fn renew(shared: Arc<Shared>, mut news: Option<News>) -> Infallible {
         };
         let at = again_at.map_or(all_at, |again_at: Instant| again_at.min(all_at));
         tokio::select! {
-            topic = next_news => {
+            (topic, _) = next_news => {
                 let now = Instant::now();
                 all_at = all_at.min((all_last + RENEW_INTERVAL_MIN).max(now + OWNERS_FIRST));
                 if shared.topics().contains(&topic) && missing.insert(topic) {

@@ -54,6 +54,34 @@ async fn a_reader_that_never_reads_loses_the_newest_and_stops_nobody() {
 }
 
 #[tokio::test]
+async fn what_is_sent_to_one_inbox_waits_for_room_and_of_an_answer_that_finds_none_its_call_hears() {
+    tokio::time::pause();
+    let broker = Embedded::open(Config { queue_bytes_max: 10_000, ..Config::default() }).unwrap();
+    let inbox = broker.subscribe(&Subscription::Own { topics: Vec::new() }).await.unwrap();
+    let to = Address::Inbox(inbox.address().unwrap());
+    let answer = |id: &str| Message::new(vec![b' '; 8_000]).with(property::ID, id);
+    // One larger than all of it goes in alone.
+    broker.publish(&to, Message::new(vec![b' '; 20_000])).await.unwrap();
+    let sending = broker.publish(&to, answer("waits"));
+    let reading = async {
+        tokio::task::yield_now().await;
+        (inbox.next().await.unwrap(), inbox.next().await.unwrap())
+    };
+    let (sent, (large, waited)) = tokio::join!(sending, reading);
+    sent.unwrap();
+    assert_eq!((large.message.body.len(), waited.message.get(property::ID)), (20_000, Some("waits")));
+    // Nobody reads: the second is dropped in the end, and its notice comes in its place.
+    broker.publish(&to, answer("first")).await.unwrap();
+    broker.publish(&to, answer("second")).await.unwrap();
+    assert_eq!(inbox.next().await.unwrap().message.get(property::ID), Some("first"));
+    let notice = inbox.next().await.unwrap();
+    assert_eq!((notice.message.get(property::ID), notice.message.body.len()), (Some("second"), 0));
+    assert!(notice.message.get(property::DROPPED).is_some());
+    broker.publish(&to, answer("third")).await.unwrap();
+    assert_eq!(inbox.next().await.unwrap().message.get(property::ID), Some("third"));
+}
+
+#[tokio::test]
 async fn a_delayed_message_comes_when_its_time_has_come() {
     tokio::time::pause();
     let broker = Embedded::in_memory();

@@ -255,8 +255,8 @@ async fn damage_before_promised_records_refuses_to_open_and_names_the_place() {
         damaged[at] ^= 1;
         std::fs::write(&file, &damaged).unwrap();
         let error = Embedded::open(small(folder.path())).err().expect("it must not open").to_string();
-        assert!(error.contains(file.to_str().unwrap()), "{error}");
-        assert!(error.contains(&format!("at byte {place},")), "{error}");
+        let told = format!("log cannot be used: {} is damaged at byte {place},", file.display());
+        assert!(error.contains(&told), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), damaged, "the file was changed");
     };
     check(find(&whole, b"first message"), first_frame);
@@ -642,6 +642,32 @@ async fn disk_use_is_bounded_by_what_lives() {
 }
 
 #[tokio::test]
+async fn a_log_in_which_nothing_lives_gives_its_room_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Embedded::open(small(folder.path())).unwrap();
+    broker.ensure(&spec("worked")).await.unwrap();
+    // Files come and go meanwhile.
+    let bytes = |file: &PathBuf| file.metadata().map_or(0, |meta| meta.len());
+    let on_disk = || log_files(folder.path()).iter().map(bytes).sum::<u64>();
+    for _ in 0..40 {
+        publish(&broker, vec![b'x'; 256 << 10]).await.unwrap();
+    }
+    assert!(on_disk() > 10 << 20, "ten mebibytes wait, in {}", on_disk());
+    assert_eq!(drain(&broker, "worked").await.len(), 40);
+    tokio::time::timeout(DEADLINE, async {
+        while on_disk() > 2 << 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("nothing waits any more, so nothing is kept");
+    publish(&broker, "later").await.unwrap();
+    broker.shutdown().await;
+    let broker = Embedded::open(small(folder.path())).unwrap();
+    assert_eq!(drain(&broker, "worked").await, [("later".to_owned(), 1)]);
+}
+
+#[tokio::test]
 async fn only_flow_topics_outlive_the_broker() {
     let folder = tempfile::tempdir().unwrap();
     let broker = Embedded::open(small(folder.path())).unwrap();
@@ -657,4 +683,33 @@ async fn only_flow_topics_outlive_the_broker() {
     assert_eq!(seen.iter().map(|seen| &seen.topic).collect::<Vec<_>>(), [&topic()]);
     let names: BTreeSet<_> = seen[0].subscriptions.iter().map(|there| there.name.as_str()).collect();
     assert_eq!(names, BTreeSet::from(["kept", "worked"]));
+}
+
+#[tokio::test]
+async fn a_file_of_the_log_says_whether_it_is_what_was_written_to_it() {
+    use std::os::unix::fs::FileExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Embedded::open(small(folder.path())).unwrap();
+    broker.ensure(&spec("s")).await.unwrap();
+    for n in 0..20 {
+        publish(&broker, format!("message {n}")).await.unwrap();
+    }
+    let (files, ()) = broker.freeze(|| ()).unwrap();
+    assert!(!files.is_empty() && files.iter().all(|file| file.is_whole().unwrap()));
+    for file in &files {
+        let path = folder.path().join(&file.name);
+        let whole = std::fs::read(&path).unwrap();
+        let raw = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        for at in (0..file.bytes).step_by(7) {
+            raw.write_all_at(&[whole[at as usize] ^ 0x10], at).unwrap();
+            assert!(!file.is_whole().unwrap(), "byte {at} of {}", file.bytes);
+            raw.write_all_at(&[whole[at as usize]], at).unwrap();
+        }
+        raw.set_len(file.bytes - 1).unwrap();
+        assert!(!file.is_whole().unwrap());
+        raw.write_all_at(&whole, 0).unwrap();
+        assert!(file.is_whole().unwrap());
+    }
+    broker.shutdown().await;
 }

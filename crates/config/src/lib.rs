@@ -34,6 +34,7 @@ pub mod offline;
 mod outbox;
 mod pages;
 mod reader;
+mod rebuild;
 mod request;
 mod service;
 mod sizes;
@@ -48,6 +49,7 @@ use sluice_sdk::Process;
 use sluice_store::Tables;
 
 pub use history::begin_history;
+pub use rebuild::rebuild;
 
 /// How long the answer to a write waits for its notice to be sent.
 pub const NOTICE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -68,13 +68,13 @@ pub async fn used_by(tables: &dyn Tables) -> Result<Option<String>> {
     objects::used_by(tables).await
 }
 
-/// The objects that the rows of a store name, with their sizes; `page` reads rows of a table that come after a key.
+/// The objects that the rows of a store name; `page` reads rows of a table that come after a key.
 ///
 /// # Errors
 /// What reading says.
 pub fn objects_in(
     page: impl Fn(&str, Option<&[u8]>) -> Result<sluice_store::Rows>,
-) -> Result<Vec<(String, u64)>> {
+) -> Result<Vec<sluice_store::ContentFile>> {
     objects::objects_in(page)
 }
 

@@ -27,7 +27,8 @@ use sha2::{Digest as _, Sha256};
 use sluice_store::content::{self, Digests, PartDigest, Place};
 use sluice_store::contract::blobs::GET_BYTES_MAX;
 use sluice_store::{
-    Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, ErrorKind, Found, KeyRange, Read, Result, Tables,
+    Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, ContentFile, Error, ErrorKind, Found, KeyRange, Read,
+    Result, Tables,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use url::Url;
@@ -368,7 +369,7 @@ impl Shared {
                          object store",
                         self.address
                     );
-                    return Err(Error::Damaged { what: format!("content '{id}'"), reason });
+                    return Err(Error::damaged_content(id, reason));
                 }
                 Ok(read) => {
                     let begin = usize::try_from(from - parts.start).unwrap_or(usize::MAX);
@@ -380,7 +381,7 @@ impl Shared {
             }
         }
         let reason = format!("its object or the digests of it are not in {}", self.address);
-        Err(Error::Damaged { what: format!("content '{id}'"), reason })
+        Err(Error::damaged_content(id, reason))
     }
 }
 
@@ -507,17 +508,23 @@ impl Blobs for ObjectBlobs {
     }
 }
 
-/// The objects that rows name, read page by page, with their sizes.
+/// The objects that rows name, read page by page.
 pub(crate) fn objects_in(
     page: impl Fn(&str, Option<&[u8]>) -> Result<sluice_store::Rows>,
-) -> Result<Vec<(String, u64)>> {
+) -> Result<Vec<ContentFile>> {
     let mut objects = Vec::new();
     let mut after: Option<Bytes> = None;
     loop {
         let found = page(PLACES, after.as_deref())?;
-        for (_, row) in &found.rows {
-            let place = Place::decode(row)?;
-            objects.push((object_of(&place), place.bytes));
+        for (id, row) in &found.rows {
+            let (id, place) = (String::from_utf8_lossy(id).into_owned(), Place::decode(row)?);
+            objects.push(ContentFile {
+                id,
+                name: object_of(&place),
+                bytes: place.bytes,
+                digest: place.digest,
+                is_lost: false,
+            });
         }
         match found.rows.last() {
             Some((last, _)) if found.more => after = Some(last.clone()),
@@ -567,21 +574,20 @@ impl Bucket {
         }
     }
 
-    /// Copies an object into a file that is whole or not there; its SHA-256 in hex.
+    /// Copies an object into a file that is whole or not there.
     ///
     /// # Errors
     /// What the object store or the disk says, and [`Error::Damaged`] for an object of another size.
-    pub async fn fetch(&self, object: &str, bytes: u64, to: &std::path::Path) -> Result<String> {
+    pub async fn fetch(&self, object: &str, bytes: u64, to: &std::path::Path) -> Result<()> {
         let on_disk =
             |error: std::io::Error| Error::Unavailable { reason: format!("'{}': {error}", to.display()) };
         let got = self.store.get(&self.folder.clone().join(object)).await;
         let mut parts = got.map_err(|error| failed(&self.address, "reading from", &error))?.into_stream();
         let unfinished = to.with_extension("new");
         let mut file = tokio::fs::File::create(&unfinished).await.map_err(on_disk)?;
-        let (mut sum, mut copied) = (Sha256::new(), 0);
+        let mut copied = 0;
         while let Some(part) = parts.next().await {
             let part = part.map_err(|error| failed(&self.address, "reading from", &error))?;
-            sum.update(&part);
             copied += part.len() as u64;
             file.write_all(&part).await.map_err(on_disk)?;
         }
@@ -590,8 +596,7 @@ impl Bucket {
             return Err(Error::Damaged { what: format!("object '{object}' in {}", self.address), reason });
         }
         file.sync_all().await.map_err(on_disk)?;
-        tokio::fs::rename(&unfinished, to).await.map_err(on_disk)?;
-        Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        tokio::fs::rename(&unfinished, to).await.map_err(on_disk)
     }
 
     /// Stores a file as an object.

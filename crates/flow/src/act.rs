@@ -32,6 +32,8 @@ const PARK_PATIENCE: Duration = Duration::from_millis(500);
 const PARK_WINDOW: u16 = 64;
 /// Bytes of messages that are moved at once, beyond a single one: a letter is some times as large while it is written.
 const PARK_WINDOW_BYTES: usize = 16 * 1024 * 1024;
+/// A longer identity of a message is none of ours, and would not fit its letter.
+const MESSAGE_ID_BYTES_MAX: usize = 1_024;
 /// Messages parked in one step per queue at most.
 const PARK_MAX: u64 = 1_000;
 
@@ -276,7 +278,8 @@ async fn side_by_side<T>(calls: Vec<Call<'_, T>>) -> Result<Vec<T>, Error> {
 /// What is told about a message that is parked.
 fn about(job: Job<'_>, subscription: &str, delivery: &Delivery) -> DeadLetter {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let id = delivery.message.get(property::MESSAGE_ID).map(|id| format!("{id}@{subscription}"));
+    let id = delivery.message.get(property::MESSAGE_ID).filter(|id| id.len() <= MESSAGE_ID_BYTES_MAX);
+    let id = id.map(|id| format!("{id}@{subscription}"));
     DeadLetter {
         id: id.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
         workspace: job.key.workspace.to_string(),

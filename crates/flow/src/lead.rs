@@ -10,6 +10,7 @@ use sluice_schema::record;
 use sluice_sdk::{Apply, Backoff, ConfigClient, ConfigError};
 
 use crate::memory::{LEADER, ONLY, expect, scoped_key, scoped_value};
+use crate::tended::Trouble;
 
 /// What is held on the broker.
 const NAME: &str = "flow";
@@ -58,12 +59,14 @@ pub(crate) struct Lead {
     row: Option<(i64, Leader)>,
     tries: u32,
     is_told: bool,
+    trouble: Trouble,
 }
 
 impl Lead {
     pub(crate) fn new(admin: Arc<dyn BrokerAdmin>, config: Arc<ConfigClient>) -> Self {
         let holder = uuid::Uuid::new_v4().to_string();
-        Self { admin, config, holder, held: None, row: None, tries: 0, is_told: false }
+        let trouble = Trouble::default();
+        Self { admin, config, holder, held: None, row: None, tries: 0, is_told: false, trouble }
     }
 
     /// How soon [`Lead::tend`] should be called again by a service that stands by.
@@ -90,12 +93,15 @@ impl Lead {
             match self.sign().await {
                 Ok(row) => self.row = Some(row),
                 Err(error) => {
-                    tracing::warn!(%error, "this flow service could not put down that it leads; trying again");
+                    if self.trouble.is_news(&error.to_string()) {
+                        tracing::warn!(%error, "this flow service could not put down that it leads; trying again");
+                    }
                     return None;
                 }
             }
         }
         (self.tries, self.is_told) = (0, false);
+        self.trouble.end();
         Some(held)
     }
 
@@ -108,8 +114,16 @@ impl Lead {
                 tracing::info!("another flow service leads; this one stands by");
                 self.is_told = true;
             }
-            Ok(Err(error)) => tracing::warn!(%error, "this flow service cannot lead yet; trying again"),
-            Err(_) => tracing::warn!("the broker did not say whether this flow service leads; trying again"),
+            Ok(Err(error)) => {
+                if self.trouble.is_news(&error.to_string()) {
+                    tracing::warn!(%error, "this flow service cannot lead yet; trying again");
+                }
+            }
+            Err(_) => {
+                if self.trouble.is_news("no answer") {
+                    tracing::warn!("the broker did not say whether this flow service leads; trying again");
+                }
+            }
         }
         None
     }

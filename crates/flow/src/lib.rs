@@ -146,7 +146,7 @@ fn listen(process: &Process, doubts: Arc<tended::Doubts>, poke: Arc<Notify>) {
     let Some(mut news) = process.broker.losses().map(Losses::news) else { return };
     let stop = process.stop.clone();
     process.tasks.spawn("flow/losses", async move {
-        while let Some(topic) = stop.run_until_cancelled(news.next()).await {
+        while let Some((topic, _)) = stop.run_until_cancelled(news.next()).await {
             doubts.add(topic);
             poke.notify_one();
         }

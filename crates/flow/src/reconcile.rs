@@ -24,7 +24,7 @@ use crate::lead::Lead;
 use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want, Wish, scoped_key, scoped_value, unchanged};
 use crate::mirror::Mirror;
 use crate::plan::{self, DrainClock, Next, QueueLeft, Sight, Step};
-use crate::tended::{Doubts, RETRY, Tended, verdicts};
+use crate::tended::{Doubts, RETRY, Tended, Trouble, verdicts};
 
 /// Failures of one cause after which an operator is told.
 const FAILURES_TOLD: u32 = 5;
@@ -33,6 +33,9 @@ const ACTS_MAX: usize = 64;
 /// How long after the end of a flow it is looked whether anything came back; a reader of 2.11 that was still attached makes
 /// its queue again within 5 s.
 const LOOK_AGAIN: Duration = Duration::from_secs(6);
+/// How long a poke waits at most while looking fails or another service leads: each topic that somebody misses pokes, and
+/// while config is away those are many.
+const POKED_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Topics looked at in one go; a single flow may have more.
 const LOOK_TOPICS_MAX: usize = 1_000;
 
@@ -115,12 +118,17 @@ enum Outcome {
 impl Reconciler {
     /// Runs until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut failures = 0;
+        let (mut failures, mut trouble) = (0, Trouble::default());
         let mut wake = Instant::now();
+        let mut not_before = wake;
         loop {
+            let poked = async {
+                self.poke.notified().await;
+                tokio::time::sleep_until(not_before).await;
+            };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = self.poke.notified() => {}
+                () = poked => {}
                 () = tokio::time::sleep_until(wake) => {}
                 () = Rounds::some_end(self.rounds.as_mut()) => {}
             }
@@ -128,14 +136,22 @@ impl Reconciler {
             wake = match round {
                 Ok(due) => {
                     failures = 0;
+                    if self.rounds.is_some() && trouble.end() {
+                        tracing::info!("flows are looked at again");
+                    }
                     due
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "flows could not be looked at; trying again");
+                    if trouble.is_news(&error.to_string()) {
+                        tracing::warn!(%error, "flows could not be looked at; trying again");
+                    }
                     failures += 1;
                     Instant::now() + RETRY.pause(failures)
                 }
             };
+            let now = Instant::now();
+            let is_futile = failures > 0 || self.rounds.is_none();
+            not_before = if is_futile { wake.min(now + POKED_PAUSE_MAX) } else { now };
         }
         self.rounds = None;
         self.lead.release().await;
@@ -231,6 +247,7 @@ impl Rounds {
                 if tended.told == Some(Phase::Running) {
                     let lost = plan::missing(&wish, &seen).filter(|topic| seen.contains_key(*topic));
                     tell_lost(&key, lost);
+                    note_lost_queues(&*self.hands.broker, &wish, &seen);
                 }
                 plan::plan(&key, &wish, &claims, &tended.believed(&seen), clock)
             } else {
@@ -527,6 +544,19 @@ pub(crate) fn tell_lost<'a>(key: &FlowKey, lost: impl Iterator<Item = &'a Topic>
     let lost: Vec<_> = lost.map(Topic::as_str).collect();
     if !lost.is_empty() {
         tracing::warn!(flow = %key, topics = lost.join(", "), "a running flow has lost queues at the broker; they are made again. What was in them is gone, and what foreign processes sent meanwhile may be: find out who removes them");
+    }
+}
+
+/// Lets every process know of queues that are gone: whoever waits for the answer to what was in one would not learn it where
+/// nobody reads it at the moment.
+fn note_lost_queues(broker: &dyn Broker, wish: &Wish, seen: &Sight) {
+    let Some(losses) = broker.losses() else { return };
+    for owned in &wish.topology.topics {
+        let queues = seen.get(&owned.topic).into_iter().flat_map(|seen| &seen.subscriptions);
+        for lost in queues.filter(|queue| !queue.exists && owned.subscriptions.contains(&queue.name)) {
+            let (topic, subscription) = (owned.topic.clone(), lost.name.clone());
+            losses.note(&sluice_bus::Error::NoSubscription { topic, subscription });
+        }
     }
 }
 

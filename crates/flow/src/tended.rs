@@ -61,6 +61,24 @@ impl Doubts {
     }
 }
 
+/// Something that keeps failing: logged when it begins and when its cause is another one, not each time.
+#[derive(Default)]
+pub(crate) struct Trouble(Option<String>);
+
+impl Trouble {
+    /// Whether a failure is news.
+    pub(crate) fn is_news(&mut self, reason: &str) -> bool {
+        let is_news = self.0.as_deref() != Some(reason);
+        self.0 = Some(reason.to_owned());
+        is_news
+    }
+
+    /// It works again; whether it did not before.
+    pub(crate) fn end(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
 /// A drain under way, on this loop's own clock.
 struct Draining {
     since: Instant,

@@ -1,20 +1,22 @@
 //! Feeds mutated inputs to whatever takes bytes of others, on the stable compiler and the same each time.
 //!
-//! A target is a function of bytes with a folder of inputs to begin from, its corpus. A test runs it: first on each input of the
-//! corpus as it is, then on as many mutations of them as `SLUICE_FUZZ` says (a few hundred by default), made from the seed
+//! A target is a function of bytes with a folder of inputs to begin from, its corpus; without one it fails. A test runs it: first on
+//! each input of the corpus as it is, then on as many mutations of them as `SLUICE_FUZZ` says (a few hundred by default), made from the seed
 //! `SLUICE_FUZZ_SEED`. It fails when the target panics, with the seed, the case, and the file that holds the input: put that file
 //! into the corpus together with the mend. An input that ends the process is in the file named `current`.
 //!
 //! ```
-//! let folder = std::env::temp_dir();
-//! sluice_fuzz::run("never-panics", &folder, 10, &[b"a,b\n1,2\n"], &|input: &[u8]| {
+//! // Any folder with files in it.
+//! let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+//! sluice_fuzz::run("never-panics", &corpus, 10, &[b"a,b\n1,2\n"], &|input: &[u8]| {
 //!     let _ = std::str::from_utf8(input);
 //! });
 //! ```
 
 use std::fs;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Longest input, in bytes.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
@@ -38,13 +40,17 @@ const SEED: u64 = 20_260_101;
 /// `cases`, or as many as `SLUICE_FUZZ` says.
 ///
 /// # Panics
-/// When the target panics, with how to run that case again.
+/// When the corpus is missing or empty, or a file of it cannot be read; and when the target panics, with how to run that case
+/// again.
 pub fn run(name: &str, corpus: &Path, cases: u64, more: &[&[u8]], target: &dyn Fn(&[u8])) {
     let seed = number("SLUICE_FUZZ_SEED").unwrap_or(SEED);
     let cases = number("SLUICE_FUZZ").unwrap_or(cases);
     let mut inputs: Vec<Vec<u8>> = more.iter().map(|input| input.to_vec()).collect();
-    inputs.extend(files(corpus));
-    assert!(!inputs.is_empty(), "the corpus of '{name}' is empty: {}", corpus.display());
+    let kept = files(corpus).unwrap_or_else(|error| {
+        panic!("'{name}' has no corpus that can be read in {}: {error}", corpus.display())
+    });
+    assert!(!kept.is_empty(), "the corpus of '{name}' is empty: put an input into {}", corpus.display());
+    inputs.extend(kept);
     let failures = std::env::temp_dir().join(format!("sluice-fuzz-{}", std::process::id()));
     // Where it cannot be kept, the seed still tells it.
     let _ = fs::create_dir_all(&failures);
@@ -78,15 +84,14 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// The files of a folder, in the order of their names.
-fn files(folder: &Path) -> Vec<Vec<u8>> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.is_file())
-        .collect();
+fn files(folder: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        paths.push(entry?.path());
+    }
+    paths.retain(|path| path.is_file());
     paths.sort();
-    paths.into_iter().filter_map(|path| fs::read(path).ok()).collect()
+    paths.into_iter().map(fs::read).collect()
 }
 
 /// One input of the corpus with a few changes.
@@ -172,13 +177,48 @@ impl Random {
 mod tests {
     use super::*;
 
+    /// A folder with these files, which goes when it is dropped.
+    struct Folder(std::path::PathBuf);
+
+    impl Folder {
+        fn with(name: &str, files: &[&[u8]]) -> Self {
+            let path = std::env::temp_dir().join(format!("sluice-fuzz-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            for (number, file) in files.iter().enumerate() {
+                fs::write(path.join(number.to_string()), file).unwrap();
+            }
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            // The next test of this process has a folder of its own.
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// What a run fails with.
+    fn failure(corpus: &Path, target: impl Fn(&[u8]) + std::panic::RefUnwindSafe) -> String {
+        let found = catch_unwind(|| run("fails", corpus, 20_000, &[b"abc"], &target)).unwrap_err();
+        found.downcast_ref::<String>().cloned().unwrap_or_default()
+    }
+
     #[test]
     fn a_target_that_fails_on_some_input_is_found_and_told_with_its_seed() {
-        let nowhere = Path::new("/nowhere");
-        let fails = |input: &[u8]| assert!(!input.starts_with(b"bb"));
-        let found = catch_unwind(|| run("fails", nowhere, 20_000, &[b"abc"], &fails)).unwrap_err();
-        let said = found.downcast_ref::<String>().cloned().unwrap_or_default();
-        assert!(said.contains("SLUICE_FUZZ_SEED=") && said.contains("put it into /nowhere"), "{said}");
+        let corpus = Folder::with("found", &[b"b"]);
+        let said = failure(&corpus.0, |input| assert!(!input.starts_with(b"bb")));
+        let where_to = format!("put it into {}", corpus.0.display());
+        assert!(said.contains("SLUICE_FUZZ_SEED=") && said.contains(&where_to), "{said}");
+    }
+
+    #[test]
+    fn a_target_whose_corpus_is_missing_or_empty_fails_although_there_are_other_inputs() {
+        let said = failure(Path::new("/nowhere/log"), |_| {});
+        assert!(said.contains("no corpus that can be read in /nowhere/log"), "{said}");
+        let empty = Folder::with("empty", &[]);
+        let said = failure(&empty.0, |_| {});
+        assert!(said.contains("the corpus of 'fails' is empty"), "{said}");
     }
 
     #[test]

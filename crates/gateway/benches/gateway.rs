@@ -1,5 +1,7 @@
 //! What the gateway costs: calls through it to a service that does nothing, beside a bare axum server that echoes, in the
 //! same run, with the same client. `cargo bench -p sluice-gateway`.
+//!
+//! With `SLUICE_BESIDE=PROGRAM`, this benchmark as built of another version, both versions are measured in turns instead.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,6 +9,8 @@
     reason = "a measurement that fails may panic, and prints"
 )]
 
+#[path = "support/beside.rs"]
+mod beside;
 mod support;
 
 use std::future::Future;
@@ -17,7 +21,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
 use sluice_bus::Embedded;
-use support::{Bed, Measured, http, socket};
+use support::{Bed, Measured, SPAN, http, socket};
 use tokio::net::TcpListener;
 
 fn main() {
@@ -26,7 +30,13 @@ fn main() {
         return;
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(run());
+    if std::env::args().any(|arg| arg == beside::SERVE) {
+        return runtime.block_on(beside::serve());
+    }
+    match std::env::var_os("SLUICE_BESIDE") {
+        Some(other) => runtime.block_on(beside::beside(other.as_ref())),
+        None => runtime.block_on(run()),
+    }
 }
 
 async fn run() {
@@ -38,11 +48,11 @@ async fn run() {
     );
     println!("|---|---|---|---|---|---|---|---|");
     for callers in [1, 64] {
-        let bare = http(echo, "/echo", &bed.token, callers).await;
+        let bare = http(echo, "/echo", &bed.token, callers, SPAN).await;
         row("HTTP", callers, &bare, &bed.http(callers).await);
     }
     for callers in [1, 64] {
-        let bare = socket(&format!("ws://{echo}/socket"), callers).await;
+        let bare = socket(&format!("ws://{echo}/socket"), callers, SPAN).await;
         row("one WebSocket", callers, &bare, &bed.socket(callers).await);
     }
 }

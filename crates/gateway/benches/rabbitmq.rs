@@ -18,7 +18,7 @@ use std::time::Instant;
 use bare::Bare;
 use sluice_brokers::testing::RabbitServer;
 use sluice_bus::Embedded;
-use support::{BODY, Bed, MEASURED, Measured, WARM_UP};
+use support::{BODY, Bed, Measured, SPAN};
 use tokio::task::JoinSet;
 
 const CALLERS: [usize; 3] = [1, 16, 64];
@@ -83,10 +83,10 @@ async fn ask(bare: &Arc<Bare>, callers: usize) -> Measured {
         let bare = bare.clone();
         running.spawn(async move {
             let mut took = Vec::new();
-            while started.elapsed() < WARM_UP + MEASURED {
+            while started.elapsed() < SPAN.warm_up + SPAN.measured {
                 let asked = Instant::now();
                 bare.ask().await;
-                if started.elapsed() > WARM_UP {
+                if started.elapsed() > SPAN.warm_up {
                     took.push(asked.elapsed());
                 }
             }
@@ -94,7 +94,7 @@ async fn ask(bare: &Arc<Bare>, callers: usize) -> Measured {
         });
     }
     let took = running.join_all().await.into_iter().flatten().collect();
-    Measured { took, span: MEASURED }
+    Measured { took, span: SPAN.measured }
 }
 
 /// The best round of each: what others do on the machine makes a round worse, never better.

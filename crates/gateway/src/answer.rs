@@ -1,5 +1,6 @@
 //! Answers on their way back: parts until the last, or the reason why there are no more.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
@@ -7,10 +8,15 @@ use sluice_bus::{Broker, Error, RawCall};
 use sluice_schema::api::{self, Reply};
 use tokio_util::sync::CancellationToken;
 
-use crate::identity;
+use crate::identity::{self, Identity};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
-use crate::shares::Share;
+use crate::shares::{Share, Shares};
+
+/// Answers up to this size are counted nowhere: as many as there are calls take little.
+const SMALL_BYTES: usize = 64 << 10;
+const ANSWERS_FULL: &str =
+    "you have too many bytes of answers under way; take those that you asked for, then try again";
 
 /// An answer that comes in parts. Dropping it stops waiting.
 pub(crate) struct Answer {
@@ -21,6 +27,28 @@ pub(crate) struct Answer {
     started: Instant,
     metrics: Metrics,
     ended: bool,
+    taker: Taker,
+}
+
+/// Who takes an answer, and what large answers count in until they are taken.
+pub(crate) struct Taker {
+    pub(crate) caller: Option<Arc<Identity>>,
+    pub(crate) answers: Arc<Shares>,
+}
+
+impl Taker {
+    /// What a part of an answer counts for, if its caller may have so much.
+    fn hold(&self, bytes: usize) -> Result<Option<Share>, Refusal> {
+        let Some(caller) = self.caller.as_ref().filter(|_| bytes > SMALL_BYTES) else { return Ok(None) };
+        self.answers.take(&caller.handle, bytes).map(Some).ok_or(Refusal::Overloaded(ANSWERS_FULL))
+    }
+}
+
+/// A part of an answer.
+pub(crate) struct Part {
+    pub(crate) reply: Reply,
+    /// What it counts for until its caller has it; `None` for a small one.
+    pub(crate) held: Option<Share>,
 }
 
 pub(crate) enum Source {
@@ -45,31 +73,33 @@ impl Answer {
         service: &'static str,
         started: Instant,
         metrics: Metrics,
+        taker: Taker,
     ) -> Self {
-        Self { source, _share: share, service, started, metrics, ended: false }
+        Self { source, _share: share, service, started, metrics, ended: false, taker }
     }
 
     /// The next part that the caller is sent; nothing is asked for after the last or after a refusal. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Result<Reply, Refusal> {
-        let reply = match &mut self.source {
+    pub(crate) async fn next(&mut self) -> Result<Part, Refusal> {
+        let part = match &mut self.source {
             Source::Accepted => {
-                Ok(Reply { body: Value::Object(Map::new()), last: true, error: None, aside: false })
+                let reply = Reply { body: Value::Object(Map::new()), last: true, error: None, aside: false };
+                Ok(Part { reply, held: None })
             }
-            Source::Service(stream) => stream.next(&self.metrics).await,
+            Source::Service(stream) => stream.next(&self.metrics, &self.taker).await,
         };
-        if reply.as_ref().map_or(true, |reply| reply.last) {
-            self.end(reply.as_ref().is_ok_and(|reply| reply.error.is_none()));
+        if part.as_ref().map_or(true, |part| part.reply.last) {
+            self.end(part.as_ref().is_ok_and(|part| part.reply.error.is_none()));
         }
-        reply
+        part
     }
 
     /// The one part that a caller who takes no parts gets.
-    pub(crate) async fn only(mut self) -> Result<Reply, Refusal> {
+    pub(crate) async fn only(mut self) -> Result<Part, Refusal> {
         loop {
-            let reply = self.next().await?;
-            if reply.last || self.is_by_number() {
-                self.end(reply.error.is_none());
-                return Ok(reply);
+            let part = self.next().await?;
+            if part.reply.last || self.is_by_number() {
+                self.end(part.reply.error.is_none());
+                return Ok(part);
             }
         }
     }
@@ -94,7 +124,7 @@ impl Drop for Answer {
 }
 
 impl Stream {
-    async fn next(&mut self, metrics: &Metrics) -> Result<Reply, Refusal> {
+    async fn next(&mut self, metrics: &Metrics, taker: &Taker) -> Result<Part, Refusal> {
         loop {
             let message = tokio::select! {
                 biased;
@@ -102,13 +132,19 @@ impl Stream {
                 refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
                 () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
             };
+            let held = taker.hold(message.body.len())?;
             let reply = self.asked.decode(&message.body).map_err(|error| {
                 metrics.unreadable_answers.inc();
                 tracing::error!(%error, "an answer cannot be read");
                 Refusal::Failed(error.to_error())
             })?;
             if self.asked.sends(&reply) {
-                return Ok(reply);
+                return Ok(Part { reply, held });
+            }
+            if reply.last {
+                // Nothing comes after it: waiting on would be waiting for the deadline.
+                let reason = "the answer ended without the part that was asked for";
+                return Err(Refusal::failed("gateway-error", reason));
             }
         }
     }
@@ -130,6 +166,8 @@ fn lost(error: &Error, service: &str, broker: &dyn Broker) -> Refusal {
         Error::TimedOut { .. } if service == "iam" => identity::cannot_ask(error, broker),
         Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
         Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
+        Error::QuestionLost { .. } if service == "iam" => identity::cannot_ask(error, broker),
+        Error::QuestionLost { .. } => Refusal::question_lost(service),
         _ => Refusal::failed("gateway-error", "the answer was lost"),
     }
 }

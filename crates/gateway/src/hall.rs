@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Options;
-use crate::answer::{Answer, Source, Stream};
+use crate::answer::{Answer, Source, Stream, Taker};
 use crate::browser::Browsers;
 use crate::identity::{self, Gatekeeper, Identity, Origin, Permission};
 use crate::metrics::Metrics;
-use crate::refusal::{BUS_UNAVAILABLE, Refusal};
+use crate::refusal::{BUS_UNAVAILABLE, PROCESS_TROUBLED, Refusal};
 use crate::routes::{Flow, Route, Routes, Services, Snapshot};
 use crate::shares::{Share, Shares};
 
@@ -53,6 +53,7 @@ pub(crate) struct Hall {
     in_workspaces: Arc<Shares>,
     /// Bytes of bodies, by whose they are.
     bodies: Arc<Shares>,
+    answers: Arc<Shares>,
     /// Calls without a credential, by address.
     public_calls: Arc<Shares>,
     public_bodies: Arc<Shares>,
@@ -142,6 +143,7 @@ impl Hall {
             calls: Shares::new(options.calls_max),
             in_workspaces: Shares::new(options.calls_max),
             bodies: Shares::new(options.bodies_bytes_max),
+            answers: Shares::new(options.answers_bytes_max),
             public_calls: Shares::new(options.public_calls_max),
             public_bodies: Shares::new(PUBLIC_BODIES_BYTES_MAX),
             body_readers: Semaphore::new(BODY_READERS_MAX),
@@ -161,6 +163,9 @@ impl Hall {
     pub(crate) async fn look(&self) -> Result<(), Refusal> {
         if !self.routes.are_known() {
             return Err(Refusal::NotReady);
+        }
+        if let Some(reason) = self.process.trouble.reason() {
+            return Err(Refusal::CannotAsk { kind: PROCESS_TROUBLED, reason: reason.to_string().into() });
         }
         self.gate.look().await
     }
@@ -194,12 +199,15 @@ impl Hall {
         let started = Instant::now();
         let operation = find(&call);
         let label = operation.as_ref().map_or("unknown", |operation| label(operation));
+        let taker = Taker { caller: call.caller.clone(), answers: self.answers.clone() };
         let entered = match operation {
             Ok(operation) => self.walk(call, operation).await,
             Err(refusal) => Err(refusal),
         };
         match entered {
-            Ok((source, share)) => Ok(Answer::new(source, share, label, started, self.metrics.clone())),
+            Ok((source, share)) => {
+                Ok(Answer::new(source, share, label, started, self.metrics.clone(), taker))
+            }
             Err(refusal) => {
                 self.metrics.called(label, false, started.elapsed());
                 Err(refusal)
@@ -215,7 +223,10 @@ impl Hall {
         let service = api::find(call.service).ok_or(Refusal::UnknownKind)?;
         match (&call.caller, operation.level) {
             (None, _) if operation.access != Access::Public => Err(Refusal::Unauthenticated),
-            (_, Level::System) => self.ask_iam(call, operation, service).await.map(|source| (source, None)),
+            (_, Level::System) => {
+                let asked = Box::pin(self.ask_iam(call, operation, service));
+                asked.await.map(|source| (source, None))
+            }
             (None, Level::Workspace | Level::Flow) => Err(Refusal::Unauthenticated),
             (Some(caller), Level::Workspace | Level::Flow) => {
                 let caller = caller.clone();
@@ -250,7 +261,7 @@ impl Hall {
             self.check_pressure()?;
         }
         let source = match call.flow {
-            None => self.ask_service(asked, &services, question, call.door).await?,
+            None => Box::pin(self.ask_service(asked, &services, question, call.door)).await?,
             Some(flow) => {
                 let interface = api::interface(call.service);
                 self.ask_flow(asked, (&workspace, flow, interface), snapshot, question, call.door).await?
@@ -290,7 +301,8 @@ impl Hall {
         if now.workspace(workspace).is_some() || workspace.starts_with('_') {
             return Ok(now);
         }
-        let newer = self.look_again().await.filter(|snapshot| snapshot.workspace(workspace).is_some());
+        let newer =
+            Box::pin(self.look_again()).await.filter(|snapshot| snapshot.workspace(workspace).is_some());
         newer.ok_or(Refusal::NoWorkspace)
     }
 
@@ -360,18 +372,19 @@ impl Hall {
         &self,
         asked: api::Call,
         (workspace, id, interface): (&str, &str, &str),
-        mut snapshot: Arc<Snapshot>,
+        snapshot: Arc<Snapshot>,
         question: Message,
         door: Door,
     ) -> Result<Source, Refusal> {
         let find =
             |snapshot: &Snapshot| snapshot.workspace(workspace).and_then(|found| found.flow(id).cloned());
-        if find(&snapshot).is_none() {
+        let flow = match find(&snapshot) {
             // It may have been started a moment ago.
-            snapshot = self.look_again().await.unwrap_or(snapshot);
-        }
+            None => Box::pin(self.look_again()).await.and_then(|newer| find(&newer)),
+            found => found,
+        };
         let flow_error = |text: String| Refusal::failed("flow-error", text);
-        let doors = match find(&snapshot) {
+        let doors = match flow {
             Some(Flow::Open(doors)) => doors,
             Some(Flow::Stopping(_)) => return Err(flow_error(format!("flow {workspace}/{id} is stopping"))),
             Some(Flow::Unrouted(reason)) => {
@@ -384,16 +397,19 @@ impl Hall {
         let stopped = flow_error("flow stopped".to_owned());
         if asked.service().door == api::Door::Send {
             let inlet = found.inlet.clone().ok_or_else(unsupported)?;
-            let sent = self.hand_in(inlet, question);
-            return doors.gone.run_until_cancelled(sent).await.ok_or(stopped)?.map(|()| Source::Accepted);
+            let sent = doors.gone.run_until_cancelled(self.hand_in(inlet, question));
+            return Box::pin(sent).await.ok_or(stopped)?.map(|()| Source::Accepted);
         }
         let route = found.route.as_ref().ok_or_else(unsupported)?;
         let raw = async {
             route.listen(self.replies()).await?;
             self.replies().ask(&route.request, question, self.patience(door)).await
         };
-        let raw = doors.gone.run_until_cancelled(raw).await.ok_or_else(|| stopped.clone())?;
-        let raw = raw.map_err(|error| self.told(&error, "flow-error", interface))?;
+        let raw = tokio::select! {
+            biased;
+            () = doors.gone.cancelled() => return Err(stopped),
+            raw = raw => raw.map_err(|error| self.told(&error, "flow-error", interface))?,
+        };
         Ok(self.stream(raw, asked, Some((doors.gone.clone(), stopped))))
     }
 
@@ -487,14 +503,21 @@ impl Hall {
             )),
             Error::Unavailable { .. }
             | Error::Disk { .. }
+            | Error::Log { .. }
             | Error::InUse { .. }
             | Error::Held { .. }
             | Error::HoldLost { .. } => Refusal::bus_unavailable(&*self.process.broker),
+            Error::QuestionLost { .. } => Refusal::question_lost(service),
+            // An alarm of the broker ends as this where it lasts.
+            Error::OutcomeUnknown { .. } if self.process.broker.trouble().is_some() => {
+                Refusal::outcome_unknown(&*self.process.broker)
+            }
             Error::OutcomeUnknown { .. } => Refusal::failed(
                 BUS_UNAVAILABLE,
                 "the connection to the message bus was lost; the call may have been made",
             ),
-            Error::Mismatch { .. } | Error::Refused { .. } | Error::Decode(_) => {
+            Error::Refused { .. } => Refusal::bus_refuses(),
+            Error::Mismatch { .. } | Error::Decode(_) => {
                 Refusal::failed("gateway-error", format!("{service} cannot be asked this way"))
             }
         }

@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::Instrument as _;
 
 use crate::Options;
-use crate::answer::Answer;
+use crate::answer::{Answer, Part};
 use crate::body;
 use crate::browser;
 use crate::connections::Connection;
@@ -34,7 +34,8 @@ use crate::forwarded;
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{self, Credential, Identity, Origin};
 use crate::listener::Peer;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, TurnedAway};
+use crate::shares::Share;
 use crate::socket;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -89,8 +90,8 @@ pub(crate) async fn answer(
     request.extensions_mut().insert(origin.clone());
     let answered = browser::guard(hall, &origin, router, request);
     let mut response = answered.instrument(span.clone()).await;
-    if response.status() == StatusCode::TOO_MANY_REQUESTS {
-        span.in_scope(|| hall.gate.tries.refused(&origin, "it asks for too much at once"));
+    if let Some(TurnedAway(reason)) = response.extensions().get() {
+        span.in_scope(|| hall.gate.tries.refused(&origin, reason));
     }
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -98,8 +99,11 @@ pub(crate) async fn answer(
     response
 }
 
-fn origin(request: &Request) -> Origin {
-    request.extensions().get().cloned().unwrap_or_default()
+/// Where a request comes from; taken out of it once.
+fn origin(request: &mut Request) -> Origin {
+    let origin = request.extensions_mut().remove();
+    debug_assert!(origin.is_some(), "taken twice, or never put in");
+    origin.unwrap_or_default()
 }
 
 /// The bearer token; any other scheme counts as no credential. Of two headers nobody could say which one counts, and a
@@ -126,8 +130,8 @@ async fn ready(State(hall): State<Arc<Hall>>) -> Response {
     }
 }
 
-async fn metrics(State(hall): State<Arc<Hall>>, request: Request) -> Result<Response, Refusal> {
-    let origin = origin(&request);
+async fn metrics(State(hall): State<Arc<Hall>>, mut request: Request) -> Result<Response, Refusal> {
+    let origin = origin(&mut request);
     let caller = hall.gate.authenticate(&credential(request.headers())?, &origin).await?;
     hall.permit_stream(&caller, "metrics", &origin).await?;
     Ok(hall.process.metrics.text().into_response())
@@ -142,17 +146,17 @@ async fn service(State(hall): State<Arc<Hall>>, Path(kind): Path<String>, reques
 async fn flow_service(
     State(hall): State<Arc<Hall>>,
     Path((flow, kind)): Path<(String, String)>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     if operation::find(Kind::FlowService, &kind).is_none() {
-        let origin = origin(&request);
+        let origin = origin(&mut request);
         return refuse(&hall, Refusal::UnknownKind, request.into_body(), &origin).await;
     }
     serve(&hall, Some(&flow), &kind, request).await
 }
 
-async fn serve(hall: &Hall, flow: Option<&str>, service: &str, request: Request) -> Response {
-    let origin = origin(&request);
+async fn serve(hall: &Hall, flow: Option<&str>, service: &str, mut request: Request) -> Response {
+    let origin = origin(&mut request);
     let (head, mut body) = request.into_parts();
     let entered = async {
         let caller = match hall.gate.authenticate(&credential(&head.headers)?, &origin).await {
@@ -165,20 +169,17 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, request: Request)
             Some(caller) => (hall.room(caller)?, BodyLimits::of_callers(&hall.options)),
             None => (hall.public_room(&origin)?, BodyLimits::of_strangers(&hall.options)),
         };
-        let is_stranger = caller.is_none();
         let bytes = read(&mut room, &limits, &head.headers, &mut body).await?;
         let body = body::object(bytes, &mut room, &hall.body_readers).await?;
         let call = Call { door: Door::Http, caller, workspace: None, flow, service, body, origin: &origin };
         let answer = hall.enter(call).await?;
         room.release_body();
-        let reply = answer.only().await?;
-        if is_stranger && reply.error.as_ref().is_some_and(|error| error.r#type == "auth-failed") {
-            hall.gate.tries.failed(&origin, "login-rejected");
-        }
-        Ok(reply)
+        let part = answer.only().await?;
+        hall.gate.hears(&origin, service, &part.reply);
+        Ok(part)
     };
     match entered.await {
-        Ok(reply) => json(&reply.body),
+        Ok(part) => json_of(&part.reply.body, part.held),
         Err(refusal) => refuse(hall, refusal, body, &origin).await,
     }
 }
@@ -284,9 +285,30 @@ impl Whole {
 
 /// A JSON body with status 200.
 pub(crate) fn json(body: &Value) -> Response {
+    json_of(body, None)
+}
+
+/// The same; what it counts for is given back once all of it has left.
+fn json_of(body: &Value, held: Option<Share>) -> Response {
+    // What is counted is about as long as it was on the bus: a buffer that doubles as it grows would take twice that.
+    let mut bytes = Vec::with_capacity(held.as_ref().map_or(128, |held| held.amount() + held.amount() / 64));
     // A value has text keys only, so writing it cannot fail.
-    let bytes = serde_json::to_vec(body).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], bytes).into_response()
+    let _ = serde_json::to_writer(&mut bytes, body);
+    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], held_bytes(bytes, held)).into_response()
+}
+
+/// Bytes that count for somebody until the last of them has left.
+fn held_bytes(bytes: impl Into<Bytes> + AsRef<[u8]> + Send + 'static, held: Option<Share>) -> Bytes {
+    struct Held<B>(B, #[expect(dead_code, reason = "it is given back when this is dropped")] Share);
+    impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
+        fn as_ref(&self) -> &[u8] {
+            self.0.as_ref()
+        }
+    }
+    match held {
+        None => bytes.into(),
+        Some(held) => Bytes::from_owner(Held(bytes, held)),
+    }
 }
 
 /// Refuses, after taking in what is left of the body. Only so many strangers get that at once: it is a courtesy.
@@ -323,9 +345,9 @@ struct StreamQuery {
 async fn document_stream(
     State(hall): State<Arc<Hall>>,
     Query(query): Query<StreamQuery>,
-    request: Request,
+    mut request: Request,
 ) -> Result<Response, Refusal> {
-    let origin = origin(&request);
+    let origin = origin(&mut request);
     let caller = hall.gate.authenticate(&credential(request.headers())?, &origin).await?;
     let room = hall.room(&caller)?;
     let document = query.document_id.filter(|id| !id.is_empty());
@@ -372,18 +394,22 @@ async fn document_stream(
 
 /// The next part of a document, and whether it is the last.
 async fn content(answer: &mut Answer) -> Result<(Bytes, bool), Refusal> {
-    let reply = answer.next().await?;
+    let Part { reply, held } = answer.next().await?;
     if let Some(error) = reply.error {
         return Err(Refusal::Failed(error));
     }
     let text = reply.body.get("content").and_then(Value::as_str).unwrap_or_default();
     let part = BASE64.decode(text).map_err(|_| Refusal::failed("gateway-error", "a part cannot be read"))?;
-    Ok((part.into(), reply.last))
+    Ok((held_bytes(part, held), reply.last))
 }
 
 /// `POST /api/v1/auth/{operation}`: log in, first start, own password.
-async fn auth(State(hall): State<Arc<Hall>>, Path(operation): Path<String>, request: Request) -> Response {
-    let origin = origin(&request);
+async fn auth(
+    State(hall): State<Arc<Hall>>,
+    Path(operation): Path<String>,
+    mut request: Request,
+) -> Response {
+    let origin = origin(&mut request);
     let (head, mut body) = request.into_parts();
     let answered = async {
         let caller = match operation.as_str() {
@@ -497,13 +523,13 @@ struct SocketQuery {
 async fn open_socket(
     State(hall): State<Arc<Hall>>,
     Query(query): Query<SocketQuery>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     let accepted = match accept_key(request.headers()) {
         Ok(accepted) => accepted,
         Err(what) => return (StatusCode::BAD_REQUEST, what).into_response(),
     };
-    let origin = origin(&request);
+    let origin = origin(&mut request);
     let credential = Credential::from_token(query.token.as_deref());
     let upgrade = hyper::upgrade::on(request);
     let (tasks, sockets) = (hall.process.tasks.clone(), hall.sockets.clone());

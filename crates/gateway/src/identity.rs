@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sluice_bus::{Broker, Client, Error, Patience, Replies, property};
+use sluice_schema::api::Reply;
 use sluice_schema::message::{self, IamRequest, IamResponse};
 use sluice_schema::{WorkspaceId, exchange, system, wire};
 use tokio::sync::{OnceCell, Semaphore};
@@ -34,6 +35,8 @@ const NEW_CREDENTIALS_MAX: usize = 64;
 const NEW_CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(2);
 /// After a failure to ask, the next question is put this much later; until then the answer is the same.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
+/// In the words of the log.
+const NOT_PERMITTED: &str = "the identity service does not permit what it asks for";
 /// How long a look at the identity service may take, and how long its good outcome holds.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOOK_HOLDS: Duration = Duration::from_secs(1);
@@ -52,9 +55,16 @@ pub(crate) enum Credential {
     /// Nothing.
     Absent,
     /// A token, not looked at yet.
-    Token(String),
+    Token(Token),
     /// Something that has been refused; only a new one helps.
     Refused,
+}
+
+/// A token with its digest, which is made once and not for each call of a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    text: Arc<str>,
+    digest: [u8; 32],
 }
 
 impl Credential {
@@ -62,7 +72,7 @@ impl Credential {
     pub(crate) fn from_token(token: Option<&str>) -> Self {
         match token.map(str::trim) {
             None | Some("") => Self::Absent,
-            Some(token) => Self::Token(token.to_owned()),
+            Some(token) => Self::Token(Token { text: token.into(), digest: Sha256::digest(token).into() }),
         }
     }
 }
@@ -180,15 +190,15 @@ impl Gatekeeper {
         credential: &Credential,
         origin: &Origin,
     ) -> Result<Arc<Identity>, Refusal> {
-        let token = match credential {
+        let (token, digest) = match credential {
             Credential::Refused => return Err(Refusal::Unauthenticated),
-            Credential::Absent => "",
-            Credential::Token(token) => token,
+            Credential::Absent => ("", Sha256::digest("").into()),
+            Credential::Token(token) => (&*token.text, token.digest),
         };
-        let digest: [u8; 32] = Sha256::digest(token).into();
         let identity = match self.known.get(&digest) {
             Some(identity) => identity,
-            None => self.resolve(token, digest, origin).await?,
+            // In a box, as is all that calls wait for seldom: the future of a call is moved and allocated with each one.
+            None => Box::pin(self.resolve(token, digest, origin)).await?,
         };
         origin.known();
         Ok(identity)
@@ -283,6 +293,17 @@ impl Gatekeeper {
         if let Some(allowed) = self.decisions.get(key.as_str()) {
             return self.verdict(allowed, caller, permission, origin);
         }
+        Box::pin(self.decide(key, caller, permission, origin)).await
+    }
+
+    /// Asks whether the caller may, and keeps the answer.
+    async fn decide(
+        &self,
+        key: String,
+        caller: &Identity,
+        permission: &Permission<'_>,
+        origin: &Origin,
+    ) -> Result<(), Refusal> {
         let question = IamRequest {
             operation: "authorise".to_owned(),
             user_id: caller.handle.to_string(),
@@ -298,10 +319,16 @@ impl Gatekeeper {
                 self.decisions.put(key, answer.decision_allow, ttl.min(self.trust_timeout));
                 self.verdict(answer.decision_allow, caller, permission, origin)
             }
-            Some(error) => {
-                tracing::warn!(?error, "the identity service could not decide");
+            Some(error) if is_failure(&error) => {
+                tracing::error!(?error, "the identity service could not decide");
                 self.metrics.decided("error");
-                Err(if is_failure(&error) { could_not_answer() } else { Refusal::Unauthenticated })
+                Err(could_not_answer())
+            }
+            // It does not know the caller any more, or nothing of what was asked.
+            Some(_) => {
+                self.metrics.decided("error");
+                self.tries.denied(origin, &caller.handle, permission);
+                Err(Refusal::Unauthenticated)
             }
         }
     }
@@ -319,6 +346,15 @@ impl Gatekeeper {
         }
         self.tries.denied(origin, &caller.handle, permission);
         Err(Refusal::Denied)
+    }
+
+    /// Looks whether an answer of the identity service turns its caller down, whichever door it goes out by.
+    pub(crate) fn hears(&self, origin: &Origin, service: &str, reply: &Reply) {
+        match reply.error.as_ref().filter(|_| service == "iam").map(|error| error.r#type.as_str()) {
+            Some("auth-failed") => self.tries.failed(origin, "login-rejected"),
+            Some("operation-not-permitted") => self.tries.refused(origin, NOT_PERMITTED),
+            _ => {}
+        }
     }
 
     /// An empty question that tells where it comes from.
@@ -412,13 +448,16 @@ pub(crate) fn cannot_ask(error: &Error, broker: &dyn Broker) -> Refusal {
         | Error::NoSubscription { .. }
         | Error::NoReader { .. }
         | Error::Unroutable { .. }
+        | Error::QuestionLost { .. }
         | Error::NoInbox { .. } => "the identity service is not there; start it, or try again in a moment",
         Error::Full { .. } => "the identity service has too many questions waiting; try again in a moment",
-        Error::TooLarge { .. } | Error::Mismatch { .. } | Error::Refused { .. } | Error::Decode(_) => {
+        Error::Refused { .. } => return Refusal::bus_refuses(),
+        Error::TooLarge { .. } | Error::Mismatch { .. } | Error::Decode(_) => {
             "the identity service cannot be asked; its log and the gateway's say why"
         }
         Error::Unavailable { .. }
         | Error::Disk { .. }
+        | Error::Log { .. }
         | Error::InUse { .. }
         | Error::Held { .. }
         | Error::HoldLost { .. }

@@ -55,6 +55,7 @@ mod listener;
 mod meter;
 mod metrics;
 mod options;
+mod outbox;
 mod refusal;
 mod routes;
 mod shares;

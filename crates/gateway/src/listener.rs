@@ -36,7 +36,8 @@ use crate::connections::{Bounds, Connection, Connections, Deadlines, Place, Serv
 use crate::files;
 use crate::hall::Hall;
 use crate::http;
-use crate::refusal::Refusal;
+use crate::identity::Origin;
+use crate::refusal::{Refusal, UNREADABLE};
 use crate::stream::Stream;
 use crate::tls::{Tls, Wire};
 
@@ -220,6 +221,7 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
         connection.enter(Stage::Head);
         // A handshake begins with a byte of no letter.
         if first[0].is_ascii_uppercase() {
+            turned_away(&server, &connection, UNREADABLE);
             return refuse_clear(tcp).await;
         }
     }
@@ -234,6 +236,7 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
     match first {
         Ok(Ok(Head::Whole)) => {}
         Ok(Ok(Head::TooLarge)) => {
+            turned_away(&server, &connection, "the head of its request is too large");
             return farewell(&mut wire, b"HTTP/1.1 431 Request Header Fields Too Large\r\n").await;
         }
         Err(_) if !head.is_empty() => return farewell(&mut wire, b"HTTP/1.1 408 Request Timeout\r\n").await,
@@ -242,6 +245,12 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
     connection.enter(Stage::Stranger);
     let peer = Peer { remote: connection.peer, local };
     serve_http(Stream::new(wire, head.freeze(), place), connection, peer, server).await;
+}
+
+/// Logs that a peer is turned away before there is a request of it.
+fn turned_away(server: &Server, connection: &Connection, reason: &'static str) {
+    let origin = Origin { client: Some(connection.peer.ip()), ..Origin::default() };
+    server.hall.gate.tries.refused(&origin, reason);
 }
 
 /// What somebody is told who speaks HTTP without TLS where TLS is served.
@@ -341,6 +350,9 @@ async fn serve_http(stream: Stream<Wire>, connection: Arc<Connection>, peer: Pee
         tokio::select! {
             served = http.as_mut() => {
                 if let Err(error) = served {
+                    if error.is_parse() {
+                        turned_away(&server, &connection, UNREADABLE);
+                    }
                     tracing::debug!(%error, peer = %connection.peer, "a connection broke");
                 }
                 return;
@@ -387,6 +399,9 @@ async fn respond(
     let request: Request = request.map(Body::new);
     let is_crowded = connection.stage() == Stage::Reserve && !HEALTH_PATHS.contains(&request.uri().path());
     let mut response = if is_crowded {
+        if let Some(reason) = Refusal::Crowded.turns_away() {
+            turned_away(&server, &connection, reason);
+        }
         Refusal::Crowded.into_response()
     } else {
         http::answer(&server.hall, &server.router, peer, &connection, request).await

@@ -1,5 +1,7 @@
 //! What the gateway counts, under the names that dashboards for TrustGraph 2.11 read, and a few of our own.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -37,7 +39,18 @@ struct Stage {
 
 /// Counters of one gateway. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Metrics {
+pub(crate) struct Metrics(Arc<Counters>);
+
+impl Deref for Metrics {
+    type Target = Counters;
+
+    fn deref(&self) -> &Counters {
+        &self.0
+    }
+}
+
+/// The counters themselves; calls count in them by reference.
+pub(crate) struct Counters {
     pub(crate) active_flows: Gauge,
     pub(crate) known_workspaces: Gauge,
     /// Flow records that are not routed: unreadable, or with a door into somebody else's topics.
@@ -60,7 +73,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(with: &sluice_sdk::Metrics) -> Self {
-        let metrics = Self {
+        let counters = Counters {
             active_flows: Gauge::default(),
             known_workspaces: Gauge::default(),
             unrouted_flows: Gauge::default(),
@@ -76,7 +89,7 @@ impl Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(session_histogram as fn() -> Histogram),
         };
-        let m = &metrics;
+        let m = &counters;
         with.register(
             "tg_gateway_active_flow_count",
             "Flows that calls are routed to",
@@ -123,7 +136,7 @@ impl Metrics {
             "Connections that found no place",
             m.connections_refused.clone(),
         );
-        metrics
+        Self(Arc::new(counters))
     }
 
     /// Connections of one stage.

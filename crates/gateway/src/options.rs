@@ -32,6 +32,8 @@ pub struct Options {
     pub frame_bytes_max: usize,
     /// Bodies of all calls under way together, unfinished ones included; shared as the calls are. Default 256 MiB.
     pub bodies_bytes_max: usize,
+    /// Answers that their callers have not taken yet, large ones only; shared as the calls are. Default 512 MiB.
+    pub answers_bytes_max: usize,
     /// Calls under way in the whole gateway. Above it, callers that have more than their share are told to come later,
     /// so that one cannot keep out others; together they have at most twice as many. Default 1024.
     pub calls_max: usize,
@@ -99,6 +101,7 @@ impl Options {
             body_bytes_max: 64 << 20,
             frame_bytes_max: 50 << 20,
             bodies_bytes_max: 256 << 20,
+            answers_bytes_max: 512 << 20,
             calls_max: 1_024,
             public_calls_max: 32,
             public_body_bytes_max: 8 << 10,

@@ -18,6 +18,9 @@ pub(crate) const BUS_UNAVAILABLE: &str = "bus-unavailable";
 /// The type of a call that failed because the identity service is away.
 pub(crate) const IAM_UNAVAILABLE: &str = "iam-unavailable";
 
+/// The type of the answer of a process on which nobody should rely, although it answers.
+pub(crate) const PROCESS_TROUBLED: &str = "process-troubled";
+
 /// A call that the gateway itself ends.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Refusal {
@@ -57,7 +60,7 @@ pub(crate) enum Refusal {
     CannotAsk { kind: &'static str, reason: Cow<'static, str> },
     /// Nothing is known about workspaces and flows yet.
     NotReady,
-    /// Nothing was done for a passing cause, told as a typed error: the same call may succeed later.
+    /// Nothing was done, as far as is known, for a passing cause, told as a typed error: the same call may succeed later.
     Later(message::Error),
     /// Everything else, told as a typed error.
     Failed(message::Error),
@@ -77,6 +80,30 @@ impl Refusal {
             None => "the message broker takes nothing at the moment; try again later".into(),
         };
         Self::CannotAsk { kind: BUS_UNAVAILABLE, reason }
+    }
+
+    /// The broker stopped taking messages while it had one, for a reason that is known.
+    pub(crate) fn outcome_unknown(broker: &dyn Broker) -> Self {
+        let why = broker.trouble();
+        let why = why.as_deref().unwrap_or("the connection to it was lost");
+        let reason = format!(
+            "the message broker did not say whether it took the call: {why}; if it changes something, look first whether that was done"
+        );
+        Self::CannotAsk { kind: BUS_UNAVAILABLE, reason: reason.into() }
+    }
+
+    /// The broker refuses what this process asks of it: a permission was taken away, or a limit is reached.
+    pub(crate) const fn bus_refuses() -> Self {
+        let reason = "the message broker refuses what the gateway asks of it; the gateway's log says why (permissions, limits); try again later";
+        Self::CannotAsk { kind: BUS_UNAVAILABLE, reason: Cow::Borrowed(reason) }
+    }
+
+    /// The queue that a call waited in was removed at the broker.
+    pub(crate) fn question_lost(service: &str) -> Self {
+        let text = format!(
+            "the queue of {service} was removed at the message broker with what waited in it, and nothing shows that anybody works on this call: send it again; if it changes something, look first whether that was done"
+        );
+        Self::Later(message::Error::new("gateway-error", text))
     }
 
     /// What the refusal is called towards a socket.
@@ -105,6 +132,28 @@ impl Refusal {
         message::Error::new(kind, text)
     }
 
+    /// Why somebody is turned away whatever was asked for, in the words of the log: it was too much, or nothing that can be
+    /// read. `None` for what is an answer, or is logged where it is decided.
+    pub(crate) const fn turns_away(&self) -> Option<&'static str> {
+        match self {
+            Self::InvalidJson | Self::NotAnObject | Self::BadRequest => Some(UNREADABLE),
+            Self::TooLarge { .. } | Self::TooManyValues => Some("what it sends is too large"),
+            Self::Late => Some("it does not finish what it sends"),
+            Self::Overloaded(_) | Self::TooManyTries | Self::Crowded => Some("it asks for too much at once"),
+            Self::MissingOperation
+            | Self::UnknownOperation
+            | Self::UnknownKind
+            | Self::Rejected(_)
+            | Self::Unauthenticated
+            | Self::Denied
+            | Self::NoWorkspace
+            | Self::CannotAsk { .. }
+            | Self::NotReady
+            | Self::Later(_)
+            | Self::Failed(_) => None,
+        }
+    }
+
     /// The error member of a socket frame.
     pub(crate) fn frame_error(&self) -> serde_json::Value {
         let error = self.typed();
@@ -112,6 +161,8 @@ impl Refusal {
     }
 }
 
+/// What is no JSON, no frame and no request.
+pub(crate) const UNREADABLE: &str = "what it sends cannot be read";
 const NOT_READY: &str = "the gateway has not read its configuration yet; try again in a moment";
 const TOO_MANY_VALUES: &str = "the body has too many values for its size; send fewer in one call (numbers and names as few longer texts)";
 const LATE: &str = "the body did not arrive in time; send it again, or in smaller parts";
@@ -125,8 +176,23 @@ fn too_large(bytes_max: usize) -> String {
     )
 }
 
+/// Why the caller of a response was turned away; see [`Refusal::turns_away`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TurnedAway(pub(crate) &'static str);
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        let turned_away = self.turns_away().map(TurnedAway);
+        let mut response = self.response();
+        if let Some(turned_away) = turned_away {
+            response.extensions_mut().insert(turned_away);
+        }
+        response
+    }
+}
+
+impl Refusal {
+    fn response(self) -> Response {
         let rejected = |status: StatusCode, text: &str| {
             (status, crate::http::json(&json!({"error": text}))).into_response()
         };

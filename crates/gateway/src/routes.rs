@@ -37,7 +37,10 @@ impl Route {
 
     /// Makes sure that answers are heard; the first call pays, and the route is heard for as long as it lives.
     pub(crate) async fn listen(&self, replies: &Replies) -> sluice_bus::Result<()> {
-        self.following.get_or_try_init(|| replies.follow(&self.response)).await.map(|_| ())
+        if self.following.initialized() {
+            return Ok(());
+        }
+        Box::pin(self.following.get_or_try_init(|| replies.follow(&self.response))).await.map(|_| ())
     }
 }
 

@@ -15,41 +15,38 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, SplitStream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tracing::Instrument as _;
 
+use crate::answer::Part;
 use crate::body;
 use crate::frame::{self, Frame, Garbage, Request};
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{Credential, Identity, Origin};
 use crate::meter::{Excess, Meter, Metered};
 use crate::metrics::Metrics;
-use crate::refusal::Refusal;
+use crate::outbox::{Outbox, Written, outbox, write};
+use crate::refusal::{Refusal, UNREADABLE};
 
-/// Frames in the outbox, beside its bound in bytes.
-const UNREAD_FRAMES_MAX: usize = 256;
 /// Refusals that may wait for the outbox before the socket is not read any more.
 const NOTICES_MAX: usize = 64;
-/// How long a client that leaves may take to be told so.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that are read of a socket at a time; each socket has a buffer of that size.
 const READ_BYTES: usize = 16 << 10;
 
 /// The largest message before a credential was accepted.
 const STRANGERS_FRAME_BYTES_MAX: usize = 16 << 10;
-/// Answers on their way to a reader that is a stranger.
-const STRANGERS_UNREAD_BYTES_MAX: usize = 64 << 10;
 /// Messages before a credential was accepted.
 const STRANGERS_FRAMES_MAX: usize = 256;
 /// How long, and how far, a message that is too large is read on, of which nothing is kept.
@@ -59,7 +56,7 @@ const STRANGERS_LINGER_BYTES_MAX: usize = 1 << 20;
 /// Credentials that are refused on one socket before it is closed.
 const REFUSED_CREDENTIALS_MAX: usize = 8;
 
-type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
+pub(crate) type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
 /// Serves one socket to its end.
 pub(crate) async fn serve(hall: Arc<Hall>, upgraded: Upgraded, credential: Credential, origin: Origin) {
@@ -245,13 +242,19 @@ impl Session {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
         let connection = self.origin.connection.clone();
-        let evicted = async move {
+        // In a list, so that what ends a socket is looked at when it happens, not with every frame.
+        let mut ends: FuturesUnordered<BoxFuture<'_, End>> = FuturesUnordered::new();
+        ends.push(Box::pin(async move {
+            stop.cancelled_owned().await;
+            End::Stop
+        }));
+        ends.push(Box::pin(async move {
             match &connection {
                 Some(connection) => connection.evicted().await,
                 None => std::future::pending().await,
             }
-        };
-        tokio::pin!(evicted);
+            End::Evicted
+        }));
         loop {
             self.begin_what_waits();
             while let Some(notice) = self.notices.pop_front() {
@@ -280,7 +283,7 @@ impl Session {
                 (shown, caller) = finished(&mut self.authentication) => self.authenticated(shown, caller),
                 read = finished(&mut self.reading) => match read {
                     Ok(read) => self.take_frame(read, stopping),
-                    Err(refusal) => self.notices.push_back(frame::refused(None, &refusal)),
+                    Err(refusal) => self.turn_away(None, &refusal),
                 },
                 frame = stream.next(), if reads => match frame {
                     Some(Ok(frame)) => {
@@ -293,13 +296,13 @@ impl Session {
                 },
                 // Room for a notice again; sending itself happens above.
                 () = self.outbox.ready(), if !self.notices.is_empty() => {}
-                () = tokio::time::sleep_until(self.deadline), if self.is_awaited() => {
-                    return Some(self.too_late());
-                }
-                () = &mut evicted => {
-                    return Some(close(CloseCode::Again, "too many connections are open; connect again"));
-                }
-                () = stop.cancelled(), if !stopping => stopping = true,
+                () = passed(self.deadline), if self.is_awaited() => return Some(self.too_late()),
+                Some(end) = ends.next() => match end {
+                    End::Stop => stopping = true,
+                    End::Evicted => {
+                        return Some(close(CloseCode::Again, "too many connections are open; connect again"));
+                    }
+                },
                 _ = ping.tick() => {
                     if let Some(close) = self.is_silent() {
                         return Some(close);
@@ -413,7 +416,19 @@ impl Session {
 
     fn refuse(&mut self, request: &Request, refusal: &Refusal) {
         self.open.remove(&request.sameness);
-        self.notices.push_back(frame::refused(Some(&request.id), refusal));
+        self.turn_away(Some(&request.id), refusal);
+    }
+
+    /// Tells the client why nothing comes of what it sent.
+    fn turn_away(&mut self, id: Option<&RawValue>, refusal: &Refusal) {
+        self.turned_away(refusal.turns_away());
+        self.notices.push_back(frame::refused(id, refusal));
+    }
+
+    fn turned_away(&self, reason: Option<&str>) {
+        if let Some(reason) = reason {
+            self.hall.gate.tries.refused(&self.origin, reason);
+        }
     }
 
     fn authenticated(&mut self, shown: Shown, caller: Result<Arc<Identity>, Refusal>) {
@@ -494,8 +509,8 @@ impl Session {
             Message::Binary(bytes) => match bytes.try_into() {
                 Ok(text) => text,
                 Err(_) => {
-                    let refusal = Refusal::failed("error", "frame is not UTF-8");
-                    self.notices.push_back(frame::refused(None, &refusal));
+                    self.turned_away(Some(UNREADABLE));
+                    self.turn_away(None, &Refusal::failed("error", "frame is not UTF-8"));
                     return ControlFlow::Continue(());
                 }
             },
@@ -519,7 +534,9 @@ impl Session {
     fn take_frame(&mut self, read: Result<Frame, Garbage>, stopping: bool) {
         match read {
             Ok(Frame::Auth { .. }) if self.waiting.len() >= self.hall.options.socket_waiting_max => {
-                self.notices.push_back(frame::not_authenticated(&Refusal::Overloaded(TOO_MANY_WAIT)));
+                let refusal = Refusal::Overloaded(TOO_MANY_WAIT);
+                self.turned_away(refusal.turns_away());
+                self.notices.push_back(frame::not_authenticated(&refusal));
             }
             Ok(Frame::Auth { token }) => {
                 let credential = Credential::from_token(token.as_deref());
@@ -533,9 +550,13 @@ impl Session {
                     self.open.insert(request.sameness, request.id.clone());
                     self.waiting.push_back(Work::Request(Box::new(request), room));
                 }
-                Err(refusal) => self.notices.push_back(frame::refused(Some(&request.id), &refusal)),
+                Err(refusal) => self.turn_away(Some(&request.id), &refusal),
             },
-            Err(Garbage { id, refusal }) => self.notices.push_back(frame::refused(id.as_deref(), &refusal)),
+            Err(Garbage { id, refusal }) => {
+                // What is wrong with a frame has words of its own.
+                self.turned_away(refusal.turns_away().or(Some(UNREADABLE)));
+                self.notices.push_back(frame::refused(id.as_deref(), &refusal));
+            }
         }
     }
 
@@ -566,7 +587,12 @@ impl Session {
     async fn broken(&mut self, error: &tungstenite::Error) -> Option<CloseFrame> {
         tracing::debug!(%error, "a socket broke");
         let bytes_max = self.hall.options.frame_bytes_max;
-        let (refusal, cut, close) = match excess(error)? {
+        let Some(excess) = excess(error) else {
+            // One that only left has not said anything.
+            self.turned_away(is_no_frame(error).then_some(UNREADABLE));
+            return None;
+        };
+        let (refusal, cut, close) = match excess {
             Excess::TooLarge => (
                 Refusal::TooLarge {
                     bytes_max: if self.is_known() { bytes_max } else { STRANGERS_FRAME_BYTES_MAX },
@@ -600,6 +626,28 @@ fn excess(error: &tungstenite::Error) -> Option<Excess> {
         tungstenite::Error::Io(error) => error.get_ref()?.downcast_ref().copied(),
         _ => None,
     }
+}
+
+/// Whether a socket broke because of what came over it.
+fn is_no_frame(error: &tungstenite::Error) -> bool {
+    match error {
+        tungstenite::Error::Protocol(error) => *error != ProtocolError::ResetWithoutClosingHandshake,
+        tungstenite::Error::Utf8(_) => true,
+        _ => false,
+    }
+}
+
+/// What ends a socket from our side.
+enum End {
+    /// Nothing new is taken in.
+    Stop,
+    /// Another connection needs its place.
+    Evicted,
+}
+
+/// Waits for a moment. No timer is made before it is waited for.
+async fn passed(moment: Instant) {
+    tokio::time::sleep_until(moment).await;
 }
 
 /// What is under way, once it is done; never where nothing is.
@@ -638,17 +686,23 @@ async fn answer(
     let mut answer = match entered {
         Ok(answer) => answer,
         Err(refusal) => {
+            if let Some(reason) = refusal.turns_away() {
+                hall.gate.tries.refused(&origin, reason);
+            }
             outbox.send(Message::Text(frame::refused(Some(&id), &refusal).into())).await;
             return (sameness, not_accepted);
         }
     };
     room.release_body();
     loop {
-        let (text, last) = match answer.next().await {
-            Ok(reply) => (frame::answer(&id, &reply, whole), reply.last),
-            Err(refusal) => (frame::refused(Some(&id), &refusal), true),
+        let (text, last, held) = match answer.next().await {
+            Ok(Part { reply, held }) => {
+                hall.gate.hears(&origin, service.as_str(), &reply);
+                (frame::answer(&id, &reply, whole), reply.last, held)
+            }
+            Err(refusal) => (frame::refused(Some(&id), &refusal), true, None),
         };
-        outbox.send(Message::Text(text.into())).await;
+        outbox.send_held(Message::Text(text.into()), held).await;
         if last {
             return (sameness, None);
         }
@@ -657,114 +711,4 @@ async fn answer(
 
 fn close(code: CloseCode, reason: &'static str) -> CloseFrame {
     CloseFrame { code, reason: reason.into() }
-}
-
-/// Frames on their way to the reader, bounded in number and bytes.
-#[derive(Clone)]
-struct Outbox {
-    frames: mpsc::Sender<(Message, OwnedSemaphorePermit)>,
-    room: Arc<Semaphore>,
-    bytes_max: usize,
-}
-
-type Unread = mpsc::Receiver<(Message, OwnedSemaphorePermit)>;
-
-/// An outbox as narrow as strangers have it.
-fn outbox(bytes_max: usize) -> (Outbox, Unread) {
-    let (frames, unread) = mpsc::channel(UNREAD_FRAMES_MAX);
-    let narrow = STRANGERS_UNREAD_BYTES_MAX.min(bytes_max);
-    (Outbox { frames, room: Arc::new(Semaphore::new(narrow)), bytes_max }, unread)
-}
-
-impl Outbox {
-    /// As wide as known callers have it; by how much it is wider then than strangers have it.
-    fn widen(&self, widened_bytes: usize) -> usize {
-        let rest = self.bytes_max.saturating_sub(STRANGERS_UNREAD_BYTES_MAX);
-        self.room.add_permits(rest.saturating_sub(widened_bytes));
-        rest
-    }
-
-    /// As narrow as strangers have it, as far as nothing is on its way; by how much it is still wider.
-    fn narrow(&self, widened_bytes: usize) -> usize {
-        widened_bytes - self.room.forget_permits(widened_bytes)
-    }
-
-    fn bytes(&self, message: &Message) -> u32 {
-        let bytes = match message {
-            Message::Text(text) => text.len(),
-            Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
-            Message::Close(_) | Message::Frame(_) => 0,
-        };
-        // A frame larger than the whole outbox takes all of it.
-        u32::try_from(bytes.min(self.bytes_max)).unwrap_or(u32::MAX)
-    }
-
-    /// Waits for room. A frame for a reader that is gone is dropped; its socket ends by itself.
-    async fn send(&self, message: Message) {
-        let bytes = self.bytes(&message);
-        if let Ok(room) = self.room.clone().acquire_many_owned(bytes).await {
-            let _ = self.frames.send((message, room)).await;
-        }
-    }
-
-    fn try_send(&self, text: String) -> Result<(), String> {
-        let Ok(frame) = self.frames.try_reserve() else { return Err(text) };
-        let message = Message::Text(text.into());
-        match self.room.clone().try_acquire_many_owned(self.bytes(&message)) {
-            Ok(room) => {
-                frame.send((message, room));
-                Ok(())
-            }
-            Err(_) => match message {
-                Message::Text(text) => Err(text.to_string()),
-                _ => Ok(()),
-            },
-        }
-    }
-
-    /// Waits until something of the outbox is free.
-    async fn ready(&self) {
-        let _ = self.frames.reserve().await;
-        let _ = self.room.acquire().await;
-    }
-
-    fn ping(&self) {
-        if let (Ok(frame), Ok(room)) =
-            (self.frames.try_reserve(), self.room.clone().try_acquire_many_owned(0))
-        {
-            frame.send((Message::Ping(bytes::Bytes::new()), room));
-        }
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Written {
-    /// Everything, or up to where the client left.
-    Ended,
-    /// The reader did not read for too long.
-    Stalled,
-}
-
-type Sink = SplitSink<Socket, Message>;
-
-async fn write(mut sink: Sink, mut unread: Unread, timeout: Duration) -> (Written, Sink) {
-    while let Some((message, room)) = unread.recv().await {
-        let mut held = vec![room];
-        let batch = async {
-            sink.feed(message).await?;
-            while let Ok((message, room)) = unread.try_recv() {
-                held.push(room);
-                sink.feed(message).await?;
-            }
-            sink.flush().await
-        };
-        match tokio::time::timeout(timeout, batch).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return (Written::Ended, sink),
-            Err(_) => return (Written::Stalled, sink),
-        }
-    }
-    // What the protocol itself has to say, as the answer to a close, may still be on its way.
-    let _ = tokio::time::timeout(timeout.min(CLOSE_TIMEOUT), sink.close()).await;
-    (Written::Ended, sink)
 }

@@ -46,30 +46,43 @@ pub(crate) async fn is_known(tables: &dyn Tables) -> Result<bool, Error> {
     Ok(found.into_iter().next().and_then(Found::into_value).is_some())
 }
 
+/// What the file holds and what the store knows.
+#[derive(Debug)]
+pub(crate) struct Both {
+    in_file: Option<String>,
+    stored: Option<Stored>,
+    raw: Option<bytes::Bytes>,
+}
+
+/// Reads both, and refuses a file that holds no key, or another one than the store knows.
+pub(crate) async fn check(file: &Path, tables: &dyn Tables) -> Result<Both, Error> {
+    let found = tables.read(vec![Read::get(TABLE, ADMIN)]).await?;
+    let raw = found.into_iter().next().and_then(Found::into_value);
+    let stored: Option<Stored> = match &raw {
+        None => None,
+        Some(raw) => Some(serde_json::from_slice(raw).map_err(|e| sluice_store::Error::Damaged {
+            what: "the admin key's digest".to_owned(),
+            reason: e.to_string(),
+        })?),
+    };
+    let in_file = on_disk(file, read).await?;
+    match (&in_file, &stored) {
+        (Some(key), _) if !is_key(key) => Err(Error::NotAKey { file: file.to_owned() }),
+        (Some(key), Some(stored)) if !(AdminKey { stored: stored.clone() }).is(key) => {
+            Err(Error::OtherKey { file: file.to_owned() })
+        }
+        _ => Ok(Both { in_file, stored, raw }),
+    }
+}
+
 impl AdminKey {
     /// Brings file and store together: makes the key where the file is absent, takes it in where only the file has it,
     /// and refuses where both have one and they differ.
     pub(crate) async fn settle(file: &Path, tables: &dyn Tables) -> Result<Self, Error> {
-        let found = tables.read(vec![Read::get(TABLE, ADMIN)]).await?;
-        let raw = found.into_iter().next().and_then(Found::into_value);
-        let stored: Option<Stored> = match &raw {
-            None => None,
-            Some(raw) => Some(serde_json::from_slice(raw).map_err(|e| sluice_store::Error::Damaged {
-                what: "the admin key's digest".to_owned(),
-                reason: e.to_string(),
-            })?),
-        };
-        let in_file = on_disk(file, read).await?;
-        let key = match (&in_file, stored) {
-            (Some(key), _) if !is_key(key) => return Err(Error::NotAKey { file: file.to_owned() }),
-            (Some(key), Some(stored)) => {
-                let known = Self { stored };
-                if known.is(key) {
-                    return Ok(known);
-                }
-                return Err(Error::OtherKey { file: file.to_owned() });
-            }
-            (Some(key), None) => key.clone(),
+        let Both { in_file, stored, raw } = check(file, tables).await?;
+        let key = match (in_file, stored) {
+            (Some(_), Some(stored)) => return Ok(Self { stored }),
+            (Some(key), None) => key,
             (None, stored) => {
                 let key = make().map_err(|source| Error::KeyFile { file: file.to_owned(), source })?;
                 let written = key.clone();
@@ -148,8 +161,10 @@ fn read(file: &Path) -> io::Result<Option<String>> {
             Ok(Some(text.trim().to_owned()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // Not text: no key either.
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(String::new())),
+        // Not text, or no file: no key either.
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory) => {
+            Ok(Some(String::new()))
+        }
         Err(error) => Err(error),
     }
 }

@@ -49,6 +49,15 @@ pub async fn knows_admin_key(tables: &dyn Tables) -> Result<bool, Error> {
     key::is_known(tables).await
 }
 
+/// Insists that a key file, if it is there, holds the key that these tables know, or one that they can take in. Nothing is
+/// changed.
+///
+/// # Errors
+/// [`Error::NotAKey`] or [`Error::OtherKey`]; what reading says.
+pub async fn check_admin_key(file: &std::path::Path, tables: &dyn Tables) -> Result<(), Error> {
+    key::check(file, tables).await.map(drop)
+}
+
 /// What the service is made of.
 pub struct Parts {
     /// The process it runs in.
@@ -87,7 +96,7 @@ pub enum Error {
     /// The key file holds something else.
     #[error(
         "the key file {} does not hold an API key ('tg_' and at least {} letters, digits, '-' or '_'); \
-         put the key in, or remove the file to have a new key made",
+         put the key in, or start with --accept-loss admin-key, which sets the file aside and makes a new key",
         file.display(), key::SECRET_CHARS_MIN
     )]
     NotAKey {
@@ -96,8 +105,8 @@ pub enum Error {
     },
     /// The key file holds another key than the store knows.
     #[error(
-        "the key in {} is not the admin key of this data; put the right key back, or remove the file to have a new \
-         key made (the old one then stops working)",
+        "the key in {} is not the admin key of this data; put the right key back, or start with --accept-loss admin-key, \
+         which sets the file aside and makes a new key (the old one then stops working)",
         file.display()
     )]
     OtherKey {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sluice_schema::ceilings::{self, json_bytes};
 use sluice_schema::message::{Error, Expectation, ScopedKey, WorkspaceInput, WorkspaceRecord};
 use sluice_schema::{WorkspaceId, record, wire};
-use sluice_sdk::{Apply, ConfigClient, ConfigError, Process, config};
+use sluice_sdk::{Apply, ConfigClient, ConfigError, Position, Process, config};
 use sluice_store::{Batch, Found, KeyRange, Read, Tables};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -74,7 +74,8 @@ pub(crate) async fn start(
     tables: Arc<dyn Tables>,
     config: ConfigClient,
 ) -> Result<Workspaces, crate::Error> {
-    let keeper = Keeper { tables, config };
+    let mut keeper =
+        Keeper { tables, config, rows: None, registered: BTreeMap::new(), at: Position::default() };
     keeper.compare().await?;
     if keeper.rows().await?.is_empty() {
         let row = Row { name: "Default".to_owned(), enabled: true, created: clock::now() };
@@ -123,10 +124,16 @@ type Rows = BTreeMap<String, (Row, Bytes)>;
 struct Keeper {
     tables: Arc<dyn Tables>,
     config: ConfigClient,
+    /// As they rest, if that is known: nobody else writes them while this process runs, and every write insists on what it
+    /// replaces.
+    rows: Option<Rows>,
+    /// The registry and its versions, as of a position of config.
+    registered: BTreeMap<String, i64>,
+    at: Position,
 }
 
 impl Keeper {
-    async fn run(self, mut waiting: mpsc::Receiver<Job>) {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
         let mut next = Instant::now() + COMPARE_INTERVAL;
         loop {
             match tokio::time::timeout_at(next, waiting.recv()).await {
@@ -134,6 +141,7 @@ impl Keeper {
                 Ok(None) => return,
                 Err(_) => {
                     next = Instant::now() + COMPARE_INTERVAL;
+                    self.rows = None;
                     if let Err(error) = self.compare().await {
                         tracing::warn!(%error, "the registry of workspaces could not be compared; trying again later");
                     }
@@ -142,7 +150,7 @@ impl Keeper {
         }
     }
 
-    async fn carry_out(&self, ask: Ask) -> Result<Vec<WorkspaceRecord>, Error> {
+    async fn carry_out(&mut self, ask: Ask) -> Result<Vec<WorkspaceRecord>, Error> {
         if let Ask::Create(input) | Ask::Update(input) = &ask {
             ceilings::within("the name of a workspace", json_bytes(&input.name), ceilings::NAME_BYTES_MAX)?;
         }
@@ -159,10 +167,16 @@ impl Keeper {
                 return Ok(vec![record_of(&id, &row)]);
             }
             Ask::Create(input) => {
-                let row = match rows.get(&input.id) {
-                    Some((row, _)) => row.clone(),
+                let row = match rows.get(&input.id).cloned() {
+                    // What is there keeps its name, and is there again if it was disabled.
+                    Some((row, raw)) if input.enabled && !row.enabled => {
+                        let row = Row { enabled: true, ..row };
+                        self.store(&input.id, &row, Some(raw)).await?;
+                        row
+                    }
+                    Some((row, _)) => row,
                     None => {
-                        check_new(&input.id, &rows)?;
+                        check_new(&input.id, rows)?;
                         let name = if input.name.is_empty() { input.id.clone() } else { input.name };
                         let row = Row { name, enabled: input.enabled, created: clock::now() };
                         self.store(&input.id, &row, None).await?;
@@ -191,7 +205,15 @@ impl Keeper {
         Ok(vec![record_of(&id, &row)])
     }
 
-    async fn rows(&self) -> Result<Rows, Failed> {
+    async fn rows(&mut self) -> Result<&Rows, Failed> {
+        let rows = match self.rows.take() {
+            Some(rows) => rows,
+            None => self.read_rows().await?,
+        };
+        Ok(self.rows.insert(rows))
+    }
+
+    async fn read_rows(&self) -> Result<Rows, Failed> {
         let mut rows = Rows::new();
         let mut range = KeyRange::all();
         loop {
@@ -213,16 +235,47 @@ impl Keeper {
         }
     }
 
-    async fn store(&self, id: &str, row: &Row, was: Option<Bytes>) -> Result<(), Failed> {
+    async fn store(&mut self, id: &str, row: &Row, was: Option<Bytes>) -> Result<(), Failed> {
+        let raw = wire::encode(row);
         let mut batch = Batch::new();
         batch.expect(TABLE, id, was);
-        batch.put(TABLE, id, wire::encode(row));
-        Ok(self.tables.commit(batch).await?)
+        batch.put(TABLE, id, raw.clone());
+        // Of a write that failed it is not known what it left.
+        let known = self.rows.take();
+        self.tables.commit(batch).await?;
+        self.rows = known.map(|mut rows| {
+            rows.insert(id.to_owned(), (row.clone(), raw));
+            rows
+        });
+        Ok(())
+    }
+
+    /// The registry as of now: what was written since the last look is read, and no more.
+    async fn look_at_registry(&mut self) -> Result<(), Failed> {
+        // Where reading fails, what was known is forgotten: some of what came may be in it.
+        let (mut known, at) = (std::mem::take(&mut self.registered), std::mem::take(&mut self.at));
+        let types = [record::WORKSPACE.to_owned()];
+        let at = self
+            .config
+            .fetch(&types, &at, |page| {
+                if page.is_whole {
+                    known.clear();
+                }
+                let is_ours = |workspace: &str| workspace == record::WORKSPACES;
+                for gone in page.deleted.into_iter().filter(|gone| is_ours(&gone.workspace)) {
+                    known.remove(&gone.key);
+                }
+                let written = page.values.into_iter().filter(|value| is_ours(&value.workspace));
+                known.extend(written.map(|value| (value.key, value.version)));
+            })
+            .await?;
+        (self.registered, self.at) = (known, at);
+        Ok(())
     }
 
     /// Makes the registry hold exactly the enabled rows. What is registered and has no row came from elsewhere, and gets
     /// one. Looks again when somebody else wrote meanwhile.
-    async fn compare(&self) -> Result<(), Failed> {
+    async fn compare(&mut self) -> Result<(), Failed> {
         for _ in 0..RACES_MAX {
             match self.compare_once().await {
                 Err(Failed::Config(ConfigError::Conflict(_))) => {}
@@ -234,10 +287,10 @@ impl Keeper {
         self.compare_once().await
     }
 
-    async fn compare_once(&self) -> Result<(), Failed> {
-        let registered = self.config.getvalues(record::WORKSPACES, record::WORKSPACE).await?;
-        let versions: BTreeMap<String, i64> = registered.into_iter().map(|v| (v.key, v.version)).collect();
-        let rows = self.rows().await?;
+    async fn compare_once(&mut self) -> Result<(), Failed> {
+        self.look_at_registry().await?;
+        let rows = self.rows().await?.clone();
+        let versions = self.registered.clone();
         for id in versions.keys().filter(|id| !rows.contains_key(*id) && !id.starts_with('_')) {
             let row = Row { name: id.clone(), enabled: true, created: clock::now() };
             self.store(id, &row, None).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_bus::{BrokerAdmin, Client, Embedded, TopicSpec};
+use sluice_bus::{BrokerAdmin, Client, Counting, Embedded, TopicSpec};
 use sluice_iam::{Error, Mode};
 use sluice_schema::message::{ConfigKey, IamRequest, IamResponse, WorkspaceInput};
 use sluice_schema::{exchange, system, wire};
@@ -44,6 +44,7 @@ struct House {
     config: ConfigClient,
     client: Client<exchange::Iam>,
     broker: Embedded,
+    counted: Counting<Embedded>,
 }
 
 impl House {
@@ -53,7 +54,8 @@ impl House {
 
     async fn try_start(folder: &Folder, mode: Mode) -> Result<Self, Error> {
         let broker = Embedded::in_memory();
-        let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+        let counted = Counting::new(broker.clone());
+        let process = Process::new(Arc::new(counted.clone()), CancellationToken::new());
         let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
         let tables = folder.tables.clone();
         let parts =
@@ -67,7 +69,7 @@ impl House {
         }
         let client = Client::new(&process.replies, system::iam_request(), &system::iam_response()).await?;
         let config = ConfigClient::new(&process.replies).await?;
-        Ok(Self { process, config, client, broker })
+        Ok(Self { process, config, client, broker, counted })
     }
 
     async fn ask(&self, question: IamRequest) -> IamResponse {
@@ -138,7 +140,8 @@ async fn the_first_start_makes_a_key_that_opens_and_registers_the_first_workspac
     );
     assert_eq!(answer.resolved_roles, ["admin"]);
     assert_eq!(house.registered().await, ["default"]);
-    let wrong = format!("{}x", &key[..34]);
+    // The key is random: a letter that is not its last.
+    let wrong = format!("{}{}", &key[..34], if key.ends_with('x') { 'y' } else { 'x' });
     for (presented, message) in
         [("", "no api key"), (wrong.as_str(), "unknown api key"), ("tg_", "unknown api key")]
     {
@@ -259,6 +262,12 @@ async fn workspaces_come_and_go_with_their_registration() {
     let off = house.ask(about("disable-workspace", "acme", "", true)).await.workspace.unwrap();
     assert!(!off.enabled);
     assert_eq!(house.registered().await, ["default"]);
+    let still = house.ask(about("create-workspace", "acme", "Other", false)).await.workspace.unwrap();
+    assert_eq!(still, off, "one that is to be made disabled stays so");
+    let back = house.ask(about("create-workspace", "acme", "Other", true)).await.workspace.unwrap();
+    assert_eq!(back, made, "one that was disabled is there again, under its name");
+    assert_eq!(house.registered().await, ["acme", "default"]);
+    house.ask(about("disable-workspace", "acme", "", true)).await;
     let on = house.ask(about("update-workspace", "acme", "Acme Inc", true)).await.workspace.unwrap();
     assert_eq!((on.name.as_str(), on.enabled), ("Acme Inc", true));
     assert_eq!(house.registered().await, ["acme", "default"]);
@@ -452,5 +461,31 @@ async fn workspaces_are_listed_in_pages_and_their_names_have_a_ceiling() {
     expected.extend((0..100).map(|n| format!("w{n:02}")));
     assert_eq!((ids, pages), (expected, 2));
     assert_eq!(house.ask(question("list-workspaces")).await.workspaces.len(), 101, "it fits one message");
+    house.stop().await;
+}
+
+/// Each is compared with all others; only what was written since the last time is read for that.
+#[tokio::test]
+async fn what_a_workspace_costs_does_not_grow_with_those_that_are_there() {
+    let folder = Folder::new();
+    let house = House::start(&folder, by_key(folder.key_file())).await;
+    let cost = async |id: &str| {
+        let before = house.counted.total().delivered_bytes;
+        for operation in ["create-workspace", "disable-workspace", "create-workspace"] {
+            assert_eq!(house.ask(about(operation, id, "", true)).await.error, None, "{operation}");
+        }
+        house.counted.total().delivered_bytes - before
+    };
+    cost("first").await;
+    let among_few = cost("second").await;
+    let many: Vec<_> = (0..1_000)
+        .map(|n| config::value("__workspaces__", "workspace", &format!("many{n}"), "{\"enabled\": true}"))
+        .collect();
+    house.config.put("__workspaces__", many).await.unwrap();
+    // Those are taken in once.
+    cost("third").await;
+    let among_many = cost("fourth").await;
+    assert!(among_many < among_few + 32 * 1024, "{among_few} bytes among few, {among_many} among many");
+    assert_eq!(house.registered().await.len(), 1_005);
     house.stop().await;
 }

@@ -16,12 +16,14 @@ use sluice_schema::message::{
 };
 use sluice_schema::{WorkspaceId, ceilings, wire};
 use sluice_sdk::config::value;
-use sluice_sdk::{Apply, ConfigClient, ConfigError};
+use sluice_sdk::{Apply, ConfigClient, ConfigError, Position};
 use sluice_store::Batch;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::Error;
 use crate::clock::timestamp;
 use crate::error::cause;
+use crate::folded::FoldedNames;
 use crate::removals::{Removals, Scope};
 
 /// Config type of collections.
@@ -31,14 +33,22 @@ pub(crate) const COLLECTION: &str = "collection";
 #[derive(Clone)]
 pub(crate) struct Collections {
     config: Arc<ConfigClient>,
+    known: Arc<Mutex<Known>>,
     removals: Removals,
     /// The broker's largest message, in bytes.
     message_bytes_max: usize,
 }
 
+/// The names of all collections, as far as config was read.
+#[derive(Default)]
+struct Known {
+    names: FoldedNames,
+    at: Position,
+}
+
 impl Collections {
-    pub(crate) const fn new(config: Arc<ConfigClient>, removals: Removals, message_bytes_max: usize) -> Self {
-        Self { config, removals, message_bytes_max }
+    pub(crate) fn new(config: Arc<ConfigClient>, removals: Removals, message_bytes_max: usize) -> Self {
+        Self { config, known: Arc::default(), removals, message_bytes_max }
     }
 
     /// Answers one call.
@@ -109,7 +119,7 @@ impl Collections {
         if id.is_empty() {
             return Err(Error::request("name the collection to delete"));
         }
-        if let Some(other) = deletion_blocked_by(workspace, id, &self.live().await?) {
+        if let Some(other) = self.known().await?.names.below(workspace, id) {
             return Err(Error::request(format!(
                 "collection '{id}' cannot be deleted while {other} exists: stores that fold names would delete both"
             )));
@@ -151,22 +161,40 @@ impl Collections {
     async fn check_new(&self, workspace: &str, id: &str) -> Result<(), Error> {
         Name::parse(id)
             .map_err(|error| Error::request(error.to_string().replacen("name", "collection", 1)))?;
-        let live = self.live().await?;
-        if let Some(other) = creation_blocked_by(workspace, id, &live) {
+        let known = self.known().await?;
+        if let Some(other) = known.names.alike(workspace, id) {
             return Err(Error::request(format!(
                 "collection '{id}' cannot be made: stores that fold names could not tell it from {other}; choose another id"
             )));
         }
-        if let Some(other) = deletion_blocked_by(workspace, id, &live) {
+        if let Some(other) = known.names.below(workspace, id) {
             tracing::warn!(workspace, collection = id, "the collection cannot be deleted before {other}");
         }
         Ok(())
     }
 
-    /// Every collection of every live workspace.
-    async fn live(&self) -> Result<Vec<(String, String)>, Error> {
-        let live = self.config.places(COLLECTION).await?.into_iter();
-        Ok(live.filter(|(workspace, _)| !WorkspaceId::existing(workspace).is_reserved()).collect())
+    /// Every collection of every live workspace, as of now: what was written since the last look is read, and no more.
+    async fn known(&self) -> Result<MutexGuard<'_, Known>, Error> {
+        let mut known = self.known.lock().await;
+        let Known { mut names, at } = std::mem::take(&mut *known);
+        let of_people = |workspace: &str| !WorkspaceId::existing(workspace).is_reserved();
+        let types = [COLLECTION.to_owned()];
+        // Where reading fails, what was known is forgotten: some of what came may be in it.
+        let at = self
+            .config
+            .fetch(&types, &at, |page| {
+                if page.is_whole {
+                    names = FoldedNames::default();
+                }
+                page.deleted.iter().for_each(|gone| names.remove(&gone.workspace, &gone.key));
+                let written = page.values.iter().map(|value| (&value.workspace, &value.key));
+                let damaged = page.damaged.iter().map(|at| (&at.workspace, &at.key));
+                let there = written.chain(damaged).filter(|(workspace, _)| of_people(workspace));
+                there.for_each(|(workspace, id)| names.insert(workspace, id));
+            })
+            .await?;
+        *known = Known { names, at };
+        Ok(known)
     }
 }
 
@@ -211,60 +239,5 @@ fn read(value: &ConfigValue) -> Option<CollectionMetadata> {
                 ..Default::default()
             })
         }
-    }
-}
-
-fn folded(workspace: &str, id: &str) -> String {
-    let fold = |text: &str| -> String {
-        text.chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '_' })
-            .collect()
-    };
-    format!("{}_{}_", fold(workspace), fold(id))
-}
-
-/// A live collection that folds to the same name, as the caller may see it.
-fn creation_blocked_by(workspace: &str, id: &str, live: &[(String, String)]) -> Option<String> {
-    let name = folded(workspace, id);
-    blocked_by(workspace, id, live, |other| other == name)
-}
-
-/// A live collection whose folded name begins with that of the one to delete, as the caller may see it.
-fn deletion_blocked_by(workspace: &str, id: &str, live: &[(String, String)]) -> Option<String> {
-    let name = folded(workspace, id);
-    blocked_by(workspace, id, live, |other| other.starts_with(&name))
-}
-
-fn blocked_by(
-    workspace: &str,
-    id: &str,
-    live: &[(String, String)],
-    hit: impl Fn(&str) -> bool,
-) -> Option<String> {
-    let (in_workspace, other) =
-        live.iter().find(|(w, c)| !(w == workspace && c == id) && hit(&folded(w, c)))?;
-    Some(if in_workspace == workspace {
-        format!("collection '{other}'")
-    } else {
-        "a collection of another workspace".to_owned()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_fold_alike_block_each_other_and_foreign_ones_are_not_named() {
-        let live: Vec<(String, String)> = [("default", "docs"), ("default", "docs-2024"), ("a", "b_c")]
-            .map(|(w, c)| (w.into(), c.into()))
-            .into();
-        let create = |w: &str, c: &str| creation_blocked_by(w, c, &live);
-        assert_eq!(create("default", "docs_2024").unwrap(), "collection 'docs-2024'");
-        assert_eq!(create("a-b", "c").unwrap(), "a collection of another workspace");
-        assert_eq!(create("default", "docs"), None, "the same one is no stranger");
-        assert_eq!(create("default", "other"), None);
-        assert_eq!(deletion_blocked_by("default", "docs", &live).unwrap(), "collection 'docs-2024'");
-        assert_eq!(deletion_blocked_by("default", "docs-2024", &live), None);
     }
 }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sluice_schema::listing::Page;
 use sluice_schema::message::{Criteria, DocumentMetadata};
 use sluice_schema::{ceilings, wire};
+use sluice_store::embedded::{Owner, Owners};
 use sluice_store::{Batch, Blobs, ErrorKind, Found, Read};
 
 use crate::Error;
@@ -26,10 +27,17 @@ const CHILDREN: &str = "library-children";
 /// By collection, document and part.
 const MADE: &str = "library-made";
 
+/// Says of content which document it is of.
+pub const OWNERS: Owners = Owners { table: DOCUMENTS, of: owner_of };
+/// Characters of a title that an error shows.
+const TITLE_CHARS_SHOWN: usize = 80;
+
 /// The largest document, in bytes.
 pub(crate) const DOCUMENT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// Rows removed in one step.
 const REMOVE_ROWS: usize = 500;
+/// Rows moved at once while a tree goes: with the longest ids they fit what a full disk leaves for removals.
+const ADOPT_ROWS: usize = 32;
 /// Rows of documents that a list reads at once.
 const LISTED_ROWS: usize = 32;
 /// Tries of a write that loses against other writers.
@@ -82,6 +90,17 @@ impl Document {
         Self { object, bytes, metadata, root: String::new(), collection: String::new() }
     }
 
+    /// Which one it is, for people.
+    fn name(&self, workspace: &str) -> String {
+        let DocumentMetadata { id, title, .. } = &self.metadata;
+        let title: String = title.chars().take(TITLE_CHARS_SHOWN).collect();
+        let title = if title.is_empty() { title } else { format!(" ({title:?})") };
+        match &*self.root {
+            "" => format!("document '{id}'{title} of workspace '{workspace}'"),
+            root => format!("part '{id}'{title} of document '{root}' of workspace '{workspace}'"),
+        }
+    }
+
     /// The key that says that it was made for a collection.
     fn made_key(&self, workspace: &str) -> Option<Vec<u8>> {
         let is_made = !self.collection.is_empty() && !self.root.is_empty();
@@ -91,6 +110,14 @@ impl Document {
     fn is_listed(&self) -> bool {
         self.metadata.parent_id.is_empty() && self.metadata.document_type != "answer"
     }
+}
+
+/// The content that the record of a document names, and which document that is.
+fn owner_of(key: &[u8], record: &[u8]) -> Option<Owner> {
+    let document: Document = serde_json::from_slice(record).ok()?;
+    let workspace = key.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = document.name(&String::from_utf8_lossy(workspace));
+    Some(Owner { content: document.object, name })
 }
 
 /// The documents of all workspaces.
@@ -152,7 +179,7 @@ impl Documents {
             if let Some(known) = self.find(workspace, &metadata.id).await? {
                 let same = known.is.metadata.parent_id == metadata.parent_id
                     && known.is.metadata.kind == metadata.kind
-                    && self.blobs.get(&known.is.object).await?.is_some_and(|stored| stored == content);
+                    && self.whole(workspace, &known.is).await?.is_some_and(|stored| stored == content);
                 return if same { Ok(()) } else { Err(Error::Exists(metadata.id)) };
             }
             let object = new_object();
@@ -331,11 +358,12 @@ impl Documents {
     /// Moves the children of a document that is gone under the root whose tree is being removed.
     async fn adopt_children(&self, workspace: &str, gone: &str, root: &str) -> Result<(), Error> {
         loop {
-            let page = self.rows.page(CHILDREN, &prefix(&[workspace, gone]), REMOVE_ROWS).await?;
+            let page = self.rows.page(CHILDREN, &prefix(&[workspace, gone]), ADOPT_ROWS).await?;
             if page.is_empty() {
                 return Ok(());
             }
             let mut batch = Batch::new();
+            batch.essential();
             for (old, _) in &page {
                 let child = rows::last_part(old);
                 batch.put(CHILDREN, key(&[workspace, root, &child]), Bytes::new()).delete(CHILDREN, old);
@@ -362,15 +390,23 @@ impl Documents {
         }
     }
 
+    /// The whole content of a document, if it is there.
+    async fn whole(&self, workspace: &str, document: &Document) -> Result<Option<Bytes>, Error> {
+        let content = self.blobs.get(&document.object).await;
+        content.map_err(|error| error.of(document.name(workspace)).into())
+    }
+
     /// Up to `bytes_max` bytes of a document's content from `offset`.
     pub(crate) async fn content(
         &self,
+        workspace: &str,
         document: &Document,
         offset: u64,
         bytes_max: u64,
     ) -> Result<Bytes, Error> {
         let wanted = bytes_max.min(document.bytes.saturating_sub(offset));
-        let content = self.blobs.get_range(&document.object, offset, bytes_max).await?;
+        let content = self.blobs.get_range(&document.object, offset, bytes_max).await;
+        let content = content.map_err(|error| error.of(document.name(workspace)))?;
         content.filter(|content| content.len() as u64 == wanted).ok_or_else(|| {
             Error::request(format!(
                 "the content of document '{}' is gone: it was removed meanwhile; remove the document and add it again",

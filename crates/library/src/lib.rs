@@ -20,6 +20,7 @@ mod collections;
 mod dead;
 mod documents;
 mod error;
+mod folded;
 mod librarian;
 mod passes;
 mod poison;
@@ -32,5 +33,6 @@ mod service;
 mod uploads;
 
 pub use dead::Limits;
+pub use documents::OWNERS;
 pub use error::Error;
 pub use service::{Parts, start};

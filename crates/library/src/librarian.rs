@@ -21,6 +21,8 @@ use crate::uploads::{Uploads, signed};
 
 /// Bytes of content in a part of `stream-document` when the caller names no size.
 const PART_BYTES_DEFAULT: u64 = 1024 * 1024;
+/// Parts that a document is read in: each is a message.
+const PARTS_MAX: u64 = 65_536;
 /// Room in a message for what is around the content, in bytes.
 const FRAME_BYTES: usize = 16 * 1024;
 
@@ -99,7 +101,7 @@ impl Librarian {
             }
             "get-document-content" => {
                 let found = self.documents.get(workspace, id).await?.is;
-                Response { content: self.whole(&found).await?, ..ok }
+                Response { content: self.whole(workspace, &found).await?, ..ok }
             }
             "list-documents" => {
                 let page = self.page(&request);
@@ -173,7 +175,7 @@ impl Librarian {
         self.documents.add_child(workspace, metadata, content, collection).await
     }
 
-    async fn whole(&self, document: &Document) -> Result<String, Error> {
+    async fn whole(&self, workspace: &str, document: &Document) -> Result<String, Error> {
         let bytes_max = self.content_bytes_max();
         if document.bytes > bytes_max {
             return Err(Error::request(format!(
@@ -181,7 +183,7 @@ impl Librarian {
                 document.metadata.id, document.bytes
             )));
         }
-        Ok(to_base64(&self.documents.content(document, 0, bytes_max).await?))
+        Ok(to_base64(&self.documents.content(workspace, document, 0, bytes_max).await?))
     }
 
     /// Sends the content in parts; an empty document is one empty part.
@@ -195,10 +197,15 @@ impl Librarian {
         let wanted = u64::try_from(request.chunk_size).ok().filter(|size| *size > 0);
         let part_bytes = wanted.unwrap_or(PART_BYTES_DEFAULT).min(self.content_bytes_max());
         let parts = document.bytes.div_ceil(part_bytes);
+        if parts > PARTS_MAX {
+            return Err(Error::request(format!(
+                "chunk-size {part_bytes} would make {parts} parts of this document; {PARTS_MAX} are the most: take larger ones"
+            )));
+        }
         let mut index = 0;
         loop {
             let offset = index * part_bytes;
-            let content = self.documents.content(&document, offset, part_bytes).await?;
+            let content = self.documents.content(workspace, &document, offset, part_bytes).await?;
             let part = Response {
                 content: to_base64(&content),
                 chunk_index: signed(index),

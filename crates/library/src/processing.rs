@@ -203,15 +203,19 @@ impl Processings {
         entrance(flow, &flow_record, document)
     }
 
-    /// Sends what was recorded before a crash and not sent.
+    /// Sends what was recorded before a crash and not sent. What fails keeps nothing else from it; its error is returned in the
+    /// end, so that it is tried again.
     pub(crate) async fn resume(&self, workspace: &str) -> Result<(), Error> {
         let mut unsent: Vec<Processing> = Vec::new();
+        let mut failure = None;
         let range = KeyRange::prefix(prefix(&[workspace]));
         self.documents
             .rows
             .scan_range(PROCESSING, range, LISTED_ROWS, |key, raw| {
-                let row: Processing = rows::decode(PROCESSING, key, raw)?;
-                unsent.extend(Some(row).filter(|row| !row.sent));
+                match rows::decode::<Processing>(PROCESSING, key, raw) {
+                    Ok(row) => unsent.extend(Some(row).filter(|row| !row.sent)),
+                    Err(error) => tracing::warn!(workspace, %error, "a record cannot be read; whether its document was sent is not known"),
+                }
                 Ok(true)
             })
             .await?;
@@ -224,10 +228,13 @@ impl Processings {
                 Err(error @ (Error::Request(_) | Error::NotFound(_))) => {
                     tracing::warn!(workspace, processing = id, %error, "a document recorded before a crash was not sent");
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(workspace, processing = id, %error, "a document recorded before a crash cannot be sent yet");
+                    failure.get_or_insert(error);
+                }
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     async fn resume_one(&self, workspace: &str, row: Processing) -> Result<(), Error> {

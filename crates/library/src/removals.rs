@@ -1,7 +1,7 @@
 //! What is removed, with everything that was made from it: a document, a document's data in one collection, a collection.
 //!
-//! A removal is a wish written in one step. Making it so can be repeated: the stores are told by a durable message, then
-//! contents and rows go, then the wish. A crash in between leaves the wish, and it is made so at the next start; a call
+//! A removal is a wish written in one step. Making it so can be repeated: contents and rows go, then the stores are told by a
+//! durable message, then the wish goes. A crash in between leaves the wish, and it is made so at the next start; a call
 //! that would add what is being removed makes it so first. What is gone stays on record for a while with the number of
 //! its removal, so that reports and parts which were still on their way can be told from those of a later pass.
 
@@ -20,7 +20,7 @@ use crate::collections::COLLECTION;
 use crate::documents::Documents;
 use crate::passes::Passes;
 use crate::progress::Progress;
-use crate::rows::{self, Rows, key, prefix};
+use crate::rows::{self, Rows, check_id, key, prefix};
 use crate::{Error, clock, processing};
 
 /// Wishes, by document and collection.
@@ -86,6 +86,12 @@ impl Removals {
         scope: Scope<'_>,
         mut with: Batch,
     ) -> Result<(), Error> {
+        // A wish that can never be fulfilled would be tried for ever.
+        for (what, id) in [("document", scope.document), ("collection", scope.collection)] {
+            if !id.is_empty() {
+                check_id(what, id)?;
+            }
+        }
         let gone = Gone { until: self.passes.next(workspace).await?, restored: 0 };
         let scope_key = scope.key(workspace);
         with.put(WISHES, &scope_key, rows::encode(&gone.until)).put(GONE, &scope_key, rows::encode(&gone));
@@ -137,11 +143,11 @@ impl Removals {
     }
 
     async fn make_so(&self, workspace: &str, scope: Scope<'_>, until: i64) -> Result<(), Error> {
-        if scope.document.is_empty() {
+        // Config has no other names, but an earlier version has recorded wishes for them.
+        if scope.document.is_empty() && rows::is_id(scope.collection) {
             let key = ConfigKey { r#type: COLLECTION.to_owned(), key: scope.collection.to_owned() };
             self.config.delete(workspace, vec![key]).await?;
         }
-        self.tell(workspace, scope, until, false).await?;
         if scope.collection.is_empty() {
             self.documents.remove_tree(workspace, scope.document).await?;
             self.progress.forget(workspace, scope.document).await?;
@@ -150,6 +156,8 @@ impl Removals {
             self.progress.forget_in(workspace, scope.document, scope.collection).await?;
         }
         processing::forget(&self.rows, workspace, scope.document, scope.collection).await?;
+        // On a full disk a broker may take this only after the contents have gone.
+        self.tell(workspace, scope, until, false).await?;
         let mut batch = Batch::new();
         let scope_key = scope.key(workspace);
         batch.expect_value(WISHES, &scope_key, rows::encode(&until)).delete(WISHES, &scope_key);
@@ -171,22 +179,47 @@ impl Removals {
         Ok(self.broker.publish(&Address::Subscribed(topic), Message::new(wire::encode(&removal))).await?)
     }
 
-    /// Makes so what was wished and is not so yet, and forgets what has been gone for long.
+    /// Makes so what was wished and is not so yet, and forgets what has been gone for long. What fails keeps nothing else from
+    /// it; its error is returned in the end, so that it is tried again.
     pub(crate) async fn resume(&self, workspace: &str) -> Result<(), Error> {
         let under = prefix(&[workspace]);
-        for (wish_key, raw) in self.rows.page(WISHES, &under, PAGE_ROWS).await? {
+        let mut wishes: Vec<(Bytes, Bytes)> = Vec::new();
+        self.rows
+            .scan(WISHES, &under, |key, raw| {
+                wishes.push((key.clone(), raw.clone()));
+                Ok(true)
+            })
+            .await?;
+        let mut failure = None;
+        for (wish_key, raw) in wishes {
             let names = String::from_utf8_lossy(&wish_key[under.len()..]).into_owned();
             let Some((document, collection)) = names.split_once('\0') else { continue };
-            let until = rows::decode(WISHES, &wish_key, &raw)?;
-            self.make_so(workspace, Scope { document, collection }, until).await?;
-            tracing::info!(workspace, document, collection, "a removal that was cut short is done");
+            let made_so = async {
+                let until = rows::decode(WISHES, &wish_key, &raw)?;
+                self.make_so(workspace, Scope { document, collection }, until).await
+            };
+            match made_so.await {
+                Ok(()) => {
+                    tracing::info!(workspace, document, collection, "a removal that was cut short is done");
+                }
+                Err(error) => {
+                    tracing::warn!(workspace, document, collection, %error, "a removal that was cut short cannot be finished yet");
+                    failure.get_or_insert(error);
+                }
+            }
         }
+        self.forget_old(workspace).await?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn forget_old(&self, workspace: &str) -> Result<(), Error> {
         let mut old: Vec<(Bytes, Bytes)> = Vec::new();
         let oldest = clock::milliseconds() - GONE_MS_MAX;
         self.rows
-            .scan(GONE, &under, |key, raw| {
-                let gone: Gone = rows::decode(GONE, key, raw)?;
-                if gone.until.max(gone.restored) < oldest {
+            .scan(GONE, &prefix(&[workspace]), |key, raw| {
+                // One that cannot be read stays, and is found by a check of the whole store.
+                let is_old = |gone: Gone| gone.until.max(gone.restored) < oldest;
+                if rows::decode(GONE, key, raw).is_ok_and(is_old) {
                     old.push((key.clone(), raw.clone()));
                 }
                 Ok(true)

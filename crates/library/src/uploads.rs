@@ -3,13 +3,17 @@
 //! A session is a row; each part is a blob and a row that says it is there. Completing joins the parts into the content
 //! of a new document and writes document and session in one step, so that it can be repeated.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_schema::listing::Page;
 use sluice_schema::message::{DocumentMetadata, LibrarianResponse, UploadSession};
 use sluice_schema::wire;
 use sluice_store::Batch;
-use std::time::SystemTime;
+use tokio::sync::Mutex;
 
 use crate::Error;
 use crate::clock;
@@ -58,16 +62,38 @@ impl Session {
     }
 }
 
+/// What is kept in mind of a session, so that beginning another one reads none of them.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    at_seconds: i64,
+    is_completed: bool,
+}
+
+impl Begun {
+    fn is_expired(&self) -> bool {
+        clock::seconds() - self.at_seconds > SESSION_SECONDS_MAX
+    }
+}
+
+impl From<&Session> for Begun {
+    fn from(session: &Session) -> Self {
+        Self { at_seconds: session.created_seconds, is_completed: session.completed.is_some() }
+    }
+}
+
 /// Uploads of all workspaces.
 #[derive(Clone)]
 pub(crate) struct Uploads {
     documents: Documents,
     removals: Removals,
+    /// Sessions by workspace and id, of workspaces in which one was begun since the start. Only this process writes them. One
+    /// may be in here that is gone or was never written, and counts until it expires; none is left out.
+    begun: Arc<Mutex<HashMap<String, HashMap<String, Begun>>>>,
 }
 
 impl Uploads {
     pub(crate) fn new(documents: Documents, removals: Removals) -> Self {
-        Self { documents, removals }
+        Self { documents, removals, begun: Arc::default() }
     }
 
     /// Opens a session; the caller must send parts of the size that the answer says.
@@ -94,6 +120,8 @@ impl Uploads {
         }
         self.documents.check_absent(workspace, &metadata.id).await?;
         self.sweep(workspace).await?;
+        let upload_id = uuid::Uuid::new_v4().to_string();
+        self.admit(workspace, &upload_id).await?;
         let wanted = u64::try_from(chunk_size).ok().filter(|size| *size > 0).unwrap_or(PART_BYTES_DEFAULT);
         let session = Session {
             metadata,
@@ -103,11 +131,18 @@ impl Uploads {
             created_at: clock::timestamp(SystemTime::now()),
             completed: None,
         };
-        let upload_id = uuid::Uuid::new_v4().to_string();
         let session_key = key(&[workspace, &upload_id]);
         let mut batch = Batch::new();
         batch.expect_absent(SESSIONS, &session_key).put(SESSIONS, &session_key, rows::encode(&session));
-        self.documents.rows.commit(batch).await?;
+        if let Err(error) = self.documents.rows.commit(batch).await {
+            // What may have been written counts until it expires.
+            let is_in_doubt =
+                |inner: &sluice_store::Error| inner.kind() == sluice_store::ErrorKind::OutcomeUnknown;
+            if !matches!(&error, Error::Store(inner) if is_in_doubt(inner)) {
+                self.is_gone(workspace, &upload_id).await;
+            }
+            return Err(error);
+        }
         Ok(LibrarianResponse {
             upload_id,
             chunk_size: signed(session.part_bytes),
@@ -202,6 +237,9 @@ impl Uploads {
                 };
             }
             done => done?,
+        }
+        if let Some(begun) = self.begun.lock().await.get_mut(workspace) {
+            begun.insert(upload_id.to_owned(), Begun::from(&done));
         }
         self.remove_blobs(workspace, upload_id, session.parts()).await;
         Ok(completed(session.metadata.id, &object))
@@ -303,30 +341,64 @@ impl Uploads {
         })
     }
 
-    /// Removes what is older than a session may get; refuses when too many are left.
+    /// Removes what is older than a session may get.
     pub(crate) async fn sweep(&self, workspace: &str) -> Result<(), Error> {
-        let mut open = 0;
-        let mut after = String::new();
-        loop {
-            let some = self.sessions(workspace, &after).await?;
-            for (upload_id, session) in &some {
-                if session.is_expired() {
-                    self.forget(workspace, upload_id, session).await?;
-                } else if session.completed.is_none() {
-                    open += 1;
-                }
-            }
-            match some.into_iter().next_back() {
-                Some((last, _)) => after = last,
-                None => break,
+        let mut begun = self.begun.lock().await;
+        let known = self.known(&mut begun, workspace).await?;
+        let expired = known.iter().filter(|(_, begun)| begun.is_expired()).map(|(id, _)| id.clone());
+        let expired: Vec<String> = expired.collect();
+        drop(begun);
+        for upload_id in expired {
+            match self.documents.rows.get::<Session>(SESSIONS, &key(&[workspace, &upload_id])).await? {
+                Some(row) => self.forget(workspace, &upload_id, &row.is).await?,
+                None => self.is_gone(workspace, &upload_id).await,
             }
         }
+        Ok(())
+    }
+
+    /// Counts a session that is about to begin; refuses it when too many are open.
+    async fn admit(&self, workspace: &str, upload_id: &str) -> Result<(), Error> {
+        let mut begun = self.begun.lock().await;
+        let known = self.known(&mut begun, workspace).await?;
+        let open = known.values().filter(|begun| !begun.is_completed).count();
         if open >= SESSIONS_MAX {
             return Err(Error::request(format!(
                 "{open} uploads are open in this workspace, which is the limit; complete or abort some (list-uploads)"
             )));
         }
+        let now = Begun { at_seconds: clock::seconds(), is_completed: false };
+        known.insert(upload_id.to_owned(), now);
         Ok(())
+    }
+
+    /// The sessions of a workspace, read where they are not in mind.
+    async fn known<'a>(
+        &self,
+        begun: &'a mut HashMap<String, HashMap<String, Begun>>,
+        workspace: &str,
+    ) -> Result<&'a mut HashMap<String, Begun>, Error> {
+        let known = match begun.remove(workspace) {
+            Some(known) => known,
+            None => self.read(workspace).await?,
+        };
+        Ok(begun.entry(workspace.to_owned()).or_insert(known))
+    }
+
+    async fn read(&self, workspace: &str) -> Result<HashMap<String, Begun>, Error> {
+        let (mut known, mut after) = (HashMap::new(), String::new());
+        loop {
+            let some = self.sessions(workspace, &after).await?;
+            let Some((last, _)) = some.last() else { return Ok(known) };
+            after.clone_from(last);
+            known.extend(some.iter().map(|(upload_id, session)| (upload_id.clone(), Begun::from(session))));
+        }
+    }
+
+    async fn is_gone(&self, workspace: &str, upload_id: &str) {
+        if let Some(known) = self.begun.lock().await.get_mut(workspace) {
+            known.remove(upload_id);
+        }
     }
 
     /// Some uploads behind one, in the order of their ids; none behind the last.
@@ -373,6 +445,7 @@ impl Uploads {
             .delete(SESSIONS, key(&[workspace, upload_id]))
             .delete_prefix(PARTS, prefix(&[workspace, upload_id]));
         self.documents.rows.commit(batch).await?;
+        self.is_gone(workspace, upload_id).await;
         self.remove_blobs(workspace, upload_id, session.parts()).await;
         Ok(())
     }

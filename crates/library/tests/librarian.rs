@@ -3,14 +3,17 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{DEADLINE, World, about, add, add_child, base64, bytes, call, captured, metadata, topic};
-use sluice_bus::{BrokerAdmin, Patience};
+use common::{DEADLINE, WS, World, about, add, add_child, base64, bytes, call, captured, metadata, topic};
+use sluice_bus::{BoxFuture, BrokerAdmin, Counting, Patience};
 use sluice_library::Limits;
 use sluice_schema::message::{
-    CollectionManagementRequest, Criteria, DocumentMetadata, LibrarianRequest, LibrarianResponse,
+    CollectionManagementRequest, ConfigKey, Criteria, DocumentMetadata, LibrarianRequest, LibrarianResponse,
 };
+use sluice_sdk::config::value;
+use sluice_store::{Batch, Found, Read, Stores, Tables};
 
 fn ids(documents: &[DocumentMetadata]) -> Vec<&str> {
     documents.iter().map(|document| document.id.as_str()).collect()
@@ -343,6 +346,121 @@ async fn collections_are_listed_changed_and_deleted() {
         assert_eq!(world.collection(ask("delete-collection", id)).await.error, None, "{id}");
     }
     assert_eq!(world.collection(ask("list-collections", "")).await.collections.len(), 1);
+    world.stop().await;
+}
+
+/// Each is compared with all others in all workspaces; only what was written since the last time is read for that.
+#[tokio::test]
+async fn what_a_collection_costs_does_not_grow_with_those_that_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = sluice_bus::embedded::Embedded::in_memory();
+    let counted = Counting::new(broker.clone());
+    let world = World::start_with(folder.path(), &broker, Arc::new(counted.clone()), Limits::default()).await;
+    let ask = |operation: &str, id: &str| CollectionManagementRequest {
+        operation: operation.into(),
+        collection: id.into(),
+        ..Default::default()
+    };
+    let cost = async |id: &str| {
+        let before = counted.total().delivered_bytes;
+        for operation in ["update-collection", "delete-collection"] {
+            assert_eq!(world.collection(ask(operation, id)).await.error, None, "{operation}");
+        }
+        counted.total().delivered_bytes - before
+    };
+    cost("first").await;
+    let among_few = cost("second").await;
+    let values: Vec<_> = (0..2_000).map(|n| value(WS, "collection", &format!("many-{n}"), "{}")).collect();
+    world.config.put(WS, values).await.unwrap();
+    // Those are read once.
+    cost("third").await;
+    let among_many = cost("fourth").await;
+    assert!(among_many < among_few + 32 * 1024, "{among_few} bytes among few, {among_many} among many");
+
+    // What others wrote and deleted meanwhile counts too.
+    world.config.put(WS, vec![value(WS, "collection", "docs-2024", "{}")]).await.unwrap();
+    let refused = world.collection(ask("update-collection", "docs_2024")).await.error.unwrap();
+    assert!(refused.message.contains("collection 'docs-2024'"), "{}", refused.message);
+    let gone = ConfigKey { r#type: "collection".into(), key: "docs-2024".into() };
+    world.config.delete(WS, vec![gone]).await.unwrap();
+    assert_eq!(world.collection(ask("update-collection", "docs_2024")).await.error, None);
+    world.stop().await;
+}
+
+/// Tables that count the rows which are read of the sessions of uploads.
+struct Counted {
+    tables: Arc<dyn Tables>,
+    rows: Arc<AtomicUsize>,
+}
+
+impl Tables for Counted {
+    fn read(&self, reads: Vec<Read>) -> BoxFuture<'_, sluice_store::Result<Vec<Found>>> {
+        Box::pin(async move {
+            let is_of_uploads = |read: &Read| match read {
+                Read::Get { table, .. } | Read::Range { table, .. } => **table == *"library-uploads",
+            };
+            let of_uploads: Vec<bool> = reads.iter().map(is_of_uploads).collect();
+            let found = self.tables.read(reads).await?;
+            for (found, _) in found.iter().zip(of_uploads).filter(|(_, of_uploads)| *of_uploads) {
+                let count = match found {
+                    Found::Value(value) => usize::from(value.is_some()),
+                    Found::Rows(page) => page.rows.len(),
+                };
+                self.rows.fetch_add(count, Ordering::SeqCst);
+            }
+            Ok(found)
+        })
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, sluice_store::Result<()>> {
+        self.tables.commit(batch)
+    }
+}
+
+/// Sessions are counted against their ceiling; those that are there are read for that once, whatever became of them.
+#[tokio::test]
+async fn what_an_upload_costs_does_not_grow_with_those_that_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = Arc::new(AtomicUsize::new(0));
+    let start = async || {
+        let broker = sluice_bus::embedded::Embedded::in_memory();
+        let wrap = |stores: Stores| Stores {
+            tables: Arc::new(Counted { tables: stores.tables.clone(), rows: rows.clone() }),
+            ..stores
+        };
+        World::start_on(folder.path(), &broker, Arc::new(broker.clone()), Limits::default(), wrap).await
+    };
+    let begin = |n: usize| LibrarianRequest {
+        document_metadata: Some(metadata(&format!("urn:{n}"))),
+        total_size: 1,
+        ..call("begin-upload")
+    };
+    let with = |operation: &str, id: &str| LibrarianRequest { upload_id: id.to_owned(), ..call(operation) };
+    let world = start().await;
+    let (mut open, mut made) = (Vec::new(), 0);
+    // Some are completed, some aborted; neither counts.
+    while open.len() < 1_000 {
+        let id = world.ok(begin(made)).await.upload_id;
+        made += 1;
+        match made {
+            5 => _ = world.ok(with("abort-upload", &id)).await,
+            6 => {
+                world.ok(LibrarianRequest { content: base64("1"), ..with("upload-chunk", &id) }).await;
+                world.ok(with("complete-upload", &id)).await;
+            }
+            _ => open.push(id),
+        }
+    }
+    let read = rows.swap(0, Ordering::SeqCst);
+    assert!(read < 100, "{read} rows were read for {made} uploads");
+    assert!(world.refused(begin(made)).await.message.starts_with("1000 uploads are open"));
+    world.stop().await;
+    // As the next start finds them.
+    let world = start().await;
+    assert!(world.refused(begin(made)).await.message.starts_with("1000 uploads are open"));
+    world.ok(with("abort-upload", &open[0])).await;
+    world.ok(begin(made)).await;
+    assert!(world.refused(begin(made + 1)).await.message.starts_with("1000 uploads are open"));
     world.stop().await;
 }
 

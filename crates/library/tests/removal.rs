@@ -7,15 +7,17 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use bytes::Bytes;
 use common::{WS, World, about, add, add_child, add_processing, call, next, text_flow};
 use sluice_bus::embedded::Embedded as Broker;
 use sluice_bus::{Address, BoxFuture, Inbox, Limits, Message, Patience, Subscription, property};
 use sluice_library::Limits as LetterLimits;
 use sluice_schema::message::{
-    CollectionManagementRequest, DeadLetter, DeadLettersRequest, LibrarianRequest, Removal, StageReport,
+    CollectionManagementRequest, DeadLetter, DeadLettersRequest, LibrarianRequest, LibrarianResponse,
+    Removal, StageReport,
 };
 use sluice_schema::wire;
-use sluice_store::{Batch, Error, Found, Read, Stores, Tables};
+use sluice_store::{Batch, Embedded as Store, Error, Found, Read, Stores, Tables};
 
 const REMOVALS: &str = "flow:tg:removals:default";
 const REPORTS: &str = "flow:tg:progress:default";
@@ -274,6 +276,55 @@ async fn a_removal_cut_short_at_any_moment_is_finished_by_the_next_start() {
         assert_eq!((removal.document_id.as_str(), removal.restored), ("doc", false), "moment {moments}");
         world.stop().await;
         moments += 1;
+    }
+}
+
+/// As a process that died, or an earlier version, may have left it.
+async fn wish(folder: &std::path::Path, names: &str, row: &'static [u8]) {
+    let store = Store::open(folder).unwrap();
+    let mut batch = Batch::new();
+    batch.put("library-removals", format!("{WS}\0{names}"), Bytes::from_static(row));
+    store.tables().commit(batch).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_removal_that_cannot_be_finished_keeps_no_other_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    // Refused, and nothing of it stays.
+    for id in ["y".repeat(1_100), "a\0b".into(), "a\u{1b}b".into()] {
+        let delete = CollectionManagementRequest {
+            operation: "delete-collection".into(),
+            collection: id,
+            ..Default::default()
+        };
+        let refused = world.collection(delete).await.error.expect("a name that cannot be");
+        assert!(refused.message.contains("collection ids are up to"), "{refused:?}");
+    }
+    world.ok(add("doc", "text")).await;
+    world.ok(add("other", "text")).await;
+    world.stop().await;
+    // The first in order cannot be read, the second is for a name that config does not take.
+    wish(folder.path(), "\0a", b"damaged").await;
+    wish(folder.path(), &format!("\0{}", "y".repeat(1_100)), b"1").await;
+    wish(folder.path(), "doc\0", b"1").await;
+    let world = World::start(folder.path()).await;
+    let gone = |answer: &LibrarianResponse| {
+        answer.document_metadatas.iter().map(|document| document.id.as_str()).eq(["other"])
+    };
+    world.until(LibrarianRequest { include_children: true, ..call("list-documents") }, gone).await;
+    let tables = world.store.as_ref().unwrap().tables();
+    let ends = tokio::time::Instant::now() + common::DEADLINE;
+    loop {
+        let left = tables.read(vec![Read::prefix("library-removals", b"", 10)]).await.unwrap();
+        let left: Vec<_> =
+            left.into_iter().flat_map(|found| found.into_rows().rows).map(|row| row.0).collect();
+        if left == ["default\0\0a"] {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < ends, "{left:?}");
+        tokio::task::yield_now().await;
     }
 }
 

@@ -22,7 +22,6 @@ use sluice_sdk::{BindError, Failure, Inputs, Out, Ports, Processor, Progress};
 use crate::librarian::{Librarian, Saved};
 use crate::provenance::{self, Part, PartKind};
 use reading::Reading;
-pub(crate) use reading::own_program;
 pub use reading::{Decoding, DecodingConfig};
 
 const COMPONENT: &str = "document-decoder";

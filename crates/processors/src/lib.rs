@@ -42,6 +42,7 @@ pub mod renderer;
 pub mod reranker;
 mod retention;
 pub mod retrieval;
+pub mod sandbox;
 mod template;
 pub mod text;
 mod thesaurus;

@@ -1,8 +1,8 @@
 //! Runs what users wrote — prompt templates and the schemas of answers — in processes of their own.
 //!
 //! A template is a program: it can loop, build lists of lists and nest them until a stack ends, and no count of steps sees all
-//! of that. So it never runs on a thread of this process: a child renders one at a time with limits on its computing and its
-//! memory, and is ended when it reaches one. Children are kept for the next rendering, since starting one takes longer than
+//! of that. So it never runs on a thread of this process: a child, in a [sandbox](crate::sandbox), renders one at a time with limits
+//! on its computing and its memory, and is ended when it reaches one. Children are kept for the next rendering, since starting one takes longer than
 //! that.
 
 pub mod child;
@@ -18,11 +18,14 @@ use tokio::sync::Semaphore;
 use self::child::{Answer, Job};
 use self::process::{Failed, Process};
 use crate::prompt::results::ResponseType;
+use crate::sandbox::own_program;
 
 /// Bytes of everything that one job is given: a template, its schema and its terms.
 pub const JOB_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Jobs that a process does before another takes its place.
 const JOBS_MAX: usize = 1_000;
+/// Seconds that it may compute for all of them: more than they may one by one, and an end for what does none of them.
+const CPU_SECONDS_MAX: u64 = JOBS_MAX as u64;
 
 /// How templates are rendered.
 #[derive(Debug, Clone)]
@@ -44,7 +47,7 @@ pub struct RendererConfig {
 impl Default for RendererConfig {
     fn default() -> Self {
         Self {
-            program: crate::decoder::own_program(),
+            program: own_program(),
             arguments: vec!["render".to_owned()],
             address_bytes_max: 512 * 1024 * 1024,
             start_timeout: Duration::from_secs(30),

@@ -101,9 +101,32 @@ exchanges! {
     FieldExtraction, "field-extraction", FieldExtractionRequest => FieldExtractionResponse, last(_r) = true;
 }
 
+/// Longest message of an error, in bytes: it may repeat what a caller sent, which is as long as callers like.
+const ERROR_MESSAGE_BYTES_MAX: usize = 16 << 10;
+
 impl m::Error {
-    /// An error as services report it.
+    /// An error as services report it. A message of more than 16 KiB is cut, and says so.
     pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { r#type: kind.into(), message: message.into() }
+        let mut message = message.into();
+        let bytes = message.len();
+        if bytes > ERROR_MESSAGE_BYTES_MAX {
+            message.truncate(message.floor_char_boundary(ERROR_MESSAGE_BYTES_MAX));
+            message.push_str(&format!("… ({bytes} bytes in all)"));
+        }
+        Self { r#type: kind.into(), message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_of_an_error_is_cut_between_characters_and_says_so() {
+        let short = m::Error::new("flow-error", "no flow 'a'");
+        assert_eq!(short.message, "no flow 'a'");
+        let long = m::Error::new("flow-error", format!("no flow '{}'", "ß".repeat(1 << 20)));
+        assert!(long.message.len() < ERROR_MESSAGE_BYTES_MAX + 64, "{}", long.message.len());
+        assert!(long.message.ends_with("ß… (2097162 bytes in all)"), "{}", &long.message[16_000..]);
     }
 }

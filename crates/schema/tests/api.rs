@@ -271,9 +271,12 @@ fn over_http_a_document_is_read_part_by_part() {
             (1, &json!(index), &json!(3))
         );
     }
-    let beyond = read(3);
-    assert_eq!(beyond.len(), 1);
-    assert_eq!(beyond[0]["error"]["message"], "chunk-index 3 is not in the document; its last is 2");
+    for index in [3, i64::MAX, -1, i64::MIN] {
+        let beyond = read(index);
+        assert_eq!(beyond.len(), 1, "{index}");
+        let expected = format!("chunk-index {index} is not in the document; its last is 2");
+        assert_eq!(beyond[0]["error"]["message"], expected);
+    }
 
     let call =
         ask_in(false, "librarian", json!({"operation": "stream-document", "document-id": "d"})).unwrap();

@@ -1,6 +1,6 @@
 //! Typed calls to the config service on its system queue.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sluice_bus::{Client, Error as BusError, Replies};
@@ -184,31 +184,6 @@ impl ConfigClient {
         })
         .await?;
         Ok(known.into_values().collect())
-    }
-
-    /// Workspace and key of every value of a type, in all workspaces.
-    ///
-    /// # Errors
-    /// As [`ConfigClient::call`].
-    pub async fn places(&self, kind: &str) -> Result<BTreeSet<(String, String)>, ConfigError> {
-        let request = ConfigRequest {
-            operation: "getkeys-all-ws".to_owned(),
-            r#type: kind.to_owned(),
-            ..Default::default()
-        };
-        let mut known = BTreeSet::new();
-        self.pages(request, |mut page| {
-            if page.is_whole {
-                known.clear();
-            }
-            for gone in page.deleted.drain(..) {
-                known.remove(&(gone.workspace, gone.key));
-            }
-            known.extend(page.values.drain(..).map(|value| (value.workspace, value.key)));
-            known.extend(page.damaged.drain(..).map(|at| (at.workspace, at.key)));
-        })
-        .await?;
-        Ok(known)
     }
 
     /// Hands over an answer page by page; once more from the beginning where the next one cannot be told.

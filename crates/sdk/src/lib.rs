@@ -35,7 +35,7 @@ pub mod workspaces;
 pub use config::{Apply, ConfigClient, ConfigError, Position};
 pub use host::{Host, HostOptions};
 pub use metrics::Metrics;
-pub use process::Process;
+pub use process::{Process, Trouble};
 pub use processor::{BindError, Catalogue, Failure, Inputs, Out, Ports, Processor, Resources, Roster};
 pub use progress::{Progress, Recorded};
 pub use service::{Point, Responder};

@@ -1,14 +1,14 @@
 //! Telling owners at once what is missing at the broker.
 //!
 //! Whoever fails to publish or to read because something of a topic is missing has its process send a notice, and every
-//! process hears it: owners look at once instead of at their next look, and who follows the topic follows it anew. A lost
-//! notice costs no more than that.
+//! process hears it: owners look at once instead of at their next look, who follows the topic follows it anew, and calls whose
+//! question went with a removed queue end. A lost notice costs no more than that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bus::{Address, Broker, Error, Inbox as _, Losses, Message, Renewing};
+use sluice_bus::{Address, Broker, Error, Inbox as _, Losses, Lost, Message, Renewing};
 use sluice_schema::message::LostTopics;
 use sluice_schema::{Topic, system, wire};
 use tokio::time::Instant;
@@ -26,35 +26,56 @@ const HEAR_AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Dura
 /// Passes on what calls of this process found missing, and hears what those of others did, as long as it runs.
 pub(crate) async fn exchange(broker: Arc<dyn Broker>) {
     let Some(losses) = broker.losses() else { return };
-    tokio::join!(tell(&*broker, losses), hear(&*broker, losses));
+    let own = uuid::Uuid::new_v4().to_string();
+    tokio::join!(tell(&*broker, losses, &own), hear(&*broker, losses, &own));
 }
 
-async fn hear(broker: &dyn Broker, losses: &Losses) {
+async fn hear(broker: &dyn Broker, losses: &Losses, own: &str) {
+    let heard = |notice: LostTopics| {
+        // Its own were passed on before they were sent; what is told late would be taken for news.
+        if notice.sender == own {
+            return;
+        }
+        for (topics, lost) in [(&notice.emptied, Lost::Queue), (&notice.topics, Lost::Way)] {
+            topics
+                .iter()
+                .filter_map(|topic| Topic::parse(topic).ok())
+                .for_each(|topic| losses.tell(&topic, lost));
+        }
+    };
     for attempt in 0.. {
         // The notices' own topic comes with the flow service.
-        let error = listen(broker, |topic| losses.tell(&topic)).await;
+        let error = listen(broker, heard).await;
         tracing::debug!(%error, "what other processes miss is not heard at the moment");
         tokio::time::sleep(HEAR_AGAIN.pause(attempt)).await;
     }
 }
 
-async fn tell(broker: &dyn Broker, losses: &Losses) {
+async fn tell(broker: &dyn Broker, losses: &Losses, own: &str) {
     let to = Address::Topic(system::lost_topics());
-    let mut told: HashMap<Topic, Told> = HashMap::new();
+    let mut told: HashMap<(Topic, Lost), Told> = HashMap::new();
     loop {
         let mut lost = losses.take().await;
         let now = Instant::now();
         if told.len() + lost.len() > TOLD_MAX {
             told.clear();
         }
-        lost.retain(|topic| told.entry(topic.clone()).or_default().is_due(now));
-        lost.iter().for_each(|topic| losses.tell(topic));
+        // What is seen to go is news; that it is still missing is not.
+        lost.retain(|topic, lost| {
+            *lost == Lost::Removed || told.entry((topic.clone(), *lost)).or_default().is_due(now)
+        });
+        lost.iter().for_each(|(topic, lost)| losses.tell(topic, *lost));
         // Of the notices themselves other processes are not told: where nobody follows them, their topic may not be there.
         lost.remove(&system::lost_topics());
         if lost.is_empty() {
             continue;
         }
-        let notice = LostTopics { topics: lost.iter().map(ToString::to_string).collect() };
+        let emptied = lost.iter().filter(|(_, lost)| lost.is_queue());
+        let notice = LostTopics {
+            topics: lost.keys().map(ToString::to_string).collect(),
+            emptied: emptied.map(|(topic, _)| topic.to_string()).collect(),
+            sender: own.to_owned(),
+        };
         if let Err(error) = broker.publish(&to, Message::new(wire::encode(&notice))).await {
             tracing::debug!(%error, "owners were not told of missing topics; they find them at their next look");
         }
@@ -83,9 +104,9 @@ impl Told {
     }
 }
 
-/// Hands every topic to `lost` that somebody, in whichever process, found something of missing; until it cannot, and why.
-/// The flow service makes the topic of the notices.
-pub async fn listen(broker: &dyn Broker, lost: impl Fn(Topic)) -> Error {
+/// Hands every notice to `heard` that somebody, in whichever process, found something of topics missing; until it cannot, and
+/// why. The flow service makes the topic of the notices.
+pub async fn listen(broker: &dyn Broker, heard: impl Fn(LostTopics)) -> Error {
     let inbox = match Renewing::attach(broker, vec![system::lost_topics()], || ()).await {
         Ok(inbox) => inbox,
         Err(error) => return error,
@@ -96,14 +117,42 @@ pub async fn listen(broker: &dyn Broker, lost: impl Fn(Topic)) -> Error {
             Err(error) => return error,
         };
         // One that cannot be read costs what a lost one does.
-        let Ok(told) = wire::decode::<LostTopics>(&notice.message.body) else { continue };
-        told.topics.iter().filter_map(|topic| Topic::parse(topic).ok()).for_each(&lost);
+        if let Ok(told) = wire::decode::<LostTopics>(&notice.message.body) {
+            heard(told);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sluice_bus::{BrokerAdmin as _, TopicSpec};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_removal_is_told_however_soon_it_follows() {
+        let broker = sluice_bus::Embedded::in_memory();
+        broker.ensure(&TopicSpec::bare(system::lost_topics())).await.unwrap();
+        let losses = broker.losses().unwrap();
+        let topic: Topic = "request:tg:a".parse().unwrap();
+        let mut news = losses.news();
+        let notes = async {
+            for _ in 0..3 {
+                losses.note_removed(&topic);
+                assert_eq!(news.next().await, (topic.clone(), Lost::Removed));
+            }
+            let missing = Error::NoSubscription { topic: topic.clone(), subscription: "s".to_owned() };
+            losses.note(&missing);
+            assert_eq!(news.next().await, (topic.clone(), Lost::Queue));
+            // That it is still missing is told later.
+            losses.note(&missing);
+            assert!(tokio::time::timeout(AGAIN_AFTER_MIN / 2, news.next()).await.is_err());
+        };
+        tokio::select! {
+            () = tell(&broker, losses, "own") => {}
+            () = notes => {}
+        }
+    }
 
     #[test]
     fn a_topic_that_stays_missing_is_told_of_less_and_less() {

@@ -40,7 +40,7 @@ impl Missing {
         let Some(losses) = broker.losses() else { return };
         let mut news = losses.news();
         loop {
-            if system::is_system(&news.next().await) {
+            if system::is_system(&news.next().await.0) {
                 self.reports.send_modify(|count| *count += 1);
             }
         }

@@ -1,12 +1,14 @@
 //! What every program of a process shares: the broker, the one reply inbox, tasks, the stop signal, metrics.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice_bus::{Broker, Replies};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::owned::Missing;
+use crate::service::LATE_KIB_MAX;
 use crate::{Metrics, Suspects, Tasks};
 
 /// One per process, handed to every service in it. Cheap to clone.
@@ -26,6 +28,27 @@ pub struct Process {
     pub suspects: Arc<Suspects>,
     /// Where readers report that what they read is gone.
     pub missing: Missing,
+    /// Why nobody should rely on it at the moment, although it answers.
+    pub trouble: Trouble,
+    /// Room for answers that are sent again.
+    pub(crate) late: Arc<Semaphore>,
+}
+
+/// Why nobody should rely on a process at the moment, although it answers. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Trouble(Arc<Mutex<Option<Arc<str>>>>);
+
+impl Trouble {
+    /// The reason, with what to do; `None` while all is well.
+    #[must_use]
+    pub fn reason(&self) -> Option<Arc<str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts down the reason, or that all is well. Anybody may read it: it names no place on this machine.
+    pub fn set(&self, reason: Option<&str>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason.map(Into::into);
+    }
 }
 
 impl Process {
@@ -46,7 +69,9 @@ impl Process {
         });
         let metrics = Metrics::default();
         let suspects = Arc::default();
-        Self { broker, replies, tasks, stop, metrics, suspects, missing }
+        let trouble = Trouble::default();
+        let late = Arc::new(Semaphore::new(LATE_KIB_MAX));
+        Self { broker, replies, tasks, stop, metrics, suspects, missing, trouble, late }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply

@@ -1,5 +1,6 @@
 //! Being a service: answers on a request topic, several at a time, each settled after its answer is sent.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use sluice_bus::{
 use sluice_schema::{Class, Exchange, Topic, message, wire};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Process;
-use crate::suspects::{self, ALONE_TIMEOUT, ELSEWHERE_PAUSE, Suspects};
+use crate::suspects::{self, ALONE_TIMEOUT, ELSEWHERE_PAUSE};
 use crate::tasks::{Backoff, panic_text};
 
 /// How long requests under way may take to finish once a service stops.
@@ -27,11 +29,15 @@ const ATTACH: Backoff = Backoff { min: Duration::from_millis(50), max: Duration:
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(250);
 /// How often longer work is announced again, which also shows whether its asker is still there.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(15);
-/// How often an answer that could not be sent is sent again.
-const ATTEMPTS_MAX: u32 = 5;
-/// The same where the asker's inbox is not there: one that somebody removed is made again at once, one whose asker has ended
-/// is not.
-const ATTEMPTS_NO_INBOX_MAX: u32 = 3;
+/// Pauses before an answer that could not be sent is sent again.
+const AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(1) };
+/// How long it is sent again: longer than a broker takes to start anew, and this process to come back to it.
+const AGAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often where nobody is there to take it: whoever lost its inbox has another after some seconds, and hears what comes on
+/// the topic of answers; whoever has ended does not.
+const ATTEMPTS_NOBODY_MAX: u32 = 10;
+/// Room for answers of a process that are sent again beside other work, in KiB; one beyond that is sent again in its place.
+pub(crate) const LATE_KIB_MAX: usize = 256 << 10;
 /// How often a request is handed out: one that has ended the process as often gets an error.
 const HANDED_MAX: u32 = 5;
 
@@ -57,6 +63,12 @@ impl Point {
     }
 }
 
+/// A point in a process, shared by all that is under way there.
+pub(crate) struct Served {
+    pub(crate) process: Process,
+    pub(crate) point: Point,
+}
+
 /// Sends the answer of one request, in parts where wanted.
 pub struct Responder<X: Exchange> {
     broker: Arc<dyn Broker>,
@@ -76,7 +88,7 @@ impl<X: Exchange> Responder<X> {
         let asker = asker.map(|inbox| Address::Inbox(InboxAddress(inbox.into())));
         let topic = Address::Topic(point.response.clone());
         let to = match asker {
-            Some(asker) if point.direct => Answers { to: asker, or_else: None },
+            Some(asker) if point.direct => Answers { to: asker, or_else: Some(topic) },
             asker => Answers { to: topic, or_else: asker },
         };
         let trace = question.get(property::TRACE).map(Into::into);
@@ -136,41 +148,62 @@ impl<X: Exchange> Responder<X> {
 #[derive(Clone)]
 struct Answers {
     to: Address,
-    /// Where they go while the first is missing: nobody else can read them there then.
+    /// Where they go while the first is missing. Of a topic with no inbox behind it nobody can tell whether the asker reads it.
     or_else: Option<Address>,
 }
 
 impl Answers {
     async fn send(&self, broker: &dyn Broker, answer: &Message) -> Result<(), Error> {
         match (broker.publish(&self.to, answer.clone()).await, &self.or_else) {
-            (Err(Error::NoTopic { .. }), Some(asker)) => broker.publish(asker, answer.clone()).await,
+            (Err(Error::NoTopic { .. }), Some(asker @ Address::Inbox(_))) => {
+                broker.publish(asker, answer.clone()).await
+            }
+            (Err(gone @ Error::NoInbox { .. }), Some(topic)) => {
+                // Its asker may have another inbox by now.
+                let _ = broker.publish(topic, answer.clone()).await;
+                Err(gone)
+            }
             (sent, _) => sent,
         }
     }
 
-    /// Sends an answer, several times if need be: the question is not worked on twice for it, and an asker that gets it
-    /// twice takes the first.
-    async fn send_again(&self, broker: &dyn Broker, answer: &Message) -> Result<(), Error> {
-        let mut attempt = 0;
+    /// Sends an answer again and again that could not be sent: the question is not worked on twice for it, and an asker that
+    /// gets it twice takes the first.
+    async fn send_again(
+        &self,
+        broker: &dyn Broker,
+        answer: &Message,
+        mut failed: Error,
+    ) -> Result<(), Error> {
+        let begun = Instant::now();
+        let (mut away, mut nobody) = (0, 0);
         loop {
-            let sent = self.send(broker, answer).await;
-            let attempts_max = match &sent {
-                Err(Error::NoInbox { .. } | Error::NoTopic { .. }) => ATTEMPTS_NO_INBOX_MAX,
-                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) => {
-                    ATTEMPTS_MAX
-                }
-                _ => 0,
-            };
-            if attempt >= attempts_max {
-                return sent;
+            let is_nobody = failed.kind() == ErrorKind::Absent;
+            let tries = if is_nobody { &mut nobody } else { &mut away };
+            // Both have their own bound: whoever lost its inbox with its broker has another only when that is back.
+            let is_over =
+                if is_nobody { *tries >= ATTEMPTS_NOBODY_MAX } else { begun.elapsed() > AGAIN_TIMEOUT };
+            if is_over || !is_for_again(&failed) {
+                return Err(failed);
             }
-            tokio::time::sleep(Backoff::default().pause(attempt)).await;
-            attempt += 1;
+            tokio::time::sleep(AGAIN.pause(*tries)).await;
+            *tries += 1;
+            match self.send(broker, answer).await {
+                Ok(()) => return Ok(()),
+                Err(error) => failed = error,
+            }
         }
     }
 }
 
-/// Who asked, in this process or in another.
+/// Whether an answer may still arrive that could not be sent.
+fn is_for_again(error: &Error) -> bool {
+    let is_away = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown);
+    is_away || matches!(error, Error::NoInbox { .. } | Error::NoTopic { .. })
+}
+
+/// Who asked, in this process or in another. One in another is told who works for it, once that takes a moment: then it
+/// knows that its question waits in no queue, and can say that it has left.
 pub(crate) struct Asker {
     left: CancellationToken,
     foreign: Option<Foreign>,
@@ -180,21 +213,32 @@ impl Asker {
     /// Runs work for as long as its asker waits for it; `None` when that has left, and the work was dropped where it stood.
     /// Of an asker in another process it is known after a moment, once that was told who works for it.
     pub(crate) async fn while_it_waits<T>(self, work: impl Future<Output = T>) -> Option<T> {
-        let Some(foreign) = self.foreign else { return self.left.run_until_cancelled(work).await };
-        let announced = async {
-            let mut pause = ANNOUNCE_AFTER;
-            loop {
-                tokio::time::sleep(pause).await;
-                foreign.announce().await;
-                pause = ANNOUNCE_INTERVAL;
-            }
-        };
+        let Some(foreign) = &self.foreign else { return self.left.run_until_cancelled(work).await };
         tokio::select! {
             biased;
             done = work => Some(done),
             () = foreign.left().cancelled() => None,
-            never = announced => never,
+            never = announce(foreign) => match never {},
         }
+    }
+
+    /// Runs work to its end, whether or not its asker waits.
+    async fn told_of<T>(self, work: impl Future<Output = T>) -> T {
+        let Some(foreign) = &self.foreign else { return work.await };
+        tokio::select! {
+            biased;
+            done = work => done,
+            never = announce(foreign) => match never {},
+        }
+    }
+}
+
+async fn announce(foreign: &Foreign) -> Infallible {
+    let mut pause = ANNOUNCE_AFTER;
+    loop {
+        tokio::time::sleep(pause).await;
+        foreign.announce().await;
+        pause = ANNOUNCE_INTERVAL;
     }
 }
 
@@ -243,15 +287,21 @@ where
     let Some(inbox) = stop.run_until_cancelled(process.broker.subscribe(&to)).await else { return Ok(()) };
     let inbox = inbox.inspect_err(|error| process.missing.report(error))?;
     attached.cancel();
-    let work = |delivery| answer(process.clone(), point.clone(), delivery, handler.clone());
-    let ended = take(&*inbox, point.concurrency, &process.suspects, &stop, work).await;
+    let handler = move |request, mut responder: Responder<X>| {
+        let asker = responder.asker();
+        asker.told_of(handler(request, responder))
+    };
+    let served = Arc::new(Served { process: process.clone(), point: point.clone() });
+    let work = |delivery| answer(served.clone(), delivery, handler.clone());
+    let ended = take(&*inbox, point.concurrency, &process, &stop, work).await;
     let Some(error) = ended else { return Ok(()) };
     process.missing.report(&error);
     Err(error)
 }
 
 /// Takes deliveries until `stop` or the inbox fails, working on at most `concurrency` at once; then waits for the work
-/// under way. `None` means stopped.
+/// under way. `None` means stopped. Where the queue was removed, nothing of it comes back: what is under way then goes on to
+/// its end beside whatever reads next.
 ///
 /// A message that may have ended a process is worked on alone: nothing else of this inbox is under way then, and no other
 /// such message of this process. A request that may have is the only such one, but others go on beside it: they may be
@@ -259,7 +309,7 @@ where
 pub(crate) async fn take<F, Fut>(
     inbox: &dyn Inbox,
     concurrency: usize,
-    suspects: &Suspects,
+    process: &Process,
     stop: &CancellationToken,
     work: F,
 ) -> Option<Error>
@@ -267,6 +317,7 @@ where
     F: Fn(Delivery) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let suspects = &process.suspects;
     let mut under_way = JoinSet::new();
     let ended = loop {
         while under_way.try_join_next().is_some() {}
@@ -308,11 +359,24 @@ where
             },
         }
     };
+    if under_way.is_empty() || ended.as_ref().is_none_or(|error| error.kind() != ErrorKind::Absent) {
+        drain(under_way, "work under way was cut; its messages come back").await;
+        return ended;
+    }
+    let stop = stop.clone();
+    process.tasks.spawn("serve/rest of a removed queue", async move {
+        idle(&mut under_way, Duration::MAX, &stop).await;
+        drain(under_way, "work under way was cut; its queue was removed, so nothing of it comes back").await;
+    });
+    ended
+}
+
+/// Waits for work under way; cuts what takes too long, and says so.
+async fn drain(mut under_way: JoinSet<()>, if_cut: &str) {
     let drained = async { while under_way.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
-        tracing::warn!("work under way was cut; its messages come back");
+        tracing::warn!("{if_cut}");
     }
-    ended
 }
 
 /// Works with the turn in hand, for as long as one may have it.
@@ -330,21 +394,22 @@ async fn idle(under_way: &mut JoinSet<()>, within: Duration, stop: &Cancellation
     stop.run_until_cancelled(tokio::time::timeout(within, ended)).await.is_some()
 }
 
-pub(crate) async fn answer<X, F, Fut>(process: Process, point: Point, mut delivery: Delivery, handler: F)
+pub(crate) async fn answer<X, F, Fut>(served: Arc<Served>, mut delivery: Delivery, handler: F)
 where
     X: Exchange,
     F: Fn(X::Request, Responder<X>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<X::Response, message::Error>> + Send + 'static,
 {
+    let Served { process, point } = &*served;
     // Looked at before anything reads it.
     let spent = process.suspects.is_spent(&delivery, HANDED_MAX).then(|| suspects::reason(&delivery));
     let question = std::mem::take(&mut delivery.message);
-    let Some(responder) = Responder::<X>::new(&process, &point, &question, delivery.attempt) else {
+    let Some(responder) = Responder::<X>::new(process, point, &question, delivery.attempt) else {
         tracing::warn!(topic = %point.request, "a request without an id was dropped: nobody could read its answer");
         delivery.ack();
         return;
     };
-    let (broker, to, id) = (process.broker, responder.to.clone(), responder.id.clone());
+    let (to, id) = (responder.to.clone(), responder.id.clone());
     let request = match spent {
         None => wire::decode::<X::Request>(&question.body)
             .map_err(|error| message::Error::new("bad-request", error.to_string())),
@@ -368,20 +433,76 @@ where
     };
     let last = outcome.unwrap_or_else(X::failed);
     let last = Message::new(wire::encode(&last)).with(property::ID, &id);
-    match to.send_again(&*broker, &last).await {
+    match to.send(&*process.broker, &last).await {
         Ok(()) => delivery.ack(),
+        // In a box, as is what happens seldom: the future of an answer is moved and allocated with each one.
+        Err(error) => Box::pin(not_sent::<X>(&served, (to, id), last, delivery, error)).await,
+    }
+}
+
+/// What becomes of an answer that could not be sent at once.
+async fn not_sent<X: Exchange>(
+    served: &Served,
+    (to, id): (Answers, Box<str>),
+    last: Message,
+    delivery: Delivery,
+    error: Error,
+) {
+    let Served { process, .. } = served;
+    let broker = process.broker.clone();
+    if !is_for_again(&error) {
+        return settle::<X>(&*broker, &to, &id, Some(delivery), Err(error)).await;
+    }
+    let kib = u32::try_from(last.size_bytes() >> 10).unwrap_or(u32::MAX).saturating_add(1);
+    let Ok(late) = process.late.clone().try_acquire_many_owned(kib) else {
+        let sent = to.send_again(&*broker, &last, error).await;
+        return settle::<X>(&*broker, &to, &id, Some(delivery), sent).await;
+    };
+    // While the broker is away its answer waits with the question, which somebody else may get then. Where its asker is, the
+    // question is done with, and no other waits behind it.
+    let held = if error.kind() == ErrorKind::Absent {
+        delivery.ack();
+        None
+    } else {
+        Some(delivery)
+    };
+    let stop = process.stop.clone();
+    process.tasks.spawn(format!("serve/late answer of {}", X::NAME), async move {
+        let mut again = std::pin::pin!(to.send_again(&*broker, &last, error));
+        let sent = match stop.run_until_cancelled(&mut again).await {
+            Some(sent) => Ok(sent),
+            None => tokio::time::timeout(DRAIN_TIMEOUT, again).await,
+        };
+        match sent {
+            Ok(sent) => settle::<X>(&*broker, &to, &id, held, sent).await,
+            Err(_) => tracing::warn!(service = X::NAME, "an answer was cut that could not be sent"),
+        }
+        drop(late);
+    });
+}
+
+/// Ends work on a question whose answer was sent, or cannot be.
+async fn settle<X: Exchange>(
+    broker: &dyn Broker,
+    to: &Answers,
+    id: &str,
+    delivery: Option<Delivery>,
+    sent: Result<(), Error>,
+) {
+    match sent {
+        Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::Absent => {
             tracing::debug!(service = X::NAME, %error, "nobody waits for this answer any more");
-            delivery.ack();
         }
         Err(error) if error.kind() == ErrorKind::Refused => {
             let told = X::failed(message::Error::new("unexpected-error", error.to_string()));
-            let _ = to.send(&*broker, &Message::new(wire::encode(&told)).with(property::ID, &id)).await;
-            delivery.ack();
+            let _ = to.send(broker, &Message::new(wire::encode(&told)).with(property::ID, id)).await;
         }
         Err(error) => {
             tracing::warn!(service = X::NAME, %error, "an answer could not be sent");
-            delivery.ack();
         }
+    }
+    if let Some(delivery) = delivery {
+        delivery.ack();
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sluice_bus::embedded::Embedded;
@@ -10,7 +10,7 @@ use sluice_bus::faulty::Operation;
 use sluice_bus::{
     Address, Broker, BrokerAdmin, Client, Fault, Faulty, Message, Plan, Subscription, TopicSpec, property,
 };
-use sluice_schema::message::{Chunk, DeadLetter, EmbeddingsRequest, EmbeddingsResponse};
+use sluice_schema::message::{Chunk, DeadLetter, EmbeddingsRequest, EmbeddingsResponse, LostTopics};
 use sluice_schema::{Topic, exchange, system, wire};
 use sluice_sdk::config::value;
 use sluice_sdk::{
@@ -46,21 +46,7 @@ async fn config(process: &Process, broker: &Faulty<Embedded>) -> (ConfigClient, 
 #[tokio::test]
 async fn an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once() {
     let (process, broker) = process();
-    let point =
-        Point::new(topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"), "embedder");
-    broker.ensure(&TopicSpec::with(point.request.clone(), "embedder")).await.unwrap();
-    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
-    let worked = Arc::new(AtomicUsize::new(0));
-    let counted = worked.clone();
-    service::serve::<exchange::Embeddings, _, _>(
-        &process,
-        point.clone(),
-        process.stop.clone(),
-        move |_, _| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            async { Ok(EmbeddingsResponse { vectors: vec![vec![1.0]], ..Default::default() }) }
-        },
-    );
+    let (point, worked) = embedder(&process, &broker, 64).await;
     let client: Client<exchange::Embeddings> =
         Client::new(&process.replies, point.request.clone(), &point.response).await.unwrap();
     for (n, fault) in [Fault::Before, Fault::After].into_iter().enumerate() {
@@ -73,6 +59,83 @@ async fn an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_work
         assert_eq!(broker.faults().len(), 1);
         assert_eq!(worked.load(Ordering::SeqCst), n + 1);
     }
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_as_long_as_a_broker_takes_to_come_back() {
+    let (process, broker) = process();
+    let (point, worked) = embedder(&process, &broker, 64).await;
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, point.request.clone(), &point.response).await.unwrap();
+    let (is_back, question) = (Arc::new(AtomicBool::new(false)), point.request.to_string());
+    let opened = is_back.clone();
+    broker.plan(Plan::when(move |made| {
+        let is_answer = made.operation == Operation::Publish && made.about != question;
+        (is_answer && !opened.load(Ordering::SeqCst)).then_some(Fault::Before)
+    }));
+    let back = async {
+        // More often than an answer is sent to an asker that has gone.
+        while broker.faults().len() < 12 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        is_back.store(true, Ordering::SeqCst);
+    };
+    let question = EmbeddingsRequest { texts: vec!["a".to_owned()] };
+    let (answer, back) = tokio::join!(client.call(&question, PATIENCE), tokio::time::timeout(PATIENCE, back));
+    back.expect("it is sent again");
+    assert_eq!((answer.unwrap().vectors, worked.load(Ordering::SeqCst)), (vec![vec![1.0]], 1));
+}
+
+#[tokio::test]
+async fn an_answer_to_an_asker_that_has_gone_holds_up_no_other() {
+    let (process, broker) = process();
+    let (point, _) = embedder(&process, &broker, 1).await;
+    let gone = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, point.request.clone(), &point.response).await.unwrap();
+    let asked = Message::new(wire::encode(&EmbeddingsRequest { texts: vec!["a".to_owned()] }))
+        .with(property::ID, "1")
+        .with(property::REPLY_TO, "inbox-of-somebody-who-left");
+    gone.broker.publish(&Address::Topic(point.request.clone()), asked).await.unwrap();
+    let answer = client.call(&EmbeddingsRequest { texts: vec!["a".to_owned()] }, PATIENCE).await.unwrap();
+    assert_eq!(answer.vectors, [[1.0]]);
+    let to_nobody = || {
+        let log = broker.log();
+        log.iter().filter(|made| made.about == "inbox-of-somebody-who-left").count()
+    };
+    let tried = to_nobody();
+    assert!((1..4).contains(&tried), "the second waited for {tried} tries of the first");
+    tokio::time::timeout(PATIENCE, async {
+        while to_nobody() < 11 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it is sent again, should its asker have another inbox");
+}
+
+/// A service of this process with room for so many questions, and how often it worked.
+async fn embedder(
+    process: &Process,
+    broker: &Faulty<Embedded>,
+    concurrency: usize,
+) -> (Point, Arc<AtomicUsize>) {
+    let (request, response) = (topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"));
+    let point = Point { concurrency, ..Point::new(request, response, "embedder") };
+    broker.ensure(&TopicSpec::with(point.request.clone(), "embedder")).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    let worked = Arc::new(AtomicUsize::new(0));
+    let counted = worked.clone();
+    service::serve::<exchange::Embeddings, _, _>(
+        process,
+        point.clone(),
+        process.stop.clone(),
+        move |_, _| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async { Ok(EmbeddingsResponse { vectors: vec![vec![1.0]], ..Default::default() }) }
+        },
+    );
+    (point, worked)
 }
 
 #[tokio::test]
@@ -191,7 +254,10 @@ async fn what_is_sent_to_a_missing_reader_is_sent_again_until_it_is_there() {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let listening = broker.clone();
     process.tasks.spawn("test/listens", async move {
-        let _ = losses::listen(&listening, |lost| _ = tell.send(lost)).await;
+        let heard = |notice: LostTopics| {
+            notice.topics.iter().for_each(|lost| _ = tell.send(topic(lost)));
+        };
+        let _ = losses::listen(&listening, heard).await;
     });
 
     let chunk = Message::new(wire::encode(&Chunk { chunk: "c".to_owned(), ..Default::default() }));
@@ -303,4 +369,49 @@ async fn news_of_config_come_again_after_their_topic_was_removed_and_made_again(
     config.put("w", vec![value("w", "kind", "key", "newer")]).await.unwrap();
     let newer = tokio::time::timeout(PATIENCE, views.wait_for(holds("newer")));
     assert!(newer.await.is_ok(), "later notices are not heard");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_begun_when_its_queue_was_removed_is_answered_and_what_is_asked_meanwhile_too() {
+    let (process, broker) = process();
+    let point =
+        Point::new(topic("request:tg:embeddings:w:f"), topic("response:tg:embeddings:w:f"), "embedder");
+    let spec = TopicSpec::with(point.request.clone(), "embedder");
+    broker.ensure(&spec).await.unwrap();
+    broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+    let (begun, go_on) = (CancellationToken::new(), CancellationToken::new());
+    let (begins, goes_on) = (begun.clone(), go_on.clone());
+    service::serve::<exchange::Embeddings, _, _>(
+        &process,
+        point.clone(),
+        process.stop.clone(),
+        move |question, _| {
+            let (begins, goes_on) = (begins.clone(), goes_on.clone());
+            async move {
+                if question.texts == ["long"] {
+                    begins.cancel();
+                    goes_on.cancelled().await;
+                }
+                Ok(EmbeddingsResponse::default())
+            }
+        },
+    );
+    let client: Client<exchange::Embeddings> =
+        Client::new(&process.replies, point.request.clone(), &point.response).await.unwrap();
+    let question = |text: &str| EmbeddingsRequest { texts: vec![text.to_owned()] };
+    let (long, short) = (question("long"), question("short"));
+    let meanwhile = async {
+        begun.cancelled().await;
+        broker.remove(&spec).await.unwrap();
+        broker.ensure(&spec).await.unwrap();
+        broker.ensure(&TopicSpec::bare(point.response.clone())).await.unwrap();
+        // The service reads the new queue at once, although it is still busy with what was in the old one.
+        let answered = client.call(&short, Duration::from_secs(5)).await;
+        tokio::time::sleep(PATIENCE / 2).await;
+        go_on.cancel();
+        answered
+    };
+    let (long, short) = tokio::join!(client.call(&long, PATIENCE), meanwhile);
+    short.unwrap();
+    long.unwrap();
 }

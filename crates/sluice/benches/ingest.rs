@@ -1,5 +1,6 @@
 //! Documents through a whole system, the release binary: a PDF whose chunks wait for a slow provider of embeddings, beside
-//! what that provider alone would take; the offline path; many small documents. `cargo bench -p sluice --bench ingest`.
+//! what that provider alone would take; the offline path; many small documents. `cargo bench -p sluice --bench ingest`;
+//! `SLUICE_BENCH_BINARY` names the program of another build to measure instead.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -67,7 +68,8 @@ impl System {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let listen = format!("127.0.0.1:{port}");
-        let child = Command::new(BINARY)
+        let binary = std::env::var_os("SLUICE_BENCH_BINARY").unwrap_or_else(|| BINARY.into());
+        let child = Command::new(binary)
             .args(["up", "--no-auth", "--listen", &listen, "--data"])
             .arg(folder.path())
             .args(more)

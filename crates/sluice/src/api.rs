@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use reqwest::Url;
 use rustls::pki_types::ServerName;
@@ -15,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::cli::Target;
 use crate::exit::{Code, Told};
@@ -24,6 +25,8 @@ use crate::trust;
 
 /// About how much of a list is asked for at once, in bytes.
 const PAGE_BYTES: u64 = 4 * 1024 * 1024;
+/// How long the other end may take to be there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to one gateway, in one workspace.
 #[derive(Clone)]
@@ -97,7 +100,7 @@ impl Api {
         // Redirects are not followed: a key is for the address that it was checked for.
         let mut http = reqwest::Client::builder()
             .timeout(timeout)
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none());
         if let Some(tls) = &tls {
             http = http.tls_backend_preconfigured(tls.clone());
@@ -130,10 +133,7 @@ impl Api {
         let challenge = Challenge { nonce: &nonce, address: &address };
         let body = json!({"nonce": nonce, "proof": challenge.prove(Side::Holder, &local.key)});
         let url = format!("{}/api/v1/auth/prove-key", self.base);
-        let answer =
-            self.http.post(&url).json(&body).send().await.map_err(|error| self.unreachable(&error))?;
-        let status = answer.status().as_u16();
-        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let (status, bytes) = self.send(self.http.post(&url).json(&body)).await?;
         let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let proof = answer["proof"].as_str().unwrap_or_default();
         match status {
@@ -157,13 +157,9 @@ impl Api {
     /// Whether the gateway is there, and if so why it is not ready for calls.
     pub(crate) async fn why_not_ready(&self) -> anyhow::Result<Option<Told>> {
         let url = format!("{}/readyz", self.base);
-        let response = self.http.get(&url).send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(None);
-        }
-        let answer = read(&response.bytes().await.map_err(|error| self.unreachable(&error))?);
-        Ok(Some(self.refused(status.as_u16(), &answer)))
+        let (status, bytes) = self.send(self.http.get(&url)).await?;
+        let is_ready = (200..300).contains(&status);
+        Ok((!is_ready).then(|| self.refused(status, &read(&bytes))))
     }
 
     /// Calls an operation that needs no key.
@@ -250,7 +246,8 @@ impl Api {
         }
     }
 
-    async fn open_socket(&self) -> anyhow::Result<WebSocketStream<Box<dyn Wire>>> {
+    /// Connects to the other end; its name, and the connection.
+    async fn dial(&self) -> anyhow::Result<(String, TcpStream)> {
         let url = Url::parse(&self.base).map_err(|_| self.not_an_address())?;
         let host = url.host_str().ok_or_else(|| self.not_an_address())?;
         let port = url.port_or_known_default().ok_or_else(|| self.not_an_address())?;
@@ -259,19 +256,27 @@ impl Api {
             Some(address) => TcpStream::connect(address).await,
             None => TcpStream::connect((bare, port)).await,
         };
-        let tcp = tcp.map_err(|_| self.nobody())?;
+        Ok((bare.to_owned(), tcp.map_err(|_| self.nobody())?))
+    }
+
+    async fn open_socket(&self) -> anyhow::Result<WebSocketStream<Box<dyn Wire>>> {
+        let (host, tcp) = self.dial().await?;
         let wire: Box<dyn Wire> = match &self.tls {
             None => Box::new(tcp),
             Some(tls) => {
-                let name = ServerName::try_from(bare.to_owned()).map_err(|_| self.not_an_address())?;
+                let name = ServerName::try_from(host).map_err(|_| self.not_an_address())?;
                 let shaken = TlsConnector::from(tls.clone()).connect(name, tcp).await;
                 Box::new(shaken.map_err(|error| self.untrusted(&error).unwrap_or_else(|| self.nobody()))?)
             }
         };
-        let after = self.base.split_once("://").map_or("", |(_, after)| after);
-        let request = format!("ws://{after}/api/v1/socket");
-        let (socket, _) = tokio_tungstenite::client_async(request, wire).await.map_err(|_| self.nobody())?;
-        Ok(socket)
+        let request = format!("ws://{}/api/v1/socket", self.after_scheme());
+        match tokio_tungstenite::client_async(request, wire).await {
+            Ok((socket, _)) => Ok(socket),
+            // Whoever answers in clear, other than that this was no request, speaks no TLS.
+            Err(tungstenite::Error::Http(answer)) if answer.status() != 400 => Err(self.nobody().into()),
+            Err(_) if self.is_tls_missing().await => Err(self.wants_tls().into()),
+            Err(_) => Err(self.nobody().into()),
+        }
     }
 
     async fn post(&self, path: &str, mut body: Value) -> anyhow::Result<Value> {
@@ -283,14 +288,58 @@ impl Api {
         if let Some(token) = self.token().await? {
             request = request.bearer_auth(token);
         }
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status().as_u16();
-        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let (status, bytes) = self.send(request).await?;
         let answer = read(&bytes);
         if (200..300).contains(&status) {
             return told_by_service(answer);
         }
         Err(self.refused(status, &answer).into())
+    }
+
+    /// Sends a request; the status and the body of its answer.
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<(u16, Bytes)> {
+        let answered = async {
+            let response = request.send().await?;
+            Ok::<_, reqwest::Error>((response.status().as_u16(), response.bytes().await?))
+        };
+        let answered = answered.await;
+        // Where TLS is spoken, what comes in clear is no answer, or one that refuses.
+        let is_answer = match &answered {
+            Ok((status, body)) => *status != 400 || read(body).is_object(),
+            Err(error) => error.is_timeout() || error.is_builder(),
+        };
+        if !is_answer && self.is_tls_missing().await {
+            return Err(self.wants_tls().into());
+        }
+        answered.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Its address, without how it is spoken to.
+    fn after_scheme(&self) -> &str {
+        self.base.split_once("://").map_or("", |(_, after)| after)
+    }
+
+    /// Whether the other end speaks TLS, and is spoken to without.
+    async fn is_tls_missing(&self) -> bool {
+        if self.tls.is_some() {
+            return false;
+        }
+        let asked = async {
+            match self.dial().await {
+                Ok((host, tcp)) => trust::is_tls_spoken(host, tcp).await,
+                Err(_) => false,
+            }
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, asked).await.unwrap_or(false)
+    }
+
+    fn wants_tls(&self) -> Told {
+        let next = format!(
+            "--url https://{}, and --ca FILE where this machine does not know the issuer of its certificate",
+            self.after_scheme()
+        );
+        Told::new(Code::Failed, format!("what answers at {} speaks TLS, and was asked without", self.base))
+            .next(next)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
@@ -310,7 +359,7 @@ impl Api {
 
     /// A failure of TLS, if it is one.
     fn untrusted(&self, error: &(dyn std::error::Error + 'static)) -> Option<Told> {
-        let cause = tls_error(error)?;
+        let cause = trust::tls_error(error)?;
         let told = Told::new(Code::Failed, format!("no TLS connection to {}: {cause}", self.base));
         Some(match cause {
             rustls::Error::InvalidCertificate(_) if trust::shows_an_issuer(cause) => Told {
@@ -324,7 +373,10 @@ impl Api {
             rustls::Error::InvalidCertificate(_) => {
                 told.next("name the certificate of its issuer with --ca FILE")
             }
-            rustls::Error::InvalidMessage(_) => told.next("--url http://…, if it serves without TLS"),
+            rustls::Error::InvalidMessage(_) => {
+                Told { message: format!("what answers at {} speaks no TLS: {cause}", self.base), ..told }
+                    .next(format!("--url http://{}, where it serves without TLS", self.after_scheme()))
+            }
             _ => told.next("if it asks for a certificate, give --client-cert FILE and --client-key FILE"),
         })
     }
@@ -387,19 +439,6 @@ fn join(whole: &mut Value, page: Value) {
             }
         }
         (whole, page) => *whole = page,
-    }
-}
-
-/// The failure of TLS that an error comes from, through all that is wrapped around it.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    if let Some(found) = error.downcast_ref::<rustls::Error>() {
-        return Some(found);
-    }
-    // What an I/O error carries is not among its sources.
-    let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    match carried {
-        Some(carried) => tls_error(carried),
-        None => error.source().and_then(tls_error),
     }
 }
 

@@ -6,27 +6,40 @@
 //! that was under way is done again. Content is copied after that moment from files that never change and are not removed
 //! while the backup is made. So nothing in it names what is not in it.
 //!
+//! # Damage
+//! Content is compared with the digests that were taken when it was stored. What is damaged in the data folder is copied as
+//! it is, if it has its size, and named in the manifest, so that the rest is backed up and nobody takes this for whole. What
+//! an earlier backup holds is read again and kept while it is whole, whatever became of it in the data folder since.
+//!
 //! # Layout
-//! A manifest with the digest of everything else; rows of tables in chunks, cut where their keys say, so that most chunks
-//! of a second backup are there already; content, log files and the admin key as they are. The manifest comes last, and what
-//! only the one before it named goes after that: a backup that is cut short leaves the one before it whole.
+//! A manifest with the digest of everything else; rows of tables in chunks, cut where their keys say, and files of the log in
+//! chunks of one size, so that most chunks of a second backup are there already; content and the admin key as they are.
+//! What a manifest names is never written over: another file of that name is kept under one of its own. The manifest comes
+//! last, and what it does not name goes after that: a backup that is cut short leaves the one before it whole.
 
+mod files;
 mod manifest;
 mod restore;
+mod salvage;
 
+use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use sha2::{Digest as _, Sha256};
 use sluice_bus::embedded::{Embedded as Broker, LogFile};
-use sluice_store::{Embedded as Store, Snapshot};
+use sluice_store::{ContentFile, Embedded as Store, Snapshot};
 
-use self::manifest::{Chunk, Item, Table};
+use self::files::{
+    NotCopied, Sums, copy_whole, hex, is_there, remove_unnamed, sums_of, version_of, write_whole,
+};
+use self::manifest::{Chunk, Item, Piece, Table};
 pub(crate) use self::manifest::{Manifest, Object};
 pub(crate) use self::restore::restore;
+pub(crate) use self::salvage::{Found, salvage};
 use crate::exit::{Code, Told};
 
 const CHUNKS: &str = "chunks";
@@ -34,6 +47,8 @@ const BLOBS: &str = "blobs";
 const LOG: &str = "log";
 const OBJECTS: &str = "objects";
 const ADMIN_KEY: &str = "admin.key";
+/// The folders of a backup. Earlier versions kept files of the log in one of their own.
+const PARTS: [&str; 3] = [CHUNKS, BLOBS, OBJECTS];
 
 /// A chunk of rows is not cut before it has this many bytes.
 const CHUNK_BYTES_MIN: usize = 256 * 1024;
@@ -41,10 +56,10 @@ const CHUNK_BYTES_MIN: usize = 256 * 1024;
 const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// In between, one key in so many ends a chunk.
 const CUT_ONE_IN: u8 = 64;
+/// A file of the log is cut after so many bytes.
+const LOG_PIECE_BYTES: u64 = 256 * 1024;
 /// How often a backup begins again because content was removed from the object store meanwhile.
 const OBJECT_TRIES_MAX: u32 = 3;
-/// Bytes copied at once.
-const COPY_BYTES: usize = 1024 * 1024;
 
 /// What is backed up.
 pub(crate) struct Source {
@@ -82,9 +97,31 @@ pub(crate) async fn make(source: Arc<Source>, dir: &Path) -> anyhow::Result<Summ
             Err(error) if source.objects.is_some() && tries < OBJECT_TRIES_MAX && is_object_gone(&error) => {
                 tries += 1
             }
-            made => return made,
+            made => return made.map_err(|error| explained(error, dir)),
         }
     }
+}
+
+/// A row that cannot be read is in no backup, and neither is what comes after it: a backup without them would be taken for one.
+fn explained(error: anyhow::Error, dir: &Path) -> anyhow::Error {
+    if error.chain().any(|cause| cause.is::<Told>()) {
+        return error;
+    }
+    let is_damage = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(sluice_store::Error::Damaged { .. }))
+    };
+    let next = if error.chain().any(is_damage) {
+        "`sluice doctor --verify` names all that is damaged; restore the last whole backup with `sluice restore DIR --data NEW`"
+            .to_owned()
+    } else {
+        format!(
+            "see whether '{}' has room and may be written, then make it again; or name another folder",
+            dir.display()
+        )
+    };
+    Told::new(Code::Failed, format!("no backup was made, and an earlier one is as it was: {error:#}"))
+        .next(next)
+        .into()
 }
 
 fn is_object_gone(error: &anyhow::Error) -> bool {
@@ -104,12 +141,12 @@ async fn make_once(source: &Source, dir: &Path) -> anyhow::Result<Summary> {
     let snapshot = snapshot?;
     let to = dir.to_owned();
     let (path, folder, formats) = (source.path.clone(), source.folder.clone(), source.store.formats()?);
-    let known = before.as_ref().map(Manifest::digests).unwrap_or_default();
+    let known = before.clone();
     let copied = tokio::task::spawn_blocking(move || {
-        let mut copy = Copy { to, known, summary: Summary::default() };
+        let mut copy = Copy::new(to, known);
         let mut manifest = Manifest::new(folder, formats);
         copy.tables(&snapshot, &mut manifest)?;
-        copy.blobs(&path, &snapshot, &mut manifest)?;
+        copy.contents(&path, &snapshot, &mut manifest)?;
         copy.log(&log, &mut manifest)?;
         copy.key(&path, &mut manifest)?;
         anyhow::Ok((copy, manifest, snapshot))
@@ -119,13 +156,13 @@ async fn make_once(source: &Source, dir: &Path) -> anyhow::Result<Summary> {
         copy.objects(url, settings, &snapshot, &mut manifest).await?;
     }
     drop(snapshot);
+    let damage = source.store.upkeep().named(std::mem::take(&mut copy.damage)).await;
+    manifest.damaged.extend(damage.iter().map(ToString::to_string));
     let to = dir.to_owned();
     let summary = copy.summary;
     let finished = tokio::task::spawn_blocking(move || {
         manifest.write(&to)?;
-        if let Some(before) = before {
-            remove_unnamed(&to, &before, &manifest);
-        }
+        remove_unnamed(&to, before.as_ref(), &manifest);
         anyhow::Ok(())
     });
     finished.await.context("the backup was cut off")??;
@@ -163,13 +200,14 @@ fn prepare(dir: &Path, folder: &str) -> anyhow::Result<Option<Manifest>> {
         if is_new
             && !ours.contains(&name.as_str())
             && !name.starts_with(manifest::FILE)
+            && !name.starts_with(ADMIN_KEY)
             && !name.ends_with(".new")
         {
             let what = format!("'{}' is not empty and no backup: '{name}' is in it", dir.display());
             return Err(refused(what).into());
         }
     }
-    for part in [CHUNKS, BLOBS, LOG, OBJECTS] {
+    for part in PARTS {
         fs::create_dir_all(dir.join(part))
             .with_context(|| format!("'{}' cannot be written", dir.display()))?;
     }
@@ -178,12 +216,20 @@ fn prepare(dir: &Path, folder: &str) -> anyhow::Result<Option<Manifest>> {
 
 struct Copy {
     to: PathBuf,
+    before: Option<Manifest>,
     /// Digests of what the backup before this one holds, by place.
-    known: std::collections::HashMap<String, (u64, String)>,
+    known: HashMap<String, (u64, String)>,
+    /// Content that is not what was stored.
+    damage: Vec<sluice_store::Error>,
     summary: Summary,
 }
 
 impl Copy {
+    fn new(to: PathBuf, before: Option<Manifest>) -> Self {
+        let known = before.as_ref().map(Manifest::digests).unwrap_or_default();
+        Self { to, before, known, damage: Vec::new(), summary: Summary::default() }
+    }
+
     fn tables(&mut self, snapshot: &Snapshot, manifest: &mut Manifest) -> anyhow::Result<()> {
         for name in snapshot.tables()? {
             let mut table = Table { name: name.clone(), chunks: Vec::new() };
@@ -215,51 +261,142 @@ impl Copy {
         Ok(())
     }
 
-    /// Puts a chunk where it is not yet.
     fn chunk(&mut self, bytes: &mut Vec<u8>, rows: &mut u64) -> anyhow::Result<Chunk> {
-        let chunk = Chunk { sha256: hex(&Sha256::digest(&*bytes)), rows: *rows, bytes: bytes.len() as u64 };
-        let to = self.to.join(CHUNKS).join(&chunk.sha256);
-        self.summary.rows += chunk.rows;
-        self.summary.bytes += chunk.bytes;
-        if fs::metadata(&to).map_or(0, |there| there.len()) != chunk.bytes {
-            write_whole(&to, bytes)?;
-            self.summary.copied_bytes += chunk.bytes;
-        }
+        let Piece { sha256, bytes: size } = self.piece(bytes)?;
+        self.summary.rows += *rows;
+        self.summary.bytes += size;
         bytes.clear();
-        *rows = 0;
-        Ok(chunk)
+        Ok(Chunk { sha256, rows: std::mem::take(rows), bytes: size })
     }
 
-    fn blobs(&mut self, folder: &Path, snapshot: &Snapshot, manifest: &mut Manifest) -> anyhow::Result<()> {
-        for (name, bytes) in snapshot.blob_files()? {
-            let from = folder.join(BLOBS).join(&name);
-            let open = || File::open(&from).with_context(|| format!("'{}' cannot be read", from.display()));
-            manifest.blobs.push(self.file(BLOBS, &name, bytes, open)?);
+    /// Puts bytes into `chunks`, if they are not there yet.
+    fn piece(&mut self, bytes: &[u8]) -> anyhow::Result<Piece> {
+        let piece = Piece { sha256: hex(&Sha256::digest(bytes)), bytes: bytes.len() as u64 };
+        let to = self.to.join(CHUNKS).join(&piece.sha256);
+        if !self.is_piece_there(&piece) {
+            write_whole(&to, bytes)?;
+            self.summary.copied_bytes += piece.bytes;
+        }
+        Ok(piece)
+    }
+
+    fn is_piece_there(&self, piece: &Piece) -> bool {
+        is_there(&self.to.join(CHUNKS).join(&piece.sha256), piece.bytes, |sums| sums.sha256 == piece.sha256)
+    }
+
+    fn contents(
+        &mut self,
+        folder: &Path,
+        snapshot: &Snapshot,
+        manifest: &mut Manifest,
+    ) -> anyhow::Result<()> {
+        let contents = snapshot.contents()?;
+        self.damage.extend(contents.damage);
+        for content in contents.files {
+            let to = self.to.join(BLOBS).join(&content.name);
+            let sums = match content_there(&to, &content, self.known_sum(BLOBS, &content)) {
+                Some(sums) => sums,
+                None => match copy_content(&folder.join(BLOBS).join(&content.name), &content, &to) {
+                    Ok(sums) => {
+                        self.summary.copied_bytes += content.bytes;
+                        sums
+                    }
+                    // Known already: somebody started without it.
+                    Err(NotCopied::From(_)) if content.is_lost => continue,
+                    Err(NotCopied::From(reason)) => {
+                        self.damage.push(damaged(BLOBS, &content, &reason));
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            let item = self.content(BLOBS, content, sums);
+            manifest.blobs.push(item);
         }
         Ok(())
+    }
+
+    /// Takes in content that is in the backup now, and names it if it is not what was stored.
+    fn content(&mut self, part: &str, content: ContentFile, sums: Sums) -> Item {
+        if content.digest.is_some_and(|digest| digest != sums.content) {
+            self.damage.push(damaged(part, &content, "it does not match its digests"));
+        }
+        self.summary.files += 1;
+        self.summary.bytes += content.bytes;
+        Item::new(content.name, content.bytes, sums.sha256)
+    }
+
+    /// The digest that content has in the backup before this one.
+    fn known_sum(&self, part: &str, content: &ContentFile) -> Option<String> {
+        self.known.get(&format!("{part}/{}", content.name)).map(|(_, sha256)| sha256.clone())
     }
 
     fn log(&mut self, files: &[LogFile], manifest: &mut Manifest) -> anyhow::Result<()> {
+        let mut damaged = Vec::new();
         for (at, file) in files.iter().enumerate() {
             // The last one grows, or was cut after a crash and written on: only what is in it says whether it is the same.
-            let is_other = at + 1 == files.len()
-                && match self.there(LOG, &file.name, file.bytes) {
-                    Some(known) => digest_of(file.reader().take(file.bytes))?.1 != known.sha256,
-                    None => true,
-                };
-            if is_other {
-                self.known.remove(&format!("{LOG}/{}", file.name));
+            let is_last = at + 1 == files.len();
+            match self.log_there(file).filter(|_| !is_last) {
+                Some(item) => manifest.log.push(item),
+                None if file.is_whole().unwrap_or(false) => manifest.log.push(self.log_file(file)?),
+                None => damaged.push(format!("{LOG}/{}", file.name)),
             }
-            manifest.log.push(self.file(LOG, &file.name, file.bytes, || Ok(file.reader()))?);
         }
+        if !damaged.is_empty() {
+            // A log opens as a whole or not at all.
+            manifest.log.clear();
+            let files = damaged.join(", ");
+            let what =
+                format!("the broker's log ({files}) is damaged: messages that wait in it are left out");
+            manifest.damaged.push(what);
+        }
+        self.summary.files += manifest.log.len() as u64;
+        self.summary.bytes += manifest.log.iter().map(|item| item.bytes).sum::<u64>();
         Ok(())
+    }
+
+    fn log_file(&mut self, file: &LogFile) -> anyhow::Result<Item> {
+        let what = || format!("'{LOG}/{}' cannot be copied", file.name);
+        let (mut from, mut whole, mut pieces) = (file.reader(), Sha256::new(), Vec::new());
+        let (mut left, mut piece) = (file.bytes, Vec::new());
+        while left > 0 {
+            let bytes = left.min(LOG_PIECE_BYTES);
+            piece.clear();
+            from.by_ref().take(bytes).read_to_end(&mut piece).with_context(what)?;
+            if piece.len() as u64 != bytes {
+                bail!("{}: it ends {left} bytes too early", what());
+            }
+            whole.update(&piece);
+            pieces.push(self.piece(&piece)?);
+            left -= bytes;
+        }
+        let mut item = Item::new(file.name.clone(), file.bytes, hex(&whole.finalize()));
+        item.pieces = Some(pieces);
+        Ok(item)
     }
 
     fn key(&mut self, folder: &Path, manifest: &mut Manifest) -> anyhow::Result<()> {
         let from = folder.join(ADMIN_KEY);
-        let Ok(key) = fs::read(&from) else { return Ok(()) };
-        write_whole(&self.to.join(ADMIN_KEY), &key)?;
-        manifest.admin_key = Some(hex(&Sha256::digest(&key)));
+        let key = match fs::read(&from) {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                manifest.damaged.push(format!("{ADMIN_KEY} cannot be read: {error}"));
+                return Ok(());
+            }
+        };
+        let sha256 = hex(&Sha256::digest(&key));
+        let before =
+            self.before.as_ref().and_then(|before| Some((before.key_place()?, before.admin_key.as_ref()?)));
+        let place = match before {
+            Some((place, known)) if *known == sha256 => place.to_owned(),
+            Some((ADMIN_KEY, _)) => version_of(ADMIN_KEY),
+            _ => ADMIN_KEY.to_owned(),
+        };
+        // The same one is written again: it may be damaged there.
+        write_whole(&self.to.join(&place), &key)?;
+        manifest.admin_key_kept_as = Some(place).filter(|place| place != ADMIN_KEY);
+        manifest.admin_key = Some(sha256);
         Ok(())
     }
 
@@ -272,119 +409,71 @@ impl Copy {
     ) -> anyhow::Result<()> {
         let bucket = sluice_databases::Bucket::open(url, settings)?;
         let mut objects = Object { url: url.to_owned(), files: Vec::new() };
-        for (name, bytes) in sluice_databases::objects_in(|table, after| snapshot.page(table, after))? {
-            let item = match self.there(OBJECTS, &name, bytes) {
-                Some(item) => item,
-                None => {
-                    let to = self.to.join(OBJECTS).join(&name);
-                    let sha256 = bucket.fetch(&name, bytes, &to).await.with_context(|| {
-                        format!("object '{name}' cannot be copied; if its document was just removed, make the backup again")
-                    })?;
-                    self.summary.copied_bytes += bytes;
-                    Item { name, bytes, sha256 }
-                }
+        for content in sluice_databases::objects_in(|table, after| snapshot.page(table, after))? {
+            let (to, known) = (self.to.join(OBJECTS).join(&content.name), self.known_sum(OBJECTS, &content));
+            let (there, of_file) = (to.clone(), content.clone());
+            let looked = tokio::task::spawn_blocking(move || content_there(&there, &of_file, known));
+            let sums = match looked.await.context("the backup was cut off")? {
+                Some(sums) => sums,
+                None => match bucket.fetch(&content.name, content.bytes, &to).await {
+                    Ok(()) => {
+                        self.summary.copied_bytes += content.bytes;
+                        let copied = tokio::task::spawn_blocking(move || File::open(to).and_then(sums_of));
+                        copied.await.context("the backup was cut off")??.1
+                    }
+                    Err(error @ sluice_store::Error::Damaged { .. }) => {
+                        self.damage.push(damaged(OBJECTS, &content, &error.to_string()));
+                        continue;
+                    }
+                    Err(error) => {
+                        return Err(anyhow::Error::from(error).context(format!(
+                            "object '{}' cannot be copied; if its document was just removed, make the backup again",
+                            content.name
+                        )));
+                    }
+                },
             };
-            self.summary.files += 1;
-            self.summary.bytes += bytes;
-            objects.files.push(item);
+            objects.files.push(self.content(OBJECTS, content, sums));
         }
         manifest.objects = Some(objects);
         Ok(())
     }
 
-    /// What is in the backup already under that name, if it has the right size.
-    fn there(&self, part: &str, name: &str, bytes: u64) -> Option<Item> {
-        let (known_bytes, sha256) = self.known.get(&format!("{part}/{name}"))?;
-        let found = fs::metadata(self.to.join(part).join(name)).ok()?.len();
-        (*known_bytes == bytes && found == bytes).then(|| Item {
-            name: name.to_owned(),
-            bytes,
-            sha256: sha256.clone(),
-        })
-    }
-
-    /// Copies a file that never changes but for growing, unless it is there.
-    fn file<R: Read>(
-        &mut self,
-        part: &str,
-        name: &str,
-        bytes: u64,
-        open: impl FnOnce() -> anyhow::Result<R>,
-    ) -> anyhow::Result<Item> {
-        self.summary.files += 1;
-        self.summary.bytes += bytes;
-        if let Some(item) = self.there(part, name, bytes) {
-            return Ok(item);
-        }
-        let to = self.to.join(part).join(name);
-        let sha256 =
-            copy_whole(open()?, bytes, &to).with_context(|| format!("'{part}/{name}' cannot be copied"))?;
-        self.summary.copied_bytes += bytes;
-        Ok(Item { name: name.to_owned(), bytes, sha256 })
+    /// The file of the log that is in the backup already, if all of it is.
+    fn log_there(&self, file: &LogFile) -> Option<Item> {
+        let known = self.before.as_ref()?.log.iter().find(|item| item.name == file.name)?;
+        let mut pieces = known.pieces.as_ref()?.iter();
+        (known.bytes == file.bytes && pieces.all(|piece| self.is_piece_there(piece))).then(|| known.clone())
     }
 }
 
-/// Copies exactly so many bytes into a file that is whole or not there; their digest.
-fn copy_whole(from: impl Read, bytes: u64, to: &Path) -> anyhow::Result<String> {
-    let unfinished = to.with_extension("new");
-    let mut from = from.take(bytes);
-    let mut out = File::create(&unfinished)?;
-    let (mut sum, mut buffer, mut copied) = (Sha256::new(), vec![0; COPY_BYTES], 0);
-    loop {
-        let count = from.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        sum.update(&buffer[..count]);
-        out.write_all(&buffer[..count])?;
-        copied += count as u64;
-    }
-    if copied != bytes {
-        bail!("it has {copied} bytes instead of {bytes}");
-    }
-    out.sync_all()?;
-    fs::rename(&unfinished, to)?;
-    Ok(hex(&sum.finalize()))
+/// The digests of a copy of content that is in the backup already, if it is whole.
+fn content_there(to: &Path, content: &ContentFile, known: Option<String>) -> Option<Sums> {
+    let found = fs::metadata(to).ok()?.len();
+    let sums = (found == content.bytes).then(|| File::open(to).and_then(sums_of).ok()).flatten()?.1;
+    let is_whole = match content.digest {
+        Some(digest) => sums.content == digest,
+        None => known.is_some_and(|known| known == sums.sha256),
+    };
+    is_whole.then_some(sums)
 }
 
-fn write_whole(to: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    copy_whole(bytes, bytes.len() as u64, to)
-        .with_context(|| format!("'{}' cannot be written", to.display()))?;
-    Ok(())
+fn copy_content(from: &Path, content: &ContentFile, to: &Path) -> Result<Sums, NotCopied> {
+    let opened = File::open(from).map_err(|error| NotCopied::From(format!("it cannot be read: {error}")))?;
+    copy_whole(opened, content.bytes, to)
 }
 
-/// Removes what the backup before named and this one does not.
-fn remove_unnamed(dir: &Path, before: &Manifest, now: &Manifest) {
-    let kept = now.places();
-    for place in before.places().difference(&kept) {
-        let _ = fs::remove_file(dir.join(place));
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Size and digest of what can be read.
-fn digest_of(mut from: impl Read) -> io::Result<(u64, String)> {
-    let (mut sum, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; COPY_BYTES]);
-    loop {
-        let count = from.read(&mut buffer)?;
-        if count == 0 {
-            return Ok((bytes, hex(&sum.finalize())));
-        }
-        sum.update(&buffer[..count]);
-        bytes += count as u64;
-    }
+fn damaged(part: &str, content: &ContentFile, reason: &str) -> sluice_store::Error {
+    sluice_store::Error::damaged_content(&content.id, format!("{part}/{} is damaged: {reason}", content.name))
 }
 
 /// Reads all of a backup and compares it with its manifest; what is wrong with it, nothing if all is well.
 pub(crate) fn verify(dir: &Path, manifest: &Manifest) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut check = |place: String, bytes: u64, sha256: &str| match File::open(dir.join(&place))
-        .and_then(digest_of)
+        .and_then(sums_of)
     {
-        Ok((found, digest)) if found == bytes && digest == sha256 => {}
+        Ok((found, sums)) if found == bytes && sums.sha256 == sha256 => {}
         Ok((found, _)) if found != bytes => {
             wrong.push(format!("{place} has {found} bytes instead of {bytes}"))
         }
@@ -392,18 +481,24 @@ pub(crate) fn verify(dir: &Path, manifest: &Manifest) -> Vec<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => wrong.push(format!("{place} is missing")),
         Err(error) => wrong.push(format!("{place} cannot be read: {error}")),
     };
-    for chunk in manifest.tables.iter().flat_map(|table| &table.chunks) {
-        check(format!("{CHUNKS}/{}", chunk.sha256), chunk.bytes, &chunk.sha256);
+    for (sha256, bytes) in manifest.pieces() {
+        check(format!("{CHUNKS}/{sha256}"), bytes, sha256);
     }
-    let objects = manifest.objects.iter().flat_map(|objects| &objects.files);
-    let parts = [(BLOBS, &manifest.blobs), (LOG, &manifest.log)];
-    let files = parts.iter().flat_map(|(part, items)| items.iter().map(move |item| (*part, item)));
-    for (part, item) in files.chain(objects.map(|item| (OBJECTS, item))) {
-        check(format!("{part}/{}", item.name), item.bytes, &item.sha256);
+    for (place, item) in manifest.files() {
+        check(place, item.bytes, &item.sha256);
     }
-    if let Some(sha256) = &manifest.admin_key {
-        let bytes = fs::metadata(dir.join(ADMIN_KEY)).map_or(0, |there| there.len());
-        check(ADMIN_KEY.to_owned(), bytes, sha256);
+    if let (Some(sha256), Some(place)) = (&manifest.admin_key, manifest.key_place()) {
+        let bytes = fs::metadata(dir.join(place)).map_or(0, |there| there.len());
+        check(place.to_owned(), bytes, sha256);
+    }
+    if wrong.is_empty() {
+        // Pieces that are whole may still not be those of the file, or not in its order.
+        let in_pieces = manifest.log.iter().filter(|item| item.pieces.is_some());
+        let of_another = in_pieces.filter(|item| {
+            let sums = sums_of(item.reader(dir, LOG));
+            !sums.is_ok_and(|(bytes, sums)| bytes == item.bytes && sums.sha256 == item.sha256)
+        });
+        wrong.extend(of_another.map(|item| format!("the pieces of {LOG}/{} are not what it was", item.name)));
     }
     wrong
 }

@@ -206,16 +206,26 @@ pub(crate) enum Command {
         after_help = "Examples:\n  sluice doctor\n  sluice doctor -w acme -o json\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice doctor\n\nExit code 0 when nothing is wrong, 2 when something is.\nWith the address of a broker, that is looked at too.\nWith --verify all of the data folder is read, by the process that works in it\nor, if none does, here."
     )]
     Doctor(Doctor),
+    /// Whether a broker keeps what Sluice relies on, case by case, tried on topics of their own
+    #[command(
+        after_help = "Examples:\n  sluice conformance\n  sluice conformance --broker amqp://sluice@broker/sluice --broker-password-file FILE\n  SLUICE_BROKER=amqp://sluice@broker/sluice sluice conformance -o json\n  sluice conformance hold restart\n\nWithout a broker the embedded one is tried, in a temporary folder. What the cases\nmake is removed; cases that would restart a server, or change what holds for all of\nit, are named as not run. See docs/brokers.md for what is promised where.\n\nExit code 0 when every promise is kept, 2 when one is broken, 1 when the server cannot\nbe tried."
+    )]
+    Conformance(Conformance),
     /// Back up a data folder, also while it is in use; a second time only what changed is copied
     #[command(
-        after_help = "Examples:\n  sluice backup /mnt/backup/sluice\n  sluice backup /mnt/backup/library --data /var/lib/sluice/library\n\nRun it on the machine of the data folder. See docs/backup.md."
+        after_help = "Examples:\n  sluice backup /mnt/backup/sluice\n  sluice backup /mnt/backup/library --data /var/lib/sluice/library\n\nRun it on the machine of the data folder. See docs/backup.md.\n\nExit code 2 when something in the data folder is damaged: it is named, and all else\nis backed up."
     )]
     Backup(Backup),
     /// Make a new data folder of a backup
     #[command(
-        after_help = "Examples:\n  sluice restore /mnt/backup/sluice --data /var/lib/sluice-new\n  sluice up --data /var/lib/sluice-new\n\nThe folder must be empty or not there. Nothing is restored of a backup that is not whole."
+        after_help = "Examples:\n  sluice restore /mnt/backup/sluice --data /var/lib/sluice-new\n  sluice up --data /var/lib/sluice-new\n\nThe folder must be empty or not there. Nothing is restored of a backup that is not whole.\n\nExit code 2 when all is restored, and something in it was damaged already when it was\nbacked up."
     )]
     Restore(Restore),
+    /// Copy what can be read of a damaged data folder into a new one, and name what cannot
+    #[command(
+        after_help = "Examples:\n  sluice salvage /var/lib/sluice --data /var/lib/sluice-new\n  sluice salvage /var/lib/sluice --data /var/lib/sluice-new -o json > lost.json\n\nFor a folder without a backup. It must not be in use, and nothing in it is changed.\nExit code 0 when nothing is lost, 2 when something is. See docs/backup.md."
+    )]
+    Salvage(Salvage),
     /// Read all of a backup, or of a data folder that is not in use, and name what is wrong with it
     #[command(
         after_help = "Examples:\n  sluice verify /mnt/backup/sluice\n  sluice verify /var/lib/sluice\n\nExit code 0 when it is whole, 1 when it cannot be used, 2 when something is damaged."
@@ -236,7 +246,14 @@ pub(crate) enum Command {
     Notices,
     /// Render prompts from standard input, for a processor
     #[command(hide = true)]
-    Render,
+    Render {
+        /// Try what such a process must not be able to do, and say what this system lacks to prevent it
+        #[arg(long)]
+        check: bool,
+        /// With --check: try it without anything that prevents it
+        #[arg(long, requires = "check")]
+        bare: bool,
+    },
     /// Print shell completions
     #[command(after_help = "Example:\n  sluice completions bash > /etc/bash_completion.d/sluice")]
     Completions {
@@ -261,6 +278,16 @@ pub(crate) struct Doctor {
     pub(crate) remove: Option<String>,
 }
 
+/// Which broker is tried, and by which cases.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Conformance {
+    /// Only cases with one of these words in their name
+    #[arg(value_name = "WORD")]
+    pub(crate) words: Vec<String>,
+    #[command(flatten)]
+    pub(crate) broker: Broker,
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Backup {
     /// Folder of the backup: an empty one, or that of an earlier backup of the same data folder
@@ -275,6 +302,12 @@ pub(crate) struct Restore {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) objects: Objects,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Salvage {
+    /// The damaged data folder
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -406,7 +439,7 @@ pub(crate) enum Flow {
     Ls,
     /// Follow a flow: its queues, and how far its documents are; ends with Ctrl-C
     #[command(
-        after_help = "Examples:\n  sluice flow watch default\n  sluice flow watch default --until-idle\n  sluice flow watch default -o json | jq .backlog\n\nOn a terminal the picture is updated in place; elsewhere each change is a line."
+        after_help = "Examples:\n  sluice flow watch default\n  sluice flow watch default --until-idle\n  sluice flow watch default -o json | jq .backlog\n\nOn a terminal the picture is updated in place; elsewhere each change is a line.\n\nWhere the broker does not show what is in work (its management API is not known),\n--until-idle ends well when all documents are complete; without documents, or with some\nopen, it ends with exit code 6 once nothing waits and nothing moves."
     )]
     Watch {
         /// Id of the flow

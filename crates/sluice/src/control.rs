@@ -57,6 +57,13 @@ pub(crate) fn remove(folder: &Path) {
     let _ = std::fs::remove_file(folder.join(FILE));
 }
 
+/// Waits until the socket in a folder is there no more.
+pub(crate) async fn gone(folder: impl Fn() -> PathBuf) {
+    while folder().join(FILE).exists() {
+        tokio::time::sleep(crate::folder::PULSE).await;
+    }
+}
+
 /// Answers one question after the other.
 pub(crate) async fn serve(listener: UnixListener, source: impl Fn() -> Source) {
     loop {

@@ -12,6 +12,8 @@ pub(crate) enum Code {
     NotFound = 3,
     Denied = 4,
     TimedOut = 5,
+    /// As far as can be seen it is so, and not all can be seen.
+    Unseen = 6,
     Usage = 64,
 }
 

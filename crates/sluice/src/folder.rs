@@ -13,7 +13,11 @@
 //! [`Folder::close`] at the end. Each change of generation is announced in the mark first, so one that was cut short is
 //! told from a part that is behind.
 
+mod aside;
+mod contents;
+mod in_place;
 mod mark;
+mod missing;
 mod restored;
 mod stopped;
 
@@ -21,16 +25,21 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
 use sluice_bus::embedded::{Config, Embedded as Broker, Stamp as LogStamp};
-use sluice_store::{BlobAudit, Embedded as Store, FolderLock, Options, Stamp};
+use sluice_library::OWNERS;
+use sluice_store::{BlobAudit, Embedded as Store, FolderLock, Options, Stamp, Untouched};
 use tokio::sync::Mutex;
 
+pub(crate) use self::contents::Room;
+use self::contents::{Contents, holds_something};
 use self::mark::{BrokerPart, Found, Mark, StorePart};
-pub(crate) use self::restored::{check_formats, take_empty};
+pub(crate) use self::missing::unreadable;
+use self::missing::{check_marked, going_on};
+pub(crate) use self::restored::{check_formats, log_end, take_empty};
 pub(crate) use self::stopped::{Stopped, verify};
 use crate::exit::{Code, Told};
 
@@ -39,8 +48,13 @@ pub(crate) const PULSE: Duration = Duration::from_secs(10);
 /// Formats of what services keep in the store.
 const SERVICE_FORMATS: &[(&str, u32)] =
     &[("service.config", 1), ("service.iam", 1), ("service.library", 1), ("service.processors", 1)];
+/// What everybody may read of a part that is not where its path says; the log has the path.
+pub(crate) const NOT_IN_PLACE: &str = "a part of the data folder was removed, moved or replaced while it is in use, so nothing \
+     more is kept; run 'sluice backup DIR' before the process ends; its log names the part";
 /// The type of a refusal, by which it is told from other failures.
 const REFUSED: &str = "folder-refused";
+/// The same of a folder that was served from, whatever its mark says.
+const SERVED: &str = "served-folder-refused";
 
 const STORE_FILE: &str = "store.redb";
 pub(crate) const BLOBS: &str = "blobs";
@@ -48,6 +62,8 @@ pub(crate) const BROKER: &str = "broker";
 pub(crate) const ADMIN_KEY: &str = "admin.key";
 /// Held back for when the disk is full.
 const RESERVE: &str = "reserve";
+/// Room for a mark on most file systems.
+const MARK_BYTES_MAX: u64 = 64 << 10;
 /// All that a process puts into its data folder, but for the lock and models that were fetched.
 const PARTS: &[&str] = &[mark::FILE, STORE_FILE, BLOBS, BROKER, ADMIN_KEY, RESERVE, "trash", "upkeep.json"];
 /// What others should not be able to read.
@@ -103,10 +119,35 @@ enum Origin {
 /// A data folder that this process holds.
 pub(crate) struct Folder {
     path: PathBuf,
-    lock: FolderLock,
+    /// Nothing where it is only looked at.
+    lock: Option<FolderLock>,
     want: Want,
     origin: Origin,
     state: Mutex<State>,
+}
+
+/// What is said at the end of a process whose disk failed.
+pub(crate) fn disk_failed(reason: &str) -> Told {
+    Told::new(Code::Failed, format!("the disk failed, and nothing more can be kept: {reason}"))
+        .next("check the disk, then start again: what was acknowledged is there")
+}
+
+/// Whether something failed for want of room.
+fn is_full(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge))
+            || matches!(cause.downcast_ref(), Some(sluice_store::Error::Disk { .. }))
+            || matches!(cause.downcast_ref(), Some(sluice_bus::Error::Disk { .. }))
+    })
+}
+
+/// Makes a file shorter by so many bytes, as far as it has them; answers whether it had any.
+fn give_up(reserve: &Path, bytes: u64) -> std::io::Result<bool> {
+    let held = fs::metadata(reserve)?.len();
+    fs::OpenOptions::new().write(true).open(reserve)?.set_len(held.saturating_sub(bytes))?;
+    Ok(held > 0)
 }
 
 struct State {
@@ -137,17 +178,28 @@ fn refused(path: &Path, what: impl fmt::Display, accept: Option<Loss>) -> Told {
 
 /// Whether a start failed because of what is in the folder, not because of the machine.
 pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<Told>().is_some_and(|told| told.kind == REFUSED))
+    is_told(error, REFUSED) || is_told(error, SERVED)
+}
+
+fn is_told(error: &anyhow::Error, kind: &str) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<Told>().is_some_and(|told| told.kind == kind))
 }
 
 impl Folder {
     /// Looks at a folder before anything in it is opened. Nothing is changed.
-    pub(crate) fn look(path: &Path, lock: FolderLock, want: Want) -> anyhow::Result<Self> {
+    pub(crate) fn look(path: &Path, lock: Option<FolderLock>, want: Want) -> anyhow::Result<Self> {
         let accepts = |loss| want.accept.contains(&loss);
         let refuse = |what: String, accept| Err(refused(path, what, accept).into());
-        let there = Contents::of(path);
+        let there = Contents::of(path)?;
         let mut origin = Origin::Marked;
         let mark = match mark::read(path) {
+            // One from before the first start was over, beside a store that says otherwise.
+            Found::Mark(mark) if mark.is_fresh && there.store && accepts(Loss::Mark) => {
+                let what = "is from before the first start was over";
+                going_on(format!("{} {what}", mark::FILE), Loss::Mark);
+                origin = Origin::MarkLost;
+                Mark::new(String::new())
+            }
             Found::Mark(mark) => *mark,
             Found::Unusable(why) if !accepts(Loss::Mark) || why.contains("newer") => {
                 return refuse(
@@ -155,7 +207,8 @@ impl Folder {
                     (!why.contains("newer")).then_some(Loss::Mark),
                 );
             }
-            Found::Unusable(_) => {
+            Found::Unusable(why) => {
+                going_on(format!("{}: {why}", mark::FILE), Loss::Mark);
                 origin = Origin::MarkLost;
                 Mark::new(String::new())
             }
@@ -184,12 +237,13 @@ impl Folder {
         }
         if origin == Origin::Marked {
             check_marked(path, &mark, &there, &want)?;
-        } else if origin == Origin::Unmarked && want.broker && !there.broker && !accepts(Loss::Broker) {
-            let what = format!(
-                "it holds a store, but no log of the embedded broker ({BROKER}/log-…); if it was used with \
-                another broker so far, that is as it should be"
-            );
-            return refuse(what, Some(Loss::Broker));
+        } else if origin == Origin::Unmarked && want.broker && !there.broker {
+            let what = format!("it holds a store, but no log of the embedded broker ({BROKER}/log-…)");
+            if !accepts(Loss::Broker) {
+                let how = "if it was used with another broker so far, that is as it should be";
+                return refuse(format!("{what}; {how}"), Some(Loss::Broker));
+            }
+            going_on(format!("the data folder '{}': {what}", path.display()), Loss::Broker);
         }
         let (store_at, broker_at) =
             (mark.store.map_or(0, |part| part.generation), mark.broker.map_or(0, |part| part.generation));
@@ -199,10 +253,10 @@ impl Folder {
 
     /// Marks a folder that nothing is in yet, before anything is made in it: a first start that is cut short is told by it.
     pub(crate) async fn begin(&self) -> anyhow::Result<()> {
-        if !self.is_fresh() {
+        let mut state = self.state.lock().await;
+        if !self.is_fresh() || state.mark.is_fresh {
             return Ok(());
         }
-        let mut state = self.state.lock().await;
         state.mark.is_fresh = true;
         self.write(&mut state)
     }
@@ -214,16 +268,33 @@ impl Folder {
 
     /// How the store is opened.
     pub(crate) fn open_store(&self) -> anyhow::Result<Store> {
+        let options = Options {
+            create: self.is_fresh(),
+            service_formats: SERVICE_FORMATS,
+            owners: Some(OWNERS),
+            ..Options::default()
+        };
+        let lock = self.lock.clone().context("a folder that is looked at is not opened to be changed")?;
+        Store::open_held(&self.path, lock, &options).map_err(|error| self.store_error(error))
+    }
+
+    /// How the store is opened where nothing is to be changed.
+    fn look_at_store(&self, held: Untouched) -> anyhow::Result<Store> {
         let options =
-            Options { create: self.is_fresh(), service_formats: SERVICE_FORMATS, ..Options::default() };
-        Store::open_held(&self.path, self.lock.clone(), &options).map_err(|error| match error {
+            Options { service_formats: SERVICE_FORMATS, owners: Some(OWNERS), ..Options::default() };
+        Store::look(&self.path, held, &options).map_err(|error| self.store_error(error))
+    }
+
+    fn store_error(&self, error: sluice_store::Error) -> anyhow::Error {
+        match error {
             sluice_store::Error::Damaged { .. } | sluice_store::Error::Refused { .. } => {
-                let copied = "; a copy that is made while the folder is in use cannot be opened: make it with 'sluice backup'";
+                let copied = "; a copy that is made while the folder is in use cannot be opened: make it with 'sluice backup'; what can \
+                              be read of a damaged one is copied by 'sluice salvage'";
                 let hint = if matches!(error, sluice_store::Error::Damaged { .. }) { copied } else { "" };
                 refused(&self.path, format!("{error}{hint}"), None).into()
             }
             other => other.into(),
-        })
+        }
     }
 
     /// How the embedded broker is opened.
@@ -233,6 +304,7 @@ impl Folder {
         let is_lost = self.accepts(Loss::Broker);
         Config {
             create: part.is_none() || self.origin != Origin::Marked || is_lost,
+            is_looked_at: self.lock.is_none(),
             end: part.filter(|_| !is_lost).and_then(|part| part.end).map(Into::into),
             ..Config::in_dir(self.path.join(BROKER))
         }
@@ -240,13 +312,13 @@ impl Folder {
 
     /// Puts a log that cannot be opened aside, so that one can be begun anew.
     pub(crate) fn set_broker_aside(&self) -> anyhow::Result<PathBuf> {
-        set_parts_aside(&self.path, &[BROKER])
+        aside::move_parts(&self.path, &[BROKER])
     }
 
     /// What a log that could not be opened means.
     pub(crate) fn broker_error(&self, error: sluice_bus::Error) -> anyhow::Error {
         match error {
-            sluice_bus::Error::Disk { .. } => refused(&self.path, error, Some(Loss::Broker)).into(),
+            sluice_bus::Error::Log { .. } => refused(&self.path, error, Some(Loss::Broker)).into(),
             other => other.into(),
         }
     }
@@ -262,6 +334,13 @@ impl Folder {
     pub(crate) async fn admit(&self, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
         let audit = self.check_rest(&mut state, store, broker).await?;
+        if let Some(what) = self.wrong_key(store).await? {
+            let aside = aside::move_parts(&self.path, &[ADMIN_KEY])?;
+            tracing::warn!(aside = %aside.display(), "{what}; it is set aside, and a new one is made, as was asked for");
+        }
+        if self.origin == Origin::MarkLost && self.path.join(mark::FILE).is_dir() {
+            aside::move_parts(&self.path, &[mark::FILE])?;
+        }
         if self.origin != Origin::Marked && self.origin != Origin::Fresh {
             tracing::info!(folder = %self.path.display(), "the data folder is marked from now on");
         }
@@ -289,14 +368,50 @@ impl Folder {
         {
             return Err(self.refuse(format!("{ADMIN_KEY} is missing or empty"), Some(Loss::AdminKey)));
         }
+        if let Some(what) = self.wrong_key(store).await?
+            && !self.accepts(Loss::AdminKey)
+        {
+            return Err(self.refuse(what, Some(Loss::AdminKey)));
+        }
         let audit = store.audit_blobs().await?;
         self.admit_blobs(store, &audit).await?;
         Ok(audit)
     }
 
+    /// What is wrong with the key file, where there is one and this process needs it.
+    async fn wrong_key(&self, store: &Store) -> anyhow::Result<Option<String>> {
+        let file = self.path.join(ADMIN_KEY);
+        if !self.want.admin_key || !file.exists() {
+            return Ok(None);
+        }
+        match sluice_iam::check_admin_key(&file, &*store.tables()).await {
+            Err(sluice_iam::Error::NotAKey { .. }) => {
+                Ok(Some(format!("{ADMIN_KEY} holds no key: it is damaged")))
+            }
+            Err(sluice_iam::Error::OtherKey { .. }) => {
+                Ok(Some(format!("{ADMIN_KEY} is not the key of this data, but another one")))
+            }
+            checked => Ok(checked.map(|()| None)?),
+        }
+    }
+
     /// Whether there is a data folder.
     pub(crate) fn is_at(path: &Path) -> bool {
         path.join(mark::FILE).exists() || path.join(STORE_FILE).exists()
+    }
+
+    /// Insists that there is a data folder, before anything is made in what may be another's.
+    pub(crate) fn insist(path: &Path) -> Result<(), Told> {
+        crate::backup::refuse_backup(path)?;
+        if Self::is_at(path) {
+            return Ok(());
+        }
+        let shown = path.display();
+        let what = match path.is_dir() {
+            true => format!("'{shown}' is no data folder: neither {} nor {STORE_FILE} is in it", mark::FILE),
+            false => format!("there is no data folder '{shown}'"),
+        };
+        Err(Told::new(Code::NotFound, what).next("name it with --data DIR"))
     }
 
     /// Puts down what else there is once everything serves.
@@ -338,28 +453,36 @@ impl Folder {
     }
 
     /// Closes store and broker, and puts down where each ended. Whatever fails leaves the folder as a crash would.
-    pub(crate) async fn close(&self, store: &Store, broker: Option<&Broker>) {
+    ///
+    /// # Errors
+    /// If a part is not where its path says, so that what this process held is gone with it; if the disk failed, or has while
+    /// it was closed. A full disk is no such failure.
+    pub(crate) async fn close(&self, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
+        let in_place = self.look_in_place(&mut state, store, broker).map_err(|error| in_place::gone(&error));
+        let failed = || store.failure().borrow().clone().or_else(|| broker.and_then(Broker::failure));
         // After a failure nothing can be written any more.
-        let advanced = store.failure().borrow().is_none();
-        let advanced = advanced
-            && match self.advance(&mut state, store, broker).await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "the data folder could not be closed in good order"
-                    );
-                    false
-                }
-            };
+        let can_write = in_place.is_ok() && failed().is_none();
+        let advanced = if can_write { self.advance(&mut state, store, broker).await } else { Ok(()) };
         if let Some(broker) = broker {
             broker.shutdown().await;
         }
         store.close().await;
-        if !advanced {
-            return;
+        in_place?;
+        if let Some(reason) = failed() {
+            return Err(disk_failed(&reason).into());
         }
+        let closed = advanced.and_then(|()| self.put_down_ends(&mut state, broker));
+        let Err(error) = closed else { return Ok(()) };
+        if !is_full(&error) {
+            return Err(disk_failed(&format!("{error:#}")).into());
+        }
+        tracing::warn!(error = format!("{error:#}"), "the data folder could not be closed in good order");
+        Ok(())
+    }
+
+    /// Puts down where the parts ended that are closed.
+    fn put_down_ends(&self, state: &mut State, broker: Option<&Broker>) -> anyhow::Result<()> {
         let end = broker.map(Broker::log_end);
         if let (Some(end), Some(part)) = (end, &mut state.mark.broker) {
             part.end = end.map(Into::into);
@@ -368,9 +491,7 @@ impl Folder {
             part.bytes = fs::metadata(self.path.join(STORE_FILE)).ok().map(|meta| meta.len());
         }
         state.mark.is_closed = end.is_none_or(|end| end.is_some());
-        if let Err(error) = self.write(&mut state) {
-            tracing::warn!(error = format!("{error:#}"), "the data folder could not be closed in good order");
-        }
+        self.write(state)
     }
 
     fn refuse(&self, what: impl fmt::Display, accept: Option<Loss>) -> anyhow::Error {
@@ -387,6 +508,18 @@ impl Folder {
         };
         match (self.origin, stamp) {
             (Origin::Fresh | Origin::Unmarked, None) => {}
+            (Origin::Fresh, Some(stamp))
+                if stamp.folder == state.mark.folder && !state.mark.is_of_first_starts(stamp.generation) =>
+            {
+                let what = format!(
+                    "{} is an older copy: it is from before the first start was over, and {STORE_FILE} had come to generation {}",
+                    mark::FILE,
+                    stamp.generation
+                );
+                let mut told = refused(&self.path, what, Some(Loss::Mark));
+                told.kind = SERVED.to_owned();
+                return Err(told.into());
+            }
             (Origin::Fresh, Some(stamp)) if stamp.folder == state.mark.folder => {
                 state.store_at = stamp.generation;
             }
@@ -400,6 +533,9 @@ impl Folder {
                 return Err(self.refuse(what, Some(Loss::Mark)));
             }
             (Origin::Unmarked | Origin::MarkLost, Some(stamp)) => {
+                if self.origin == Origin::Unmarked {
+                    going_on(format!("{} is missing", mark::FILE), Loss::Mark);
+                }
                 state.mark.folder = stamp.folder;
                 state.store_at = stamp.generation;
                 state.mark.generation = stamp.generation;
@@ -423,7 +559,12 @@ impl Folder {
                     );
                     return Err(self.refuse(what, None));
                 }
-                if state.mark.is_closed && at > part.generation {
+                if state.mark.is_closed && at > part.generation && self.accepts(Loss::Mark) {
+                    going_on(format!("{} is an older copy", mark::FILE), Loss::Mark);
+                    // What it says of the log is as old.
+                    state.mark.is_closed = false;
+                    state.mark.broker.iter_mut().for_each(|part| part.end = None);
+                } else if state.mark.is_closed && at > part.generation {
                     let what = format!(
                         "{} is an older copy: it is of generation {}, and {STORE_FILE} had come to {at}",
                         mark::FILE,
@@ -469,7 +610,7 @@ impl Folder {
             // Nobody may do without what the store held.
             Some(what) if is_store_behind(at) => return Err(self.refuse(what, None)),
             Some(what) if !accepted => return Err(self.refuse(what, Some(Loss::Broker))),
-            Some(what) => tracing::warn!("{what}; going on with it, as was asked for"),
+            Some(what) => going_on(what, Loss::Broker),
             None => {}
         }
         state.broker_at = at;
@@ -483,40 +624,6 @@ impl Folder {
             (STORE_FILE, BROKER, store_at, broker_at)
         };
         format!("{older} is an older copy: it is of generation {at}, and {newer} had come to {other}")
-    }
-
-    async fn admit_blobs(&self, store: &Store, audit: &BlobAudit) -> anyhow::Result<()> {
-        if audit.named == 0 && audit.unknown > 0 && self.origin != Origin::Marked {
-            let what = format!(
-                "{BLOBS} holds {} files, and {STORE_FILE} names none of them: it is not the store that they belong to",
-                audit.unknown
-            );
-            return Err(self.refuse(what, None));
-        }
-        if let Some(first) = audit.missing.first() {
-            let how = match first.found_bytes {
-                None => "is missing".to_owned(),
-                Some(found) => format!("has {found} bytes instead of {}", first.bytes),
-            };
-            let what = format!(
-                "{BLOBS} lacks {} of {} files of content that {STORE_FILE} names; '{}' {how}",
-                audit.missing.len(),
-                audit.named,
-                first.file
-            );
-            if !self.accepts(Loss::Blobs) {
-                return Err(self.refuse(what, Some(Loss::Blobs)));
-            }
-            tracing::warn!("{what}; going on without them, as was asked for");
-            store.accept_lost(audit).await?;
-        }
-        if audit.unknown > 0 {
-            tracing::warn!(
-                files = audit.unknown, folder = %self.path.join(BLOBS).display(),
-                "files of content that the store does not name are left as they are"
-            );
-        }
-        Ok(())
     }
 
     /// Goes to the next generation: said in the mark first, then in each part, then settled in the mark. From then on a
@@ -564,12 +671,15 @@ impl Folder {
         Ok(())
     }
 
-    /// Writes the mark, with the room that is held back if there is no other.
+    /// Writes the mark, with a little of the room that is held back if there is no other.
     fn write(&self, state: &mut State) -> anyhow::Result<()> {
         let mut written = state.mark.write(&self.path);
-        if written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
-            && fs::remove_file(self.path.join(RESERVE)).is_ok()
+        // More each time: some file systems give back less than a file got shorter.
+        let mut bytes = MARK_BYTES_MAX;
+        while written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
+            && give_up(&self.path.join(RESERVE), bytes).unwrap_or(false)
         {
+            bytes = bytes.saturating_mul(4);
             written = state.mark.write(&self.path);
         }
         written.with_context(|| {
@@ -594,96 +704,14 @@ impl Folder {
     }
 }
 
-/// Looks at a folder with a mark.
-fn check_marked(path: &Path, mark: &Mark, there: &Contents, want: &Want) -> anyhow::Result<()> {
-    let accepts = |loss| want.accept.contains(&loss);
-    let refuse = |what: String, accept| Err(refused(path, what, accept).into());
-    if !mark.is_closed && mark.is_copied(path) && !accepts(Loss::Copy) {
-        let what = "it is a copy that was made while the folder was in use, or after it had not been stopped in good order, and its \
-                    parts need not fit together; make copies with 'sluice backup', or after a stop";
-        return refuse(what.to_owned(), Some(Loss::Copy));
-    }
-    if let Some(bytes) = mark.store.filter(|_| mark.is_closed).and_then(|part| part.bytes) {
-        let found = fs::metadata(path.join(STORE_FILE)).map_or(0, |meta| meta.len());
-        if found < bytes {
-            let what =
-                format!("{STORE_FILE} is cut: it has {found} bytes, and had {bytes} when it was closed");
-            return refuse(what, None);
-        }
-    }
-    if want.broker && mark.broker.is_some() && !there.broker && !accepts(Loss::Broker) {
-        let what = format!(
-            "the log of the embedded broker ({BROKER}/log-…) is missing, and the messages that waited in it"
-        );
-        return refuse(what, Some(Loss::Broker));
-    }
-    if want.admin_key && mark.has_admin_key && !there.admin_key && !accepts(Loss::AdminKey) {
-        return refuse(format!("{ADMIN_KEY} is missing or empty"), Some(Loss::AdminKey));
-    }
-    Ok(())
-}
-
-/// What is in a folder.
-#[derive(Debug, Clone, Copy)]
-struct Contents {
-    store: bool,
-    blobs: bool,
-    broker: bool,
-    admin_key: bool,
-}
-
-impl Contents {
-    fn of(path: &Path) -> Self {
-        let entries = |name: &str| fs::read_dir(path.join(name)).into_iter().flatten().flatten();
-        let is_log = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("log-");
-        Self {
-            store: holds_something(&path.join(STORE_FILE)),
-            blobs: entries(BLOBS).next().is_some(),
-            broker: entries(BROKER).any(is_log),
-            admin_key: holds_something(&path.join(ADMIN_KEY)),
-        }
-    }
-
-    fn is_empty(self) -> bool {
-        !(self.store || self.blobs || self.broker || self.admin_key)
-    }
-
-    /// Those of these that are there, for people.
-    fn names(self, of: &[&'static str]) -> String {
-        let is_there = |name: &&&str| match **name {
-            BLOBS => self.blobs,
-            BROKER => self.broker,
-            ADMIN_KEY => self.admin_key,
-            _ => self.store,
-        };
-        of.iter().filter(is_there).copied().collect::<Vec<_>>().join(", ")
-    }
-}
-
-fn holds_something(file: &Path) -> bool {
-    fs::metadata(file).is_ok_and(|meta| meta.len() > 0)
-}
-
-/// Whether the first start of a folder was cut short: nothing in it was acknowledged to anybody.
-pub(crate) fn was_never_served(path: &Path) -> bool {
-    matches!(mark::read(path), Found::Mark(mark) if mark.is_fresh)
+/// Whether the first start of a folder, which was refused, had been cut short: nothing in it was acknowledged to anybody.
+pub(crate) fn was_never_served(path: &Path, refusal: &anyhow::Error) -> bool {
+    !is_told(refusal, SERVED) && matches!(mark::read(path), Found::Mark(mark) if mark.is_fresh)
 }
 
 /// Moves all that is in a folder into one inside it, so that it can be begun anew; where that is.
 pub(crate) fn set_aside(path: &Path, _held: &FolderLock) -> anyhow::Result<PathBuf> {
-    set_parts_aside(path, PARTS)
-}
-
-fn set_parts_aside(path: &Path, parts: &[&str]) -> anyhow::Result<PathBuf> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let aside = path.join(format!("set-aside-{now}"));
-    let failed = || format!("what is in '{}' could not be set aside", path.display());
-    fs::create_dir(&aside).with_context(failed)?;
-    for name in parts.iter().filter(|name| path.join(name).exists()) {
-        fs::rename(path.join(name), aside.join(name)).with_context(failed)?;
-    }
-    fs::File::open(path).and_then(|folder| folder.sync_all()).with_context(failed)?;
-    Ok(aside)
+    aside::move_parts(path, PARTS)
 }
 
 /// What is made from now on is for the owner of this process alone.

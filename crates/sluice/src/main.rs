@@ -7,7 +7,6 @@ mod backup;
 mod bus;
 mod cli;
 mod commands;
-mod confine;
 mod control;
 mod exit;
 mod folder;
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
     // Before anything else starts: all of it would count against the limits of these processes.
     let alone = match args.command {
         cli::Command::Decode { check, bare } => Some(commands::decode(check, bare)),
-        cli::Command::Render => Some(commands::render()),
+        cli::Command::Render { check, bare } => Some(commands::render(check, bare)),
         _ => None,
     };
     if let Some(ended) = alone {
@@ -53,11 +52,24 @@ fn main() -> ExitCode {
             return exit::Code::Failed.into();
         }
     };
-    let outcome = runtime.block_on(commands::run(args));
+    let outcome = runtime.block_on(async {
+        outlive_file_limits();
+        commands::run(args).await
+    });
     // Blocking reads that nobody waits for must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match outcome {
         Ok(code) => code.into(),
         Err(error) => exit::report(&error),
+    }
+}
+
+/// Has a write beyond the size that a file may have (`ulimit -f`, `LimitFSIZE=`) fail as on a full disk. By default the
+/// signal that comes first ends the process.
+fn outlive_file_limits() {
+    use tokio::signal::unix::{SignalKind, signal};
+    // From the first one on it is caught for as long as the process lives; nobody waits for it.
+    if let Err(error) = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())) {
+        tracing::warn!(%error, "a limit on the size of files would end this process without a word");
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use prometheus_client::metrics::gauge::Gauge;
@@ -19,7 +19,7 @@ use crate::backup::Source;
 use crate::bus::{Bus, Remote};
 use crate::control;
 use crate::exit::Told;
-use crate::folder::{self, Folder, Loss, Want};
+use crate::folder::{self, Folder, Loss, Room, Stopped, Want};
 use crate::services::{Selection, Service};
 use crate::standard;
 
@@ -28,7 +28,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a start waits for another process to let go of the data folder.
 const FOLDER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often what is known of the store is counted.
+/// How often what is known of the store is counted, as long as counting takes little.
 const COUNT_PAUSE: Duration = Duration::from_secs(5);
 /// Pauses between tries of a start that waits for others.
 const START_RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(5) };
@@ -68,6 +68,14 @@ pub(crate) struct System {
     opened: Opened,
 }
 
+/// Why a process ends by itself.
+pub(crate) enum Failure {
+    /// The disk under store or broker.
+    Disk(String),
+    /// Another process serves the same with data of its own.
+    Displaced(String),
+}
+
 /// What is durable, and the broker.
 struct Opened {
     folder: Option<Arc<Folder>>,
@@ -92,6 +100,7 @@ impl System {
                 Some(store) => Some(stores(store, &opened, &settings).await?),
                 None => None,
             };
+            opened.claim(&settings.selection, &layers.base).await?;
             let gateway = serve(&settings, &layers, &opened.bus, stores).await?;
             if let Some(folder) = &opened.folder {
                 folder.settle(settings.objects.as_ref().map(|(url, _)| url.as_str())).await?;
@@ -107,14 +116,15 @@ impl System {
             }
             Err(error) => {
                 layers.stop(Duration::from_secs(1)).await;
-                opened.close().await;
+                // The first error is the one to report.
+                let _ = opened.close().await;
                 Err(error)
             }
         }
     }
 
-    /// Waits until the disk under store or broker has failed, and tells why; for ever while all is well.
-    pub(crate) async fn failed(&self) -> String {
+    /// Waits until this process can serve no longer, and returns why; for ever while all is well.
+    pub(crate) async fn failed(&self) -> Failure {
         let store = async {
             let Some(store) = &self.opened.store else { return std::future::pending().await };
             let mut failure = store.failure();
@@ -131,8 +141,9 @@ impl System {
             }
         };
         tokio::select! {
-            reason = store => reason,
-            reason = broker => reason,
+            reason = store => Failure::Disk(reason),
+            reason = broker => Failure::Disk(reason),
+            reason = self.opened.bus.claim_lost() => Failure::Displaced(reason),
         }
     }
 
@@ -145,12 +156,15 @@ impl System {
     }
 
     /// Stops in reverse order: nothing new in, work under way to its end or the deadline, then the rest is cut by name.
-    pub(crate) async fn stop(self) {
+    ///
+    /// # Errors
+    /// If what was acknowledged is gone with this process.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
         if let Some(gateway) = &self.gateway {
             gateway.shutdown().await;
         }
         self.layers.stop(DRAIN_TIMEOUT).await;
-        self.opened.close().await;
+        self.opened.close().await
     }
 }
 
@@ -167,7 +181,7 @@ impl Opened {
             Ok(opened) => {
                 let is_whole = opened.folder.as_ref().is_some_and(|folder| !folder.is_fresh());
                 if settings.init_empty && is_whole {
-                    opened.close().await;
+                    opened.close().await?;
                     return Err(Told::usage(format!(
                         "there is nothing wrong with the data folder '{}'",
                         data.display()
@@ -178,7 +192,8 @@ impl Opened {
                 Ok(opened)
             }
             Err(error)
-                if folder::is_refusal(&error) && (settings.init_empty || folder::was_never_served(data)) =>
+                if folder::is_refusal(&error)
+                    && (settings.init_empty || folder::was_never_served(data, &error)) =>
             {
                 let aside = folder::set_aside(data, &lock)?;
                 tracing::warn!(
@@ -197,7 +212,11 @@ impl Opened {
             admin_key: settings.selection.runs(Service::Iam) && !settings.no_auth,
             accept: settings.accept_loss.clone(),
         };
-        let folder = Folder::look(data, lock.clone(), want)?;
+        let folder = Folder::look(data, Some(lock.clone()), want.clone())?;
+        // Whoever accepts a loss has seen the refusal.
+        if want.accept.is_empty() {
+            Stopped::rehearse(data, lock, &want).await?;
+        }
         folder.begin().await?;
         let store = folder.open_store().context("the store could not be opened")?;
         let bus = match folder.admit_opened(&store).await {
@@ -234,15 +253,35 @@ impl Opened {
         }
     }
 
+    /// Claims what this process keeps data for. Before that, nothing may be answered.
+    async fn claim(&self, selection: &Selection, process: &Process) -> anyhow::Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        self.bus.claim(&selection.keepers(), &folder.id().await, process).await
+    }
+
     /// Lets the folder count on while there is work.
     fn go_on_counting(&self, process: &Process) {
         let (Some(folder), Some(store)) = (self.folder.clone(), self.store.clone()) else { return };
-        look_after(&store, process);
+        look_after(&store, folder.is_read_at(), process);
         let (broker, stop) = (self.bus.embedded().cloned(), process.stop.clone());
+        let trouble = process.trouble.clone();
         process.tasks.spawn("folder/pulse", async move {
+            let mut known = None;
             loop {
                 if stop.run_until_cancelled(tokio::time::sleep(folder::PULSE)).await.is_none() {
                     return;
+                }
+                if let Err(error) = folder.check_in_place(&store, broker.as_ref()).await {
+                    let reason = format!("{error:#}");
+                    if known.replace(reason.clone()) != Some(reason) {
+                        tracing::error!("{error:#}");
+                    }
+                    trouble.set(Some(folder::NOT_IN_PLACE));
+                    continue;
+                }
+                if known.take().is_some() {
+                    trouble.set(None);
+                    tracing::info!("all parts of the data folder are in their places again");
                 }
                 if let Err(error) = folder.pulse(&store, broker.as_ref()).await {
                     tracing::debug!(error = format!("{error:#}"), "the data folder does not count on now");
@@ -264,27 +303,46 @@ impl Opened {
                 return;
             }
         };
-        let (path, id) = (data.clone(), folder.id().await);
+        let (id, folder) = (folder.id().await, folder.clone());
         let (broker, objects) = (self.bus.embedded().cloned(), settings.objects.clone());
         let stop = process.stop.clone();
         process.tasks.spawn("folder/control", async move {
             let source = || Source {
-                path: path.clone(),
+                path: folder.is_read_at(),
                 folder: id.clone(),
                 store: store.clone(),
                 broker: broker.clone(),
                 objects: objects.clone(),
             };
-            stop.run_until_cancelled(control::serve(listener, source)).await;
-            control::remove(&path);
+            let here = || folder.is_read_at();
+            let answering = async {
+                let mut listening = Ok(listener);
+                loop {
+                    match listening {
+                        Ok(listener) => tokio::select! {
+                            () = control::serve(listener, &source) => {}
+                            () = control::gone(here) => {}
+                        },
+                        Err(error) => {
+                            tracing::debug!(%error, "'sluice backup' cannot reach this process");
+                            tokio::time::sleep(folder::PULSE).await;
+                        }
+                    }
+                    listening = control::listen(&here());
+                }
+            };
+            stop.run_until_cancelled(answering).await;
+            control::remove(&here());
         });
     }
 
-    async fn close(&self) {
-        if let (Some(folder), Some(store)) = (&self.folder, &self.store) {
-            folder.close(store, self.bus.embedded()).await;
-        }
+    async fn close(&self) -> anyhow::Result<()> {
+        let closed = match (&self.folder, &self.store) {
+            (Some(folder), Some(store)) => folder.close(store, self.bus.embedded()).await,
+            _ => Ok(()),
+        };
         self.bus.close().await;
+        closed
     }
 }
 
@@ -298,17 +356,17 @@ impl Settings {
     }
 }
 
-/// Reports once what this machine lacks to confine the processes that read documents.
+/// Reports once what this machine lacks to confine the processes that read documents and render prompts.
 async fn tell_confinement() {
-    match crate::commands::Confinement::of_this_machine().await {
+    match sluice_processors::sandbox::Confinement::of_this_machine().await {
         Ok(confinement) if confinement.is_whole() => {}
         Ok(confinement) => tracing::warn!(
-            "processes that read documents are limited here, and not fully confined: {}; see docs/decisions/0009-confined-readers.md",
+            "processes that read documents and render prompts are limited here, and not fully confined: {}; see docs/decisions/0009-confined-readers.md",
             confinement.text()
         ),
         Err(error) => tracing::warn!(
-            error = format!("{error:#}"),
-            "whether processes that read documents are confined could not be found out"
+            %error,
+            "whether processes that read documents and render prompts are confined could not be found out"
         ),
     }
 }
@@ -346,7 +404,6 @@ async fn serve(
     let (selection, admin) = (&settings.selection, &bus.admin);
     let kept = || stores.clone().context("a service that keeps data was started without a store");
 
-    bus.claim(&selection.keepers(), &layers.base).await?;
     let platform = &layers.platform;
     if selection.runs(Service::Config) {
         sluice_config::start(sluice_config::Parts {
@@ -426,8 +483,8 @@ async fn serve(
         let resources = sluice_processors::resources(stores.clone(), model, &process.metrics)
             .with(embedder.context("texts cannot be embedded")?)
             .with(sluice_processors::Decoding::new(settings.decoding.clone()));
-        if selection.runs_processor("document-decoder") {
-            process.tasks.spawn("decoder/confinement", tell_confinement());
+        if ["document-decoder", "prompt", "prompt-rag"].iter().any(|id| selection.runs_processor(id)) {
+            process.tasks.spawn("processors/confinement", tell_confinement());
         }
         sluice_processors::removals::start(process, &watch, &mine, &resources);
         Host::new(process.clone(), mine, watch.clone(), resources, HostOptions::default()).start();
@@ -445,22 +502,38 @@ async fn serve(
 }
 
 /// Gives room back, checks what is kept, and counts both, while the store is idle.
-fn look_after(store: &Store, process: &Process) {
+fn look_after(store: &Store, data: PathBuf, process: &Process) {
     let (upkeep, stop) = (store.upkeep(), process.stop.clone());
-    let [file, used, damage]: [Gauge; 3] = Default::default();
+    let [file, used, content, log, damage]: [Gauge; 5] = Default::default();
     let metrics = &process.metrics;
-    metrics.register("sluice_store_file_bytes", "Size of the store's file", file.clone());
+    metrics.register("sluice_store_file_bytes", "What the store's file takes on the disk", file.clone());
     metrics.register("sluice_store_used_bytes", "What of the store's file is in use", used.clone());
+    metrics.register(
+        "sluice_content_file_bytes",
+        "What the files of content take on the disk",
+        content.clone(),
+    );
+    metrics.register("sluice_log_file_bytes", "What the broker's log takes on the disk", log.clone());
     metrics.register("sluice_store_damaged", "Damage that reads and checks of the store met", damage.clone());
     let counting = upkeep.clone();
     let counted = async move {
         loop {
+            let begun = Instant::now();
             let report = counting.report();
-            file.set(i64::try_from(report.store_bytes).unwrap_or(i64::MAX));
-            used.set(i64::try_from(report.used_bytes).unwrap_or(i64::MAX));
-            let met = report.damage.len().max(counting.damaged_blocks());
-            damage.set(i64::try_from(met).unwrap_or(i64::MAX));
-            tokio::time::sleep(COUNT_PAUSE).await;
+            let looked = data.clone();
+            let room = tokio::task::spawn_blocking(move || Room::of(&looked)).await.unwrap_or_default();
+            let met = report.damage.len().max(counting.damaged_blocks()) as u64;
+            for (gauge, count) in [
+                (&file, room.store_bytes),
+                (&used, report.used_bytes),
+                (&content, room.content_bytes),
+                (&log, room.log_bytes),
+                (&damage, met),
+            ] {
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            // One percent of the time, however many files there are.
+            tokio::time::sleep(COUNT_PAUSE.max(begun.elapsed() * 100)).await;
         }
     };
     process.tasks.spawn("store/upkeep", async move {

@@ -9,13 +9,13 @@ use crate::cli::{Args, Command, LogFormat};
 pub(crate) fn start(args: &Args) {
     let default = match args.command {
         Command::Up(_) | Command::Run(_) => "info",
+        // Its cases do on purpose what a broker warns of.
+        Command::Conformance(_) => "error",
         _ => "warn",
     };
     let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let filter = match sluice_brokers::LOG_FILTER.parse() {
-        Ok(left_out) => filter.add_directive(left_out),
-        Err(_) => filter,
-    };
+    let left_out = sluice_brokers::LOG_FILTER.iter().filter_map(|left_out| left_out.parse().ok());
+    let filter = left_out.fold(filter, EnvFilter::add_directive);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

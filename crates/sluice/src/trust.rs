@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::cli::Target;
 use crate::exit::Told;
@@ -51,6 +53,34 @@ fn certificates(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         Err(error) => {
             Err(error).with_context(|| format!("'{}' cannot be read as certificates (PEM)", file.display()))
         }
+    }
+}
+
+/// Whether the other end of a connection speaks TLS, whatever it shows; nothing else is said to it.
+pub(crate) async fn is_tls_spoken(host: String, tcp: TcpStream) -> bool {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let (Ok(builder), Ok(name)) = (builder.with_safe_default_protocol_versions(), ServerName::try_from(host))
+    else {
+        return false;
+    };
+    let nobody_is_trusted = builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let Err(error) = TlsConnector::from(Arc::new(nobody_is_trusted)).connect(name, tcp).await else {
+        return true;
+    };
+    // An answer that is no TLS is told from one that is not to our liking.
+    tls_error(&error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)))
+}
+
+/// The failure of TLS that an error comes from, through all that is wrapped around it.
+pub(crate) fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
+    }
+    // What an I/O error carries is not among its sources.
+    let carried = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match carried {
+        Some(carried) => tls_error(carried),
+        None => error.source().and_then(tls_error),
     }
 }
 

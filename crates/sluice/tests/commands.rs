@@ -97,9 +97,9 @@ fn waiting_for_documents_that_nobody_takes_ends_with_the_timeout() {
     let up = Up::start(&folder.path().join("data"));
     start_sink(&up, folder.path());
     let file = write(folder.path(), "a.txt", "Nobody reads this.");
-    let add = up.run(&["doc", "add", file.to_str().unwrap(), "--flow", "sink", "--timeout", "1"]);
-    ends(&add, 5, "nothing has moved for 1 s");
-    let watch = up.run(&["flow", "watch", "sink", "--until-idle", "--timeout", "1"]);
+    let add = up.run(&["doc", "add", file.to_str().unwrap(), "--flow", "sink", "--timeout", "5"]);
+    ends(&add, 5, "nothing has moved for 5 s");
+    let watch = up.run(&["flow", "watch", "sink", "--until-idle", "--timeout", "5"]);
     ends(&watch, 5, "1 waiting");
 }
 
@@ -286,4 +286,30 @@ fn how_many_documents_were_taken_is_told_when_the_server_dies() {
     up.kill();
     let output = adding.wait_with_output().unwrap();
     ends(&output, 1, &format!("of {FILES} files were; the same command again adds the rest"));
+}
+
+/// Rows of `sluice conformance -o json` that ended in a way, by the names of their cases.
+fn ended<'a>(answer: &'a Value, result: &str) -> Vec<&'a str> {
+    let rows = answer["cases"].as_array().unwrap().iter().filter(|row| row["result"] == result);
+    rows.map(|row| row["case"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_embedded_broker_keeps_every_case_and_one_that_is_not_there_is_told() {
+    let conformance = |args: &[&str]| sluice().arg("conformance").args(args).output().unwrap();
+    let output = conformance(&["-o", "json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kept = ended(&answer, "kept");
+    assert_eq!(kept.len(), answer["cases"].as_array().unwrap().len(), "{answer}");
+    assert_eq!((&answer["kept"], &answer["failed"]), (&json!(kept.len()), &json!(0)), "{answer}");
+    assert!(kept.contains(&"flow_messages_survive_a_restart"), "{kept:?}");
+    assert!(answer["product"].as_str().unwrap().starts_with("embedded "), "{answer}");
+
+    let output = conformance(&["prefetch", "poison"]);
+    ends(&output, 0, "2 kept, 0 not promised, 0 not run, 0 failed.");
+    ends(&output, 0, "not promised: readers and writers that are not ours take part");
+    ends(&conformance(&["gopher"]), 64, "no case has 'gopher' in its name");
+    ends(&conformance(&["--broker", "gopher://host"]), 64, "no broker for 'gopher://'");
+    ends(&conformance(&["--broker", "amqp://guest@127.0.0.1:1"]), 1, "start the broker");
 }

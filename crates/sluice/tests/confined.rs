@@ -1,4 +1,4 @@
-//! A process that reads a document, looked at from inside: what it can do is read that document.
+//! Processes that read documents and render prompts, looked at from inside: what they can do is that.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -7,16 +7,21 @@ mod common;
 #[allow(dead_code, reason = "shared with the tests of the reader, which make more")]
 mod made;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use sluice_documents::{Event, Limits, child};
+use sluice_processors::{Renderer, RendererConfig};
 
-fn checked(more: &[&str]) -> Value {
-    let output = common::sluice().args(["decode", "--check"]).args(more).output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", common::text(&output)))
+/// The commands by which this program is started as a process that works on what others wrote.
+const CONFINED: [&str; 2] = ["decode", "render"];
+
+fn checked(command: &str, more: &[&str]) -> Value {
+    let output = common::sluice().args([command, "--check"]).args(more).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{command}: {}", common::text(&output)))
 }
 
 fn names(list: &Value) -> Vec<&str> {
@@ -24,21 +29,27 @@ fn names(list: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn a_process_that_reads_documents_reaches_no_file_no_network_and_no_process() {
-    let bare = checked(&["--bare"]);
-    assert_eq!(names(&bare["refused"]), [""; 0], "what cannot be done anyway shows nothing: {bare}");
-    let confined = checked(&[]);
-    let parts: Vec<&str> =
-        confined["missing"].as_array().unwrap().iter().map(|one| one["part"].as_str().unwrap()).collect();
-    if parts.contains(&"seccomp") {
-        // Then doctor and log say what can be done; Landlock alone keeps from files and addresses.
-        assert!(
-            parts.contains(&"Landlock") || !names(&confined["done"]).contains(&"open a file"),
-            "{confined}"
+fn processes_that_read_and_render_reach_no_file_no_network_and_no_process() {
+    for command in CONFINED {
+        let bare = checked(command, &["--bare"]);
+        assert_eq!(
+            names(&bare["refused"]),
+            [""; 0],
+            "{command}: what cannot be done anyway shows nothing: {bare}"
         );
-    } else {
-        assert_eq!(names(&confined["done"]), [""; 0], "{confined}");
-        assert_eq!(names(&confined["refused"]), names(&bare["done"]));
+        let confined = checked(command, &[]);
+        let parts: Vec<&str> =
+            confined["missing"].as_array().unwrap().iter().map(|one| one["part"].as_str().unwrap()).collect();
+        if parts.contains(&"seccomp") {
+            // Then doctor and log say what can be done; Landlock alone keeps from files and addresses.
+            assert!(
+                parts.contains(&"Landlock") || !names(&confined["done"]).contains(&"open a file"),
+                "{command}: {confined}"
+            );
+        } else {
+            assert_eq!(names(&confined["done"]), [""; 0], "{command}: {confined}");
+            assert_eq!(names(&confined["refused"]), names(&bare["done"]));
+        }
     }
 }
 
@@ -95,12 +106,48 @@ fn documents_of_every_kind_are_read_without_files_and_calls() {
     assert!(matches!(told.last(), Some(Event::Failed(_))), "{told:?}");
 }
 
+/// Templates that stay within no limit, and others beside them, in processes that can open nothing to see what they take.
+#[tokio::test]
+async fn prompts_are_rendered_and_their_limits_hold_without_files_and_calls() {
+    let twice = |what: &str, times: usize| {
+        format!(
+            "{{% set ns = namespace(x={what}) %}}{{% for i in range({times}) %}}{{% set ns.x = ns.x + ns.x %}}{{% endfor %}}"
+        )
+    };
+    let program = env!("CARGO_BIN_EXE_sluice").into();
+    let renderer = Renderer::new(RendererConfig { program, ..RendererConfig::default() });
+    let terms = BTreeMap::from([("who".to_owned(), "\"bees\"".to_owned())]);
+    for (template, says) in [
+        ("{{ who }}, {{ [3, 1] | sort | tojson }}".to_owned(), Ok("bees, [1, 3]")),
+        ("{% if %}".to_owned(), Err("cannot be used")),
+        (format!("{}{{{{ ns.x | length }}}}", twice("[1, 1]", 40)), Err("of computing")),
+        (format!("{}{{{{ ns.x }}}}", twice("'ab'", 40)), Err("of memory")),
+        ("{{ who }}".to_owned(), Ok("bees")),
+    ] {
+        let rendered = renderer.render("w", &template, &terms).await;
+        match (&rendered, says) {
+            (Ok(text), Ok(says)) => assert_eq!(text, says),
+            (Err(reason), Err(says)) => assert!(reason.contains(says), "{template}: {reason}"),
+            _ => panic!("{template}: {rendered:?}"),
+        }
+    }
+    let schema = r#"{"type": "object", "required": ["a"]}"#;
+    assert_eq!(renderer.check("w", schema, "Sure: {\"a\": 1}").await.as_deref(), Ok(r#"{"a":1}"#));
+    assert!(renderer.check("w", schema, "[]").await.unwrap_err().contains("is not of type"));
+}
+
 #[test]
-fn a_process_that_reads_ends_with_the_one_that_started_it() {
-    // The pipe to it stays open here, so that no end of it is seen.
-    let script = r#"exec 3<&0; "$0" decode <&3 & echo $!; wait"#;
+fn a_process_that_reads_or_renders_ends_with_the_one_that_started_it() {
+    for command in CONFINED {
+        ends_with_its_parent(command);
+    }
+}
+
+fn ends_with_its_parent(command: &str) {
+    // The pipe to it stays open here, so that no end of it is seen. What it says goes nowhere.
+    let script = r#"exec 3<&0; "$0" "$1" <&3 >/dev/null & echo $!; wait"#;
     let mut parent = Command::new("/bin/sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_sluice")])
+        .args(["-c", script, env!("CARGO_BIN_EXE_sluice"), command])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

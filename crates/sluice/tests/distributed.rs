@@ -15,6 +15,8 @@ mod fleet;
 mod killed;
 #[path = "common/kills.rs"]
 mod kills;
+#[path = "distributed/lost.rs"]
+mod lost;
 #[path = "drop_in/program.rs"]
 mod program;
 #[path = "common/provider.rs"]
@@ -31,8 +33,10 @@ use common::cases::{Case, Shared};
 use common::{PATIENCE, Program, ends, sluice, text};
 use fleet::{Client, Fleet, PROCESSES};
 use killed::flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing;
+use lost::a_question_that_went_with_its_queue_ends_its_call_in_another_process;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use sluice_bus::BrokerAdmin as _;
 
 const CASES: &[Case] = cases![
     processes_started_in_any_order_do_the_main_job_and_leave_nothing: both,
@@ -40,8 +44,11 @@ const CASES: &[Case] = cases![
     flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing: both
         needs killed::missing,
     what_cannot_run_alone_is_told_before_anything_is_made: plain,
-    a_second_process_with_data_of_its_own_is_refused: plain,
-    a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_names_who_is_away: plain,
+    a_second_process_with_data_of_its_own_is_refused: both,
+    while_a_process_is_restarted_another_with_other_data_waits_and_is_refused: both,
+    a_process_whose_claim_is_anothers_ends_and_says_so: both,
+    a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_names_who_is_away: both,
+    a_question_that_went_with_its_queue_ends_its_call_in_another_process: both,
 ];
 
 fn main() -> ExitCode {
@@ -201,12 +208,11 @@ fn what_cannot_run_alone_is_told_before_anything_is_made(shared: &mut Shared) {
 }
 
 fn a_second_process_with_data_of_its_own_is_refused(shared: &mut Shared) {
-    let vhost = shared.vhost();
-    let url = shared.server.url(&vhost);
-    let folder = tempfile::tempdir().unwrap();
+    let (vhost, folder) = (shared.vhost(), tempfile::tempdir().unwrap());
+    let broker = shared.broker_args(&vhost);
     let run = |name: &str| {
         let mut command = sluice();
-        command.args(["run", "config", "--broker", &url, "--data"]).arg(folder.path().join(name));
+        command.args(["run", "config"]).args(&broker).arg("--data").arg(folder.path().join(name));
         command
     };
     let (mut first, _) = Program::start(run("first"), " serving ");
@@ -214,6 +220,71 @@ fn a_second_process_with_data_of_its_own_is_refused(shared: &mut Shared) {
     ends(&run("second").output().unwrap(), 1, &told);
     assert_eq!(first.terminate(), 0);
     Program::start(run("second"), " serving ");
+}
+
+fn while_a_process_is_restarted_another_with_other_data_waits_and_is_refused(shared: &mut Shared) {
+    let (vhost, folder) = (shared.vhost(), tempfile::tempdir().unwrap());
+    let broker = shared.broker_args(&vhost);
+    let run = |name: &str| {
+        let mut command = sluice();
+        command.args(["run", "config"]).args(&broker).arg("--data").arg(folder.path().join(name));
+        command
+    };
+    let (mut first, _) = Program::start(run("first"), " serving ");
+    first.kill();
+    let (mut second, _) = Program::start(run("second"), "for it to come back");
+    let (first, _) = Program::start(run("first"), " serving ");
+    assert_eq!(second.ended(), 1, "{}", second.log());
+    let told = format!("runs on this broker already in process {} on host", first.pid());
+    assert!(second.log().contains(&told), "{}", second.log());
+    assert!(!second.log().contains(" serving "), "{}", second.log());
+}
+
+fn a_process_whose_claim_is_anothers_ends_and_says_so(shared: &mut Shared) {
+    let (vhost, folder) = (shared.vhost(), tempfile::tempdir().unwrap());
+    let broker = shared.broker_args(&vhost);
+    let run = |name: &str| {
+        let mut command = sluice();
+        command.args(["run", "config"]).args(&broker).arg("--data").arg(folder.path().join(name));
+        Program::start(command, " serving ").0
+    };
+    let lose = |shared: &mut Shared, process: &Program| {
+        // It cannot take again what it loses before somebody else has it.
+        process.signal("-STOP");
+        shared.runtime.block_on(shared.server.stop(false));
+        shared.runtime.block_on(shared.server.run()).unwrap();
+        let broker = shared.runtime.block_on(shared.server.connect(&vhost)).unwrap();
+        let hold = shared.runtime.block_on(broker.hold("config")).unwrap();
+        (broker, hold)
+    };
+    let ends = |mut process: Program, told: &str| {
+        process.signal("-CONT");
+        assert_eq!(process.ended(), 1, "{}", process.log());
+        assert!(process.log().contains(told), "{}", process.log());
+    };
+
+    // Whoever starts holds it for a moment, to see whose it is: then it is taken again.
+    let mut process = run("first");
+    let (broker, hold) = lose(shared, &process);
+    drop(hold);
+    process.signal("-CONT");
+    let (until, own) = (Instant::now() + PATIENCE, format!("process {} on host", process.pid()));
+    while !shared.runtime.block_on(broker.holder("config")).unwrap().is_some_and(|who| who.starts_with(&own))
+    {
+        assert!(Instant::now() < until, "{}", process.log());
+    }
+    assert_eq!(process.terminate(), 0);
+
+    let process = run("first");
+    let (broker, hold) = lose(shared, &process);
+    ends(process, &format!("config is served in process {} on host", std::process::id()));
+    drop((hold, broker));
+
+    let process = run("first");
+    let (_broker, hold) = lose(shared, &process);
+    shared.runtime.block_on(hold.sign(Some("another"))).unwrap();
+    drop(hold);
+    ends(process, "config was served out of data folder another meanwhile");
 }
 
 fn a_question_whose_asker_hangs_up_is_dropped_at_the_provider_and_the_doctor_names_who_is_away(

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::BufRead as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -161,12 +162,7 @@ fn refused(data: &Path, names: &[&str], what: &str) {
     assert!(said.contains("--init-empty"), "{what}: {said}");
     let after = bytes_of(data);
     let differs = |file: &&PathBuf| after.get(*file) != before.get(*file);
-    // A store that had to be opened to see that it does not fit has noted that it was, or was written anew by this version.
-    let is_opened = |file: &Path| {
-        let bytes = |files: &BTreeMap<PathBuf, Vec<u8>>| files.get(file).map_or(0, Vec::len);
-        file.ends_with("store.redb") && bytes(&before) > 0 && bytes(&after) >= bytes(&before) / 2
-    };
-    let changed: Vec<_> = before.keys().filter(differs).filter(|file| !is_opened(file)).collect();
+    let changed: Vec<_> = before.keys().filter(differs).collect();
     assert!(changed.is_empty() && before.len() == after.len(), "{what}: {changed:?} changed\n{said}");
 }
 
@@ -234,6 +230,82 @@ fn a_lost_key_is_told_and_a_new_one_is_made_on_request() {
     drop(up);
     fs::copy(FOLDERS.other.join("admin.key"), data.join("admin.key")).unwrap();
     ends(&crate::up(&data, &[]), 1, "admin.key");
+}
+
+#[test]
+fn a_part_that_may_not_be_read_is_not_taken_for_missing() {
+    // Whoever runs this, a link that leads to itself cannot be read.
+    for part in ["store.redb", "blobs", "broker", "admin.key", "broker/log-0000000000000001"] {
+        let (_root, data) = copied(&FOLDERS.now);
+        let path = data.join(part);
+        let kept = data.with_extension("kept");
+        fs::rename(&path, &kept).unwrap();
+        std::os::unix::fs::symlink(path.file_name().unwrap(), &path).unwrap();
+        let output = up(&data, &[]);
+        ends(&output, 1, "is there, but cannot be read");
+        assert!(!text(&output).contains("--accept-loss"), "{part}: {}", text(&output));
+        fs::remove_file(&path).unwrap();
+        fs::rename(&kept, &path).unwrap();
+        assert_eq!(documents(&Up::start(&data)), 2, "{part}");
+    }
+}
+
+#[test]
+fn a_mark_or_key_that_cannot_be_is_refused_and_its_way_out_works() {
+    fn edit(data: &Path, change: fn(&mut serde_json::Value)) {
+        let file = data.join("sluice.json");
+        let mut mark = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut mark);
+        fs::write(file, mark.to_string()).unwrap();
+    }
+    fn folder_in_place_of(file: &Path) {
+        fs::remove_file(file).unwrap();
+        fs::create_dir(file).unwrap();
+        fs::write(file.join("x"), "somebody's").unwrap();
+    }
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm); 5] = [
+        ("mark", |data| edit(data, |mark| mark["is-fresh"] = true.into())),
+        ("mark", |data| edit(data, |mark| mark["generation"] = u64::MAX.into())),
+        ("mark", |data| edit(data, |mark| mark["store"]["generation"] = (u64::MAX - 1).into())),
+        ("mark", |data| folder_in_place_of(&data.join("sluice.json"))),
+        ("admin-key", |data| folder_in_place_of(&data.join("admin.key"))),
+    ];
+    for (number, (loss, harm)) in harms.into_iter().enumerate() {
+        let (_root, data) = copied(&FOLDERS.now);
+        harm(&data);
+        ends(&up(&data, &[]), 1, &format!("--accept-loss {loss}"));
+        let is_aside = |name: &str| name.starts_with("set-aside");
+        let names =
+            || fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert!(!names().any(|name| is_aside(&name)), "{number}: unasked");
+        let mut up = Up::start_with(&data, &["--accept-loss", loss]);
+        assert_eq!(documents(&up), 2, "{number}");
+        assert_eq!(up.terminate(), 0);
+        assert_eq!(documents(&Up::start(&data)), 2, "{number}");
+    }
+}
+
+#[test]
+fn every_way_out_that_a_refused_start_names_works() {
+    for part in PARTS.iter().copied().chain(["admin.key"]) {
+        // The key is what it was earlier.
+        for how in DAMAGES.iter().copied().filter(|how| (part, *how) != ("admin.key", Damage::Older)) {
+            let (_root, data) = copied(&FOLDERS.now);
+            damage(&data, part, how);
+            let said = text(&up(&data, &[]));
+            let loss =
+                said.split_once("--accept-loss ").and_then(|(_, rest)| rest.split([';', ' ', '\n']).next());
+            let (way, found) = match loss {
+                Some(loss) => (vec!["--accept-loss", loss], 2),
+                None => (vec!["--init-empty"], 0),
+            };
+            let mut up = Up::start_with(&data, &way);
+            assert_eq!(documents(&up), found, "{part} {how:?}: {said}");
+            assert_eq!(up.terminate(), 0, "{part} {how:?}");
+            assert_eq!(documents(&Up::start(&data)), found, "{part} {how:?}");
+        }
+    }
 }
 
 #[test]
@@ -369,6 +441,15 @@ fn check_taken_over(up: &Up) {
 }
 
 #[test]
+fn an_older_folder_whose_start_is_refused_stays_of_its_version() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    unpack_without_mark(&data);
+    fs::remove_file(data.join("admin.key")).unwrap();
+    refused(&data, &["admin.key"], "an older folder");
+}
+
+#[test]
 fn a_folder_without_mark_that_lacks_its_store_keeps_its_documents() {
     let root = tempfile::tempdir().unwrap();
     let data = root.path().join("data");
@@ -427,8 +508,8 @@ fn a_start_that_is_killed_at_any_moment_is_gone_on_with_by_the_next() {
     }
 }
 
-/// Makes syncs of files whose path has a word in it fail, once another file exists.
-const FAILING_SYNCS: &str = r#"
+/// Makes reads (`r`), writes (`w`) or syncs (`s`) of files whose path has a word in it fail, once another file exists.
+const FAILING_DISK: &str = r#"
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -436,43 +517,252 @@ const FAILING_SYNCS: &str = r#"
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-static int fails(int fd) {
+static int fails(int fd, char at) {
     char link[64], path[4096];
-    const char *when = getenv("SYNC_FAILS_WHEN"), *in = getenv("SYNC_FAILS_IN");
-    if (!when || !in || access(when, F_OK) != 0) return 0;
+    const char *when = getenv("DISK_FAILS_WHEN"), *in = getenv("DISK_FAILS_IN"), *all = getenv("DISK_FAILS_AT");
+    if (!when || !in || !all || !strchr(all, at) || access(when, F_OK) != 0) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
     return strstr(path, in) != NULL;
 }
-int fdatasync(int fd) { if (fails(fd)) { errno = EIO; return -1; } return syscall(SYS_fdatasync, fd); }
-int fsync(int fd) { if (fails(fd)) { errno = EIO; return -1; } return syscall(SYS_fsync, fd); }
+#define OR_EIO(at, call) if (fails(fd, at)) { errno = EIO; return -1; } return call
+int fdatasync(int fd) { OR_EIO('s', syscall(SYS_fdatasync, fd)); }
+int fsync(int fd) { OR_EIO('s', syscall(SYS_fsync, fd)); }
+ssize_t write(int fd, const void *b, size_t n) { OR_EIO('w', syscall(SYS_write, fd, b, n)); }
+ssize_t pwrite64(int fd, const void *b, size_t n, off64_t o) { OR_EIO('w', syscall(SYS_pwrite64, fd, b, n, o)); }
+ssize_t read(int fd, void *b, size_t n) { OR_EIO('r', syscall(SYS_read, fd, b, n)); }
+ssize_t pread64(int fd, void *b, size_t n, off64_t o) { OR_EIO('r', syscall(SYS_pread64, fd, b, n, o)); }
 "#;
+
+/// A disk that fails on command.
+struct FailingDisk(tempfile::TempDir);
+
+impl FailingDisk {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (source, library) = (root.path().join("disk.c"), root.path().join("disk.so"));
+        fs::write(&source, FAILING_DISK).unwrap();
+        let mut compiler = std::process::Command::new("cc");
+        let compiled = compiler.args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).output().unwrap();
+        assert!(compiled.status.success(), "{}", text(&compiled));
+        Self(root)
+    }
+
+    /// A process on such a disk, and the file that makes it fail.
+    fn up(&self, data: &Path, file: &str, at: &str) -> (Up, PathBuf) {
+        let when = data.with_extension("fails");
+        let mut command = sluice();
+        command.env("LD_PRELOAD", self.0.path().join("disk.so")).env("DISK_FAILS_WHEN", &when);
+        command.env("DISK_FAILS_IN", file).env("DISK_FAILS_AT", at);
+        (Up::start_as(command, data, &[]), when)
+    }
+}
+
+/// A folder whose first start ended, by its mark, in the moment before it was over.
+fn cut_in_its_first_start(said: impl Fn(u64) -> u64) -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    assert_eq!(Up::start(&data).terminate(), 0);
+    let mark = data.join("sluice.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&mark).unwrap()).unwrap();
+    let generation = said(state["store"]["generation"].as_u64().unwrap());
+    let part = serde_json::json!({"generation": generation, "before": generation - 1});
+    let cut = serde_json::json!({"is-fresh": true, "is-closed": false, "generation": generation, "store": part, "broker": part});
+    state.as_object_mut().unwrap().extend(cut.as_object().unwrap().clone());
+    // In place: another file would be a copy.
+    std::fs::write(&mark, serde_json::to_vec_pretty(&state).unwrap()).unwrap();
+    home
+}
+
+#[test]
+fn a_first_start_that_was_cut_again_and_again_goes_on_and_an_older_mark_is_told_from_it() {
+    let home = cut_in_its_first_start(|at| at);
+    assert_eq!(Up::start(&home.path().join("data")).terminate(), 0);
+    let home = cut_in_its_first_start(|at| at - 1);
+    refused(&home.path().join("data"), &["sluice.json is an older copy"], "a mark of an earlier moment");
+}
 
 #[test]
 fn a_process_whose_disk_failed_ends_and_says_why() {
-    let root = tempfile::tempdir().unwrap();
-    let path = |name: &str| root.path().join(name);
-    fs::write(path("sync.c"), FAILING_SYNCS).unwrap();
-    let mut compiler = std::process::Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-o"]).arg(path("sync.so")).arg(path("sync.c"));
-    let compiled = compiler.output().unwrap();
-    assert!(compiled.status.success(), "{}", text(&compiled));
-    for file in ["store.redb", "broker/log-"] {
-        let data = path(&file.replace('/', "-"));
-        let when = path(&format!("{}-fails", file.replace('/', "-")));
-        let mut command = sluice();
-        command.env("LD_PRELOAD", path("sync.so")).env("SYNC_FAILS_IN", file).env("SYNC_FAILS_WHEN", &when);
-        let mut up = Up::start_as(command, &data, &[]);
+    let disk = FailingDisk::new();
+    for (file, at) in [("store.redb", "s"), ("broker/log-", "s"), ("blobs/", "s"), ("blobs/", "w")] {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("data");
+        let (mut up, when) = disk.up(&data, file, at);
         add_large(&up, 1);
         fs::write(&when, "").unwrap();
-        let failed = up.run(&["flow", "start", "f1", "document-rag", "--timeout", "20"]);
-        assert!(!failed.status.success(), "{file}: {}", text(&failed));
-        assert_eq!(up.ended(), 1, "{file}: {}", up.log());
-        assert!(up.log().contains("error: the disk failed"), "{file}: {}", up.log());
+        let large = root.path().join("large.txt");
+        fs::write(&large, "Another line.\n".repeat(20_000)).unwrap();
+        let failed = match file {
+            "blobs/" => up.run(&["doc", "add", large.to_str().unwrap(), "--store-only", "--timeout", "20"]),
+            _ => up.run(&["flow", "start", "f1", "document-rag", "--timeout", "20"]),
+        };
+        assert!(!failed.status.success(), "{file} {at}: {}", text(&failed));
+        assert_eq!(up.ended(), 1, "{file} {at}: {}", up.log());
+        assert!(up.log().contains("error: the disk failed"), "{file} {at}: {}", up.log());
         // With a disk that works again, what was acknowledged is there.
-        let up = Up::start(&data);
-        assert_eq!(documents(&up), 1, "{file}");
+        assert_eq!(documents(&Up::start(&data)), 1, "{file} {at}");
     }
+}
+
+#[test]
+fn a_process_whose_disk_fails_while_it_stops_says_so_and_nothing_is_lost() {
+    let disk = FailingDisk::new();
+    for (file, at) in [
+        ("store.redb", "s"),
+        ("store.redb", "w"),
+        ("broker/log-", "s"),
+        ("broker/log-", "w"),
+        ("sluice.json", "ws"),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("data");
+        let (mut up, when) = disk.up(&data, file, at);
+        add_large(&up, 1);
+        fs::write(&when, "").unwrap();
+        assert_eq!(up.terminate(), 1, "{file} {at}: {}", up.log());
+        assert!(up.log().contains("error: the disk failed"), "{file} {at}: {}", up.log());
+        assert_eq!(documents(&Up::start(&data)), 1, "{file} {at}");
+    }
+}
+
+#[test]
+fn what_the_disk_cannot_read_is_named_and_what_comes_after_it_is_looked_at() {
+    let disk = FailingDisk::new();
+    let (_root, data) = copied(&FOLDERS.now);
+    let [unreadable, flipped] = &files_of(&data.join("blobs"))[..] else { panic!("two documents") };
+    let mut content = fs::read(flipped).unwrap();
+    content[1_000] ^= 1;
+    fs::write(flipped, content).unwrap();
+    let (_up, when) = disk.up(&data, unreadable.file_name().unwrap().to_str().unwrap(), "r");
+    fs::write(&when, "").unwrap();
+    let output = doctor(&data, &["--verify"]);
+    ends(&output, 2, "the disk cannot read its file");
+    assert!(text(&output).contains("does not match its digests"), "{}", text(&output));
+    // And of the tables.
+    let (_root, data) = copied(&FOLDERS.now);
+    let (up, when) = disk.up(&data, "store.redb", "r");
+    fs::write(&when, "").unwrap();
+    let output = doctor(&data, &["--verify"]);
+    ends(&output, 2, "cannot be read, or does not match its checksum");
+    drop(up);
+}
+
+/// Starts a system and ends it at once; what it says if it does not start.
+fn comes_up(data: &Path) -> Result<(), String> {
+    let mut command = sluice();
+    command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut lines = std::io::BufReader::new(child.stderr.take().unwrap());
+    while lines.read_line(&mut said).unwrap() > 0 {
+        if said.contains(" serving") {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return Ok(());
+        }
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    Err(said)
+}
+
+/// Those of store and content are flipped in the tests of the store.
+#[test]
+fn a_flipped_bit_in_mark_log_or_key_is_refused_by_name_or_harmless() {
+    let seed: u64 = std::env::var("SLUICE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7);
+    let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+    for (part, flips) in [("sluice.json", 24), ("broker", 16), ("admin.key", 8)] {
+        for _ in 0..flips {
+            let (_root, data) = copied(&FOLDERS.now);
+            let file = files_of(&data.join(part)).pop().unwrap();
+            let mut bytes = fs::read(&file).unwrap();
+            // What is set aside for later is zeros.
+            let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+            let bit = random.random_range(0..used * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file, bytes).unwrap();
+            let what = format!("SLUICE_SEED={seed}: bit {bit} of {}", file.display());
+            match comes_up(&data) {
+                Err(said) => assert!(
+                    PARTS.iter().chain(&["admin.key"]).any(|part| said.contains(part)),
+                    "{what}: {said}"
+                ),
+                Ok(()) => assert_eq!(documents(&Up::start(&data)), 2, "{what}"),
+            }
+        }
+    }
+}
+
+/// The doctor on a folder, with nobody at its address.
+fn doctor(data: &Path, more: &[&str]) -> Output {
+    let args = ["doctor", "--url", "http://127.0.0.1:9", "--data"];
+    sluice().args(args).arg(data).args(more).output().unwrap()
+}
+
+#[test]
+fn the_doctor_names_damage_over_restarts_and_every_wait_for_a_check_has_an_end() {
+    let (_root, data) = copied(&FOLDERS.now);
+    let is_content = |file: &PathBuf| fs::metadata(file).unwrap().len() > 64 * 1024;
+    let content = files_of(&data.join("blobs")).into_iter().find(is_content).unwrap();
+    let whole = fs::read(&content).unwrap();
+    let mut flipped = whole.clone();
+    flipped[1_000] ^= 1;
+    let sound = |output: Output| ends(&output, 2, "matched its checksums");
+    let damaged = |output: Output| {
+        ends(&output, 2, "[folder-damaged]");
+        assert!(!text(&output).contains("matched its checksums"), "{}", text(&output));
+    };
+    // By whom and in which order it was read before does not matter.
+    sound(doctor(&data, &["--verify"]));
+    let mut up = Up::start(&data);
+    sound(doctor(&data, &["--verify"]));
+    fs::write(&content, flipped).unwrap();
+    damaged(doctor(&data, &["--verify"]));
+    assert_eq!(up.terminate(), 0);
+    damaged(doctor(&data, &[]));
+    let mut up = Up::start(&data);
+    damaged(doctor(&data, &[]));
+    assert_eq!(up.terminate(), 0);
+    fs::write(&content, &whole).unwrap();
+    ends(&sluice().arg("verify").arg(&data).output().unwrap(), 0, "is whole");
+    sound(doctor(&data, &[]));
+
+    // What was found cannot be put down, as on a full disk.
+    let up = Up::start(&data);
+    fs::create_dir(data.join("upkeep.json.new")).unwrap();
+    let output = doctor(&data, &["--verify", "--timeout", "3"]);
+    ends(&output, 2, "[folder-not-verified]");
+    let said = text(&output);
+    assert!(said.contains("within 3 s") && said.contains("--timeout SECONDS"), "{said}");
+    drop(up);
+}
+
+#[test]
+fn a_folder_that_is_none_is_an_error_for_every_command_that_reads_one_and_stays_as_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let (missing, other) = (root.path().join("missing"), root.path().join("other"));
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("mine.txt"), "mine").unwrap();
+    let backup = root.path().join("backup");
+    let commands: &[&[&str]] = &[
+        &["doctor"],
+        &["doctor", "--verify"],
+        &["doctor", "--largest"],
+        &["doctor", "--remove", "default/t/k"],
+        &["backup", backup.to_str().unwrap()],
+    ];
+    for command in commands {
+        for (data, says) in [(&missing, "there is no data folder"), (&other, "is no data folder")] {
+            let output = sluice().args(*command).arg("--data").arg(data).output().unwrap();
+            ends(&output, 3, says);
+        }
+    }
+    for data in [&missing, &other] {
+        ends(&sluice().arg("verify").arg(data).output().unwrap(), 3, "neither a backup nor a data folder");
+    }
+    assert!(!missing.exists() && !backup.exists());
+    let left: Vec<PathBuf> = files_of(&other);
+    assert_eq!(left, [other.join("mine.txt")]);
 }

@@ -66,6 +66,21 @@ fn content_rests_in_the_bucket_until_its_document_is_removed(server: Server) {
     let (backup, new) = (folder.path().join("backup"), folder.path().join("new"));
     ends(&running.run(&["backup", backup.to_str().unwrap()]), 0, "Backed up");
     ends(&sluice().arg("verify").arg(&backup).output().unwrap(), 0, "is whole");
+    // An object that is damaged in the bucket is named; the whole copy of it that a backup has is kept.
+    let object = std::fs::read_dir(backup.join("objects")).unwrap().next().unwrap().unwrap();
+    let name = object.file_name().into_string().unwrap();
+    let mut harmed = std::fs::read(object.path()).unwrap();
+    harmed[0] ^= 1;
+    let (file, second) = (folder.path().join("harmed"), folder.path().join("second"));
+    std::fs::write(&file, harmed).unwrap();
+    put(&endpoint, &name, &file);
+    let output = running.run(&["backup", second.to_str().unwrap()]);
+    ends(&output, 2, "Backed up");
+    assert!(common::text(&output).contains(&format!("objects/{name}")), "{}", common::text(&output));
+    ends(&running.run(&["backup", backup.to_str().unwrap()]), 0, "Backed up");
+    ends(&sluice().arg("verify").arg(&backup).output().unwrap(), 0, "is whole");
+    put(&endpoint, &name, &object.path());
+    ends(&running.run(&["backup", second.to_str().unwrap()]), 0, "Backed up");
     server.make_bucket("elsewhere");
     let elsewhere = [&["--objects", "s3://elsewhere/x", "--objects-endpoint", &endpoint], &key[..]].concat();
     let restore = |more: &[&str]| {
@@ -125,6 +140,19 @@ fn content_rests_in_the_bucket_until_its_document_is_removed(server: Server) {
     let found = running.run(&["doctor"]);
     ends(&found, 2, "[store-refuses]");
     assert!(common::text(&found).contains("--objects"), "{}", common::text(&found));
+}
+
+/// Puts an object into the bucket past the system.
+fn put(endpoint: &str, name: &str, file: &Path) {
+    let settings = sluice_databases::Settings {
+        endpoint: Some(endpoint.to_owned()),
+        access_key: Some("test".to_owned()),
+        secret_key: Some(sluice_databases::Secret::new("hush")),
+        ..Default::default()
+    };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let bucket = sluice_databases::Bucket::open("s3://documents/sluice", &settings).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(bucket.put(name, file)).unwrap();
 }
 
 fn up(data: &Path, more: &[&str]) -> std::process::Output {

@@ -203,6 +203,23 @@ fn issue(folder: &Path) -> impl Fn(&str) -> String + use<> {
     move |name| folder.join(name).display().to_string()
 }
 
+/// A server that answers to nothing but TLS, and to that with a refusal.
+fn only_tls() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut first = [0; 1024];
+            let count = stream.read(&mut first).unwrap_or_default();
+            if first[..count].starts_with(&[0x16]) {
+                // An alert: the handshake failed.
+                let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, 40]);
+            }
+        }
+    });
+    url
+}
+
 #[test]
 fn commands_work_over_tls_with_a_trusted_certificate_and_say_what_to_do_without() {
     let folder = tempfile::tempdir().unwrap();
@@ -228,7 +245,24 @@ fn commands_work_over_tls_with_a_trusted_certificate_and_say_what_to_do_without(
     ends(&run(&["flow", "ls"], &secure), 1, "--ca FILE");
     ends(&run(&["flow", "ls", "--ca", &strange("ca.pem")], &secure), 1, "--ca FILE");
     ends(&run(&["flow", "ls", "--ca", "/not/there"], &secure), 1, "/not/there");
-    assert_ne!(run(&["flow", "ls"], &up.url).status.code(), Some(0), "nothing is served in clear");
+    // Nothing is served in clear, and whoever asks so is told.
+    let clear = &up.url;
+    let next = format!("--url {secure}");
+    for args in [&["flow", "ls"][..], &["ask", "where?", "--flow", "f1"], &["doctor"]] {
+        let told = run(args, clear);
+        assert!(
+            text(&told).contains("speaks TLS") && text(&told).contains(&next),
+            "{args:?}: {}",
+            text(&told)
+        );
+        assert_ne!(told.status.code(), Some(0));
+    }
+    let key_file = up.data.join("admin.key").display().to_string();
+    let with_key = ["--token-file", key_file.as_str()];
+    for args in [&["flow", "ls"][..], &["ask", "where?", "--flow", "f1"]] {
+        ends(&run(&[args, &with_key].concat(), clear), 1, "speaks TLS");
+    }
+    ends(&run(&["flow", "ls"], &only_tls()), 1, "speaks TLS");
     // As `openssl req -x509` makes them: one that signs itself, and may sign others.
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -241,7 +275,9 @@ fn commands_work_over_tls_with_a_trusted_certificate_and_say_what_to_do_without(
     let told = run(&["flow", "ls", "--ca", &own], &issuer.url.replace("http://", "https://"));
     ends(&told, 1, "basicConstraints=critical,CA:FALSE");
     let plain = Up::start(&folder.path().join("plain"));
-    ends(&run(&["flow", "ls"], &plain.url.replace("http://", "https://")), 1, "without TLS");
+    let told = run(&["flow", "ls"], &plain.url.replace("http://", "https://"));
+    ends(&told, 1, "speaks no TLS");
+    ends(&told, 1, &format!("--url {}", plain.url));
 }
 
 #[test]
@@ -292,12 +328,17 @@ fn what_crosses_the_network_in_clear_is_warned_of() {
 /// Command lines and environments of the processes that another one has started.
 fn of_children(parent: u32) -> Vec<String> {
     let read = |path: PathBuf| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    let own = read(format!("/proc/{parent}/cmdline").into());
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let stat = read(entry.path().join("stat"));
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         if after_name.split_whitespace().nth(1) == Some(&parent.to_string()) {
-            found.push(read(entry.path().join("cmdline")) + &read(entry.path().join("environ")));
+            let command_line = read(entry.path().join("cmdline"));
+            // Split off from its parent and no program of its own yet, it shows what its parent was started with.
+            if command_line != own {
+                found.push(command_line + &read(entry.path().join("environ")));
+            }
         }
     }
     found

@@ -1,6 +1,8 @@
 //! The main job on a real broker, through the binary. Where the server is missing, each case is listed as ignored.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "common/asking.rs"]
+mod asking;
 mod common;
 #[path = "common/door.rs"]
 mod door;
@@ -8,6 +10,10 @@ mod door;
 mod healing;
 #[path = "common/kills.rs"]
 mod kills;
+#[path = "shared_broker/poison.rs"]
+mod poison;
+#[path = "common/provider.rs"]
+mod provider;
 #[path = "common/wired.rs"]
 mod wired;
 
@@ -17,6 +23,7 @@ use std::time::{Duration, Instant};
 use common::cases::{Case, Shape, Shared};
 use common::{PATIENCE, Up, ends, sluice, until};
 use healing::what_a_system_has_at_its_broker_is_made_again_whoever_removed_it;
+use poison::a_message_whose_process_is_killed_each_time_is_parked_after_five_and_others_pass;
 use rand::Rng as _;
 use serde_json::Value;
 use sluice_brokers::testing::Damage;
@@ -36,6 +43,8 @@ const CASES: &[Case] = cases![
     an_alarm_is_told_to_callers_with_its_reason_and_is_no_refused_key: both,
     killed_at_random_moments_it_converges_and_leaves_nothing_at_the_broker: both,
     messages_sent_before_any_processor_exists_are_all_delivered: both,
+    a_message_whose_process_is_killed_each_time_is_parked_after_five_and_others_pass: both,
+    a_broker_is_put_through_every_case_beside_a_running_system: both,
 ];
 
 /// Times that the system is killed; `SLUICE_KILLS=200` kills more often.
@@ -95,6 +104,9 @@ fn the_main_job_leaves_nothing_of_the_flow(shared: &mut Shared) {
         assert_eq!(added["progress"][0]["complete"], true, "{added}");
         let answer = up.json(&["ask", "where is the spare key?", "--flow", "f1"]);
         assert!(finds_the_key(&answer), "{answer}");
+        if run == "f1" {
+            ends(&up.run(&["flow", "watch", run, "--until-idle"]), 0, "0 waiting");
+        }
         up.json(&["flow", "stop", "f1"]);
         assert_eq!(shared.left_of(&vhost, run), Vec::<String>::new());
         assert_eq!(up.json(&["flow", "ls"]), Value::Array(Vec::new()));
@@ -390,4 +402,29 @@ fn messages_sent_before_any_processor_exists_are_all_delivered(shared: &mut Shar
     let broker = runtime.block_on(RabbitMq::connect(&shared.server.url(&vhost), Options::default())).unwrap();
     wired::ten_thousand(&up, folder.path(), runtime, &broker);
     runtime.block_on(broker.shutdown());
+}
+
+fn a_broker_is_put_through_every_case_beside_a_running_system(shared: &mut Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut up, vhost) = up(shared, &folder.path().join("data"));
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let policies = |shared: &Shared| {
+        shared.runtime.block_on(shared.server.control(&["list_policies", "-p", &vhost, "--no-table-headers"]))
+    };
+    let (before, bounded) = (shared.lasting(&vhost), policies(shared));
+    let broker = shared.broker_args(&vhost);
+    let tried = sluice().args(["conformance", "-o", "json"]).args(&broker).output().unwrap();
+    ends(&tried, 0, "runs at this server (read there: config-svc");
+    let answer: Value = serde_json::from_slice(&tried.stdout).unwrap();
+    let (product, not_promised) = match shared.shape {
+        Shape::WithManagement => ("RabbitMQ 3.", 0),
+        Shape::WithoutManagement => ("RabbitMQ", 1),
+    };
+    assert!(answer["product"].as_str().is_some_and(|told| told.starts_with(product)), "{answer}");
+    let counted = ["failed", "not-run", "not-promised"].map(|result| answer[result].as_u64());
+    assert_eq!(counted, [Some(0), Some(3), Some(not_promised)], "{answer}");
+    until("what the cases made to be gone", || shared.lasting(&vhost) == before, || up.log());
+    assert_eq!(policies(shared), bounded);
+    up.json(&["flow", "stop", "f1"]);
+    assert_eq!(up.terminate(), 0);
 }

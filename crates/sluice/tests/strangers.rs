@@ -1,7 +1,8 @@
 //! Peers without a key against the real binary: whatever they send and hold, callers with a key are answered, and the
 //! process grows by no more than a constant.
 //!
-//! `cargo test -p sluice --test strangers -- --nocapture` prints how long calls take meanwhile, beside the same in quiet.
+//! `SLUICE_CALLS=3000 cargo test --release -p sluice --test strangers -- --nocapture` prints how long calls take meanwhile, beside the
+//! same in quiet.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "a measurement is printed")]
@@ -20,7 +21,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 /// What the process may grow by under any of the attacks.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
-/// Calls with the key during each attack.
+/// Calls with the key during each attack, unless `SLUICE_CALLS` says how many.
 const CALLS: usize = 200;
 const SILENT: usize = 4_200;
 const HALF_BODIES: usize = 1_100;
@@ -137,7 +138,8 @@ struct Latencies(Vec<Duration>);
 
 impl Latencies {
     fn of(target: &Target) -> Self {
-        let mut all: Vec<Duration> = (0..CALLS).map(|_| target.calls()).collect();
+        let calls = std::env::var("SLUICE_CALLS").map_or(CALLS, |calls| calls.parse().unwrap());
+        let mut all: Vec<Duration> = (0..calls).map(|_| target.calls()).collect();
         all.sort_unstable();
         Self(all)
     }

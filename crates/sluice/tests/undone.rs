@@ -10,6 +10,8 @@ use std::process::Command;
 
 use common::{Up, ends, sluice};
 use serde_json::{Value, json};
+use sluice_schema::ceilings;
+use sluice_schema::operation::{self, Kind as Of};
 
 /// Address space of the process: what is built without measure ends it.
 const ADDRESS_KIB: u64 = 6 * 1024 * 1024;
@@ -37,13 +39,24 @@ fn call(up: &Up, service: &str, body: &Value) -> Result<Value, String> {
 struct Kind {
     name: &'static str,
     service: &'static str,
+    /// What is there first, in the kind's workspace: service and call.
+    before: Vec<(&'static str, Value)>,
     /// So many of them, or until one is refused.
     count_max: usize,
+    /// What the refusal says, of kinds that have a ceiling which is reached here.
+    ceiling: Option<&'static str>,
     make: fn(usize) -> Value,
-    undo: fn(usize) -> Value,
+    /// From the number and what the making answered.
+    undo: fn(usize, &Value) -> Value,
     list: Value,
     /// How many of them a page of the list tells.
     told: fn(&Value) -> usize,
+}
+
+/// A kind as it was filled: what each making answered.
+struct Filled {
+    kind: Kind,
+    made: Vec<Value>,
 }
 
 impl Kind {
@@ -53,15 +66,27 @@ impl Kind {
         body
     }
 
-    /// Makes them; how many there are, and why there are no more.
-    fn fill(&self, up: &Up) -> (usize, Option<String>) {
-        for n in 0..self.count_max {
-            if let Err(refused) = call(up, self.service, &self.body((self.make)(n))) {
-                assert!(refused.contains("too-large"), "{} {n}: {refused}", self.name);
-                return (n, Some(refused));
-            }
+    /// Makes them, up to the ceiling or as many as are wanted.
+    fn fill(self, up: &Up) -> Filled {
+        for (service, body) in &self.before {
+            call(up, service, &self.body(body.clone())).unwrap();
         }
-        (self.count_max, None)
+        let mut made = Vec::new();
+        let refused = loop {
+            if made.len() == self.count_max {
+                break None;
+            }
+            match call(up, self.service, &self.body((self.make)(made.len()))) {
+                Ok(answer) => made.push(answer),
+                Err(refused) => break Some(refused),
+            }
+        };
+        match (&refused, self.ceiling) {
+            (None, None) => {}
+            (Some(refused), Some(says)) => assert!(refused.contains(says), "{}: {refused}", self.name),
+            _ => panic!("{}: {} are there, then {refused:?}", self.name, made.len()),
+        }
+        Filled { kind: self, made }
     }
 
     /// How many the list tells of, page by page; in one answer it is all of them, or an error that says how to ask.
@@ -94,13 +119,24 @@ fn array(answer: &Value, member: &str) -> usize {
     answer[member].as_array().map_or(0, Vec::len)
 }
 
+/// Members of a list whose id begins as those made here do.
+fn with_id(list: &Value, member: &str, begins: &str) -> usize {
+    let all = list.as_array().into_iter().flatten();
+    all.filter(|one| one[member].as_str().is_some_and(|id| id.starts_with(begins))).count()
+}
+
+const TOO_LARGE: Option<&str> = Some("too-large");
+/// A blueprint whose flows are nothing but their records.
+const EMPTY_BLUEPRINT: &str = r#"{"flow": {}, "blueprint": {}}"#;
+
 #[rustfmt::skip]
 fn kinds() -> Vec<Kind> {
+    let document = |id: &str| json!({"id": id, "kind": "text/plain", "title": "", "comments": "", "tags": [], "metadata": []});
     vec![
         Kind {
-            name: "values", service: "config", count_max: 75,
+            name: "values", service: "config", before: vec![], count_max: 75, ceiling: TOO_LARGE,
             make: |n| json!({"operation": "put", "values": [{"type": format!("t{}", n / 15), "key": format!("k{n}"), "value": long(LARGE)}]}),
-            undo: |n| json!({"operation": "delete", "keys": [{"type": format!("t{}", n / 15), "key": format!("k{n}")}]}),
+            undo: |n, _| json!({"operation": "delete", "keys": [{"type": format!("t{}", n / 15), "key": format!("k{n}")}]}),
             list: json!({"operation": "config"}),
             told: |page| {
                 let types = page["config"].as_object().into_iter().flatten();
@@ -108,10 +144,10 @@ fn kinds() -> Vec<Kind> {
             },
         },
         Kind {
-            name: "blueprints", service: "flow", count_max: 30,
+            name: "blueprints", service: "flow", before: vec![], count_max: 30, ceiling: TOO_LARGE,
             make: |n| json!({"operation": "put-blueprint", "blueprint-name": format!("b{n}"),
                 "blueprint-definition": json!({"flow": {}, "blueprint": {}, "pad": long(LARGE)}).to_string()}),
-            undo: |n| json!({"operation": "delete-blueprint", "blueprint-name": format!("b{n}")}),
+            undo: |n, _| json!({"operation": "delete-blueprint", "blueprint-name": format!("b{n}")}),
             list: json!({"operation": "list-blueprints"}),
             told: |page| {
                 let names = page["blueprint-names"].as_array().into_iter().flatten();
@@ -119,35 +155,70 @@ fn kinds() -> Vec<Kind> {
             },
         },
         Kind {
-            name: "flows", service: "flow", count_max: 6,
+            name: "flows", service: "flow", before: vec![], count_max: 6, ceiling: None,
             make: |n| json!({"operation": "start-flow", "flow-id": format!("f{n}"), "blueprint-name": "document-rag",
                 "description": long(16 << 10)}),
-            undo: |n| json!({"operation": "stop-flow", "flow-id": format!("f{n}"), "drain": "discard"}),
+            undo: |n, _| json!({"operation": "stop-flow", "flow-id": format!("f{n}"), "drain": "discard"}),
             list: json!({"operation": "list-flows"}),
             told: |page| array(page, "flows"),
         },
         Kind {
-            name: "documents", service: "librarian", count_max: 75,
+            name: "many-flows", service: "flow", count_max: 2_000, ceiling: Some("has 1000 flows, which is the limit"),
+            before: vec![("flow", json!({"operation": "put-blueprint", "blueprint-name": "empty", "blueprint-definition": EMPTY_BLUEPRINT}))],
+            make: |n| json!({"operation": "start-flow", "flow-id": format!("f{n}"), "blueprint-name": "empty",
+                "description": long(12 << 10)}),
+            undo: |n, _| json!({"operation": "stop-flow", "flow-id": format!("f{n}"), "drain": "discard"}),
+            list: json!({"operation": "list-flows"}),
+            told: |page| array(page, "flows"),
+        },
+        Kind {
+            name: "documents", service: "librarian", before: vec![], count_max: 75, ceiling: None,
             make: |n| json!({"operation": "add-document", "content": "eA==", "document-metadata": {
                 "id": format!("d{n}"), "kind": "text/plain", "comments": long(LARGE), "tags": [long(40_000)], "metadata": []}}),
-            undo: |n| json!({"operation": "remove-document", "document-id": format!("d{n}")}),
+            undo: |n, _| json!({"operation": "remove-document", "document-id": format!("d{n}")}),
             list: json!({"operation": "list-documents"}),
             told: |page| array(page, "document-metadatas"),
         },
         Kind {
-            name: "collections", service: "collection-management", count_max: 30,
-            make: |n| json!({"operation": "update-collection", "collection": format!("c{n}"), "description": long(60_000)}),
-            undo: |n| json!({"operation": "delete-collection", "collection": format!("c{n}")}),
-            list: json!({"operation": "list-collections"}),
-            told: |page| {
-                let all = page["collections"].as_array().into_iter().flatten();
-                all.filter(|one| one["collection"].as_str().is_some_and(|id| id.starts_with('c'))).count()
-            },
+            name: "uploads", service: "librarian", before: vec![], count_max: 2_000, ceiling: Some("1000 uploads are open"),
+            make: |n| json!({"operation": "begin-upload", "total-size": 10, "chunk-size": 10, "document-metadata": {
+                "id": format!("u{n}"), "kind": "text/plain", "comments": long(1_000), "tags": [], "metadata": []}}),
+            undo: |_, made| json!({"operation": "abort-upload", "upload-id": made["upload-id"]}),
+            list: json!({"operation": "list-uploads"}),
+            told: |page| array(page, "upload-sessions"),
         },
         Kind {
-            name: "workspaces", service: "iam", count_max: 10,
+            name: "processing", service: "librarian", count_max: 250, ceiling: None,
+            before: vec![
+                ("flow", json!({"operation": "start-flow", "flow-id": "f", "blueprint-name": "document-rag", "description": ""})),
+                ("librarian", json!({"operation": "add-document", "content": "eA==", "document-metadata": document("d")})),
+            ],
+            make: |n| json!({"operation": "add-processing", "processing-metadata": {
+                "id": format!("p{n}"), "document-id": "d", "flow": "f", "collection": "default", "tags": [long(60_000)]}}),
+            undo: |n, _| json!({"operation": "remove-processing", "processing-id": format!("p{n}")}),
+            list: json!({"operation": "list-processing"}),
+            told: |page| array(page, "processing-metadatas"),
+        },
+        Kind {
+            name: "collections", service: "collection-management", before: vec![], count_max: 1_000, ceiling: TOO_LARGE,
+            make: |n| json!({"operation": "update-collection", "collection": format!("c{n}"), "description": long(60_000)}),
+            undo: |n, _| json!({"operation": "delete-collection", "collection": format!("c{n}")}),
+            list: json!({"operation": "list-collections"}),
+            told: |page| with_id(&page["collections"], "collection", "c"),
+        },
+        Kind {
+            // All but the last: see what comes before.
+            name: "many-collections", service: "collection-management", count_max: 1_000, ceiling: TOO_LARGE,
+            before: vec![("config", json!({"operation": "put", "values": many_collections(&|n| json!({"value": format!(r#"{{"name": "{n}"}}"#)}))}))],
+            make: |n| json!({"operation": "update-collection", "collection": format!("c{n}"), "description": "one more"}),
+            undo: |n, _| json!({"operation": "delete-collection", "collection": format!("c{n}")}),
+            list: json!({"operation": "list-collections"}),
+            told: |page| with_id(&page["collections"], "collection", "c"),
+        },
+        Kind {
+            name: "workspaces", service: "iam", before: vec![], count_max: 10, ceiling: None,
             make: |n| json!({"operation": "create-workspace", "workspace_record": {"id": format!("made{n}"), "name": long(1_024), "enabled": true}}),
-            undo: |n| json!({"operation": "disable-workspace", "workspace_record": {"id": format!("made{n}")}}),
+            undo: |n, _| json!({"operation": "disable-workspace", "workspace_record": {"id": format!("made{n}")}}),
             list: json!({"operation": "list-workspaces"}),
             told: |page| {
                 let all = page["workspaces"].as_array().into_iter().flatten();
@@ -157,28 +228,105 @@ fn kinds() -> Vec<Kind> {
     ]
 }
 
+/// So many collections are written by one call of config, so that those which are made one by one reach the ceiling of keys.
+const WRITTEN_AT_ONCE: usize = ceilings::TYPE_KEYS_MAX as usize - 200;
+
+/// Places of collections that are written at once, with more of each.
+fn many_collections(more: &dyn Fn(usize) -> Value) -> Vec<Value> {
+    let place = |n| {
+        let mut place = more(n);
+        place["type"] = json!("collection");
+        place["key"] = json!(format!("at-once-{n}"));
+        place
+    };
+    (0..WRITTEN_AT_ONCE).map(place).collect()
+}
+
+/// What makes something, by the kind above in which it is undone. What is in none of them is not there: it is refused.
+#[rustfmt::skip]
+const UNDONE: [(&str, &str, &str); 14] = [
+    ("config", "put", "values"),
+    ("flow", "put-blueprint", "blueprints"),
+    ("flow", "start-flow", "flows"),
+    ("librarian", "add-document", "documents"),
+    // With the document that they are of, or made.
+    ("librarian", "add-child-document", "documents"),
+    ("librarian", "complete-upload", "documents"),
+    ("librarian", "begin-upload", "uploads"),
+    ("librarian", "upload-chunk", "uploads"),
+    ("librarian", "add-processing", "processing"),
+    ("collection-management", "update-collection", "collections"),
+    ("iam", "create-workspace", "workspaces"),
+    // They change what is there.
+    ("librarian", "update-document", "documents"),
+    ("iam", "update-workspace", "workspaces"),
+    ("dead-letters", "replay", "processing"),
+];
+
+/// Every call of the table that makes something is undone here, or makes nothing.
+fn what_is_not_here_makes_nothing(up: &Up, kinds: &[Filled]) {
+    const MAKING: [&str; 13] = [
+        "add",
+        "begin",
+        "bootstrap",
+        "complete",
+        "create",
+        "load",
+        "mint",
+        "put",
+        "replay",
+        "rotate",
+        "start",
+        "update",
+        "upload",
+    ];
+    for operation in operation::table() {
+        let service = operation.kind.as_str();
+        let makes = MAKING.contains(&operation.name.split('-').next().unwrap_or_default());
+        if !matches!(operation.kind, Of::Iam | Of::Service(_))
+            || !makes
+            || operation.name == "bootstrap-status"
+        {
+            continue;
+        }
+        let undone = UNDONE.iter().find(|(of, name, _)| (*of, *name) == (service, operation.name));
+        match undone {
+            Some((.., kind)) => {
+                assert!(kinds.iter().any(|filled| filled.kind.name == *kind), "{operation:?}")
+            }
+            None => {
+                let user = json!({"username": "u", "name": "u", "password": "secret", "roles": ["admin"]});
+                let body = json!({"operation": operation.name, "workspace": "default", "id": "x", "user": user,
+                    "user_id": "admin", "group_id": "g", "group": {"id": "g", "name": "g"}, "key": {"user_id": "admin", "name": "k"}});
+                let refused = call(up, service, &body).expect_err(operation.name);
+                let is_none =
+                    ["not-yet-implemented", "nobody serves", "auth failure", "not available", "nvalid"];
+                assert!(is_none.iter().any(|says| refused.contains(says)), "{operation:?}: {refused}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_one_call_did_one_call_undoes_in_every_state_that_accepted_calls_reach() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut up = start(&data);
-    let kinds = kinds();
     let make = |up: &Up, id: &str| {
         let made = json!({"operation": "create-workspace", "workspace_record": {"id": id, "name": id, "enabled": true}});
         call(up, "iam", &made).unwrap();
     };
     make(&up, "beside");
-    let mut made = Vec::new();
-    for kind in &kinds {
+    let mut kinds_filled = Vec::new();
+    for kind in kinds() {
         if kind.service != "iam" {
             make(&up, kind.name);
         }
-        let (count, refused) = kind.fill(&up);
-        let is_bounded = ["values", "blueprints"].contains(&kind.name);
-        assert_eq!(refused.is_some(), is_bounded, "{}: {count} {refused:?}", kind.name);
-        assert_eq!(kind.count(&up), count, "{}", kind.name);
-        made.push(count);
+        let filled = kind.fill(&up);
+        assert_eq!(filled.kind.count(&up), filled.made.len(), "{}", filled.kind.name);
+        kinds_filled.push(filled);
     }
+    what_is_not_here_makes_nothing(&up, &kinds_filled);
     // What could not be told later is refused, and leaves nothing.
     for n in 0..3 {
         let vast = json!({"operation": "update-collection", "workspace": "beside", "collection": format!("v{n}"), "description": long(15 << 20)});
@@ -195,22 +343,19 @@ fn what_one_call_did_one_call_undoes_in_every_state_that_accepted_calls_reach() 
     let beside = json!({"operation": "put", "workspace": "beside", "values": [{"type": "t", "key": "k", "value": "1"}]});
     call(&up, "config", &beside).unwrap();
     up.json(&["flow", "start", "f1", "document-rag", "--workspace", "beside"]);
-    for (kind, count) in kinds.iter().zip(made) {
-        assert_eq!(kind.count(&up), count, "{} after the restart", kind.name);
-        for n in 0..count {
-            if let Err(error) = call(&up, kind.service, &kind.body((kind.undo)(n))) {
+    for Filled { kind, made } in &kinds_filled {
+        assert_eq!(kind.count(&up), made.len(), "{} after the restart", kind.name);
+        for (n, answer) in made.iter().enumerate() {
+            if let Err(error) = call(&up, kind.service, &kind.body((kind.undo)(n, answer))) {
                 panic!("{} {n} cannot be undone: {error}", kind.name);
             }
         }
         assert_eq!(kind.count(&up), 0, "{} after all of it was undone", kind.name);
-        let mut again = kind.body((kind.make)(0));
-        if kind.service == "iam" {
-            // It is there, and disabled.
-            again["operation"] = json!("update-workspace");
-        }
-        call(&up, kind.service, &again).unwrap();
+        call(&up, kind.service, &kind.body((kind.make)(0))).unwrap();
         assert_eq!(kind.count(&up), 1, "{} again", kind.name);
     }
+    let at_once = json!({"operation": "delete", "workspace": "many-collections", "keys": many_collections(&|_| json!({}))});
+    call(&up, "config", &at_once).unwrap();
     up.json(&["flow", "stop", "f1", "--workspace", "beside"]);
 }
 

@@ -19,10 +19,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use crate::content::{self, Digests, PART_BYTES, PartDigest, Place, whole};
 use crate::contract::blobs::GET_BYTES_MAX;
-use crate::embedded::disk::is_full;
+use crate::embedded::disk::{is_broken, is_full};
 use crate::embedded::{self, Faults, Step};
 use crate::keys::{blocking, check_id, rows, to_the_end};
 use crate::{Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, KeyRange, Read, Result, Rows, Tables};
@@ -64,15 +65,43 @@ impl std::fmt::Debug for FileBlobs {
     }
 }
 
+/// Holds the reason once the store can keep nothing more.
+type Failing = watch::Sender<Option<String>>;
+
 struct Shared {
     folder: PathBuf,
     trash: PathBuf,
     tables: Arc<dyn Tables>,
     faults: Arc<Faults>,
+    failure: Failing,
     /// Files of writers that were dropped unfinished, to be removed by the next write.
     leftovers: Mutex<Vec<PathBuf>>,
     /// Copies of the folder that are being made: no file is removed meanwhile.
     pins: AtomicUsize,
+}
+
+/// The content that the tables of one moment name.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// That which rests in files.
+    pub files: Vec<ContentFile>,
+    /// What is damaged of that which rests in tables.
+    pub damage: Vec<Error>,
+}
+
+/// Content that rests in a file or an object of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentFile {
+    /// Id of the content.
+    pub id: String,
+    /// Name of the file or object.
+    pub name: String,
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// What [`content::whole`] says of it; `None` for content that an earlier version stored.
+    pub digest: Option<PartDigest>,
+    /// Its file was missing once, and somebody started without it all the same. It may be there again.
+    pub is_lost: bool,
 }
 
 /// Keeps every file of content where it is, until it is dropped.
@@ -85,20 +114,52 @@ impl Drop for Pin {
     }
 }
 
-/// The files of content that rows name, read page by page; those that are known to be lost are left out.
-pub(crate) fn files_in(page: impl Fn(&str, Option<&[u8]>) -> Result<Rows>) -> Result<Vec<(String, u64)>> {
+/// The content that rows name, read page by page; `value` reads one row.
+pub(crate) fn contents_in(
+    page: impl Fn(&str, Option<&[u8]>) -> Result<Rows>,
+    value: impl Fn(&str, &str) -> Result<Option<Bytes>>,
+) -> Result<Contents> {
     let mut lost = HashSet::new();
     each_row(&page, LOST, |key, _| {
         lost.insert(String::from_utf8_lossy(key).into_owned());
         Ok(())
     })?;
-    let mut files = Vec::new();
-    each_row(&page, PLACES, |_, row| {
-        let place = Place::decode(row)?;
-        files.extend(place.name.filter(|file| !lost.contains(file)).map(|file| (file, place.bytes)));
+    let mut contents = Contents::default();
+    each_row(&page, PLACES, |key, row| {
+        let id = String::from_utf8_lossy(key).into_owned();
+        let place = match Place::decode(row) {
+            Ok(place) => place,
+            Err(error) => {
+                contents.damage.push(damaged(&id, &error.to_string()));
+                return Ok(());
+            }
+        };
+        let Some(name) = &place.name else {
+            let checked = inline_content(&id, &place, value(INLINE, &id)?);
+            contents.damage.extend(checked.err());
+            return Ok(());
+        };
+        let is_lost = lost.contains(name);
+        let (name, bytes, digest) = (name.clone(), place.bytes, place.digest);
+        contents.files.push(ContentFile { id, name, bytes, digest, is_lost });
         Ok(())
     })?;
-    Ok(files)
+    Ok(contents)
+}
+
+/// Content that rests in a table, if it is what was stored.
+fn inline_content(id: &str, place: &Place, row: Option<Bytes>) -> Result<Bytes> {
+    let mut content = row.ok_or_else(|| damaged(id, "its content is missing"))?;
+    if place.is_packed {
+        let whole = content::unpacked(&content, INLINE_BYTES_MAX as u64);
+        content = whole.ok_or_else(|| damaged(id, "its content cannot be unpacked"))?.into();
+    }
+    if content.len() as u64 != place.bytes
+        || place.digest.is_some_and(|digest| digest != whole(&Digests::of(&content).finish()))
+    {
+        return Err(damaged(id, "its content does not match its digest"));
+    }
+    Ok(content)
 }
 
 fn each_row(
@@ -121,18 +182,29 @@ fn each_row(
 
 impl FileBlobs {
     /// Opens the content in a data folder, making its folder if it is not there.
-    pub(crate) fn open(data: &Path, tables: Arc<dyn Tables>, faults: Arc<Faults>) -> Result<Self> {
+    pub(crate) fn open(
+        data: &Path,
+        tables: Arc<dyn Tables>,
+        faults: Arc<Faults>,
+        failure: Failing,
+    ) -> Result<Self> {
         let folder = data.join(FOLDER);
         fs::create_dir_all(&folder).map_err(|e| crate::embedded::unusable(&folder, &e))?;
+        Ok(Self::look(data, tables, faults, failure))
+    }
+
+    /// The content in a data folder as it is there.
+    pub(crate) fn look(data: &Path, tables: Arc<dyn Tables>, faults: Arc<Faults>, failure: Failing) -> Self {
         let shared = Shared {
-            folder,
+            folder: data.join(FOLDER),
             trash: data.join(TRASH),
             tables,
             faults,
+            failure,
             leftovers: Mutex::default(),
             pins: AtomicUsize::new(0),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
     pub(crate) fn pin(&self) -> Pin {
@@ -148,6 +220,15 @@ impl Shared {
             return Error::Disk { folder, reason: error.to_string() };
         }
         Error::unavailable(format!("{doing} content in '{folder}' failed: {error}; check the disk"))
+    }
+
+    /// Content that was not kept. Where the disk failed, the whole store has, of which this is a part.
+    fn not_kept(&self, error: &io::Error) -> Error {
+        let told = self.failed("storing", error);
+        if is_broken(error) {
+            self.failure.send_replace(Some(told.to_string()));
+        }
+        told
     }
 
     async fn row(&self, id: &str) -> Result<Option<Bytes>> {
@@ -282,16 +363,7 @@ impl Shared {
             let from = offset.min(place.bytes);
             let bytes = bytes_max.min(place.bytes - from);
             let Some(file) = &place.name else {
-                let mut content = inline.ok_or_else(|| damaged(id, "its content is missing"))?;
-                if place.is_packed {
-                    let whole = content::unpacked(&content, INLINE_BYTES_MAX as u64);
-                    content = whole.ok_or_else(|| damaged(id, "its content cannot be unpacked"))?.into();
-                }
-                if content.len() as u64 != place.bytes
-                    || place.digest.is_some_and(|digest| digest != whole(&Digests::of(&content).finish()))
-                {
-                    return Err(damaged(id, "its content does not match its digest"));
-                }
+                let content = inline_content(id, &place, inline)?;
                 return Ok(Some(content.slice(from as usize..(from + bytes) as usize)));
             };
             let digests = match place.digest {
@@ -305,15 +377,16 @@ impl Shared {
             let read = blocking(move || {
                 let path = shared.folder.join(file);
                 match read_verified(&path, of_all, from, bytes, &digests) {
-                    Ok(part) => Ok(Some(Some(part))),
+                    Ok(part) => Ok(Some(Ok(part))),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                    Err(e) if is_damage(&e) => Ok(Some(None)),
+                    Err(e) if is_damage(&e) => Ok(Some(Err("its file does not match its digests"))),
+                    Err(e) if is_broken(&e) => Ok(Some(Err("the disk cannot read its file"))),
                     Err(e) => Err(shared.failed("reading", &e)),
                 }
             });
             match read.await? {
-                Some(Some(part)) => return Ok(Some(part)),
-                Some(None) => return Err(damaged(id, "its file does not match its digests")),
+                Some(Ok(part)) => return Ok(Some(part)),
+                Some(Err(reason)) => return Err(damaged(id, reason)),
                 // It was replaced meanwhile.
                 None => {}
             }
@@ -331,18 +404,27 @@ impl FileBlobs {
         let id = crate::keys::id_in(&key, 0)?.to_owned();
         let place = Place::decode(&row)?;
         let end = place.bytes.min(offset.saturating_add(bytes_max.clamp(PART_BYTES, GET_BYTES_MAX)));
-        let mut damage = Vec::new();
+        let (mut damage, mut is_damaged) = (Vec::new(), false);
         let checked = match (&place.digest, &place.name) {
             (None, Some(_)) => self.shared.give_digests(&id, &place, row).await,
+            (Some(_), Some(file)) if offset == 0 && self.shared.lacks_digests(file, place.bytes).await => {
+                self.shared.give_digests(&id, &place, row).await
+            }
             _ => self.shared.read_part(&id, offset, end - offset).await.map(drop),
         };
         match checked {
             Ok(()) => {}
-            Err(error @ Error::Damaged { .. }) => damage.push(error),
+            Err(error) if error.is_damage() => {
+                is_damaged = true;
+                // A loss that was accepted is no news.
+                if !self.shared.is_lost(&place).await? {
+                    damage.push(error);
+                }
+            }
             Err(error) => return Err(error),
         }
-        let is_whole = end == place.bytes || place.digest.is_none() || !damage.is_empty();
-        let next = if is_whole {
+        let is_over = end == place.bytes || place.digest.is_none() || is_damaged;
+        let next = if is_over {
             embedded::Place::Content { after: id, offset: 0 }
         } else {
             embedded::Place::Content { after, offset: end }
@@ -352,7 +434,19 @@ impl FileBlobs {
 }
 
 impl Shared {
-    /// Gives digests to content that an earlier version stored.
+    /// Whether the file of content is known to be lost.
+    async fn is_lost(&self, place: &Place) -> Result<bool> {
+        let Some(file) = &place.name else { return Ok(false) };
+        let found = self.tables.read(vec![Read::get(LOST, file.clone())]).await?;
+        Ok(found.first().is_some_and(|found| found.value().is_some()))
+    }
+
+    /// Whether the digests of a file are not there, as after they were lost with a damaged disk.
+    async fn lacks_digests(&self, file: &str, bytes: u64) -> bool {
+        matches!(content::digests(&*self.tables, PARTS, file, 0..bytes).await, Ok(None))
+    }
+
+    /// Gives digests to content that an earlier version stored, or that lost them and is whole.
     async fn give_digests(&self, id: &str, place: &Place, was: Bytes) -> Result<()> {
         let Some(file) = place.name.clone() else { return Ok(()) };
         let (path, bytes) = (self.folder.join(&file), place.bytes);
@@ -372,6 +466,7 @@ impl Shared {
         let parts = match reading.await? {
             Ok(digests) => digests.finish(),
             Err(error) if is_damage(&error) => return Err(damaged(id, "its file is cut short")),
+            Err(error) if is_broken(&error) => return Err(damaged(id, "the disk cannot read its file")),
             // It may have been removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let is_named = self.row(id).await?.is_some_and(|row| row == was);
@@ -379,19 +474,24 @@ impl Shared {
             }
             Err(error) => return Err(self.failed("reading", &error)),
         };
+        if place.digest.is_some_and(|digest| digest != whole(&parts)) {
+            return Err(damaged(id, "its file does not match its digest"));
+        }
         let mut batch = Batch::new();
         content::put_digests(&mut batch, PARTS, &file, &parts);
         let place = Place { digest: Some(whole(&parts)), ..place.clone() };
         batch.expect_value(PLACES, id, was).put(PLACES, id, place.encode());
         match self.tables.commit(batch).await {
             Err(error) if error.is_conflict() => Ok(()),
+            // A later check gives them; this one need not wait for room.
+            Err(Error::Disk { .. }) => Ok(()),
             done => done,
         }
     }
 }
 
 fn damaged(id: &str, reason: &str) -> Error {
-    Error::damaged(format!("blob '{id}'"), &format!("{reason}; restore it from a backup, and check the disk"))
+    Error::damaged_content(id, format!("{reason}; restore it from a backup, and check the disk"))
 }
 
 /// Reads a range of a file of `of_all` bytes. With digests, whole parts are read and each is compared with its digest.
@@ -548,17 +648,17 @@ impl Writer {
             shared.remove_leftovers();
             let mut file = match file {
                 Some(open) => open,
-                None => shared.create(&name).map_err(|e| shared.failed("storing", &e))?,
+                None => shared.create(&name).map_err(|e| shared.not_kept(&e))?,
             };
             digests.add(&content);
             let mut written = shared.append(&mut file, &content);
             if last {
-                written = written.and_then(|()| file.sync_all());
+                written = written.and_then(|()| shared.faults.sync()).and_then(|()| file.sync_all());
                 written = written.and_then(|()| File::open(&shared.folder)?.sync_all());
             }
             if let Err(e) = written {
                 remove_quietly(&shared.folder.join(name));
-                return Err(shared.failed("storing", &e));
+                return Err(shared.not_kept(&e));
             }
             Ok(((file, name), digests))
         });

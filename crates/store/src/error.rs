@@ -102,6 +102,20 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Content is not what was stored.
+    #[error("{}content '{id}' in the store cannot be read: {reason}", owned(.of.as_deref()))]
+    DamagedContent {
+        /// Its id.
+        id: String,
+        /// Whose it is, in words, where that is known.
+        of: Option<String>,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+fn owned(of: Option<&str>) -> String {
+    of.map(|owner| format!("{owner}: its ")).unwrap_or_default()
 }
 
 impl Error {
@@ -113,7 +127,8 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Dimension { .. }
             | Self::Refused { .. }
-            | Self::Damaged { .. } => ErrorKind::Refused,
+            | Self::Damaged { .. }
+            | Self::DamagedContent { .. } => ErrorKind::Refused,
             Self::Absent { .. } => ErrorKind::Absent,
             Self::Locked { .. } | Self::Disk { .. } | Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
@@ -124,6 +139,37 @@ impl Error {
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Conflict { .. })
+    }
+
+    /// Whether something is not what was stored.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::DamagedContent { .. })
+    }
+
+    /// Says of damaged content whose it is.
+    #[must_use]
+    pub fn of(self, owner: String) -> Self {
+        match self {
+            Self::DamagedContent { id, of: None, reason } => {
+                Self::DamagedContent { id, of: Some(owner), reason }
+            }
+            other => other,
+        }
+    }
+
+    /// The id of damaged content of which it is not said whose it is.
+    pub(crate) fn content_of_nobody(&self) -> Option<&str> {
+        match self {
+            Self::DamagedContent { id, of: None, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// An error for content that is damaged.
+    #[must_use]
+    pub fn damaged_content(id: &str, reason: impl Into<String>) -> Self {
+        Self::DamagedContent { id: id.to_owned(), of: None, reason: reason.into() }
     }
 
     pub(crate) fn unavailable(reason: impl Into<String>) -> Self {

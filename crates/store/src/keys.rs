@@ -3,11 +3,12 @@
 //! Digests keep keys small and let one prefix cover a collection whatever its name is. 96 bits tell workspaces apart,
 //! 64 bits the collections inside one.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, Read, Result, Rows, Scope, Tables};
+use crate::{Error, KeyRange, Read, Result, Rows, Scope, Tables};
 
 /// The longest id of an entry, in bytes.
 pub(crate) const ID_BYTES_MAX: usize = 1024;
@@ -92,9 +93,31 @@ pub(crate) fn numbered(scope: u64, rest: &[u8]) -> Vec<u8> {
     key
 }
 
+/// The collections that have rows in a table whose keys begin with their numbers.
+pub(crate) async fn numbers_in(tables: &dyn Tables, table: &'static str) -> Result<BTreeSet<u64>> {
+    let mut numbers = BTreeSet::new();
+    let mut range = KeyRange::all();
+    while let Some((key, _)) = rows(tables, Read::range(table, range.clone(), 1)).await?.rows.first() {
+        let number = take_number(&mut &key[..]).ok_or_else(|| Error::damaged("a key", &"it is cut short"))?;
+        numbers.insert(number);
+        let Some(behind) = KeyRange::prefix(numbered(number, &[])).to else { break };
+        range.from = behind;
+    }
+    Ok(numbers)
+}
+
 /// One read of one range.
 pub(crate) async fn rows(tables: &dyn Tables, read: Read) -> Result<Rows> {
     Ok(tables.read(vec![read]).await?.pop().map(crate::Found::into_rows).unwrap_or_default())
+}
+
+/// How many rows are removed in the next step after one that failed: fewer if a full disk had no room for all the pages
+/// that they are in.
+pub(crate) fn fewer(rows_max: usize, error: Error) -> Result<usize> {
+    match error {
+        Error::Disk { .. } if rows_max > 1 => Ok((rows_max / 8).max(1)),
+        error => Err(error),
+    }
 }
 
 /// Runs what may block or takes long off the async threads.

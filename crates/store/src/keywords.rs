@@ -11,7 +11,9 @@
 mod change;
 mod earlier;
 mod entry;
+mod leaving;
 mod posting;
+mod rebuild;
 
 pub(crate) use earlier::EARLIER;
 
@@ -23,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::change::{Change, numbered_twice};
 use self::entry::{Entry, Stored};
+use self::leaving::LEAVING;
 use self::posting::Block;
 use crate::contract::tables::ESSENTIAL_BYTES_MAX;
 use crate::keys::{ScopeKey, check_id, numbered, put_number, rows, scope_key, take_number, to_the_end};
@@ -205,23 +208,35 @@ impl TableKeywords {
 
     /// Removes entries, in batches that are small enough for a full disk.
     async fn remove_some(&self, key: &ScopeKey, ids: Vec<String>) -> Result<()> {
+        self.finish_leaving(key).await?;
         let mut left = vec![ids];
         while let Some(mut ids) = left.pop() {
             let entries = ids.iter().map(|id| (id.clone(), None)).collect();
-            if !self.replace(key, &entries).await? {
-                left.push(ids.split_off(ids.len() / 2));
-                left.push(ids);
+            match self.replace(key, &entries).await {
+                Ok(true) => {}
+                Ok(false) if ids.len() > 1 => {
+                    left.push(ids.split_off(ids.len() / 2));
+                    left.push(ids);
+                }
+                // Its rows are spread over more pages than there is room for.
+                Err(Error::Disk { .. }) if ids.len() > 1 => left.extend(ids.into_iter().map(|id| vec![id])),
+                Ok(false) | Err(Error::Disk { .. }) => {
+                    for id in ids {
+                        self.remove_in_portions(key, id).await?;
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
     /// Replaces entries: `Some` by a new one, `None` by nothing. Answers `false`, without having done anything, if it is a
-    /// removal that is better made in two parts.
+    /// removal that is better made in parts.
     async fn replace(&self, key: &ScopeKey, entries: &Replacement) -> Result<bool> {
         for _ in 0..TRIES_MAX {
             let Some(batch) = self.replacement(key, entries).await? else { return Ok(true) };
-            if batch.is_essential && entries.len() > 1 && bytes(&batch) > ESSENTIAL_BYTES_MAX {
+            if batch.is_essential && bytes(&batch) > ESSENTIAL_BYTES_MAX {
                 return Ok(false);
             }
             match self.tables.commit(batch).await {
@@ -485,6 +500,7 @@ impl TableKeywords {
             for table in [IDS, ENTRIES, LENGTHS, TERMS, POSTINGS] {
                 batch.delete_prefix(table, &prefix);
             }
+            batch.delete_prefix(LEAVING, key);
             batch.expect(COLLECTIONS, key, was).delete(COLLECTIONS, key);
             match self.tables.commit(batch).await {
                 Err(error) if error.is_conflict() => {}
@@ -515,16 +531,22 @@ fn score(
     lengths: &HashMap<u64, Lengths>,
     scores: &mut HashMap<u64, f32>,
 ) {
-    let having = postings.len() as f32;
+    // One without a length is being removed.
+    let length_of = |entry: &u64| lengths.get(&(entry / GROUP_ENTRIES)).map_or(0, |of| of.of(*entry));
+    let there: Vec<(u64, u32, u32)> = postings
+        .iter()
+        .map(|(entry, count)| (*entry, *count, length_of(entry)))
+        .filter(|(_, _, length)| *length > 0)
+        .collect();
+    let having = there.len() as f32;
     // A page of a long term may have been read after an entry was added: never fewer entries than rows.
     let entries = (collection.entries as f32).max(having);
     let mean_length = (collection.terms as f32 / entries).max(1.0);
     let rarity = (1.0 + (entries - having + 0.5) / (having + 0.5)).ln();
-    for (entry, count) in postings {
-        let length = lengths.get(&(entry / GROUP_ENTRIES)).map_or(0, |lengths| lengths.of(*entry));
-        let (count, length) = (*count as f32, length as f32);
+    for (entry, count, length) in there {
+        let (count, length) = (count as f32, length as f32);
         let weight = count * (K1 + 1.0) / (count + K1 * (1.0 - B + B * length / mean_length));
-        *scores.entry(*entry).or_insert(0.0) += rarity * weight;
+        *scores.entry(entry).or_insert(0.0) += rarity * weight;
     }
 }
 

@@ -44,11 +44,14 @@ pub mod faulty;
 mod keys;
 mod turns;
 
+pub use blobs::{ContentFile, Contents};
 pub use contract::{
     Attributes, Batch, BlobInfo, BlobWriter, Blobs, Cursor, Expect, Expected, Found, KeyRange, KeywordEntry,
     Keywords, Match, Op, Page, Pattern, Read, Rows, Scope, Stores, Tables, Triples, VectorEntry, Vectors,
 };
-pub use embedded::{BlobAudit, Embedded, FolderLock, MissingBlob, Options, Snapshot, Stamp, Upkeep};
+pub use embedded::{
+    BlobAudit, Embedded, FolderLock, MissingBlob, Options, Snapshot, Stamp, Untouched, Upkeep,
+};
 pub use error::{Error, ErrorKind};
 pub use faulty::{Fault, FaultyTables};
 

@@ -10,6 +10,7 @@
 //! committed together.
 
 mod earlier;
+mod rebuild;
 mod term;
 
 pub(crate) use earlier::EARLIER;
@@ -22,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 use sluice_schema::ceilings::TERM_BYTES_MAX;
 use sluice_schema::message::{Term, Triple};
 
-use crate::keys::{ScopeKey, numbered, put_number, rows, scope_key, take_number};
+use crate::keys::{ScopeKey, fewer, numbered, put_number, rows, scope_key, take_number};
 use crate::turns::{Load, Turns, Waiting};
 use crate::{
     Batch, BoxFuture, Cursor, Error, Found, KeyRange, Page, Pattern, Read, Result, Scope, Tables, Triples,
@@ -199,7 +200,8 @@ impl Change {
 #[derive(Clone, Copy)]
 enum Going<'a> {
     These(&'a [Encoded]),
-    Matching(&'a Sought),
+    /// So many of those that match.
+    Matching(&'a Sought, usize),
 }
 
 /// Triples over tables.
@@ -445,8 +447,13 @@ impl TableTriples {
     }
 
     async fn remove_these(&self, key: ScopeKey, statements: &[Encoded]) -> Result<()> {
-        for some in statements.chunks(REMOVE_ROWS) {
-            self.remove_some(key, Going::These(some)).await?;
+        let (mut left, mut rows_max) = (statements, REMOVE_ROWS);
+        while !left.is_empty() {
+            let (some, rest) = left.split_at(rows_max.min(left.len()));
+            match self.remove_some(key, Going::These(some)).await {
+                Ok(_) => left = rest,
+                Err(error) => rows_max = fewer(rows_max, error)?,
+            }
         }
         Ok(())
     }
@@ -455,17 +462,23 @@ impl TableTriples {
         if sought.iter().all(Option::is_none) {
             return self.remove_all(key).await;
         }
-        while self.remove_some(key, Going::Matching(sought)).await? {}
-        Ok(())
+        let mut rows_max = REMOVE_ROWS;
+        loop {
+            match self.remove_some(key, Going::Matching(sought, rows_max)).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => rows_max = fewer(rows_max, error)?,
+            }
+        }
     }
 
     /// What goes, by its numbers, and whether there is more.
     async fn going(&self, scope: u64, going: Going<'_>) -> Result<(Vec<Quad>, bool)> {
         let statements = match going {
             Going::These(statements) => statements,
-            Going::Matching(sought) => {
+            Going::Matching(sought, rows_max) => {
                 let Some(wanted) = self.wanted(scope, sought).await? else { return Ok((Vec::new(), false)) };
-                let (quads, next) = self.find(scope, &wanted, None, REMOVE_ROWS).await?;
+                let (quads, next) = self.find(scope, &wanted, None, rows_max).await?;
                 return Ok((quads, next.is_some()));
             }
         };

@@ -69,6 +69,12 @@ impl<C: Send + 'static> Turns<C> {
         answer.await.unwrap_or_else(|_| Err(Error::unavailable("the write was dropped; try again")))
     }
 
+    /// How many changes wait for their turn.
+    #[cfg(test)]
+    pub(crate) fn waiting_count(&self, key: &ScopeKey) -> usize {
+        self.waiting().get(key).map_or(0, Vec::len)
+    }
+
     fn waiting(&self) -> MutexGuard<'_, HashMap<ScopeKey, Vec<Waiting<C>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

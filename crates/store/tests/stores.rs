@@ -286,7 +286,8 @@ async fn vectors_in_little_memory_are_those_of_a_plain_list() {
         assert_eq!(found.len(), expected.len());
         wholes += usize::from(!found.is_empty());
         for (found, (id, score)) in found.iter().zip(expected) {
-            assert!((found.score - score).abs() < 1e-5, "{found:?} is not {id} {score}");
+            // Half a step of 1/32767 for each of 24 numbers, at most, of a query of length 1.
+            assert!((found.score - score).abs() < 1e-4, "{found:?} is not {id} {score}");
         }
     }
     assert!(wholes > 100);

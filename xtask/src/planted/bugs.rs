@@ -34,7 +34,7 @@ const RETENTION: &str = "crates/processors/src/retention.rs";
 const LEFT_OVER: &str = "crates/store/src/blobs/audit.rs";
 const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
-const DECODE: &str = "crates/sluice/src/commands/decode.rs";
+const SANDBOX_CHECK: &str = "crates/processors/src/sandbox/check.rs";
 const FAIR: &str = "crates/processors/src/fair.rs";
 const SHARES: &str = "crates/gateway/src/shares.rs";
 const CONNECTIONS: &str = "crates/gateway/src/connections.rs";
@@ -48,7 +48,12 @@ const FRAME: &str = "crates/bus/src/embedded/log/frame.rs";
 const LETTER: &str = "crates/bus/src/letter.rs";
 const BLUEPRINT: &str = "crates/flow/src/blueprint/read.rs";
 const MANIFEST: &str = "crates/sluice/src/backup/manifest.rs";
+const BACKUP: &str = "crates/sluice/src/backup.rs";
+const VECTOR_ROWS: &str = "crates/store/src/vectors/row.rs";
 const TRIES: &str = "crates/gateway/src/tries.rs";
+const FOLDER: &str = "crates/sluice/src/folder.rs";
+const BLOBS: &str = "crates/store/src/blobs.rs";
+const LOST: &str = "crates/bus/src/client/lost.rs";
 
 pub(super) const BUGS: &[Bug] = &[
     bug(
@@ -318,8 +323,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "an answer that could not be sent is given up",
         SERVICE,
-        "if attempt >= attempts_max {",
-        "if attempt >= attempts_max || PLANTED {",
+        "if is_over || !is_for_again(&failed) {",
+        "if PLANTED || is_over || !is_for_again(&failed) {",
     )
     .found_by("losses", "an_answer_that_could_not_be_sent_is_sent_again_and_the_question_is_worked_on_once"),
     bug(
@@ -523,11 +528,11 @@ pub(super) const BUGS: &[Bug] = &[
     .found_by("stores", "what_is_on_record_as_left_over_goes_to_the_trash_and_nothing_else_is_touched"),
     bug(
         "the process that reads documents is not confined",
-        DECODE,
-        "if bare { Vec::new() }",
-        "if bare || PLANTED { Vec::new() }",
+        SANDBOX_CHECK,
+        "if bare { Missing::new() }",
+        "if bare || PLANTED { Missing::new() }",
     )
-    .found_by("confined", "a_process_that_reads_documents_reaches_no_file_no_network_and_no_process"),
+    .found_by("confined", "processes_that_read_and_render_reach_no_file_no_network_and_no_process"),
     bug(
         "slots are first come first served",
         FAIR,
@@ -573,8 +578,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "a socket may stay without a key",
         SOCKET,
-        "if self.is_awaited() => {",
-        "if !PLANTED && self.is_awaited() => {",
+        "if self.is_awaited() => return",
+        "if !PLANTED && self.is_awaited() => return",
     )
     .found_by("doors", "a_socket_without_an_accepted_credential_ends_whatever_it_says"),
     bug("bodies are not weighed", BODY, "if weight > bytes_max {", "if !PLANTED && weight > bytes_max {")
@@ -593,11 +598,22 @@ pub(super) const BUGS: &[Bug] = &[
         "if !PLANTED { self.tries.check(origin)?; }",
     )
     .found_by("doors", "of_guesses_that_come_at_once_few_are_looked_at"),
+    bug(
+        "a log opens although a file that others follow lost its end",
+        RECOVER,
+        "Some(held) if held.bytes < bytes =>",
+        "Some(held) if !PLANTED && held.bytes < bytes =>",
+    )
+    .found_beside("a_frame_that_is_missing_repeated_or_in_the_place_of_another_is_told_or_cut_off"),
+    bug(
+        "a log opens with part of what its first file began with",
+        RECOVER,
+        "if end < head.begin_bytes {",
+        "if !PLANTED && end < head.begin_bytes {",
+    )
+    .found_beside("a_frame_that_is_missing_repeated_or_in_the_place_of_another_is_told_or_cut_off"),
     bug("a record of the log is one wherever it is", FRAME, "if self.is_placed {", "if !PLANTED && self.is_placed {")
-        .found_beside(
-            "sluice-bus",
-            "a_frame_that_is_missing_repeated_or_in_the_place_of_another_is_told_or_cut_off",
-        ),
+        .found_beside("a_frame_that_is_missing_repeated_or_in_the_place_of_another_is_told_or_cut_off"),
     bug(
         "a letter is never too large",
         LETTER,
@@ -611,7 +627,7 @@ pub(super) const BUGS: &[Bug] = &[
         "if count <= MEMBERS_MAX {",
         "if PLANTED || count <= MEMBERS_MAX {",
     )
-    .found_beside("sluice-flow", "a_blueprint_of_one_value_is_read_in_time_however_many_members_it_has"),
+    .found_beside("a_blueprint_of_one_value_is_read_in_time_however_many_members_it_has"),
     bug(
         "a cursor is believed whatever it says",
         PAGES,
@@ -625,7 +641,7 @@ pub(super) const BUGS: &[Bug] = &[
         "(1..=NAME_BYTES_MAX).contains(&name.len()) &&",
         "PLANTED || (1..=NAME_BYTES_MAX).contains(&name.len()) &&",
     )
-    .found_beside("sluice", "a_manifest_that_names_files_outside_of_the_backup_is_refused"),
+    .found_beside("a_manifest_that_names_files_outside_of_the_backup_is_refused"),
     bug(
         "a workspace's values are those of all",
         PAGES,
@@ -640,4 +656,46 @@ pub(super) const BUGS: &[Bug] = &[
         "if !PLANTED && (!is_due || lines.written >= LINES_MAX) {",
     )
     .found_by("strangers", "denials_of_every_kind_are_logged_once_and_without_secrets"),
+    bug(
+        "a disk that fails at a stop is not told",
+        FOLDER,
+        "if let Some(reason) = failed() {",
+        "if let Some(reason) = failed().filter(|_| !PLANTED) {",
+    )
+    .found_by("folder", "a_process_whose_disk_fails_while_it_stops_says_so_and_nothing_is_lost"),
+    bug(
+        "a check stops at what the disk cannot read",
+        BLOBS,
+        "Err(e) if is_broken(&e) => Ok(",
+        "Err(e) if !PLANTED && is_broken(&e) => Ok(",
+    )
+    .found_by("folder", "what_the_disk_cannot_read_is_named_and_what_comes_after_it_is_looked_at"),
+    bug(
+        "a start goes on without the key that is lost",
+        FOLDER,
+        "&& !holds_something(&self.path.join(ADMIN_KEY))",
+        "&& !PLANTED\n            && !holds_something(&self.path.join(ADMIN_KEY))",
+    )
+    .found_by("folder", "a_lost_key_is_told_and_a_new_one_is_made_on_request"),
+    bug(
+        "a call waits for its answer from a queue that was removed",
+        LOST,
+        "if lost.is_queue() &&",
+        "if !PLANTED && lost.is_queue() &&",
+    )
+    .found_beside("a_call_whose_question_went_with_its_queue_ends_and_no_other_call_does"),
+    bug(
+        "what an earlier version kept of a vector is read as what this one keeps",
+        VECTOR_ROWS,
+        "let is_short = count & SHORT != 0;",
+        "let is_short = PLANTED || count & SHORT != 0;",
+    )
+    .found_by("earlier", "folders_of_the_version_before_are_taken_over_whether_stopped_or_killed"),
+    bug(
+        "a backup takes a damaged piece for the one it needs",
+        BACKUP,
+        "piece.bytes, |sums| sums.sha256 == piece.sha256)",
+        "piece.bytes, |sums| PLANTED || sums.sha256 == piece.sha256)",
+    )
+    .found_by("backup", "the_next_backup_mends_whatever_of_it_is_damaged"),
 ];

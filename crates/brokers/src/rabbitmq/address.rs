@@ -9,6 +9,7 @@ use sluice_bus::{Error, Result};
 use url::Url;
 
 use super::Options;
+use crate::local::decoded;
 
 /// Seconds between heartbeats; a dead connection is seen within two of them.
 const HEARTBEAT_SECS: u16 = 20;
@@ -100,26 +101,6 @@ impl fmt::Display for Address {
         let AMQPAuthority { userinfo, host, port } = &self.uri.authority;
         write!(f, "{}://{}@{host}:{port}, vhost '{}'", self.uri.scheme, userinfo.username, self.uri.vhost)
     }
-}
-
-/// Resolves `%XX`; `None` when the result is not text.
-pub(super) fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) if first == b'%' => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// A path segment with everything but letters, digits, `-`, `_` and `.` as `%XX`.

@@ -1,15 +1,16 @@
 //! The owner's calls: making, seeing and removing exchanges and queues, with exactly the properties that 2.11 gives them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lapin::options::{
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind, Queue};
-use sluice_bus::{Error, Result, Seen, SeenSubscription, TopicSpec};
+use sluice_bus::{Error, Losses, Result, Seen, SeenSubscription, TopicSpec, Traits};
 use sluice_schema::{Class, Topic};
 
 use super::fault::{self, code};
@@ -24,12 +25,17 @@ const LOOKS_MAX: usize = 16;
 
 pub(super) struct Admin {
     pool: Pool,
+    /// For looks at what may not be there: each that finds nothing costs its channel.
+    looks: Arc<Pool>,
+    /// A reader has met a quorum queue.
+    has_quorum_queues: AtomicBool,
     pub(super) management: Option<Arc<Management>>,
     /// Counts what it could not route.
     pub(super) publisher: Arc<Publisher>,
     /// What this process made and nobody removed through it. Without the management API it is all that is known beside
     /// what is asked for.
     made: Mutex<HashMap<Topic, BTreeSet<String>>>,
+    losses: Losses,
 }
 
 /// What a look knows beside what it asks the broker itself.
@@ -40,13 +46,22 @@ struct Known {
 }
 
 impl Admin {
-    pub(super) fn new(pool: Pool, management: Option<Arc<Management>>, publisher: Arc<Publisher>) -> Self {
-        Self { pool, management, publisher, made: Mutex::default() }
+    pub(super) fn new(
+        pool: Pool,
+        looks: Arc<Pool>,
+        management: Option<Arc<Management>>,
+        publisher: Arc<Publisher>,
+        losses: Losses,
+    ) -> Self {
+        let (has_quorum_queues, made) = (AtomicBool::new(false), Mutex::default());
+        Self { pool, looks, has_quorum_queues, management, publisher, made, losses }
     }
 
-    /// The same over another connection, to which alone belongs what is made through it.
+    /// The same over another connection, to which alone belongs what is made through it. Looks go over that of their own: what
+    /// they find belongs to nobody.
     pub(super) fn over(&self, pool: Pool) -> Self {
-        Self::new(pool, self.management.clone(), self.publisher.clone())
+        let (looks, management) = (self.looks.clone(), self.management.clone());
+        Self::new(pool, looks, management, self.publisher.clone(), self.losses.clone())
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -54,7 +69,20 @@ impl Admin {
     }
 
     pub(super) async fn close(&self) {
-        self.pool.link.close().await;
+        tokio::join!(self.pool.link.close(), self.looks.link.close());
+    }
+
+    pub(super) const fn traits(&self) -> Traits {
+        if self.management.is_some() { Traits::STRICT } else { super::TRAITS_WITHOUT_MANAGEMENT }
+    }
+
+    /// Only the management API tells the version.
+    pub(super) async fn product(&self) -> String {
+        let version = match &self.management {
+            Some(management) => management.version().await.ok(),
+            None => None,
+        };
+        version.map_or_else(|| "RabbitMQ".to_owned(), |version| format!("RabbitMQ {version}"))
     }
 
     pub(super) async fn management_answers(&self) -> Option<bool> {
@@ -108,7 +136,9 @@ impl Admin {
         while let Some(up) = self.pool.link.up_after(generation).await {
             generation = up.generation;
             let mut pauses = Pauses::new();
-            while let Err(error) = self.restore().await {
+            // What was found gone is told once, in whichever round it is looked for.
+            let told = Mutex::default();
+            while let Err(error) = self.restore(&told).await {
                 tracing::warn!(%error, "request queues could not be made again yet");
                 tokio::time::sleep(pauses.next()).await;
                 if !self.pool.link.is_kept() {
@@ -118,23 +148,33 @@ impl Admin {
         }
     }
 
-    async fn restore(&self) -> Result<()> {
+    async fn restore(&self, told: &Mutex<BTreeSet<String>>) -> Result<()> {
         let made: Vec<_> = lock(&self.made)
             .iter()
             .filter(|(topic, _)| topic.class() == Class::Request)
             .map(|(topic, subscriptions)| (topic.clone(), subscriptions.clone()))
             .collect();
         let restored: Vec<_> =
-            made.iter().map(|(topic, subscriptions)| self.restore_one(topic, subscriptions)).collect();
+            made.iter().map(|(topic, subscriptions)| self.restore_one(topic, subscriptions, told)).collect();
         stream::iter(restored).buffer_unordered(LOOKS_MAX).try_collect().await
     }
 
-    async fn restore_one(&self, topic: &Topic, subscriptions: &BTreeSet<String>) -> Result<()> {
+    async fn restore_one(
+        &self,
+        topic: &Topic,
+        subscriptions: &BTreeSet<String>,
+        told: &Mutex<BTreeSet<String>>,
+    ) -> Result<()> {
         if !self.look_at_exchange(&names::exchange(topic)).await? {
             lock(&self.made).remove(topic);
             return Ok(());
         }
         for subscription in subscriptions {
+            let queue = names::queue(topic, subscription);
+            if self.look_at_queue(&queue).await?.is_none() && lock(told).insert(queue) {
+                // Its reader may come only when it is there again, and notice nothing.
+                self.losses.note_removed(topic);
+            }
             self.ensure_queue(topic, subscription).await?;
         }
         Ok(())
@@ -311,26 +351,55 @@ impl Admin {
     pub(super) async fn look_at_exchange(&self, exchange: &str) -> Result<bool> {
         let name = names::short(exchange)?;
         let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
-        let looked = self.try_call(async move |channel: Channel| {
+        let looked = call_over(&self.looks, async move |channel: Channel| {
             channel.exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default()).await
         });
-        match looked.await? {
+        match looked.await.map_err(unchanged)? {
             Ok(()) => Ok(true),
             Err(error) if fault::is(&error, code::NOT_FOUND) => Ok(false),
-            Err(error) => Err(fault::of_call(&error, exchange, "looking at an exchange")),
+            Err(error) => Err(unchanged(fault::of_call(&error, exchange, "looking at an exchange"))),
         }
     }
 
     pub(super) async fn look_at_queue(&self, queue: &str) -> Result<Option<Queue>> {
+        Self::look_at_queue_over(&self.looks, queue).await
+    }
+
+    /// From now on it is asked of each queue whether it is one.
+    pub(super) fn note_quorum_queue(&self) {
+        self.has_quorum_queues.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a queue is known to be a quorum queue: the broker agrees to one that is made so, and to no other.
+    pub(super) async fn is_quorum_queue(&self, queue: &str) -> Result<bool> {
+        if !self.has_quorum_queues.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let name = names::short(queue)?;
+        let asked = call_over(&self.looks, async move |channel: Channel| {
+            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+            channel.queue_declare(name, options, arguments).await
+        });
+        Ok(asked.await.map_err(unchanged)?.is_ok())
+    }
+
+    /// Looks at a queue that belongs to this connection.
+    pub(super) async fn look_at_own_queue(&self, queue: &str) -> Result<Option<Queue>> {
+        Self::look_at_queue_over(&self.pool, queue).await
+    }
+
+    async fn look_at_queue_over(pool: &Pool, queue: &str) -> Result<Option<Queue>> {
         let name = names::short(queue)?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let looked = self.try_call(async move |channel: Channel| {
+        let looked = call_over(pool, async move |channel: Channel| {
             channel.queue_declare(name, options, FieldTable::default()).await
         });
-        match looked.await? {
+        match looked.await.map_err(unchanged)? {
             Ok(found) => Ok(Some(found)),
             Err(error) if fault::is(&error, code::NOT_FOUND) => Ok(None),
-            Err(error) => Err(fault::of_call(&error, queue, "looking at a queue")),
+            Err(error) => Err(unchanged(fault::of_call(&error, queue, "looking at a queue"))),
         }
     }
 
@@ -388,17 +457,34 @@ impl Admin {
     where
         F: Future<Output = Result<T, lapin::Error>>,
     {
-        let within = self.pool.link.call_timeout();
-        let lane = self.pool.take(within).await?;
-        let Ok(outcome) = tokio::time::timeout(within, call(lane.channel.clone())).await else {
-            return Err(Error::TimedOut {
-                what: "the broker".to_owned(),
-                after_ms: within.as_millis() as u64,
-            });
-        };
-        if outcome.is_ok() {
-            lane.give_back();
-        }
-        Ok(outcome)
+        call_over(&self.pool, call).await
     }
+}
+
+/// Of a look that was not answered it is known that it changed nothing.
+fn unchanged(error: Error) -> Error {
+    match error {
+        Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
+        Error::TimedOut { after_ms, .. } => {
+            Error::Unavailable { reason: format!("it gave no word within {after_ms} ms") }
+        }
+        other => other,
+    }
+}
+
+async fn call_over<F, T>(pool: &Pool, call: impl FnOnce(Channel) -> F) -> Result<Result<T, lapin::Error>>
+where
+    F: Future<Output = Result<T, lapin::Error>>,
+{
+    let within = pool.link.call_timeout();
+    let lane = pool.take(within).await?;
+    let Ok(outcome) = tokio::time::timeout(within, call(lane.channel.clone())).await else {
+        return Err(Error::TimedOut { what: "the broker".to_owned(), after_ms: within.as_millis() as u64 });
+    };
+    if outcome.is_ok() {
+        lane.give_back();
+    } else {
+        lane.give_up();
+    }
+    Ok(outcome)
 }

@@ -12,6 +12,9 @@ pub(super) mod code {
     pub(in super::super) const NOT_ALLOWED: u16 = 530;
 }
 
+/// In its reply about a queue or exchange that is there with other properties.
+const INEQUIVALENT: &str = "inequivalent arg";
+
 /// The broker's reply code and text, when the error is the broker's word.
 pub(super) fn reply(error: &lapin::Error) -> Option<(u16, &str)> {
     match error.kind() {
@@ -24,10 +27,19 @@ pub(super) fn is(error: &lapin::Error, code: u16) -> bool {
     reply(error).is_some_and(|(told, _)| told == code)
 }
 
+/// Whether the broker does not take an argument here.
+pub(super) fn refuses(error: &lapin::Error, argument: &str) -> bool {
+    reply(error).is_some_and(|(told, text)| told == code::PRECONDITION_FAILED && text.contains(argument))
+}
+
 /// What `error` means for a call about `name`; `what` says what was under way.
 pub(super) fn of_call(error: &lapin::Error, name: &str, what: &str) -> Error {
     match reply(error) {
-        Some((code::PRECONDITION_FAILED, text)) => mismatch(name, text),
+        Some((code::PRECONDITION_FAILED, text)) if text.contains(INEQUIVALENT) => mismatch(name, text),
+        // A limit that is reached, say.
+        Some((code::PRECONDITION_FAILED, text)) => {
+            Error::Refused { reason: format!("the broker refuses {what}: {text}") }
+        }
         Some((code::RESOURCE_LOCKED, text)) => {
             Error::InUse { name: name.to_owned(), holders: text.to_owned() }
         }
@@ -69,6 +81,13 @@ fn is_distrust(error: &lapin::Error) -> bool {
     matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
+/// The largest message that the broker takes, from its words about one that was larger:
+/// `… message size 17825792 is larger than configured max size 16777216`.
+pub(super) fn message_bytes_max(text: &str) -> Option<usize> {
+    let rest = text.split_once("max size ")?.1;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 /// Whether lapin refused before anything left.
 pub(super) fn was_never_sent(error: &lapin::Error) -> bool {
     matches!(
@@ -86,7 +105,7 @@ fn mismatch(name: &str, text: &str) -> Error {
         let rest = text.split_once(after)?.1;
         Some(rest.split_once('\'').map_or(rest, |(value, _)| value).to_owned())
     };
-    let property = quoted("inequivalent arg '");
+    let property = quoted(&format!("{INEQUIVALENT} '"));
     let describe = |value: Option<String>| match (&property, value) {
         (Some(property), Some(value)) => format!("{property} '{value}'"),
         (Some(property), None) => format!("another {property}"),
@@ -102,6 +121,17 @@ fn mismatch(name: &str, text: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_message_is_what_the_broker_says_in_any_of_its_wordings() {
+        let later = "PRECONDITION_FAILED - message size 17825792 is larger than configured max size 16777216";
+        assert_eq!(message_bytes_max(later), Some(16_777_216));
+        let earlier = "PRECONDITION_FAILED - message size 134217729 larger than max size 134217728, class 60";
+        assert_eq!(message_bytes_max(earlier), Some(134_217_728));
+        for other in ["PRECONDITION_FAILED - size", "max size ", "max size x 7", ""] {
+            assert_eq!(message_bytes_max(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn a_mismatch_names_both_sides() {

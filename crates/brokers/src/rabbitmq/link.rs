@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::{Stream, StreamExt};
+use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use sluice_bus::{Error, Result};
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +22,12 @@ use super::{Pauses, fault, lock, screen, stopped};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Channel numbers of a connection: what the broker allows.
 const NUMBERS: usize = 2047;
+/// Failed channels after which another connection takes the place of this one.
+const SPENT_MAX: usize = 1_000;
+/// Failed channels after which nothing more is begun on this one: what is left is for what is being opened at that moment.
+const SPENT_LAST: usize = 1_900;
+/// How long what is under way on a connection may take that was replaced: longer than a publish or a call may.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Readers of one connection; the broker allows 2047 channels, and a follow takes one for a moment.
 const READERS_MAX: usize = 1_000;
 
@@ -36,7 +44,30 @@ struct Shared {
     state: watch::Sender<State>,
     /// Why the broker takes no publishes at the moment.
     blocked: watch::Sender<Option<String>>,
+    spent: Mutex<Spent>,
+    /// Told when another connection is to take its place.
+    renewal: Notify,
     stop: CancellationToken,
+}
+
+/// Channels of one incarnation that failed.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    generation: u64,
+    channels: usize,
+}
+
+impl Spent {
+    const fn of(self, generation: u64) -> usize {
+        if self.generation == generation { self.channels } else { 0 }
+    }
+}
+
+/// What ended a connection's time.
+enum Ended {
+    /// It is gone; why.
+    Lost(String),
+    Replaced(Arc<Connection>),
 }
 
 #[derive(Clone)]
@@ -77,20 +108,41 @@ impl Up {
 
 /// A channel that is closed when it is dropped, whatever is under way on it. The library alone keeps a channel open, and its
 /// consumer at the broker, when nobody waits any more for the word that the consumer has begun.
-pub(super) struct Closing(pub(super) Channel);
+pub(super) struct Closing {
+    channel: Channel,
+    /// It may be dropped anywhere.
+    runtime: Handle,
+}
+
+impl Closing {
+    /// Within a runtime.
+    pub(super) fn new(channel: Channel) -> Self {
+        Self { channel, runtime: Handle::current() }
+    }
+}
 
 impl Deref for Closing {
     type Target = Channel;
 
     fn deref(&self) -> &Channel {
-        &self.0
+        &self.channel
     }
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        // Polled once, the frame is queued for sending; a channel that is closed already refuses.
-        let _ = self.0.close(200, "bye".into()).now_or_never();
+        if !self.channel.status().connected() {
+            return;
+        }
+        let channel = self.channel.clone();
+        self.runtime.spawn(async move {
+            // What is under way may fail, and then the broker closes the channel. The library takes the answer to a close that
+            // crosses the broker's for an error of the whole connection, so first comes a call that changes nothing here and
+            // is answered after all others.
+            if channel.confirm_select(ConfirmSelectOptions::default()).await.is_ok() {
+                let _ = channel.close(200, "bye".into()).await;
+            }
+        });
     }
 }
 
@@ -131,6 +183,8 @@ impl Link {
             is_rebuilt,
             state,
             blocked,
+            spent: Mutex::default(),
+            renewal: Notify::new(),
             stop,
         }));
         let first = link.0.connect().await?;
@@ -147,11 +201,24 @@ impl Link {
         self.0.call_timeout
     }
 
+    /// Counts a channel that failed. Before all numbers are spent ([`Up::channel`]), another connection takes the place of one
+    /// that is rebuilt; what is under way on the old one has [`RETIRE_TIMEOUT`].
+    pub(super) fn spent(&self, generation: u64) {
+        let mut spent = lock(&self.0.spent);
+        if generation < spent.generation {
+            return;
+        }
+        *spent = Spent { generation, channels: spent.of(generation) + 1 };
+        if spent.channels == SPENT_MAX && self.0.is_rebuilt {
+            self.0.renewal.notify_one();
+        }
+    }
+
     /// The connection as it is now; waits for one that is being rebuilt.
     pub(super) async fn up(&self, within: Duration) -> Result<Up> {
         let mut state = self.0.state.subscribe();
         let settled = |state: &State| match state {
-            State::Up(up) => up.is_connected(),
+            State::Up(up) => up.is_connected() && !self.is_spent(up.generation),
             State::Down(_) => false,
             State::Stopped => true,
         };
@@ -193,6 +260,11 @@ impl Link {
         };
         let late = || Error::Unavailable { reason: "the broker opened no channel in time".to_owned() };
         tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Whether a connection that is rebuilt has hardly a number left, so that the next one is to be waited for.
+    fn is_spent(&self, generation: u64) -> bool {
+        self.0.is_rebuilt && lock(&self.0.spent).of(generation) >= SPENT_LAST
     }
 
     /// Whether it is connected now.
@@ -275,11 +347,28 @@ impl Shared {
         }
     }
 
-    /// Rebuilds the connection whenever it is lost.
+    /// Rebuilds the connection whenever it is lost, and puts another one in its place when asked.
     async fn keep(self: Arc<Self>, first: Arc<Connection>) {
         let mut connection = first;
         for generation in 1.. {
-            let Some(reason) = self.stop.run_until_cancelled(self.watch(&connection)).await else { break };
+            let ended = async {
+                tokio::select! {
+                    biased;
+                    reason = self.watch(&connection) => Ended::Lost(reason),
+                    another = self.another(&connection, generation - 1) => Ended::Replaced(another),
+                }
+            };
+            let reason = match self.stop.run_until_cancelled(ended).await {
+                None => break,
+                Some(Ended::Lost(reason)) => reason,
+                Some(Ended::Replaced(another)) => {
+                    // What is said of the old one is not of this one.
+                    self.blocked.send_replace(None);
+                    self.state.send_replace(State::Up(Up { connection: another.clone(), generation }));
+                    self.retire(std::mem::replace(&mut connection, another));
+                    continue;
+                }
+            };
             self.blocked.send_replace(None);
             if !self.is_rebuilt {
                 tracing::warn!(connection = self.role, address = %self.address, reason, "a connection was lost that is not rebuilt");
@@ -303,6 +392,38 @@ impl Shared {
         let _ = tokio::time::timeout(self.call_timeout, closing).await;
     }
 
+    /// Waits until the channels of a connection are nearly spent, then connects until there is another.
+    async fn another(&self, worn: &Connection, generation: u64) -> Arc<Connection> {
+        self.renewal.notified().await;
+        let mut pauses = Pauses::new();
+        loop {
+            let error = match self.connect().await {
+                Ok(another) => return another,
+                Err(error) => error,
+            };
+            tracing::debug!(connection = self.role, %error, "there is no other connection yet");
+            if lock(&self.spent).of(generation) >= SPENT_LAST {
+                // Better cut than of no use: where their number is limited, the next one needs its place.
+                let _ = worn.close(200, "its channels are spent".into()).await;
+            }
+            tokio::time::sleep(pauses.next()).await;
+        }
+    }
+
+    /// Closes a connection whose place another has taken, after what is under way on it.
+    fn retire(&self, worn: Arc<Connection>) {
+        let (stop, within) = (self.stop.clone(), self.call_timeout);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "floor 1 does not see the sdk's tasks; `stop` ends this one"
+        )]
+        tokio::spawn(async move {
+            stop.run_until_cancelled(tokio::time::sleep(RETIRE_TIMEOUT)).await;
+            let closing = worn.close(200, "another has taken its place".into());
+            let _ = tokio::time::timeout(within, closing).await;
+        });
+    }
+
     async fn reconnect(&self) -> Arc<Connection> {
         let mut pauses = Pauses::new();
         loop {
@@ -320,6 +441,10 @@ impl Shared {
         let mut why = "it ended".to_owned();
         while connection.status().connected() {
             self.hear(&mut events, &mut why).await;
+            // Should its end not have been told.
+            if !connection.status().blocked() {
+                self.blocked.send_if_modified(|why| why.take().is_some());
+            }
         }
         why
     }
@@ -343,6 +468,7 @@ impl Shared {
     fn unavailable(&self) -> Error {
         let reason = match &*self.state.borrow() {
             State::Down(reason) => reason.to_string(),
+            State::Up(up) if up.is_connected() => "its connection is being replaced".to_owned(),
             State::Up(_) | State::Stopped => "the connection was lost".to_owned(),
         };
         Error::Unavailable { reason }

@@ -13,9 +13,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use url::Url;
 
-use super::address::{Address, decoded, encoded};
+use super::address::{Address, encoded};
 use super::{Options, lock};
 use crate::Secret;
+use crate::local::decoded;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for all that a broker has: some thousand queues take a second.
@@ -81,6 +82,11 @@ pub(super) struct Inventory {
     /// Queues that are bound to no exchange.
     unbound: Vec<String>,
     queues: HashMap<String, Queue>,
+}
+
+#[derive(Deserialize)]
+struct Overview {
+    rabbitmq_version: String,
 }
 
 #[derive(Deserialize)]
@@ -160,6 +166,12 @@ impl Management {
 
     pub(super) fn vhost(&self) -> &str {
         &self.vhost
+    }
+
+    /// The version of the server.
+    pub(super) async fn version(&self) -> Result<String, String> {
+        let overview: Overview = self.get("overview?columns=rabbitmq_version").await?;
+        Ok(overview.rabbitmq_version)
     }
 
     pub(super) async fn inventory(&self) -> Result<Arc<Inventory>, String> {

@@ -22,9 +22,15 @@ pub(super) const FLOW_QUEUES: &str = "tg.flow.";
 const INBOX: &str = "sluice.inbox.";
 /// What the queue of a held name begins with.
 const HOLD: &str = "sluice.hold.";
+/// What the queue of the string that is left under a held name begins with.
+const SIGNATURE: &str = "sluice.signature.";
 
 /// What a note of work that has begun begins with.
 const BEGUN: &str = "sluice.begun.";
+
+/// Has the broker end a consumer with its queue. Without it, it moves the consumer to a queue that was made again under the
+/// name before the end of the old one was handled. Classic queues know it, and no others.
+pub(super) const ENDS_WITH_QUEUE: &str = "x-cancel-on-ha-failover";
 
 /// Where a message goes that nobody is to get.
 pub(super) const NOBODY: &str = "sluice.nobody";
@@ -53,12 +59,25 @@ pub(super) fn queue(topic: &Topic, subscription: &str) -> String {
     format!("{}.{subscription}", exchange(topic))
 }
 
+/// What every consumer of a classic queue asks for. One that the broker moves to the queue that was made again ends silently:
+/// the broker does not watch that queue for it, passes on nothing of what it settles there, and does not report when it is
+/// removed too.
+pub(super) fn consuming() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert(ENDS_WITH_QUEUE.into(), AMQPValue::Boolean(true));
+    arguments
+}
+
 pub(super) fn inbox() -> String {
     format!("{INBOX}{}", uuid::Uuid::new_v4().simple())
 }
 
 pub(super) fn hold(name: &str) -> String {
     format!("{HOLD}{name}")
+}
+
+pub(super) fn signature(name: &str) -> String {
+    format!("{SIGNATURE}{name}")
 }
 
 pub(super) fn begun(mark: u64) -> String {

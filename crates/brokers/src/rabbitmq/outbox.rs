@@ -61,8 +61,8 @@ pub(super) enum Routed {
 pub(super) enum Fault {
     /// The exchange is not there.
     NoExchange,
-    /// The broker takes smaller messages only.
-    TooLarge,
+    /// The broker takes smaller messages only, of so many bytes where it says so.
+    TooLarge(Option<usize>),
     /// No word in time: it may have happened.
     Late,
     Other(Error),
@@ -193,8 +193,9 @@ impl Lane {
         let outcomes = confirmed(channel, &posted).await;
         let returned: HashSet<_> = outcomes.iter().filter_map(|outcome| came_back(outcome)).collect();
         let is_over = !outcomes.iter().all(|outcome| matches!(outcome, Outcome::Confirmed { .. }));
-        if is_over {
-            self.open = None;
+        if is_over && let Some((generation, _)) = self.open.take() {
+            let has_failed = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(_)));
+            has_failed.then(|| self.link.spent(generation));
         }
         let blamed =
             posted.iter().zip(&outcomes).position(|(posted, outcome)| is_blamed(&posted.letter, outcome));
@@ -316,7 +317,9 @@ fn not_taken(letter: &Letter) -> Error {
 fn meaning(error: &lapin::Error, what: &str) -> Fault {
     match fault::reply(error) {
         Some((code::NOT_FOUND, _)) => Fault::NoExchange,
-        Some((code::PRECONDITION_FAILED, text)) if text.contains("size") => Fault::TooLarge,
+        Some((code::PRECONDITION_FAILED, text)) if text.contains("size") => {
+            Fault::TooLarge(fault::message_bytes_max(text))
+        }
         _ => Fault::Other(fault::of_call(error, what, what)),
     }
 }

@@ -14,6 +14,7 @@ use sluice_schema::{Class, Topic};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::admin::Admin;
 use super::fault::{self, code};
 use super::link::{Closing, Place, Up};
 use super::{Core, Pauses, lock, names, stopped};
@@ -36,6 +37,7 @@ struct Own {
     /// Stands for the address where a topic is told.
     direct: Topic,
     place: Place,
+    admin: Arc<Admin>,
     stop: CancellationToken,
     followed: Mutex<Vec<Topic>>,
     /// The incarnation of the connection on which the queue is.
@@ -56,6 +58,7 @@ pub(super) async fn attach(core: &Core, topics: &[Topic]) -> Result<OwnInbox> {
             .map_err(|error| Error::Refused { reason: error.to_string() })?,
         name,
         place: core.consuming.place().await?,
+        admin: core.admin.clone(),
         stop: core.stop.child_token(),
         followed: Mutex::default(),
         up: watch::Sender::new(None),
@@ -148,7 +151,7 @@ impl Own {
         let within = self.place.link.call_timeout();
         let up = self.place.link.up(within).await?;
         let opened = tokio::time::timeout(within, async {
-            let channel = Closing(up.channel().await?);
+            let channel = Closing::new(up.channel().await?);
             let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
             let mut bounded = FieldTable::default();
             bounded.insert("x-max-length".into(), AMQPValue::LongLongInt(INBOX_MESSAGES_MAX as i64));
@@ -156,7 +159,7 @@ impl Own {
             let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
             let tag = ShortString::default();
             let consumer =
-                channel.basic_consume(self.queue.clone(), tag, options, FieldTable::default()).await?;
+                channel.basic_consume(self.queue.clone(), tag, options, names::consuming()).await?;
             Ok::<_, lapin::Error>((channel, consumer))
         });
         match opened.await {
@@ -242,11 +245,15 @@ impl Own {
         bound.await
     }
 
-    /// One call on a channel of its own, for a failed one closes its channel: the reader's must stay open.
+    /// One call on a channel of its own, for a failed one closes its channel: the reader's must stay open. Looked for on
+    /// another connection first, for it costs this one a number too.
     async fn errand<F>(&self, topic: &Topic, call: impl FnOnce(Channel) -> F) -> Result<()>
     where
         F: Future<Output = Result<(), lapin::Error>>,
     {
+        if !self.admin.look_at_exchange(&names::exchange(topic)).await? {
+            return Err(Error::NoTopic { topic: topic.clone() });
+        }
         let within = self.place.link.call_timeout();
         let mut up = self.up.subscribe();
         let found = tokio::time::timeout(within, up.wait_for(Option::is_some)).await;

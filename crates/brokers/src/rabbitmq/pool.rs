@@ -37,13 +37,14 @@ impl Pool {
             return Err(Error::Unavailable { reason });
         };
         let up = self.link.up(within).await?;
+        lock(&self.idle).retain(|(generation, _)| *generation == up.generation);
         while let Some((generation, channel)) = lock(&self.idle).pop() {
             if generation == up.generation && channel.status().connected() {
                 return Ok(Lane { channel, generation, pool: self, _permit: permit });
             }
         }
         let (generation, channel) = self.link.channel(within, |channel| async { Ok(channel) }).await?;
-        Ok(Lane { channel: Closing(channel), generation, pool: self, _permit: permit })
+        Ok(Lane { channel: Closing::new(channel), generation, pool: self, _permit: permit })
     }
 }
 
@@ -53,5 +54,10 @@ impl Lane<'_> {
         if self.channel.status().connected() {
             lock(&self.pool.idle).push((self.generation, self.channel));
         }
+    }
+
+    /// The call has failed, and its channel with it.
+    pub(super) fn give_up(self) {
+        self.pool.link.spent(self.generation);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapin::types::ShortString;
@@ -24,6 +25,8 @@ pub(super) struct Publisher {
     fleeting: Outbox,
     timeout: Duration,
     unroutable: Mutex<Unroutable>,
+    /// The largest body: ours until the broker has refused a smaller one, and said what it takes.
+    bytes_max: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -34,12 +37,22 @@ struct Unroutable {
 
 impl Publisher {
     /// With so many channels for what goes to a disk, and as many for what does not.
-    pub(super) fn new(link: Link, channels: usize, timeout: Duration) -> Self {
+    pub(super) fn new(link: Link, channels: usize, timeout: Duration, bytes_max: usize) -> Self {
         let (durable, fleeting) = (Outbox::new(&link, channels), Outbox::new(&link, channels));
-        Self { link, durable, fleeting, timeout, unroutable: Mutex::default() }
+        let bytes_max = AtomicUsize::new(bytes_max);
+        Self { link, durable, fleeting, timeout, unroutable: Mutex::default(), bytes_max }
     }
 
-    pub(super) async fn publish(&self, to: &Address, message: Message, max: usize) -> Result<()> {
+    /// The largest body that is known to be taken, or not known not to be.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn publish(&self, to: &Address, message: Message) -> Result<()> {
+        let (bytes, max) = (message.body.len(), self.bytes_max());
+        if bytes > max {
+            return Err(Error::TooLarge { bytes, max });
+        }
         let (class, exchange, key) = match to {
             Address::Topic(topic) | Address::Subscribed(topic) => {
                 (Some(topic.class()), names::short(&names::exchange(topic))?, ShortString::default())
@@ -49,7 +62,6 @@ impl Publisher {
         // Answers and signals may have no reader: nobody wants those back.
         let mandatory = !matches!(class, Some(Class::Response | Class::Notify));
         let properties = names::properties(&message, class)?;
-        let bytes = message.body.len();
         let sent = self.send(Letter { exchange, key, mandatory, body: message.body, properties }).await;
         match (sent, to) {
             (Ok(Routed::Queued), _) => Ok(()),
@@ -72,7 +84,11 @@ impl Publisher {
             (Err(Fault::NoExchange), Address::Inbox(inbox)) => {
                 Err(Error::NoInbox { inbox: inbox.to_string() })
             }
-            (Err(Fault::TooLarge), _) => Err(Error::TooLarge { bytes, max }),
+            (Err(Fault::TooLarge(of_broker)), _) => {
+                let max = of_broker.unwrap_or(max).min(max);
+                self.bytes_max.fetch_min(max, Ordering::Relaxed);
+                Err(Error::TooLarge { bytes, max })
+            }
             (Err(Fault::Late), _) => {
                 let why = if self.is_blocked() { "it takes no messages" } else { "it did not confirm" };
                 let (what, within) = (format!("a publish to '{}'", name(to)), self.timeout.as_secs());
@@ -99,7 +115,7 @@ impl Publisher {
             match self.fleeting.post(letter, Instant::now() + within).await {
                 Ok(_) => {}
                 Err(Fault::Other(error)) => return Err(error),
-                Err(why @ (Fault::NoExchange | Fault::TooLarge | Fault::Late)) => {
+                Err(why @ (Fault::NoExchange | Fault::TooLarge(_) | Fault::Late)) => {
                     let reason = format!("{why:?} within {} s", within.as_secs());
                     return Err(Error::Unavailable { reason });
                 }

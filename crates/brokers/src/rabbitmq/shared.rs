@@ -12,7 +12,6 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Arrived;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
@@ -45,7 +44,6 @@ pub(super) struct SharedInbox {
     deliveries: tokio::sync::Mutex<mpsc::Receiver<Delivery>>,
     ended: Arc<Mutex<Option<Error>>>,
     admin: Arc<Admin>,
-    losses: Losses,
     _gone: DropGuard,
 }
 
@@ -62,7 +60,7 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
         name: names::short(&names::queue(topic, name))?,
         prefetch,
     };
-    let session = Session::open(&place.link, &queue, 0).await?;
+    let session = Session::open(&core.admin, &place.link, &queue, 0).await?;
     let named = queue.name.clone();
     let stop = core.stop.child_token();
     let (out, deliveries) = mpsc::channel(prefetch.into());
@@ -71,12 +69,14 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
     let reader = Reader {
         queue,
         place,
+        admin: core.admin.clone(),
         publisher: core.publisher.clone(),
         stop: stop.clone(),
         out,
         verdicts,
         told,
         ended: ended.clone(),
+        losses: core.losses.clone(),
     };
     #[expect(
         clippy::disallowed_methods,
@@ -84,9 +84,9 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
     )]
     tokio::spawn(reader.run(session));
     let deliveries = tokio::sync::Mutex::new(deliveries);
-    let (admin, losses) = (core.admin.clone(), core.losses.clone());
+    let admin = core.admin.clone();
     let _gone = stop.drop_guard();
-    Ok(SharedInbox { topic: topic.clone(), queue: named, deliveries, ended, admin, losses, _gone })
+    Ok(SharedInbox { topic: topic.clone(), queue: named, deliveries, ended, admin, _gone })
 }
 
 impl Inbox for SharedInbox {
@@ -94,12 +94,7 @@ impl Inbox for SharedInbox {
         Box::pin(async move {
             match self.deliveries.lock().await.recv().await {
                 Some(delivery) => Ok(delivery),
-                None => {
-                    let error = lock(&self.ended).clone().unwrap_or_else(stopped);
-                    // Its owner learns at once of a queue that was removed while others of its topic stayed.
-                    self.losses.note(&error);
-                    Err(error)
-                }
+                None => Err(lock(&self.ended).clone().unwrap_or_else(stopped)),
             }
         })
     }
@@ -187,12 +182,14 @@ fn give_back(channel: &Channel, tag: u64) {
 struct Reader {
     queue: Queue,
     place: Place,
+    admin: Arc<Admin>,
     publisher: Arc<Publisher>,
     stop: CancellationToken,
     out: mpsc::Sender<Delivery>,
     verdicts: mpsc::UnboundedSender<Told>,
     told: mpsc::UnboundedReceiver<Told>,
     ended: Arc<Mutex<Option<Error>>>,
+    losses: Losses,
 }
 
 /// Why a session ended.
@@ -218,7 +215,12 @@ impl Reader {
                 Err(error) => break error,
             };
         };
+        if error.kind() == ErrorKind::Absent {
+            // Its owner learns at once, also where others of its topic stayed.
+            self.losses.note_removed(&self.queue.topic);
+        }
         *lock(&self.ended) = Some(error);
+        session.end_recounts(self.place.link.call_timeout()).await;
         let closing = session.channel.close(200, "bye".into());
         let _ = tokio::time::timeout(self.place.link.call_timeout(), closing).await;
     }
@@ -269,8 +271,11 @@ impl Reader {
             (Some(Later::Counted(delay)), _) => session.hold(told.tag, delay, &self.queue).await,
             (Some(Later::Untried(delay)), Some(held)) => {
                 let (publisher, queue, tag) = (self.publisher.clone(), self.queue.name.clone(), told.tag);
+                let stop = self.stop.clone();
                 session.recounts.push(Box::pin(async move {
-                    tokio::time::sleep(delay).await;
+                    if stop.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                        return Recounted::Later(tag);
+                    }
                     held.copied_behind(&publisher, queue, tag).await
                 }));
             }
@@ -307,7 +312,7 @@ impl Reader {
             let pause = pauses.next();
             let attempt = async {
                 tokio::time::sleep(pause).await;
-                Session::open(&self.place.link, &self.queue, number).await
+                Session::open(&self.admin, &self.place.link, &self.queue, number).await
             };
             match self.stop.run_until_cancelled(attempt).await {
                 None => return Err(stopped()),
@@ -390,7 +395,7 @@ async fn recount(
     match sent {
         Ok(Routed::Queued) => Recounted::Copied(tag),
         Ok(Routed::Nowhere) => Recounted::Gone,
-        Err(Fault::NoExchange | Fault::TooLarge) => Recounted::AsItIs(Box::new(arrived), attempts + 1),
+        Err(Fault::NoExchange | Fault::TooLarge(_)) => Recounted::AsItIs(Box::new(arrived), attempts + 1),
         Err(Fault::Other(error)) if error.kind() == ErrorKind::Refused => {
             Recounted::AsItIs(Box::new(arrived), attempts + 1)
         }
@@ -405,6 +410,8 @@ async fn recount(
 struct Session {
     number: u64,
     channel: Closing,
+    /// Of every consumer.
+    arguments: FieldTable,
     events: SelectAll<BoxStream<'static, Event>>,
     /// Consumers that make up for held messages, by tag.
     extras: Vec<ShortString>,
@@ -416,16 +423,42 @@ struct Session {
 }
 
 impl Session {
-    async fn open(link: &Link, queue: &Queue, number: u64) -> Result<Self> {
+    /// Looked for on another connection: a channel of this one is not to fail.
+    async fn open(admin: &Admin, link: &Link, queue: &Queue, number: u64) -> Result<Self> {
+        if admin.look_at_queue(queue.name.as_str()).await?.is_none() {
+            return Err(queue.absent());
+        }
+        // A quorum queue ends its readers without being asked to, and refuses to be asked.
+        let is_asked = !admin.is_quorum_queue(queue.name.as_str()).await?;
+        let arguments = if is_asked { names::consuming() } else { FieldTable::default() };
+        let mut attached = Self::attach(link, queue, number, arguments).await?;
+        if attached.as_ref().is_err_and(|error| fault::refuses(error, names::ENDS_WITH_QUEUE)) {
+            admin.note_quorum_queue();
+            attached = Self::attach(link, queue, number, FieldTable::default()).await?;
+        }
+        attached.map_err(|error| match fault::of_call(&error, queue.name.as_str(), "reading a queue") {
+            _ if fault::is(&error, code::NOT_FOUND) => queue.absent(),
+            // Nothing that was half done outlives its channel.
+            Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
+            other => other,
+        })
+    }
+
+    /// Attaches with these arguments; the inner error is the broker's word on the queue.
+    async fn attach(
+        link: &Link,
+        queue: &Queue,
+        number: u64,
+        arguments: FieldTable,
+    ) -> Result<std::result::Result<Self, lapin::Error>> {
         let within = link.call_timeout();
         let (_, channel) = link.channel(within, |channel| async { Ok(channel) }).await?;
-        let channel = Closing(channel);
-        let opened = tokio::time::timeout(within, async move {
-            let look = QueueDeclareOptions { passive: true, ..Default::default() };
-            channel.queue_declare(queue.name.clone(), look, FieldTable::default()).await?;
+        let channel = Closing::new(channel);
+        let attached = tokio::time::timeout(within, async move {
             let mut session = Self {
                 number,
                 channel,
+                arguments,
                 events: SelectAll::new(),
                 extras: Vec::new(),
                 waiting: VecDeque::new(),
@@ -434,20 +467,10 @@ impl Session {
                 recounts: FuturesUnordered::new(),
             };
             session.consume(queue, queue.prefetch, true).await?;
-            Ok::<_, lapin::Error>(session)
+            Ok(session)
         });
-        match opened.await {
-            Ok(Ok(session)) => Ok(session),
-            Ok(Err(error)) if fault::is(&error, code::NOT_FOUND) => Err(queue.absent()),
-            Ok(Err(error)) => Err(match fault::of_call(&error, queue.name.as_str(), "reading a queue") {
-                // Nothing that was half done outlives its channel.
-                Error::OutcomeUnknown { reason, .. } => Error::Unavailable { reason },
-                other => other,
-            }),
-            Err(_) => {
-                Err(Error::Unavailable { reason: format!("'{}' could not be read in time", queue.name) })
-            }
-        }
+        let late = |_| Error::Unavailable { reason: format!("'{}' could not be read in time", queue.name) };
+        attached.await.map_err(late)
     }
 
     async fn consume(&mut self, queue: &Queue, prefetch: u16, is_first: bool) -> Result<(), lapin::Error> {
@@ -455,8 +478,8 @@ impl Session {
         self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
         let tag = ShortString::default();
-        let consumer =
-            self.channel.basic_consume(queue.name.clone(), tag, options, FieldTable::default()).await?;
+        let arguments = self.arguments.clone();
+        let consumer = self.channel.basic_consume(queue.name.clone(), tag, options, arguments).await?;
         if !is_first {
             self.extras.push(consumer.tag());
         }
@@ -479,6 +502,19 @@ impl Session {
             Recounted::AsItIs(arrived, attempt) => self.waiting.push_back((*arrived, attempt)),
             Recounted::Later(tag) => self.hold(tag, RECOUNT_PAUSE, queue).await,
         }
+    }
+
+    /// Waits for copies that are being made: a message whose copy is in the queue, and that is not acknowledged, would be there
+    /// twice when its reader has left.
+    async fn end_recounts(&mut self, within: Duration) {
+        let ended = async {
+            while let Some(recounted) = self.recounts.next().await {
+                if let Recounted::Copied(tag) = recounted {
+                    let _ = self.channel.basic_ack(tag, BasicAckOptions::default()).now_or_never();
+                }
+            }
+        };
+        let _ = tokio::time::timeout(within, ended).await;
     }
 
     /// Keeps a message until it is due, and lets another one come in its place.

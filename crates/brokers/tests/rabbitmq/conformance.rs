@@ -1,11 +1,13 @@
-//! The contract of the bus, case by case, each on a vhost of its own; with the management API, and without.
+//! The contract of the bus, case by case, each on a vhost of its own; with the management API, and without. No case leaves
+//! anything there.
 
 use std::sync::Arc;
 
 use sluice_brokers::{Options, RabbitMq};
-use sluice_bus::conformance::{self, Backend, Ends};
+use sluice_bus::conformance::{self, Backend, Conclusion, Ends};
 use sluice_bus::{BoxFuture, Error, Result};
 
+use crate::common::until;
 use crate::{Case, Server};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -20,15 +22,26 @@ pub(crate) fn cases() -> Vec<Case> {
         .collect()
 }
 
-async fn run(case: conformance::Case, server: Server, with_management: bool) -> Result<(), String> {
+async fn run(case: conformance::Case, server: Server, with_management: bool) -> Result<Conclusion, String> {
     let name = server.lock().await.vhost().await?;
-    case.run(&Vhost { server, name, with_management }).await
+    let vhost = Vhost { server, name, with_management };
+    let ended = case.run(&vhost).await?;
+    until("the topics of the case gone", || vhost.is_swept()).await?;
+    Ok(ended)
 }
 
 struct Vhost {
     server: Server,
     name: String,
     with_management: bool,
+}
+
+impl Vhost {
+    /// `None` while something of a topic is left.
+    async fn is_swept(&self) -> Option<()> {
+        let names = self.server.lock().await.names(&self.name).await.ok()?;
+        (!names.iter().any(|name| name.starts_with("tg."))).then_some(())
+    }
 }
 
 impl Backend for Vhost {
@@ -39,10 +52,6 @@ impl Backend for Vhost {
             let broker = Arc::new(RabbitMq::connect(&server.url(&self.name), options).await?);
             Ok(Ends { broker: broker.clone(), admin: broker })
         })
-    }
-
-    fn lists(&self) -> bool {
-        self.with_management
     }
 
     fn restart(&self) -> BoxFuture<'_, Result<bool>> {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use sluice_brokers::RabbitMq;
-use sluice_bus::{BrokerAdmin, Error, TopicSpec};
+use sluice_bus::{Broker as _, BrokerAdmin, Error, Subscription, TopicSpec};
 use sluice_schema::Class;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,9 +20,18 @@ cases! {
     a_hold_ends_with_its_connection_and_another_may_hold,
     a_holder_that_was_paused_changes_nothing_afterwards,
     a_hold_is_let_go_when_its_broker_end_is_shut_down,
+    a_hold_outlives_calls_that_fail_at_once_and_are_given_up,
+    more_may_be_absent_than_a_connection_has_channels,
+    readers_of_quorum_queues_cost_their_connection_nothing,
+    what_a_limit_refuses_is_no_mismatch,
 }
 
 const LEADER: &str = "leader";
+/// Calls at once, and how often.
+const TOGETHER: usize = 16;
+const ROUNDS: usize = 20;
+/// More than a connection has.
+const CHANNELS: usize = 2_400;
 const CONNECTION: &str = "sluice life cycle, leader";
 
 async fn hold(broker: &RabbitMq) -> Result<Arc<dyn BrokerAdmin>, String> {
@@ -131,4 +142,94 @@ async fn pass(
             return;
         }
     }
+}
+
+async fn a_hold_outlives_calls_that_fail_at_once_and_are_given_up(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let (_connection, stranger) = stranger(&server, &vhost).await?;
+    let specs: Vec<_> = (0..TOGETHER)
+        .map(|number| TopicSpec::with(topic(Class::Flow, &format!("other{number}")), "reader"))
+        .collect();
+    for number in 0..TOGETHER {
+        let name = format!("tg.flow.other{number}.reader");
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        let mut otherwise = FieldTable::default();
+        otherwise.insert("x-max-length".into(), AMQPValue::LongInt(7));
+        stranger.queue_declare(name.into(), options, otherwise).await.map_err(text)?;
+    }
+    let held = hold(&broker).await?;
+    for _ in 0..ROUNDS {
+        // The first failure gives the others up, which fail at that moment too.
+        let made = futures_util::future::try_join_all(specs.iter().map(|spec| held.ensure(spec))).await;
+        check(matches!(made, Err(Error::Mismatch { .. })), &made)?;
+        let seen = held.observe(std::slice::from_ref(&spec)).await;
+        check(seen.is_ok(), &seen)?;
+    }
+    Ok(())
+}
+
+async fn more_may_be_absent_than_a_connection_has_channels(server: Server) -> Outcome {
+    let (vhost, broker, spec) = world(&server).await?;
+    let held = hold(&broker).await?;
+    let reader = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    let before = kept_connections(&server, &vhost).await?;
+    check(before.len() >= 3, &before)?;
+    let absent: Vec<_> = (0..CHANNELS / 2)
+        .map(|n| TopicSpec::with(topic(Class::Flow, &format!("absent{n}")), "reader"))
+        .collect();
+    for _ in 0..2 {
+        let seen = held.observe(&absent).await.map_err(text)?;
+        check(seen.iter().all(|seen| !seen.exists), "one is there")?;
+        let seen = broker.observe(&absent).await.map_err(text)?;
+        check(seen.iter().all(|seen| !seen.exists), "one is there")?;
+    }
+    for spec in &absent {
+        let to = Subscription::Shared { topic: spec.topic.clone(), name: "reader".to_owned(), prefetch: 1 };
+        let (read, published) = tokio::join!(broker.subscribe(&to), send(&broker, &spec.topic, "to nobody"));
+        check(matches!(read.err(), Some(Error::NoSubscription { .. })), "it was read")?;
+        check(matches!(published, Err(Error::NoTopic { .. })), &published)?;
+    }
+    held.ensure(&spec).await.map_err(text)?;
+    send(&broker, &spec.topic, "kept").await.map_err(text)?;
+    let got = next(&*reader).await?;
+    check(body(&got) == "kept" && got.attempt == 1, &got)?;
+    got.ack();
+    // Those for publishing and for looks may be others by now.
+    let after = kept_connections(&server, &vhost).await?;
+    check(before == after, format!("{before:?} became {after:?}"))
+}
+
+async fn readers_of_quorum_queues_cost_their_connection_nothing(server: Server) -> Outcome {
+    let vhost = server.lock().await.quorum_vhost().await?;
+    let broker = server.lock().await.connect(&vhost).await.map_err(text)?;
+    let spec = TopicSpec::with(topic(Class::Flow, "work"), "reader");
+    broker.ensure(&spec).await.map_err(text)?;
+    let stays = read(&broker, &spec.topic, 1).await.map_err(text)?;
+    let before = kept_connections(&server, &vhost).await?;
+    for _ in 0..CHANNELS {
+        drop(read(&broker, &spec.topic, 1).await.map_err(text)?);
+    }
+    let after = kept_connections(&server, &vhost).await?;
+    drop(stays);
+    check(before == after, format!("{before:?} became {after:?}"))
+}
+
+/// The connections that readers and holders have.
+async fn kept_connections(server: &Server, vhost: &str) -> Result<Vec<String>, String> {
+    let asked = ["list_connections", "pid", "vhost", "client_properties"];
+    let listed = server.lock().await.control(&asked).await?;
+    let is_kept = |line: &&str| line.contains("consuming") || line.contains("life cycle");
+    let ours = listed.lines().filter(|line| line.contains(vhost)).filter(is_kept);
+    let mut pids: Vec<_> = ours.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
+    pids.sort();
+    Ok(pids)
+}
+
+async fn what_a_limit_refuses_is_no_mismatch(server: Server) -> Outcome {
+    let (vhost, broker, _) = world(&server).await?;
+    let limit = ["set_vhost_limits", "-p", &vhost, r#"{"max-queues": 1}"#];
+    server.lock().await.control(&limit).await?;
+    let made = broker.ensure(&TopicSpec::with(topic(Class::Flow, "more"), "reader")).await;
+    let is_named = matches!(&made, Err(Error::Refused { reason }) if reason.contains("limit"));
+    check(is_named, &made)
 }

@@ -1,7 +1,6 @@
 //! `amqps://`: a server with a certificate of its own authority.
 
 use std::path::Path;
-use std::process::Command;
 
 use sluice_brokers::testing::RabbitServer;
 use sluice_brokers::{Options, RabbitMq, Secret};
@@ -10,6 +9,7 @@ use sluice_schema::Class;
 
 use crate::Server;
 use crate::common::*;
+use crate::harness::certify;
 
 cases! {
     "tls":
@@ -43,17 +43,4 @@ async fn a_broker_is_reached_over_tls_and_one_of_another_authority_is_refused(_:
         check(told.contains("certificate") && told.contains("CA") && !told.contains("hush"), told)?;
     }
     Ok(())
-}
-
-/// An authority of its own, and a certificate of it for this machine.
-fn certify(folder: &Path) -> Outcome {
-    let script = r#"
-        set -e
-        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=test authority" -keyout ca.key -out ca.pem
-        openssl req -newkey rsa:2048 -nodes -subj "/CN=localhost" -keyout key.pem -out cert.csr
-        printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\n' > names
-        openssl x509 -req -in cert.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem
-    "#;
-    let made = Command::new("sh").args(["-c", script]).current_dir(folder).output().map_err(text)?;
-    check(made.status.success(), String::from_utf8_lossy(&made.stderr))
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::contract::{BrokerAdmin, Subscription, TopicSpec};
 use crate::faulty::{Fault, Faulty, Operation, Plan};
-use crate::{Delivery, Embedded};
+use crate::{Delivery, Embedded, Lost};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(30);
@@ -225,7 +225,7 @@ async fn bytes_that_nobody_reads_fail_the_call_and_read_ones_do_not_count() {
     let fit = UNREAD_BYTES_MAX / large.len();
     for parts in 1..=fit {
         stage.answer(&asked, large.clone()).await;
-        until(|| call.raw.unread_bytes.load(Ordering::Relaxed) == parts * large.len()).await;
+        until(|| call.raw.parts.unread_bytes() == parts * large.len()).await;
     }
     stage.answer(&asked, large.clone()).await;
     until(|| stage.waiting() == 0).await;
@@ -235,6 +235,21 @@ async fn bytes_that_nobody_reads_fail_the_call_and_read_ones_do_not_count() {
         }
     };
     assert!(matches!(error, Error::Full { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_for_which_there_was_no_room_fails_its_call() {
+    let stage = stage().await;
+    let serve = async {
+        let asked = stage.asked().await;
+        let id = asked.message.get(property::ID).unwrap();
+        let notice = Message::default().with(property::ID, id).with(property::DROPPED, "true");
+        let to = Address::Inbox(InboxAddress(asked.message.get(property::REPLY_TO).unwrap().into()));
+        stage.broker.publish(&to, notice).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(stage.ask("large"), serve);
+    assert!(matches!(answer, Err(Error::Full { .. })), "{answer:?}");
+    assert_eq!(stage.waiting(), 0);
 }
 
 #[tokio::test]
@@ -281,6 +296,68 @@ async fn who_works_on_a_question_is_told_when_its_asker_leaves() {
     assert!(late.is_cancelled());
     let stranger = Message::new("").with(property::ID, "1").with(property::REPLY_TO, "elsewhere");
     assert!(stage.replies.left(&stranger).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_question_went_with_its_queue_ends_and_no_other_call_does() {
+    let stage = stage().await;
+    let worker = worker(&stage).await;
+    let losses = stage.broker.losses().expect("the broker notes what is missing");
+    let request = stage.client.request_topic().clone();
+    let ask = async |prompt| stage.client.stream(&question(prompt), Patience::total(LONG)).await.unwrap();
+    let (mut begun, mut taken, mut streamed) =
+        (ask("begun").await, ask("taken").await, ask("streamed").await);
+    let asked = [stage.asked().await, stage.asked().await, stage.asked().await];
+    assert!(stage.replies.left(&asked[0].message).is_some(), "it is worked on in this process");
+    worker.foreign(&asked[1].message).expect("it is of another process").announce().await;
+    stage.answer(&asked[2], part("so ", false)).await;
+    assert_eq!(said(&streamed.next().await.unwrap().unwrap()), "so ");
+    let mut lost = ask("lost").await;
+
+    // A lost binding or exchange loses nothing that waits, and other queues are none of its.
+    losses.tell(&request, Lost::Way);
+    losses.tell(&stage.response, Lost::Queue);
+    losses.tell(&request, Lost::Queue);
+    tokio::task::yield_now().await;
+    // Asked when the queue was there again; its other readers report late that it was gone.
+    let mut after = ask("after").await;
+    losses.tell(&request, Lost::Queue);
+    let told = tokio::time::timeout(LONG / 2, lost.next()).await.expect("it ends before its deadline");
+    let error = told.expect_err("nobody answered it");
+    assert!(matches!(&error, Error::QuestionLost { topic } if *topic == request), "{error}");
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+
+    tokio::time::sleep(LONG / 3).await;
+    let last = [(0, &mut begun), (1, &mut taken), (2, &mut streamed)];
+    for (at, call) in last {
+        stage.answer(&asked[at], part("far", true)).await;
+        assert_eq!(said(&call.next().await.unwrap().unwrap()), "far", "{at}");
+    }
+    assert_eq!(
+        wire::decode::<TextCompletionRequest>(&stage.asked().await.message.body).unwrap().prompt,
+        "lost"
+    );
+    let asked = stage.asked().await;
+    stage.answer(&asked, part("well", true)).await;
+    assert_eq!(said(&after.next().await.unwrap().unwrap()), "well");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_two_removals_in_a_second_ends_the_calls_of_its_queue() {
+    let stage = stage().await;
+    let losses = stage.broker.losses().expect("the broker notes what is missing");
+    let request = stage.client.request_topic().clone();
+    let ask = async |prompt| stage.client.stream(&question(prompt), Patience::total(LONG)).await.unwrap();
+    let mut lost = Vec::new();
+    for prompt in ["first", "second"] {
+        lost.push(ask(prompt).await);
+        losses.tell(&request, Lost::Removed);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    for call in &mut lost {
+        let told = tokio::time::timeout(LONG / 2, call.next()).await.expect("it ends before its deadline");
+        assert!(matches!(told, Err(Error::QuestionLost { .. })), "{told:?}");
+    }
 }
 
 /// Another process on the same broker, which works on questions.

@@ -31,6 +31,8 @@ pub struct Config {
     pub dir: Option<PathBuf>,
     /// Makes the log if there is none, by default. Without, a folder that holds no log is refused: what was in it is lost.
     pub create: bool,
+    /// The log is only looked at: nothing in the folder is changed, and nothing is taken. Off by default.
+    pub is_looked_at: bool,
     /// Where the log ended when it was closed, if that is known and nothing was written since. A log that does not end
     /// there is refused, and nothing of it is cut.
     pub end: Option<LogEnd>,
@@ -66,6 +68,7 @@ impl Default for Config {
         Self {
             dir: None,
             create: true,
+            is_looked_at: false,
             end: None,
             memory_bytes_max: 256 << 20,
             queue_bytes_max: 64 << 20,

@@ -6,7 +6,7 @@ use sluice_schema::Topic;
 
 use super::Core;
 use super::topic::lock;
-use crate::contract::{BrokerAdmin, Finding, PoisonBound, Seen, TopicSpec};
+use crate::contract::{BrokerAdmin, Finding, PoisonBound, Seen, TopicSpec, Traits};
 use crate::{BoxFuture, Error, Result};
 
 /// Keeps the name until it is dropped. It does not keep the broker running.
@@ -69,5 +69,9 @@ impl BrokerAdmin for Hold {
 
     fn examine(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(self.under(async move { self.core.examine() }))
+    }
+
+    fn traits(&self) -> Traits {
+        super::Embedded::TRAITS
     }
 }

@@ -47,7 +47,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use self::recover::disk;
+use self::recover::{disk, unusable, wrong};
 pub use self::segment::DiskFaults;
 use self::segment::Segment;
 use self::tail::Tail;
@@ -60,6 +60,9 @@ use crate::{Error, Result};
 
 /// Bytes of messages written at once.
 const WRITE_BYTES: usize = 1 << 20;
+/// How often, and after which pause, a folder is tried that seems to be in use.
+const LOCK_TRIES_MAX: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// How often a full disk is tried again.
 const FULL_RETRY: Duration = Duration::from_millis(100);
 
@@ -81,6 +84,8 @@ struct Shared {
     gone: watch::Sender<bool>,
     /// As `pending.end`, to be asked without its lock.
     ended: AtomicBool,
+    /// Why nothing more is written: a file of it is not where its path says.
+    misplaced: Mutex<Option<String>>,
     faults: Arc<DiskFaults>,
     cut_bytes: u64,
     /// Where it ends, once it is closed.
@@ -102,6 +107,14 @@ impl LogFile {
     #[must_use]
     pub fn reader(&self) -> impl io::Read + use<> {
         LogReader { segment: self.segment.clone(), offset: 0 }
+    }
+
+    /// Whether all of it is still what was written to it. Reads it from the disk, or from what the system remembers of it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn is_whole(&self) -> io::Result<bool> {
+        recover::is_whole(&self.segment, self.bytes)
     }
 }
 
@@ -155,13 +168,16 @@ enum Refusal {
 impl Log {
     /// Opens the log in `dir` and fills `table` with what it holds.
     pub(super) fn open(dir: &Path, table: &Arc<Table>) -> Result<Self> {
-        let failed = |error: io::Error| disk(format!("cannot use {}: {error}", dir.display()));
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let folder = lock_folder(dir)?;
+        let failed = |error: io::Error| unusable(dir, &error);
+        let is_looked_at = table.config.is_looked_at;
+        if !is_looked_at {
+            std::fs::create_dir_all(dir).map_err(failed)?;
+        }
+        let folder = lock_folder(dir, is_looked_at)?;
         let faults = Arc::new(DiskFaults::default());
         let recovered = recover::open(dir, &table.config, &faults)?;
         let (mut tail, cut_bytes) = (recovered.tail, recovered.cut_bytes);
-        tail.full = !tail.reserve(table.config.disk_reserve_bytes).map_err(failed)?;
+        tail.full = is_looked_at || !tail.reserve(table.config.disk_reserve_bytes).map_err(failed)?;
         fill(table, &tail);
         let shared = Arc::new(Shared {
             table: table.clone(),
@@ -172,6 +188,7 @@ impl Log {
             dead: OnceLock::new(),
             gone: watch::Sender::new(false),
             ended: AtomicBool::new(false),
+            misplaced: Mutex::default(),
             faults,
             cut_bytes,
             closed_at: OnceLock::new(),
@@ -221,6 +238,17 @@ impl Log {
         Ok((files, moment()))
     }
 
+    /// Insists that the paths of all files still name those that are open. While one does not, publishes are refused.
+    pub(super) fn check_in_place(&self) -> Result<()> {
+        // Under its lock no file is given back.
+        let tail = lock(&self.shared.tail);
+        let mut segments = tail.ledger.segments.values().map(|held| &held.segment);
+        let lost = segments.find(|segment| !segment.is_in_place());
+        let reason = (!tail.is_ended).then_some(lost).flatten().map(|segment| misplaced(segment));
+        lock(&self.shared.misplaced).clone_from(&reason);
+        reason.map_or(Ok(()), |reason| Err(disk(reason)))
+    }
+
     pub(super) fn position(&self) -> (u64, u64) {
         let tail = lock(&self.shared.tail);
         (tail.segment.number, tail.offset)
@@ -248,6 +276,11 @@ impl Log {
             // It was shut down.
             None => std::future::pending().await,
         }
+    }
+
+    /// Why nothing works any more, if the disk failed.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.shared.dead.get().cloned()
     }
 
     /// Bytes of all log files.
@@ -356,23 +389,26 @@ impl Log {
             })
         };
         let Some((segment, spot)) = place else {
-            return Err(disk(format!("message {id} is not in the log any more")));
+            return Err(recover::wrong(format!("message {id} is not in it any more")));
         };
         let payload = segment
             .read(spot.offset, spot.bytes)
-            .map_err(|error| disk(format!("cannot read a message back: {error}")))?;
+            .map_err(|error| wrong(format!("message {id} cannot be read back: {error}")))?;
         let message = match frame::read(&payload) {
             Some(frame::Record::Message { body, .. }) => frame::read_stored(body),
             _ => None,
         };
-        message
-            .ok_or_else(|| disk(format!("{} has no message at byte {}", segment.path.display(), spot.offset)))
+        message.ok_or_else(|| {
+            wrong(format!("{} has no message at byte {}", segment.path.display(), spot.offset))
+        })
     }
 
     /// Ends the thread; what was promised is on disk.
     pub(super) fn end(&self, crash: bool) {
         let mut pending = lock(&self.shared.pending);
         if pending.end.is_none() {
+            // What is looked at stays as it was found.
+            let crash = crash || self.shared.table.config.is_looked_at;
             pending.end = Some(if crash { End::Crash } else { End::Close });
             self.shared.ended.store(true, Ordering::Release);
             self.shared.arrived.notify_one();
@@ -403,13 +439,40 @@ impl Refusal {
     }
 }
 
-fn lock_folder(dir: &Path) -> Result<File> {
+/// What is said of a file that its path does not lead to.
+fn misplaced(segment: &Segment) -> String {
+    format!(
+        "'{}' was removed, moved or replaced while it is in use, and this process has the last copy open, to which nothing \
+         more is written; run 'sluice backup DIR' before the process ends and restore that, or move the file back",
+        segment.path.display()
+    )
+}
+
+/// Locks the folder; one that is looked at as far as its lock is there.
+fn lock_folder(dir: &Path, is_looked_at: bool) -> Result<Option<File>> {
     let path = dir.join("lock");
-    let failed = |error: io::Error| disk(format!("cannot lock {}: {error}", path.display()));
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(disk(format!(
+    let failed = |error: io::Error| unusable(&path, &error);
+    let opened = match is_looked_at {
+        true => File::open(&path),
+        false => File::options().create(true).truncate(false).write(true).open(&path),
+    };
+    let file = match opened {
+        Err(error) if is_looked_at && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let mut tries = 0;
+    let locked = loop {
+        match file.try_lock() {
+            // A process that this one has just begun holds what was open until it runs its own program.
+            Err(TryLockError::WouldBlock) if tries < LOCK_TRIES_MAX => tries += 1,
+            locked => break locked,
+        }
+        #[expect(clippy::disallowed_methods, reason = "a lock tells nobody when it is let go")]
+        std::thread::sleep(LOCK_PAUSE);
+    };
+    match locked {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(wrong(format!(
             "{} is in use by another broker; stop it, or use another folder",
             dir.display()
         ))),

@@ -155,7 +155,7 @@ async fn an_object_that_is_not_what_was_written_is_never_taken_for_it(world: &Wo
     for (from, bytes) in [(0, 1_000_000), (300_000, 1), (262_144, 10)] {
         let error = stores.blobs.get_range("a", from, bytes).await.unwrap_err();
         let is_named = error.to_string().contains("does not match its digests");
-        assert!(matches!(error, Error::Damaged { .. }) && is_named, "{error}");
+        assert!(matches!(error, Error::DamagedContent { .. }) && is_named, "{error}");
     }
     assert_eq!(
         stores.blobs.get_range("a", 0, 262_144).await.unwrap(),

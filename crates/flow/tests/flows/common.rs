@@ -9,7 +9,7 @@ use sluice_bus::{
     property,
 };
 use sluice_flow::{Options, Parts};
-use sluice_schema::message::{ConfigValue, DeadLetter, FlowRequest, FlowResponse};
+use sluice_schema::message::{ConfigValue, DeadLetter, Finding, FlowRequest, FlowResponse};
 use sluice_schema::{Topic, exchange};
 use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
 use tokio::sync::Mutex;
@@ -226,6 +226,11 @@ impl World {
     pub(crate) async fn get(&self, id: &str) -> FlowResponse {
         self.call(FlowRequest { operation: "get-flow".into(), flow_id: id.into(), ..Default::default() })
             .await
+    }
+
+    pub(crate) async fn doctor(&self) -> Vec<Finding> {
+        let asked = FlowRequest { operation: "doctor".into(), ..Default::default() };
+        ok(&self.call(asked).await).findings.clone()
     }
 
     pub(crate) async fn list(&self) -> Vec<String> {

@@ -2,16 +2,9 @@
 
 use serde_json::json;
 use sluice_bus::TopicSpec;
-use sluice_schema::message::{Finding, FlowRequest};
+use sluice_schema::message::Finding;
 
 use crate::common::{World, ok, topic};
-
-impl World {
-    async fn doctor(&self) -> Vec<Finding> {
-        let asked = FlowRequest { operation: "doctor".into(), ..Default::default() };
-        ok(&self.call(asked).await).findings.clone()
-    }
-}
 
 /// Nobody answers what the flow asks its embedder.
 const UNANSWERED: &str = "nobody-reads warning f1 request:tg:embeddings:acme:demo";

@@ -223,7 +223,7 @@ async fn a_message_as_large_as_the_broker_takes_is_parked_when_its_flow_stops() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_the_dead_letters_to_be_kept_by_somebody() {
     let world =
-        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(500)).await;
+        World::with_options(|options| options.answer_within = std::time::Duration::from_secs(5)).await;
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     world.publish("flow:tg:load:acme:f1", "m1").await;
@@ -247,7 +247,7 @@ async fn a_stop_waits_for_the_dead_letters_to_be_kept_by_somebody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn parking_is_told_and_goes_on_many_messages_at_once() {
     let world =
-        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(500)).await;
+        World::with_options(|options| options.answer_within = std::time::Duration::from_secs(5)).await;
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     let sent: Vec<_> = (0..200).map(|n| format!("m{n}")).collect();
@@ -363,7 +363,7 @@ async fn a_drain_ends_at_its_deadline_and_discard_throws_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_holds_on_is_named_and_another_stop_joins() {
     let world =
-        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(300)).await;
+        World::with_options(|options| options.answer_within = std::time::Duration::from_secs(5)).await;
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     let inbox = world.read("flow:tg:load:acme:f1", "first--acme--f1--input").await;
@@ -392,7 +392,7 @@ async fn ten_starts_and_ten_stops_at_once_all_succeed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_cannot_be_read_blocks_removal_until_it_is_repaired() {
     let world =
-        World::with_options(|options| options.answer_within = std::time::Duration::from_millis(500)).await;
+        World::with_options(|options| options.answer_within = std::time::Duration::from_secs(5)).await;
     world.put_size_and_blueprint().await;
     ok(&world.start("f1", "demo").await);
     world.put_value("acme", "processor:foreign", "x", "not json").await;
@@ -549,9 +549,15 @@ async fn readers_that_missed_the_end_of_their_run_are_told_again() {
     world.put_value("acme", "marker", "after", "{}").await;
     told_of("marker").await;
     let late = TopicSpec::with(topic("flow:tg:load:acme:f1"), "first--acme--f1--input");
-    world.admin.ensure(&late).await.unwrap();
     let (topic, name) = (late.topic.clone(), late.subscriptions[0].clone());
-    let _reader = world.broker.subscribe(&Subscription::Shared { topic, name, prefetch: 1 }).await.unwrap();
+    let reader = Subscription::Shared { topic, name, prefetch: 1 };
+    // It is swept while nobody reads it.
+    let _reader = loop {
+        world.admin.ensure(&late).await.unwrap();
+        if let Ok(reader) = world.broker.subscribe(&reader).await {
+            break reader;
+        }
+    };
     told_of("processor:first").await;
     // One that does not listen keeps nothing alive.
     world.until("the topic is swept", || async { world.topic_names().await.is_empty() }).await;

@@ -19,6 +19,10 @@ use crate::ground::Ground;
 
 /// No world takes this long unless it hangs.
 const WORLD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Worlds in which an effect may fail to come, of which it is known to come in some.
+const WORLDS_MAX: usize = 5;
+/// How long after all else an effect may come.
+const REACHED_WITHIN: Duration = Duration::from_secs(15);
 /// Between looks that nobody asked for, where a scenario is about those.
 const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -113,7 +117,14 @@ impl Scenario {
     /// What there is before.
     async fn prepare(self, world: &World) {
         match self {
-            Self::Life => {}
+            Self::Life => {
+                // One that does not lead yet decides the same with other effects.
+                let leads = || async {
+                    let found = world.doctor().await;
+                    !found.iter().any(|found| matches!(found.code.as_str(), "nobody-leads" | "stands-by"))
+                };
+                world.until("somebody leads", leads).await;
+            }
             Self::Drain | Self::Takeover | Self::HandOver | Self::LostHold | Self::Repair => {
                 _ = ok(&world.start("f1", "demo").await);
             }
@@ -137,38 +148,67 @@ impl Scenario {
         }
     }
 
-    /// Every effect that it has when nothing goes wrong.
-    async fn effects(self, ground: &Ground) -> Vec<String> {
-        let world = self.world(ground).await;
-        self.prepare(&world).await;
-        world.faults.record();
-        let context = format!("{self:?}, the recording");
-        world.surviving(self.happen(&world, &context)).await;
-        let effects = world.faults.effects();
-        world.end().await;
-        for must in self.has() {
-            assert!(effects.iter().any(|effect| effect.starts_with(must)), "no '{must}' in {effects:#?}");
-        }
-        effects
+    /// Whether it leaves things as they were before.
+    const fn can_happen_again(self) -> bool {
+        matches!(self, Self::Takeover | Self::HandOver | Self::LostHold | Self::Repair)
     }
 
+    /// Every effect that it has when nothing goes wrong. Who is faster decides some; those that it must have come in one of
+    /// a few worlds.
+    async fn effects(self, ground: &Ground) -> Vec<String> {
+        let mut effects = Vec::new();
+        for _ in 0..WORLDS_MAX {
+            let world = self.world(ground).await;
+            self.prepare(&world).await;
+            world.faults.record();
+            let context = format!("{self:?}, the recording");
+            world.surviving(self.happen(&world, &context)).await;
+            effects = world.faults.effects();
+            world.end().await;
+            let has = |must: &&str| effects.iter().any(|effect| effect.starts_with(*must));
+            if self.has().iter().all(has) {
+                return effects;
+            }
+        }
+        panic!("not all of {:?} in {effects:#?}", self.has());
+    }
+
+    /// Survives the fault in a world where its effect comes: how often it does depends on who looks when.
     async fn survive(self, ground: &Ground, effect: &str, fault: Fault) {
         let context = format!("{self:?}, {fault:?} at {effect}");
+        for _ in 0..WORLDS_MAX {
+            if self.meets(ground, effect, fault, &context).await {
+                return;
+            }
+        }
+        panic!("never: {context}: is reached");
+    }
+
+    /// Whether the effect came. All goes well in any case.
+    async fn meets(self, ground: &Ground, effect: &str, fault: Fault, context: &str) -> bool {
         let world = self.world(ground).await;
         self.prepare(&world).await;
         world.faults.arm(effect, fault);
         let lives = async {
-            self.happen(&world, &context).await;
-            let has_fired = || async { world.faults.fired() > 0 };
-            world.until(&format!("{context}: is reached"), has_fired).await;
-            stop(&world, &context).await;
-            world.assert_nothing_left(&context).await;
+            self.happen(&world, context).await;
+            while self.can_happen_again() && world.faults.fired() == 0 {
+                self.happen(&world, context).await;
+            }
+            // Some of it comes after all that can be seen.
+            let since = Instant::now();
+            while world.faults.fired() == 0 && since.elapsed() < REACHED_WITHIN {
+                tokio::time::sleep(AUDIT_INTERVAL).await;
+            }
+            stop(&world, context).await;
+            world.assert_nothing_left(context).await;
             live(&world, &format!("again after {context}")).await;
         };
         let deadline = tokio::time::timeout(WORLD_TIMEOUT, world.surviving(lives));
         deadline.await.unwrap_or_else(|_| panic!("{context}: hangs"));
-        assert_eq!(world.faults.fired(), 1, "{context}");
+        let fired = world.faults.fired();
+        assert!(fired <= 1, "{context}: {fired} times");
         world.end().await;
+        fired == 1
     }
 }
 

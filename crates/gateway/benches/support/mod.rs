@@ -19,10 +19,16 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) const WARM_UP: Duration = Duration::from_millis(500);
-pub(crate) const MEASURED: Duration = Duration::from_secs(2);
+/// How long callers are busy, and how much of it counts.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) warm_up: Duration,
+    pub(crate) measured: Duration,
+}
+
+pub(crate) const SPAN: Span = Span { warm_up: Duration::from_millis(500), measured: Duration::from_secs(2) };
 pub(crate) const BODY: &str = r#"{"texts":["what boils at a hundred degrees?"]}"#;
-const PATH: &str = "/api/v1/flow/f/service/embeddings";
+pub(crate) const PATH: &str = "/api/v1/flow/f/service/embeddings";
 
 /// Latencies of one measurement.
 pub(crate) struct Measured {
@@ -99,17 +105,23 @@ impl Bed {
 
     /// Calls over HTTP.
     pub(crate) async fn http(&self, callers: usize) -> Measured {
-        http(self.address, PATH, &self.token, callers).await
+        http(self.address, PATH, &self.token, callers, SPAN).await
     }
 
     /// Calls over one WebSocket.
     pub(crate) async fn socket(&self, callers: usize) -> Measured {
-        socket(&format!("ws://{}/api/v1/socket?token={}", self.address, self.token), callers).await
+        socket(&format!("ws://{}/api/v1/socket?token={}", self.address, self.token), callers, SPAN).await
     }
 }
 
 /// Callers that each hold one connection and ask again as soon as they have their answer.
-pub(crate) async fn http(address: SocketAddr, path: &str, token: &str, callers: usize) -> Measured {
+pub(crate) async fn http(
+    address: SocketAddr,
+    path: &str,
+    token: &str,
+    callers: usize,
+    span: Span,
+) -> Measured {
     let request = format!(
         "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{BODY}",
@@ -124,11 +136,11 @@ pub(crate) async fn http(address: SocketAddr, path: &str, token: &str, callers: 
             tcp.set_nodelay(true).unwrap();
             let mut took = Vec::new();
             let mut buffer = Vec::with_capacity(4_096);
-            while started.elapsed() < WARM_UP + MEASURED {
+            while started.elapsed() < span.warm_up + span.measured {
                 let asked = Instant::now();
                 tcp.write_all(request.as_bytes()).await.unwrap();
                 read_answer(&mut tcp, &mut buffer).await;
-                if started.elapsed() > WARM_UP {
+                if started.elapsed() > span.warm_up {
                     took.push(asked.elapsed());
                 }
             }
@@ -136,7 +148,7 @@ pub(crate) async fn http(address: SocketAddr, path: &str, token: &str, callers: 
         });
     }
     let took = running.join_all().await.into_iter().flatten().collect();
-    Measured { took, span: MEASURED }
+    Measured { took, span: span.measured }
 }
 
 async fn read_answer(tcp: &mut TcpStream, buffer: &mut Vec<u8>) {
@@ -155,7 +167,7 @@ async fn read_answer(tcp: &mut TcpStream, buffer: &mut Vec<u8>) {
 }
 
 /// One socket with so many questions under way.
-pub(crate) async fn socket(url: &str, callers: usize) -> Measured {
+pub(crate) async fn socket(url: &str, callers: usize, span: Span) -> Measured {
     let frame = |n: usize| format!(r#"{{"id":{n},"flow":"f","service":"embeddings","request":{BODY}}}"#);
     let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
     if let tokio_tungstenite::MaybeTlsStream::Plain(tcp) = socket.get_ref() {
@@ -168,16 +180,16 @@ pub(crate) async fn socket(url: &str, callers: usize) -> Measured {
         socket.send(Message::text(frame(n))).await.unwrap();
     }
     let mut took = Vec::new();
-    while started.elapsed() < WARM_UP + MEASURED {
+    while started.elapsed() < span.warm_up + span.measured {
         let Some(Ok(Message::Text(text))) = socket.next().await else { continue };
         let id = text.strip_prefix(r#"{"id":"#).and_then(|rest| rest.split(',').next()).unwrap();
         let n: usize = id.parse().unwrap();
         assert!(!text.contains("\"error\""), "{text}");
-        if started.elapsed() > WARM_UP {
+        if started.elapsed() > span.warm_up {
             took.push(asked[n].elapsed());
         }
         asked[n] = Instant::now();
         socket.send(Message::text(frame(n))).await.unwrap();
     }
-    Measured { took, span: MEASURED }
+    Measured { took, span: span.measured }
 }

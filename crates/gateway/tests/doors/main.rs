@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod browsers;
+mod denials;
 mod downloads;
 mod neighbours;
 mod refusals;

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use crate::world::{PATIENCE, Socket, World, options, wait_for};
 
 const EMBEDDINGS: &str = "/api/v1/flow/f/service/embeddings";
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_secs(1);
 
 async fn connect(world: &World) -> TcpStream {
     tokio::time::timeout(PATIENCE, TcpStream::connect(world.gateway.local_addr)).await.unwrap().unwrap()
@@ -182,6 +182,46 @@ async fn a_caller_that_is_over_its_share_keeps_out_nobody_else() {
         assert_eq!(socket.frame().await["complete"], true);
     }
     assert_eq!(embeds(&world, "tg_default").await, 200);
+}
+
+#[tokio::test]
+async fn answers_that_are_not_taken_count_for_their_caller_and_keep_out_nobody_else() {
+    const ANSWER_BYTES: usize = 16 << 20;
+    let mut options = options();
+    options.answers_bytes_max = ANSWER_BYTES * 9 / 4;
+    let world = World::with(options).await;
+    for workspace in ["default", "other"] {
+        world
+            .serve_system(workspace, "librarian", |_, _| async {
+                Ok(json!({"content": "A".repeat(ANSWER_BYTES), "is_final": true}))
+            })
+            .await;
+    }
+    let read = json!({"operation": "get-document-content", "document-id": "d"}).to_string();
+    let ask = |token: &'static str| world.post("/api/v1/librarian", Some(token), read.clone());
+    let mut untaken = Vec::new();
+    for _ in 0..2 {
+        let answer = ask("tg_admin").await;
+        assert_eq!(answer.status(), 200);
+        untaken.push(answer);
+    }
+    let refused = ask("tg_admin").await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    assert!(refused.text().await.unwrap().contains("too many bytes of answers"));
+    let mut socket = world.socket("?token=tg_admin").await;
+    let frame =
+        json!({"id": 1, "service": "librarian", "request": serde_json::from_str::<Value>(&read).unwrap()});
+    let refused = socket.ask(&frame).await;
+    assert!(refused.to_string().contains("too many bytes of answers"), "over the other door too");
+    // A small answer, and another caller's large one.
+    assert_eq!(world.ask("/api/v1/iam", &json!({"operation": "whoami"})).await.0, 200);
+    let other = ask("tg_other").await;
+    assert_eq!(other.status(), 200);
+    assert!(other.bytes().await.unwrap().len() > ANSWER_BYTES);
+    for answer in untaken {
+        assert!(answer.bytes().await.unwrap().len() > ANSWER_BYTES, "what was promised comes whole");
+    }
+    wait_for("room for another answer", || async { ask("tg_admin").await.status() == 200 }).await;
 }
 
 #[tokio::test]
@@ -488,13 +528,10 @@ async fn unfinished_messages_count_against_their_senders_share() {
         socket.raw(&header).await;
         held.push(socket);
     }
-    let mut overloaded = false;
-    for socket in &mut held {
-        // Two fit; which of them comes last is nobody's.
-        let next = tokio::time::timeout(SHORT, socket.frame()).await;
-        overloaded |= next.is_ok_and(|frame| frame["error"]["type"] == "gateway-overloaded");
-    }
-    assert!(overloaded, "more bytes are held than the bound");
+    // Two fit, and wait for their rest; which of them comes last is nobody's.
+    let frames = held.iter_mut().map(|socket| Box::pin(socket.frame()));
+    let (frame, ..) = tokio::time::timeout(PATIENCE, futures_util::future::select_all(frames)).await.unwrap();
+    assert_eq!(frame["error"]["type"], "gateway-overloaded", "more bytes are held than the bound: {frame}");
     let text = "a".repeat(400_000);
     let (status, _) = world.ask_as(Some("tg_other"), "/api/v1/config", &json!({"operation": text})).await;
     assert_eq!(status, 400, "another caller's body finds room");

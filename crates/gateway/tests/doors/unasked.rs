@@ -131,9 +131,24 @@ async fn a_broker_that_takes_nothing_is_told_as_such() {
 }
 
 #[tokio::test]
+async fn a_broker_that_refuses_what_the_gateway_asks_is_no_fault_of_its_callers() {
+    let world = World::new().await;
+    world.with_embeddings().await;
+    world.refusing.store(true, Ordering::SeqCst);
+    wait_for("the gateway to notice", || async {
+        world.http.get(world.url("/readyz")).send().await.unwrap().status() == 503
+    })
+    .await;
+    is_told(&world, "bus-unavailable", "the message broker refuses").await;
+    let mut open = world.socket("?token=tg_default").await;
+    world.refusing.store(false, Ordering::SeqCst);
+    goes_on(&world, &mut open).await;
+}
+
+#[tokio::test]
 async fn an_identity_service_that_never_answers_is_told_after_its_deadline() {
     let mut options = options();
-    options.iam_timeout = std::time::Duration::from_millis(100);
+    options.iam_timeout = std::time::Duration::from_secs(2);
     let world = World::with(options).await;
     world.with_embeddings().await;
     world.iam.silent.store(true, Ordering::SeqCst);

@@ -41,11 +41,12 @@ impl Exchange for Plain {
     }
 }
 
-/// The embedded broker, with a pressure that tests can raise, and that they can take away.
+/// The embedded broker, with a pressure that tests can raise, and that they can take away or have refuse all.
 struct Pressed {
     inner: Arc<Embedded>,
     high: Arc<AtomicBool>,
     away: Arc<AtomicBool>,
+    refusing: Arc<AtomicBool>,
 }
 
 impl Broker for Pressed {
@@ -53,6 +54,10 @@ impl Broker for Pressed {
         if self.away.load(Ordering::SeqCst) {
             let reason = "taken away by the test".to_owned();
             return Box::pin(async { Err(sluice_bus::Error::Unavailable { reason }) });
+        }
+        if self.refusing.load(Ordering::SeqCst) {
+            let reason = "refused by the test".to_owned();
+            return Box::pin(async { Err(sluice_bus::Error::Refused { reason }) });
         }
         self.inner.publish(to, message)
     }
@@ -163,6 +168,7 @@ impl Iam {
                 Ok(IamResponse { jwt: "a.b.c".to_owned(), ..IamResponse::default() })
             }
             "bootstrap-status" => Ok(IamResponse::default()),
+            "disable-workspace" => Err(m::Error::new("operation-not-permitted", "it stays")),
             _ => Err(m::Error::new("auth-failed", "no")),
         }
     }
@@ -178,6 +184,8 @@ pub(crate) struct World {
     pub(crate) pressure: Arc<AtomicBool>,
     /// While set, the broker takes nothing of the gateway.
     pub(crate) away: Arc<AtomicBool>,
+    /// While set, the broker refuses what the gateway sends.
+    pub(crate) refusing: Arc<AtomicBool>,
     pub(crate) http: reqwest::Client,
 }
 
@@ -211,7 +219,13 @@ impl World {
         let broker = Arc::new(Embedded::in_memory());
         let pressure = Arc::new(AtomicBool::new(false));
         let away = Arc::new(AtomicBool::new(false));
-        let pressed = Pressed { inner: broker.clone(), high: pressure.clone(), away: away.clone() };
+        let refusing = Arc::new(AtomicBool::new(false));
+        let pressed = Pressed {
+            inner: broker.clone(),
+            high: pressure.clone(),
+            away: away.clone(),
+            refusing: refusing.clone(),
+        };
         let process = Process::new(Arc::new(pressed), CancellationToken::new());
         let (config, iam) = (Config::default(), Iam::default());
         config.broken.store(broken, Ordering::SeqCst);
@@ -253,7 +267,7 @@ impl World {
         let parts = Parts { process: process.clone(), watch, options };
         let gateway = sluice_gateway::start(parts).await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { process, broker, gateway, config, iam, pressure, away, http }
+        Self { process, broker, gateway, config, iam, pressure, away, refusing, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

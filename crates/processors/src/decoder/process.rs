@@ -1,44 +1,17 @@
-//! A process that reads one document: memory and computing limited by the system, waiting limited here. It gets nothing but
-//! the document and an empty environment, and gives up the rest by itself: files, network, other processes. What it reports is
-//! taken as far as a reader could have reported it.
-//!
-//! The limits are set by the shell's `ulimit`, since every Unix has it and setting them from here takes unsafe code; the
-//! shell then becomes the program.
+//! A process that reads one document, in a [sandbox](crate::sandbox), and how long it is waited for. What it reports is taken as
+//! far as a reader could have reported it.
 
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use sluice_documents::child::{Conversation, Order, line_bytes_max};
 use sluice_documents::{Event, Problem, ProblemKind};
 use sluice_sdk::Failure;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, timeout};
 
 use super::reading::DecodingConfig;
-
-/// Exit code of a shell that cannot set the limits.
-const NO_LIMITS: i32 = 71;
-/// Sets limits and becomes the program. A limit that is lower already stays as it is.
-const SCRIPT: &str = r#"
-lower() {
-  ulimit -S "$1" "$2" 2>/dev/null || [ "$(ulimit -H "$1")" != unlimited ] || exit 71
-  ulimit -H "$1" "$3" 2>/dev/null
-}
-lower -v "$1" "$1"
-lower -t "$2" "$3"
-ulimit -c 0
-shift 3
-exec "$@"
-"#;
-/// Between the signal that says a process has computed too long, and the one that ends it, in seconds.
-const CPU_GRACE_SECONDS: u64 = 5;
-/// Bytes kept of what a dying process said.
-const LAST_WORDS_BYTES_MAX: u64 = 4 * 1024;
-/// How long a process that is told to end may take.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
-const SIGKILL: i32 = 9;
-const SIGXCPU: i32 = 24;
+use crate::sandbox::{self, Ended, Sandbox};
 
 /// What a process said next.
 enum Line {
@@ -49,8 +22,7 @@ enum Line {
 }
 
 pub(super) struct Process {
-    child: Child,
-    output: BufReader<ChildStdout>,
+    process: sandbox::Process,
     conversation: Conversation,
     line_bytes_max: usize,
     memory_bytes_max: u64,
@@ -76,16 +48,18 @@ impl Process {
             content_bytes: content.len() as u64,
             limits: config.limits.clone(),
         };
-        let mut child = command(config, cpu_seconds_max).spawn().map_err(|error| {
+        let sandbox = Sandbox {
+            name: "sluice-decode",
+            program: &config.program,
+            arguments: &config.arguments,
+            memory_bytes_max: config.memory_bytes_max,
+            cpu_seconds_max,
+        };
+        let (process, input) = sandbox.start().map_err(|error| {
             Failure::again(format!("the program that reads documents could not be started: {error}"))
         })?;
-        let pipes = (child.stdin.take(), child.stdout.take());
-        let (Some(input), Some(output)) = pipes else {
-            return Err(Failure::again("the program that reads documents has no standard streams"));
-        };
         let mut process = Self {
-            child,
-            output: BufReader::new(output),
+            process,
             conversation: Conversation::new(config.limits.clone()),
             line_bytes_max: line_bytes_max(&config.limits),
             memory_bytes_max: config.memory_bytes_max,
@@ -119,12 +93,12 @@ impl Process {
         if let Some(last) = &self.last {
             return Ok(last.clone());
         }
-        let line = line(&mut self.output, self.line_bytes_max);
+        let line = line(&mut self.process.output, self.line_bytes_max);
         let event = match Self::within(line, self.part_timeout, &mut self.patience).await {
             None => self.too_slow().await,
             Some(Line::Event(event)) if self.conversation.accepts(&event) => event,
             Some(Line::Event(_) | Line::Nonsense) => {
-                self.end().await;
+                self.process.kill().await;
                 self.failed(ProblemKind::Damaged, "confuses the program that reads it")
             }
             Some(Line::None) => self.ended().await?,
@@ -136,7 +110,7 @@ impl Process {
             Event::Lost { .. } => {}
             Event::End | Event::Failed(_) => {
                 // The place that it takes is free once it is gone.
-                self.end().await;
+                self.process.kill().await;
                 self.last = Some(event.clone());
             }
         }
@@ -144,7 +118,7 @@ impl Process {
     }
 
     async fn too_slow(&mut self) -> Event {
-        self.end().await;
+        self.process.kill().await;
         let seconds = self.part_timeout.as_secs();
         if self.patience.is_zero() {
             let seconds = seconds + self.cpu_seconds_max;
@@ -156,35 +130,30 @@ impl Process {
 
     /// What the end of a process means that has not said its last word.
     async fn ended(&mut self) -> Result<Event, Failure> {
-        let Ok(Ok(status)) = timeout(END_TIMEOUT, self.child.wait()).await else {
-            // It lives and closed its output.
-            self.end().await;
-            return Ok(self.failed(ProblemKind::Damaged, "confuses the program that reads it"));
-        };
-        let words = self.last_words().await;
         let (memory, cpu) = (self.memory_bytes_max / (1024 * 1024), self.cpu_seconds_max);
-        if status.code() == Some(NO_LIMITS) {
-            return Err(Failure::again(
-                "documents are not read, because their memory cannot be limited here",
-            ));
-        }
-        if words.contains("memory allocation of") {
-            return Ok(self.failed(ProblemKind::TooLarge, &format!("takes more than {memory} MiB of memory")));
-        }
-        Ok(match signal(status) {
-            Some(SIGXCPU) => {
-                self.failed(ProblemKind::TooLarge, &format!("takes more than {cpu} s of computing"))
+        let (kind, what) = match self.process.ended().await {
+            // It lived and closed its output.
+            None => (ProblemKind::Damaged, "confuses the program that reads it".to_owned()),
+            Some(Ended::Memory) => (ProblemKind::TooLarge, format!("takes more than {memory} MiB of memory")),
+            Some(Ended::Computing) => {
+                (ProblemKind::TooLarge, format!("takes more than {cpu} s of computing"))
             }
-            Some(SIGKILL) => {
+            Some(Ended::Unlimited) => {
+                return Err(Failure::again(
+                    "documents are not read, because their memory cannot be limited here",
+                ));
+            }
+            Some(Ended::Killed) => {
                 return Err(Failure::again(
                     "the program that reads documents was killed, perhaps for lack of memory on this machine",
                 ));
             }
-            _ => {
+            Some(Ended::Otherwise { status, words }) => {
                 tracing::warn!(%status, words, "the program that reads documents crashed");
-                self.failed(ProblemKind::Damaged, "crashes the program that reads it")
+                (ProblemKind::Damaged, "crashes the program that reads it".to_owned())
             }
-        })
+        };
+        Ok(self.failed(kind, &what))
     }
 
     fn failed(&self, kind: ProblemKind, what: &str) -> Event {
@@ -197,44 +166,6 @@ impl Process {
             format!("reading {part} {what}; it may be damaged or made to do so"),
         ))
     }
-
-    /// Kills the process and waits for its end.
-    async fn end(&mut self) {
-        let ended = async {
-            // An error means that it has ended already.
-            let _ = self.child.start_kill();
-            self.child.wait().await
-        };
-        if timeout(END_TIMEOUT, ended).await.is_err() {
-            tracing::error!("a program that reads documents does not end");
-        }
-    }
-
-    async fn last_words(&mut self) -> String {
-        let Some(errors) = self.child.stderr.take() else { return String::new() };
-        let mut words = Vec::new();
-        // What cannot be read is not said.
-        let _ = timeout(END_TIMEOUT, errors.take(LAST_WORDS_BYTES_MAX).read_to_end(&mut words)).await;
-        String::from_utf8_lossy(&words).into_owned()
-    }
-}
-
-fn command(config: &DecodingConfig, cpu_seconds_max: u64) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command
-        .args(["-c", SCRIPT, "sluice-decode"])
-        .arg((config.memory_bytes_max / 1024).to_string())
-        .arg(cpu_seconds_max.to_string())
-        .arg((cpu_seconds_max + CPU_GRACE_SECONDS).to_string())
-        .arg(&config.program)
-        .args(&config.arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
 }
 
 async fn line(output: &mut BufReader<ChildStdout>, bytes_max: usize) -> Line {
@@ -257,16 +188,6 @@ async fn hand_over(mut input: ChildStdin, order: &Order, content: &[u8]) {
             return;
         }
     }
-}
-
-#[cfg(unix)]
-fn signal(status: ExitStatus) -> Option<i32> {
-    std::os::unix::process::ExitStatusExt::signal(&status)
-}
-
-#[cfg(not(unix))]
-fn signal(_: ExitStatus) -> Option<i32> {
-    None
 }
 
 #[cfg(test)]
@@ -327,11 +248,11 @@ page='{"part":{"number":1,"text":"One."}}'
     #[tokio::test]
     async fn a_process_that_hangs_is_ended_and_what_it_told_stays() {
         let hang = r#"echo "$begin"; echo "$page"; exec sleep 1000"#;
-        let told = script(hang, |config| config.part_timeout = Duration::from_secs(4)).await;
+        let told = script(hang, |config| config.part_timeout = Duration::from_secs(10)).await;
         assert_eq!(told.len(), 3, "{told:?}");
         let (kind, reason) = last_reason(&told);
         assert_eq!(kind, ProblemKind::TooLarge);
-        assert!(reason.contains("part 2 of the document took longer than 4 s"), "{reason}");
+        assert!(reason.contains("part 2 of the document took longer than 10 s"), "{reason}");
     }
 
     #[tokio::test]
@@ -340,7 +261,7 @@ page='{"part":{"number":1,"text":"One."}}'
         // Both waits are within what a part may take; together they are not.
         let change = |config: &mut DecodingConfig| config.part_timeout = Duration::from_secs(600);
         let mut process = started(dawdle, change).await;
-        process.patience = Duration::from_secs(8);
+        process.patience = Duration::from_secs(15);
         let told = told(process).await;
         assert_eq!(told.len(), 4, "{told:?}");
         assert!(
@@ -359,7 +280,7 @@ page='{"part":{"number":1,"text":"One."}}'
             process.next().await.unwrap();
             processes.push(process);
         }
-        let ids: Vec<u32> = processes.iter().map(|process| process.child.id().unwrap()).collect();
+        let ids: Vec<u32> = processes.iter().map(|process| process.process.id().unwrap()).collect();
         drop(processes);
         // Neither running nor waiting to be noticed.
         for id in ids {

@@ -11,6 +11,7 @@ use sluice_sdk::Failure;
 
 use super::process::Process;
 use crate::fair::{Slot, Slots};
+use crate::sandbox::own_program;
 
 /// Seconds of computing that a document may take however small it is.
 const CPU_SECONDS: u64 = 10;
@@ -61,12 +62,6 @@ impl DecodingConfig {
         let megabytes = (content_bytes as u64).div_ceil(1_000_000);
         self.cpu_seconds_max.min(CPU_SECONDS + CPU_SECONDS_PER_MB * megabytes)
     }
-}
-
-/// This program. By its process where the system tells, so that an upgrade under a running one does not change it.
-pub(crate) fn own_program() -> PathBuf {
-    let running = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
-    if running.exists() { running } else { std::env::current_exe().unwrap_or_default() }
 }
 
 /// How documents are read in this program; one for all flows. Cheap to clone.

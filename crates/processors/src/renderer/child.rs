@@ -2,6 +2,7 @@
 //! parts are, and then those. It ends itself when a job takes too much computing or memory.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -155,48 +156,12 @@ fn line(head: &impl Serialize) -> Vec<u8> {
     line
 }
 
-/// Serves jobs until the input ends: the whole life of the process.
+/// Serves jobs until the input ends: the whole life of a process that is not confined.
 ///
 /// # Errors
 /// When a job cannot be understood or the output is closed.
 pub fn serve(input: impl Read, output: impl Write) -> io::Result<()> {
-    let mut input = BufReader::new(input);
-    let mut output = BufWriter::with_capacity(BUFFER_BYTES, output);
-    // Even between jobs, odd while one is under way, and never the same for two.
-    let count = Arc::new(AtomicU64::new(0));
-    let seen = count.clone();
-    let watching = std::thread::Builder::new().name("limits".to_owned()).spawn(move || watch(&seen))?;
-    // What was printed before, by whatever started this, has a line of its own.
-    writeln!(output, "\n{HELLO}")?;
-    output.flush()?;
-    while let Some((order, parts)) = read(&mut input)? {
-        count.fetch_add(1, Ordering::SeqCst);
-        watching.thread().unpark();
-        let done = work(&order, &parts);
-        count.fetch_add(1, Ordering::SeqCst);
-        let (what, parts) = match done {
-            Ok(Answer::Rendered { system, prompt, strict_schema, bad_system }) => {
-                (Verdict::Rendered, vec![system, prompt, strict_schema, bad_system])
-            }
-            Ok(Answer::Result { text, object }) => (Verdict::Result, vec![text, object]),
-            Err(reason) => (Verdict::Refused, vec![reason]),
-        };
-        let bytes: usize = parts.iter().map(String::len).sum();
-        let (what, parts) = if bytes > ANSWER_BYTES_MAX {
-            let told = format!(
-                "what comes of the prompt has {bytes} bytes, more than the {ANSWER_BYTES_MAX} that are taken"
-            );
-            (Verdict::Refused, vec![told])
-        } else {
-            (what, parts)
-        };
-        output.write_all(&line(&Head { what, parts: parts.iter().map(String::len).collect() }))?;
-        for part in parts {
-            output.write_all(part.as_bytes())?;
-        }
-        output.flush()?;
-    }
-    Ok(())
+    Meter::open().serve(input, output)
 }
 
 fn read(input: &mut impl io::BufRead) -> io::Result<Option<(Order, Vec<String>)>> {
@@ -279,7 +244,7 @@ pub(crate) fn render<'a>(
 }
 
 /// Ends the process when the job under way takes too much. Between jobs it waits for the next one.
-fn watch(count: &AtomicU64) {
+fn watch(meter: &Meter, count: &AtomicU64) {
     let mut began: Option<(u64, Taken)> = None;
     loop {
         if count.load(Ordering::SeqCst).is_multiple_of(2) {
@@ -290,7 +255,7 @@ fn watch(count: &AtomicU64) {
         if job.is_multiple_of(2) {
             continue;
         }
-        let now = Taken::now();
+        let now = meter.taken();
         let Some((_, before)) = began.as_ref().filter(|(known, _)| *known == job) else {
             began = Some((job, now));
             continue;
@@ -309,37 +274,109 @@ fn pause() {
     std::thread::sleep(LOOK_INTERVAL);
 }
 
-/// What this process has taken so far.
+/// What a process has taken so far.
 struct Taken {
     computing: Duration,
     memory_bytes: u64,
 }
 
-impl Taken {
-    /// As the system tells; where it does not, the clock stands for computing.
-    fn now() -> Self {
-        static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-        Self {
-            computing: computing().unwrap_or_else(|| START.elapsed()),
-            memory_bytes: memory_bytes().unwrap_or_default(),
+/// Measures what this process takes. It has open what it reads, since a confined process opens nothing.
+pub struct Meter {
+    start: Instant,
+    /// Times and pages, on Linux.
+    files: Option<(File, File)>,
+}
+
+impl Meter {
+    /// To be opened before the process is confined.
+    #[must_use]
+    pub fn open() -> Self {
+        let files =
+            File::open("/proc/self/stat").and_then(|stat| Ok((stat, File::open("/proc/self/statm")?)));
+        Self { start: Instant::now(), files: files.ok() }
+    }
+
+    /// Serves jobs until the input ends: the whole life of the process.
+    ///
+    /// # Errors
+    /// When a job cannot be understood or the output is closed.
+    pub fn serve(self, input: impl Read, output: impl Write) -> io::Result<()> {
+        let mut input = BufReader::new(input);
+        let mut output = BufWriter::with_capacity(BUFFER_BYTES, output);
+        // Even between jobs, odd while one is under way, and never the same for two.
+        let count = Arc::new(AtomicU64::new(0));
+        let seen = count.clone();
+        let watching =
+            std::thread::Builder::new().name("limits".to_owned()).spawn(move || watch(&self, &seen))?;
+        // What was printed before, by whatever started this, has a line of its own.
+        writeln!(output, "\n{HELLO}")?;
+        output.flush()?;
+        while let Some((order, parts)) = read(&mut input)? {
+            count.fetch_add(1, Ordering::SeqCst);
+            watching.thread().unpark();
+            let done = work(&order, &parts);
+            count.fetch_add(1, Ordering::SeqCst);
+            let (what, parts) = match done {
+                Ok(Answer::Rendered { system, prompt, strict_schema, bad_system }) => {
+                    (Verdict::Rendered, vec![system, prompt, strict_schema, bad_system])
+                }
+                Ok(Answer::Result { text, object }) => (Verdict::Result, vec![text, object]),
+                Err(reason) => (Verdict::Refused, vec![reason]),
+            };
+            let bytes: usize = parts.iter().map(String::len).sum();
+            let (what, parts) = if bytes > ANSWER_BYTES_MAX {
+                let told = format!(
+                    "what comes of the prompt has {bytes} bytes, more than the {ANSWER_BYTES_MAX} that are taken"
+                );
+                (Verdict::Refused, vec![told])
+            } else {
+                (what, parts)
+            };
+            output.write_all(&line(&Head { what, parts: parts.iter().map(String::len).collect() }))?;
+            for part in parts {
+                output.write_all(part.as_bytes())?;
+            }
+            output.flush()?;
         }
+        Ok(())
+    }
+
+    /// As the system tells; where it does not, the clock stands for computing.
+    fn taken(&self) -> Taken {
+        Taken {
+            computing: self.computing().unwrap_or_else(|| self.start.elapsed()),
+            memory_bytes: self.memory_bytes().unwrap_or_default(),
+        }
+    }
+
+    /// User and system time, which Linux counts in hundredths of a second.
+    fn computing(&self) -> Option<Duration> {
+        let stat = read_again(&self.files.as_ref()?.0)?;
+        // The program's name, in brackets, may hold anything.
+        let mut numbers = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let (user, system): (u64, u64) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+        Some(Duration::from_millis((user + system) * 10))
+    }
+
+    /// Memory that is in use, of pages of 4 KiB at least.
+    fn memory_bytes(&self) -> Option<u64> {
+        let statm = read_again(&self.files.as_ref()?.1)?;
+        let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+        Some(pages * 4096)
     }
 }
 
-/// User and system time, which Linux counts in hundredths of a second.
-fn computing() -> Option<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The program's name, in brackets, may hold anything.
-    let mut numbers = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let (user, system): (u64, u64) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
-    Some(Duration::from_millis((user + system) * 10))
+/// What a file that is short says now.
+#[cfg(unix)]
+fn read_again(file: &File) -> Option<String> {
+    let mut content = [0; 1024];
+    let bytes = std::os::unix::fs::FileExt::read_at(file, &mut content, 0).ok()?;
+    String::from_utf8(content.get(..bytes)?.to_vec()).ok()
 }
 
-/// Memory that is in use, of pages of 4 KiB at least.
-fn memory_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * 4096)
+#[cfg(not(unix))]
+fn read_again(_: &File) -> Option<String> {
+    None
 }
 
 #[cfg(test)]
@@ -401,8 +438,12 @@ mod tests {
     #[test]
     fn what_the_process_has_taken_is_seen() {
         if cfg!(target_os = "linux") {
-            assert!(computing().is_some());
-            assert!(memory_bytes().is_some_and(|bytes| bytes > 1024 * 1024));
+            let meter = Meter::open();
+            let before = meter.taken();
+            assert!(meter.computing().is_some());
+            let full = vec![1_u8; 16 << 20];
+            let more = meter.taken().memory_bytes - before.memory_bytes;
+            assert!(before.memory_bytes > 1 << 20 && more > 8 << 20, "{more} for {} bytes", full.len());
         }
     }
 }

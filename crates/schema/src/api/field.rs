@@ -102,6 +102,17 @@ pub(crate) const fn flag(api: &'static str) -> Field {
 }
 
 impl Field {
+    /// Where values go in a question: the way to the member, and to each one within it.
+    pub(crate) fn paths(&self) -> Vec<Vec<&'static str>> {
+        let within: &[Self] = match self.shape {
+            Shape::Record(fields) | Shape::Records(fields) => fields,
+            _ => &[],
+        };
+        let deeper = within.iter().flat_map(Self::paths);
+        let deeper = deeper.map(|path| [&[self.api], &path[..]].concat());
+        std::iter::once(vec![self.api]).chain(deeper).collect()
+    }
+
     pub(crate) const fn on_bus(mut self, bus: &'static str) -> Self {
         self.bus = Some(bus);
         self

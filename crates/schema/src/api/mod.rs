@@ -165,6 +165,11 @@ pub fn interface(name: &str) -> &str {
 }
 
 impl Service {
+    /// The members of a question, each as the names that lead to it.
+    pub fn members(&self) -> impl Iterator<Item = Vec<&'static str>> {
+        self.request.iter().flat_map(field::Field::paths)
+    }
+
     /// Where a service of a workspace or the system is asked and answers; `None` for a flow's, whose record tells.
     #[must_use]
     pub fn topics(&self, workspace: &WorkspaceId) -> Option<(Topic, Topic)> {
@@ -240,10 +245,10 @@ impl Call {
 
     /// The failure to tell when a document ended before the part that was asked for.
     fn part_not_there(&self, body: &Map<String, Value>) -> Option<m::Error> {
-        let asked = self.part.filter(|part| *part > 0)?;
+        let asked = self.part?;
         let index = body.get("chunk-index").and_then(Value::as_i64).unwrap_or_default();
         let message = format!("chunk-index {asked} is not in the document; its last is {index}");
-        (index < asked).then(|| m::Error::new("request-error", message))
+        (asked < 0 || index < asked).then(|| m::Error::new("request-error", message))
     }
 }
 

@@ -113,6 +113,10 @@ message! {
     /// them was missing. Their owners look at once; it says nothing that they would do without looking.
     pub struct LostTopics {
         topics: Vec<String>,
+        /// Those of which a queue was missing: what waited in it is gone.
+        emptied: Vec<String>,
+        /// Differs between processes.
+        sender: String,
     }
 }
 

@@ -76,14 +76,14 @@ impl<P: Processor> Inputs<P> {
         let handle: Handle<P> = Arc::new(move |processor, delivery, lane| {
             Box::pin(async move {
                 let started = tokio::time::Instant::now();
-                let Some(point) = lane.point.clone() else { return };
+                let Some(served) = lane.served.clone() else { return };
                 let answer = move |request, mut responder: Responder<X>| {
                     let asker = responder.asker();
                     let work = handler(processor.clone(), request, responder);
                     let nobody = || Err(message::Error::new("abandoned", "the asker has stopped waiting"));
                     async move { asker.while_it_waits(work).await.unwrap_or_else(nobody) }
                 };
-                service::answer::<X, _, _>(lane.process.clone(), point, delivery, answer).await;
+                service::answer::<X, _, _>(served, delivery, answer).await;
                 lane.count(true, started.elapsed());
             })
         });

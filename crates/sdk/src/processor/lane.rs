@@ -11,7 +11,7 @@ use sluice_schema::{Class, Topic};
 
 use super::Failure;
 use crate::metrics::{ConsumerLabels, OutcomeLabels};
-use crate::service::Point;
+use crate::service::Served;
 use crate::suspects;
 use crate::{HostOptions, Process, Progress};
 
@@ -28,7 +28,7 @@ pub(crate) struct Lane {
     pub(crate) topic: Topic,
     pub(crate) subscription: String,
     /// Set for requests.
-    pub(crate) point: Option<Point>,
+    pub(crate) served: Option<Arc<Served>>,
     pub(crate) progress: Option<Progress>,
 }
 

@@ -9,7 +9,7 @@ use sluice_schema::record::ProcessorEntry;
 use tokio_util::sync::CancellationToken;
 
 use super::{BindError, Input, Inputs, Lane, Ports, Processor, Resources};
-use crate::service::{Point, take};
+use crate::service::{Point, Served, take};
 use crate::{ConfigWatch, HostOptions, Process};
 
 /// What a slot is used for.
@@ -178,15 +178,20 @@ impl Variant {
         let topic =
             ports.topic(input.slot, sluice_schema::Class::Flow)?.ok_or_else(|| missing(input.slot))?;
         let subscription = format!("{}--{}--{}--{}", self.processor, self.workspace, self.flow, input.slot);
-        let point = match &input.response_slot {
+        let served = match &input.response_slot {
             None => None,
-            Some(slot) => Some(Point {
-                request: topic.clone(),
-                response: ports.topic(slot, sluice_schema::Class::Response)?.ok_or_else(|| missing(slot))?,
-                subscription: subscription.clone(),
-                concurrency: P::CONCURRENCY,
-                direct: self.entry.direct.contains(slot),
-            }),
+            Some(slot) => {
+                let point = Point {
+                    request: topic.clone(),
+                    response: ports
+                        .topic(slot, sluice_schema::Class::Response)?
+                        .ok_or_else(|| missing(slot))?,
+                    subscription: subscription.clone(),
+                    concurrency: P::CONCURRENCY,
+                    direct: self.entry.direct.contains(slot),
+                };
+                Some(Arc::new(Served { process: self.process.clone(), point }))
+            }
         };
         Ok(Lane {
             process: self.process.clone(),
@@ -197,7 +202,7 @@ impl Variant {
             stage: P::STAGE,
             topic,
             subscription,
-            point,
+            served,
             progress: ports.progress().ok(),
         })
     }
@@ -229,10 +234,10 @@ impl<P: Processor> Kind for Of<P> {
                 let concurrency = processor.concurrency().max(1);
                 let inbox = lane.attach(concurrency).await?;
                 let (processor, stop) = (processor.clone(), stop.clone());
-                let suspects = variant.process.suspects.clone();
+                let process = variant.process.clone();
                 taking.push(async move {
                     let work = |delivery| (input.handle)(processor.clone(), delivery, lane.clone());
-                    take(&*inbox, concurrency, &suspects, &stop, work).await.map_or(Ok(()), Err)
+                    take(&*inbox, concurrency, &process, &stop, work).await.map_or(Ok(()), Err)
                 });
             }
             futures_util::future::try_join_all(taking).await?;

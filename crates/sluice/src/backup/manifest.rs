@@ -8,12 +8,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{ADMIN_KEY, BLOBS, CHUNKS, LOG, OBJECTS, hex, write_whole};
+use super::files::{hex, is_log_file, write_whole};
+use super::{ADMIN_KEY, BLOBS, CHUNKS, LOG, OBJECTS, PARTS};
 use crate::exit::{Code, Told};
 
 pub(super) const FILE: &str = "sluice-backup.json";
-/// The format that this version writes.
-const FORMAT: u32 = 1;
+/// The newest format that this version reads.
+const FORMAT: u32 = 2;
+/// The format of a backup without a log, in which nothing is damaged and every file rests under its own name.
+const FORMAT_PLAIN: u32 = 1;
 /// The longest name of a file in a backup.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -36,6 +39,12 @@ pub(crate) struct Manifest {
     pub(crate) objects: Option<Object>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin_key: Option<String>,
+    /// Where the key is, if not under its own name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) admin_key_kept_as: Option<String>,
+    /// What was damaged already in what was backed up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) damaged: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,11 +61,24 @@ pub(crate) struct Chunk {
     pub(crate) bytes: u64,
 }
 
+/// Some bytes of a file, in a file that is named by its digest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Piece {
+    pub(crate) sha256: String,
+    pub(crate) bytes: u64,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Item {
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
+    /// Its name in the backup, if that is another: the backup before had another file of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kept_as: Option<String>,
+    /// What it is put together of, if it is no file of its own: one that only grows is not copied whole again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pieces: Option<Vec<Piece>>,
 }
 
 /// Content that rested in an object store.
@@ -93,6 +115,8 @@ impl Manifest {
             log: Vec::new(),
             objects: None,
             admin_key: None,
+            admin_key_kept_as: None,
+            damaged: Vec::new(),
         }
     }
 
@@ -127,14 +151,19 @@ impl Manifest {
             let what = format!("names the file '{}', which no backup has", name.escape_debug());
             return Err(told(what).into());
         }
+        if let Some(item) = sealed.backup.log.iter().find(|item| !is_log_file(&item.name)) {
+            return Err(told(format!("names '{}' as a file of the broker's log", item.name)).into());
+        }
         Ok(Some(sealed.backup))
     }
 
     pub(super) fn write(&self, dir: &Path) -> anyhow::Result<()> {
-        for part in [CHUNKS, BLOBS, LOG, OBJECTS] {
+        for part in PARTS {
             fs::File::open(dir.join(part))?.sync_all()?;
         }
-        let sealed = Sealed { format: FORMAT, sha256: self.digest()?, backup: self };
+        // The oldest that can say it, so that earlier versions read what they understand.
+        let format = if self.is_plain() { FORMAT_PLAIN } else { FORMAT };
+        let sealed = Sealed { format, sha256: self.digest()?, backup: self };
         write_whole(&dir.join(FILE), &serde_json::to_vec(&sealed)?)?;
         Ok(fs::File::open(dir)?.sync_all()?)
     }
@@ -145,27 +174,55 @@ impl Manifest {
 
     /// Every file of the backup but the manifest.
     pub(super) fn places(&self) -> BTreeSet<String> {
-        let chunks = self.tables.iter().flat_map(|table| &table.chunks);
-        let mut places: BTreeSet<String> = chunks.map(|chunk| format!("{CHUNKS}/{}", chunk.sha256)).collect();
-        places.extend(self.items().map(|(place, _)| place));
-        places.extend(self.admin_key.as_ref().map(|_| ADMIN_KEY.to_owned()));
+        let mut places: BTreeSet<String> =
+            self.pieces().map(|(sha256, _)| format!("{CHUNKS}/{sha256}")).collect();
+        places.extend(self.files().map(|(place, _)| place));
+        places.extend(self.key_place().map(ToOwned::to_owned));
         places
+    }
+
+    /// Where the admin key is, if there is one.
+    pub(super) fn key_place(&self) -> Option<&str> {
+        self.admin_key.as_ref().map(|_| self.admin_key_kept_as.as_deref().unwrap_or(ADMIN_KEY))
+    }
+
+    fn is_plain(&self) -> bool {
+        let is_other = |item: &Item| item.kept_as.is_some() || item.pieces.is_some();
+        self.damaged.is_empty()
+            && self.admin_key_kept_as.is_none()
+            && !self.items().any(|(_, item)| is_other(item))
     }
 
     /// Size and digest of what may be kept from one backup to the next.
     pub(super) fn digests(&self) -> HashMap<String, (u64, String)> {
-        self.items().map(|(place, item)| (place, (item.bytes, item.sha256.clone()))).collect()
+        self.files().map(|(place, item)| (place, (item.bytes, item.sha256.clone()))).collect()
     }
 
-    /// Names of its files in their folders.
+    /// Names of its files in their folders, here and where it is restored.
     fn names(&self) -> impl Iterator<Item = &str> {
-        let chunks = self.tables.iter().flat_map(|table| &table.chunks).map(|chunk| chunk.sha256.as_str());
-        chunks.chain(self.items().map(|(_, item)| item.name()))
+        let items = self.items().flat_map(|(_, item)| [Some(item.name.as_str()), item.kept_as.as_deref()]);
+        let pieces = self.pieces().map(|(sha256, _)| sha256);
+        pieces.chain(items.flatten()).chain(self.admin_key_kept_as.as_deref())
     }
 
-    fn items(&self) -> impl Iterator<Item = (String, &Item)> {
+    /// Digests, which are their names too, and sizes of the files in `chunks`.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (&str, u64)> {
+        let chunks = self.tables.iter().flat_map(|table| &table.chunks);
+        let pieces = self.log.iter().flat_map(|item| item.pieces.iter().flatten());
+        chunks
+            .map(|chunk| (chunk.sha256.as_str(), chunk.bytes))
+            .chain(pieces.map(|piece| (piece.sha256.as_str(), piece.bytes)))
+    }
+
+    /// What is a file of its own, with its place.
+    pub(super) fn files(&self) -> impl Iterator<Item = (String, &Item)> {
+        let own = self.items().filter(|(_, item)| item.pieces.is_none());
+        own.map(|(part, item)| (format!("{part}/{}", item.file()), item))
+    }
+
+    fn items(&self) -> impl Iterator<Item = (&'static str, &Item)> {
         let objects = self.objects.iter().flat_map(|objects| &objects.files);
-        let of = |part: &'static str| move |item| (format!("{part}/{}", Item::name(item)), item);
+        let of = |part: &'static str| move |item| (part, item);
         self.blobs.iter().map(of(BLOBS)).chain(self.log.iter().map(of(LOG))).chain(objects.map(of(OBJECTS)))
     }
 }
@@ -177,8 +234,45 @@ fn is_plain(name: &str) -> bool {
 }
 
 impl Item {
-    fn name(&self) -> &str {
-        &self.name
+    pub(super) const fn new(name: String, bytes: u64, sha256: String) -> Self {
+        Self { name, bytes, sha256, kept_as: None, pieces: None }
+    }
+
+    /// Its name in the backup.
+    pub(super) fn file(&self) -> &str {
+        self.kept_as.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Reads what is backed up of it, from the part of the backup that it belongs to.
+    pub(super) fn reader(&self, dir: &Path, part: &str) -> Box<dyn io::Read> {
+        let files: Vec<_> = match &self.pieces {
+            Some(pieces) => pieces.iter().map(|piece| dir.join(CHUNKS).join(&piece.sha256)).collect(),
+            None => vec![dir.join(part).join(self.file())],
+        };
+        Box::new(Files { next: files.into_iter(), open: None })
+    }
+}
+
+/// Files one after the other, of which one at a time is open.
+struct Files {
+    next: std::vec::IntoIter<std::path::PathBuf>,
+    open: Option<fs::File>,
+}
+
+impl io::Read for Files {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(open) = &mut self.open {
+                let count = open.read(buffer)?;
+                if count > 0 || buffer.is_empty() {
+                    return Ok(count);
+                }
+            }
+            let Some(path) = self.next.next() else { return Ok(0) };
+            let failed =
+                |error: io::Error| io::Error::new(error.kind(), format!("'{}': {error}", path.display()));
+            self.open = Some(fs::File::open(&path).map_err(failed)?);
+        }
     }
 }
 
@@ -193,15 +287,17 @@ mod tests {
     }
 
     fn item(name: &str) -> Item {
-        Item { name: name.to_owned(), bytes: 3, sha256: "ab".repeat(32) }
+        Item::new(name.to_owned(), 3, "ab".repeat(32))
     }
 
     fn whole() -> Manifest {
         let chunk = Chunk { sha256: "cd".repeat(32), rows: 2, bytes: 9 };
+        let mut last = item("log-0000000000000002");
+        last.pieces = Some(vec![Piece { sha256: "12".repeat(32), bytes: 3 }]);
         Manifest {
             tables: vec![Table { name: "config.value".to_owned(), chunks: vec![chunk] }],
             blobs: vec![item("0190-ab_1")],
-            log: vec![item("log-0000000000000001")],
+            log: vec![item("log-0000000000000001"), last],
             objects: Some(Object { url: "s3://bucket/f".to_owned(), files: vec![item("o1")] }),
             admin_key: Some("ef".repeat(32)),
             ..Manifest::new("f1".to_owned(), vec![("config".to_owned(), 2)])
@@ -252,9 +348,13 @@ mod tests {
     fn a_manifest_that_names_files_outside_of_the_backup_is_refused() {
         assert!(Manifest::read(in_folder(&sealed(&whole())).path()).unwrap().is_some());
         type Change = fn(&mut Manifest, String);
-        let changes: [Change; 4] = [
+        let changes: [Change; 8] = [
             |manifest, name| manifest.blobs[0].name = name,
-            |manifest, name| manifest.log.push(Item { name, bytes: 0, sha256: String::new() }),
+            |manifest, name| manifest.log.push(Item::new(name, 0, String::new())),
+            |manifest, name| manifest.log[0].kept_as = Some(name),
+            |manifest, name| manifest.log[1].name = name,
+            |manifest, name| manifest.log[1].pieces.as_mut().unwrap()[0].sha256 = name,
+            |manifest, name| manifest.admin_key_kept_as = Some(name),
             |manifest, name| manifest.tables[0].chunks[0].sha256 = name,
             |manifest, name| manifest.objects.as_mut().unwrap().files[0].name = name,
         ];

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use sluice_bus::embedded::Config;
-use sluice_store::{Batch, Embedded as Store, Options, Tables};
+use sluice_store::{Batch, Embedded as Store, FolderLock, Options, Tables};
 
-use super::{ADMIN_KEY, BLOBS, CHUNKS, LOG, Manifest, OBJECTS, Summary, copy_whole, verify};
+use super::files::copy_whole;
+use super::{BLOBS, CHUNKS, LOG, Manifest, OBJECTS, Summary, verify};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
 use crate::folder::{self, Folder};
@@ -18,12 +19,12 @@ const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 /// Findings that a refusal names.
 const NAMED_MAX: usize = 5;
 
-/// Makes a data folder of a backup. The folder gets an id of its own: the one that was backed up may still be in use.
+/// Makes a data folder of a backup; answers, too, what was damaged already in what was backed up. The folder gets an id of its own: the one that was backed up may still be in use.
 pub(crate) async fn restore(
     dir: &Path,
     data: &Path,
     objects: Option<(String, sluice_databases::Settings)>,
-) -> anyhow::Result<Summary> {
+) -> anyhow::Result<(Summary, Vec<String>)> {
     let manifest = read_whole(dir)?;
     folder::check_formats(&manifest.formats)?;
     if let (Some(kept), None) = (&manifest.objects, &objects) {
@@ -31,8 +32,33 @@ pub(crate) async fn restore(
             .next("name the object store that it is to be put into with --objects")
             .into());
     }
+    let (backup, place) = (fs::canonicalize(dir)?, std::path::absolute(data)?);
+    if place.starts_with(std::path::absolute(dir)?) || place.starts_with(backup) {
+        return Err(Told::usage("a data folder inside the backup would work in it")
+            .next("name a folder elsewhere with --data NEW")
+            .into());
+    }
     let lock = folder::take_empty(data)?;
     let folder = Folder::restoring(data, lock.clone())?;
+    fill(dir, data, manifest, objects, lock, &folder).await.map_err(|error| {
+        let code = error.downcast_ref::<Told>().map_or(Code::Failed, |told| told.code);
+        let next = format!(
+            "see whether '{}' has room and may be written; remove it, then restore again",
+            data.display()
+        );
+        Told::new(code, format!("the backup was not restored: {error:#}")).next(next).into()
+    })
+}
+
+/// Puts all of a backup into a folder that is in use by nobody else.
+async fn fill(
+    dir: &Path,
+    data: &Path,
+    manifest: Manifest,
+    objects: Option<(String, sluice_databases::Settings)>,
+    lock: FolderLock,
+    folder: &Folder,
+) -> anyhow::Result<(Summary, Vec<String>)> {
     let store = Store::open_held(data, lock, &Options::default())?;
     let mut summary = Summary::default();
     rows(dir, &manifest, &*store.tables(), &mut summary).await?;
@@ -45,6 +71,10 @@ pub(crate) async fn restore(
     let copied = tokio::task::spawn_blocking(move || copy_files(&from, &to, &files));
     summary.bytes += copied.await.context("the restore was cut off")??;
     summary.files = (manifest.blobs.len() + manifest.log.len()) as u64;
+    if !manifest.damaged.is_empty() {
+        // Files that were missing already are named to whoever restores: a start need not refuse the folder for them.
+        store.accept_lost(&store.audit_blobs().await?).await?;
+    }
     let url = match &objects {
         Some((url, settings)) if manifest.objects.is_some() => {
             upload(dir, &manifest, url, settings, &store, &mut summary).await?;
@@ -59,7 +89,7 @@ pub(crate) async fn restore(
         }
     };
     folder.restored(&Arc::new(store), bus.as_ref().and_then(Bus::embedded), url).await?;
-    Ok(summary)
+    Ok((summary, manifest.damaged))
 }
 
 /// The manifest of a backup of which nothing is missing or damaged.
@@ -134,17 +164,16 @@ fn copy_files(dir: &Path, data: &Path, manifest: &Manifest) -> anyhow::Result<u6
         let to = data.join(place);
         fs::create_dir_all(&to)?;
         for item in items {
-            let from = dir.join(part).join(&item.name);
-            let digest = copy_whole(File::open(&from)?, item.bytes, &to.join(&item.name))?;
-            if digest != item.sha256 {
-                bail!("'{}' was changed while it was restored", from.display());
+            let sums = copy_whole(item.reader(dir, part), item.bytes, &to.join(&item.name))?;
+            if sums.sha256 != item.sha256 {
+                bail!("'{part}/{}' of '{}' was changed while it was restored", item.name, dir.display());
             }
             bytes += item.bytes;
         }
         File::open(&to)?.sync_all()?;
     }
-    if manifest.admin_key.is_some() {
-        let key = fs::read(dir.join(ADMIN_KEY))?;
+    if let Some(place) = manifest.key_place() {
+        let key = fs::read(dir.join(place))?;
         copy_whole(&key[..], key.len() as u64, &data.join(folder::ADMIN_KEY))?;
     }
     Ok(bytes)
@@ -161,7 +190,7 @@ async fn upload(
     let bucket = sluice_databases::Bucket::open(url, settings)?;
     bucket.check_free().await?;
     for item in manifest.objects.iter().flat_map(|objects| &objects.files) {
-        bucket.put(&item.name, &dir.join(OBJECTS).join(&item.name)).await?;
+        bucket.put(&item.name, &dir.join(OBJECTS).join(item.file())).await?;
         summary.files += 1;
         summary.bytes += item.bytes;
     }

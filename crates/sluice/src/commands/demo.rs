@@ -65,7 +65,7 @@ pub(super) async fn run(target: &Target, command: Demo) -> anyhow::Result<()> {
         println!("   sluice ask \"…\" --flow {FLOW}");
         interrupted.await;
     }
-    system.stop().await;
+    system.stop().await?;
     outcome?;
     if !command.keep {
         println!("\nNext:");

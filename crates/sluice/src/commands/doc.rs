@@ -232,7 +232,7 @@ pub(super) async fn wait(api: &Api, documents: &[String], flow: &str) -> anyhow:
     }
 }
 
-fn bar(length: u64, template: &str) -> ProgressBar {
+pub(super) fn bar(length: u64, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(length).with_style(style)
 }
@@ -280,7 +280,7 @@ fn counts(progress: &Value) -> [Option<u64>; 7] {
 
 /// That nothing of a flow waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Idle {
+pub(super) enum Idle {
     /// Nor is anything in work.
     Counted,
     /// What is in work the broker does not show.
@@ -288,7 +288,7 @@ enum Idle {
 }
 
 /// Whether nothing waits or is being worked on in a flow, as far as its broker can show.
-fn idle(status: &Value) -> Option<Idle> {
+pub(super) fn idle(status: &Value) -> Option<Idle> {
     let queues = status["queues"].as_array().into_iter().flatten();
     let durable: Vec<&Value> = queues.filter(|queue| text(queue, "topic").starts_with("flow:")).collect();
     let is_empty = |queue: &&Value| queue["ready"] == 0 && queue["unsettled"].as_u64().unwrap_or(0) == 0;
@@ -298,11 +298,6 @@ fn idle(status: &Value) -> Option<Idle> {
     } else {
         Idle::Unsettled
     })
-}
-
-/// Whether it is known that nothing waits or is being worked on in a flow.
-pub(super) fn is_idle(status: &Value) -> bool {
-    idle(status) == Some(Idle::Counted)
 }
 
 /// Whether chunks of a document failed, or nothing of it is there to be asked about.
@@ -373,7 +368,7 @@ mod tests {
     fn a_flow_is_idle_when_its_durable_queues_are_known_to_be_empty() {
         let check = |queues: Value, expected: bool| {
             let status = json!({"queues": queues});
-            assert_eq!(is_idle(&status), expected, "{status}");
+            assert_eq!(idle(&status) == Some(Idle::Counted), expected, "{status}");
         };
         let queue = |topic: &str, ready: u64, unsettled: Value| json!({"topic": topic, "ready": ready, "unsettled": unsettled});
         let (flow, request) = ("flow:tg:chunk-load:default:f1", "request:tg:prompt:default:f1");

@@ -9,6 +9,8 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sluice_config::offline::{self, Large};
 use sluice_processors::NOT_CONFIGURED;
+use sluice_processors::sandbox::Confinement;
+use sluice_store::Untouched;
 use sluice_store::embedded::Report;
 
 use super::up;
@@ -16,7 +18,7 @@ use crate::api::{Api, data_folder};
 use crate::bus::Bus;
 use crate::cli::{Broker, Doctor, Target};
 use crate::exit::{Code, Told};
-use crate::folder::Stopped;
+use crate::folder::{Folder, Room, Stopped};
 use crate::output::{show, text};
 
 /// Severities, worst first, with the title of their group.
@@ -44,6 +46,9 @@ pub(super) async fn run(target: &Target, doctor: Doctor) -> anyhow::Result<Code>
         show(target.output, &json!({"removed": name}), |_| format!("Removed the config value {name}."))?;
         return Ok(Code::Ok);
     }
+    if verify || largest || target.data.is_some() {
+        Folder::insist(&data_folder(target)?)?;
+    }
     let api = Api::new(target)?;
     let mut findings = Vec::new();
     if let Ok(folder) = data_folder(target) {
@@ -51,7 +56,7 @@ pub(super) async fn run(target: &Target, doctor: Doctor) -> anyhow::Result<Code>
         if folder.is_dir() {
             findings.push(confinement_found().await);
         }
-        findings.extend(content_found(&folder, verify).await);
+        findings.extend(content_found(&folder, verify.then(|| api.timeout())).await);
         if largest {
             findings.extend(largest_found(&folder).await?);
         }
@@ -60,6 +65,10 @@ pub(super) async fn run(target: &Target, doctor: Doctor) -> anyhow::Result<Code>
     match limited(&api, api.why_not_ready()).await {
         Err(error) => findings.push(unanswered("the gateway", "gateway-silent", &error)),
         Ok(why) => {
+            if let Some(why) = why.as_ref().filter(|why| why.kind == "process-troubled") {
+                let next = "save what the process holds before it ends: sluice backup DIR";
+                findings.push(finding("error", "process-troubled", &*why.message, next));
+            }
             // Another reason than its configuration is told by the services below.
             if why.is_some_and(|why| why.kind.is_empty()) {
                 let text =
@@ -149,17 +158,20 @@ fn folder_found(folder: &Path) -> Vec<Value> {
     findings
 }
 
-/// Whether processes that read documents reach nothing else on this machine.
+/// Whether processes that read documents and render prompts reach nothing else on this machine.
 async fn confinement_found() -> Value {
     const PAGE: &str =
         "docs/decisions/0009-confined-readers.md says what each part keeps away, and what to do without it";
-    match super::Confinement::of_this_machine().await {
-        Ok(confinement) if confinement.is_whole() => {
-            works("decode-confined", "processes that read documents reach no file, no network and no process")
-        }
+    match Confinement::of_this_machine().await {
+        Ok(confinement) if confinement.is_whole() => works(
+            "decode-confined",
+            "processes that read documents and render prompts reach no file, no network and no process",
+        ),
         Ok(confinement) => {
-            let text =
-                format!("processes that read documents are not fully confined here: {}", confinement.text());
+            let text = format!(
+                "processes that read documents and render prompts are not fully confined here: {}",
+                confinement.text()
+            );
             // While nothing that was tried was done, another part stands in for the one that is missing.
             let severity = if confinement.done.is_empty() { "info" } else { "warning" };
             finding(severity, "decode-not-confined", text, PAGE)
@@ -167,45 +179,53 @@ async fn confinement_found() -> Value {
         Err(error) => finding(
             "warning",
             "decode-not-started",
-            format!("processes that read documents do not start here: {error:#}"),
+            format!("processes that read documents and render prompts do not start here: {error}"),
             "check that this program can be started by its own user",
         ),
     }
 }
 
-/// What is known of the content of a data folder; with `verify` all of it is read first.
-async fn content_found(folder: &Path, verify: bool) -> Vec<Value> {
+/// What is known of the content of a data folder. All of it is read first if there is a time within which the process that
+/// works in it has to have done so.
+async fn content_found(folder: &Path, verify_timeout: Option<Duration>) -> Vec<Value> {
     if !folder.is_dir() {
         return Vec::new();
     }
     // What was reported of a store that is gone says nothing of what is there.
     if folder.join("sluice.json").is_file() && !folder.join("store.redb").is_file() {
         let text = format!("the data folder '{}' has no store", folder.display());
-        let next = "start `sluice up` on it, which says more, or restore it from a backup";
+        let next = match Untouched::hold(folder) {
+            Err(sluice_store::Error::Locked { .. }) => {
+                "a process still has the store open, though no path leads to it: run `sluice backup DIR` before that process \
+                 ends, then restore that backup"
+            }
+            _ => "start `sluice up` on it, which says more, or restore it from a backup",
+        };
         return vec![finding("error", "folder-not-verified", text, next)];
     }
-    let report = if verify { verified(folder).await.map(Some) } else { Ok(Report::read(folder)) };
+    let report = match verify_timeout {
+        Some(timeout) => verified(folder, timeout).await.map(Some),
+        None => Ok(Report::read(folder)),
+    };
     match report {
-        Ok(report) => report.map_or_else(Vec::new, |report| report_found(&report)),
+        Ok(report) => report.map_or_else(Vec::new, |report| report_found(folder, &report)),
         Err(error) => {
-            let next = "start `sluice up` on it, which says more, or restore it from a backup";
-            vec![finding(
-                "error",
-                "folder-not-verified",
-                format!("the data folder was not read: {error:#}"),
-                next,
-            )]
+            let next = error.downcast_ref::<Told>().and_then(|told| told.next.as_deref());
+            let next =
+                next.unwrap_or("start `sluice up` on it, which says more, or restore it from a backup");
+            let text = format!("the data folder was not read: {error:#}");
+            vec![finding("error", "folder-not-verified", text, next)]
         }
     }
 }
 
-/// A data folder that nobody works in.
-async fn unused(folder: &Path) -> anyhow::Result<Stopped> {
+/// What was found of a data folder that nobody should work in.
+fn unused(folder: &Path, opened: anyhow::Result<Stopped>) -> anyhow::Result<Stopped> {
     let is_locked = |error: &anyhow::Error| {
         let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<sluice_store::Error>());
         causes.any(|error| matches!(error, sluice_store::Error::Locked { .. }))
     };
-    match Stopped::open(folder).await {
+    match opened {
         Err(error) if is_locked(&error) => {
             let told = format!("the data folder '{}' is in use", folder.display());
             Err(Told::new(Code::Failed, told)
@@ -218,7 +238,7 @@ async fn unused(folder: &Path) -> anyhow::Result<Stopped> {
 
 /// The largest config values.
 async fn largest_found(folder: &Path) -> anyhow::Result<Vec<Value>> {
-    let opened = unused(folder).await?;
+    let opened = unused(folder, Stopped::look(folder).await)?;
     let values = offline::largest(&*opened.store.tables(), VALUES_SHOWN).await;
     opened.close().await;
     let found = |value: Large| {
@@ -243,7 +263,7 @@ async fn remove_value(folder: &Path, name: &str) -> anyhow::Result<()> {
             .next("name it as WORKSPACE/TYPE/KEY, as `sluice doctor --largest` does")
             .into());
     };
-    let opened = unused(folder).await?;
+    let opened = unused(folder, Stopped::take(folder).await)?;
     let removed = offline::remove(&opened.store.tables(), workspace, config_type, key).await;
     opened.close().await;
     match removed {
@@ -254,8 +274,9 @@ async fn remove_value(folder: &Path, name: &str) -> anyhow::Result<()> {
     }
 }
 
-fn report_found(report: &Report) -> Vec<Value> {
-    let Report { store_bytes, used_bytes, checked_at, damage, checks: _ } = report;
+fn report_found(folder: &Path, report: &Report) -> Vec<Value> {
+    let Report { store_bytes: _, used_bytes, checked_at, damage, checks: _, tight_percent: _, anew_bytes: _ } =
+        report;
     let mut findings = Vec::new();
     if !damage.is_empty() {
         let named = damage.iter().take(DAMAGE_SHOWN).cloned().collect::<Vec<_>>().join("; ");
@@ -266,7 +287,7 @@ fn report_found(report: &Report) -> Vec<Value> {
             "error",
             "folder-damaged",
             text,
-            "restore it from a backup, and check the disk",
+            "restore it from a backup, and check the disk; `sluice doctor --verify` looks again",
         ));
     } else if *checked_at > 0 {
         let since = (UNIX_EPOCH + Duration::from_secs(*checked_at)).elapsed().unwrap_or_default();
@@ -274,42 +295,71 @@ fn report_found(report: &Report) -> Vec<Value> {
         findings
             .push(works("folder-sound", format!("all of the data folder matched its checksums {since} ago")));
     }
-    if *store_bytes > 0 {
-        let (all, used) = (indicatif::BinaryBytes(*store_bytes), indicatif::BinaryBytes(*used_bytes));
-        findings
-            .push(works("store-room", format!("the store's file takes {all}, of which {used} are in use")));
+    let room = Room::of(folder);
+    if room.store_bytes > 0 {
+        let [store, used, content, log] =
+            [room.store_bytes, *used_bytes, room.content_bytes, room.log_bytes].map(indicatif::BinaryBytes);
+        let in_use = match used_bytes {
+            0 => String::new(),
+            _ => format!(", of which {used} were in use when it was last idle"),
+        };
+        let text = format!(
+            "the store's file takes {store}{in_use}; content in files takes {content}, the broker's log {log}"
+        );
+        findings.push(works("store-room", text));
     }
     findings
 }
 
 /// Has all of a data folder read: by the process that works in it, or here if none does.
-async fn verified(folder: &Path) -> anyhow::Result<Report> {
-    let options = sluice_store::Options { create: false, ..Default::default() };
-    match sluice_store::Embedded::open_with(folder, &options) {
+async fn verified(folder: &Path, timeout: Duration) -> anyhow::Result<Report> {
+    crate::folder::keep_private();
+    crate::backup::refuse_backup(folder)?;
+    let options =
+        sluice_store::Options { owners: Some(sluice_library::OWNERS), ..sluice_store::Options::default() };
+    let looked =
+        Untouched::hold(folder).and_then(|held| sluice_store::Embedded::look(folder, held, &options));
+    match looked {
         Ok(store) => {
             let report = store.upkeep().check_all().await;
             store.close().await;
             Ok(report?)
         }
         Err(sluice_store::Error::Locked { .. }) => {
-            let before = Report::read(folder).unwrap_or_default();
-            let asked_at = Instant::now();
-            Report::ask_to_check(folder).context("it cannot be written")?;
-            loop {
-                tokio::time::sleep(VERIFY_PAUSE).await;
-                if Report::is_asked(folder) {
-                    anyhow::ensure!(
-                        asked_at.elapsed() < LOOK_TIMEOUT,
-                        "the process that works in it does not answer"
-                    );
-                    continue;
-                }
-                if let Some(report) = Report::read(folder).filter(|now| now.checks > before.checks) {
-                    return Ok(report);
-                }
-            }
+            tokio::time::timeout(timeout, verified_by_holder(folder)).await.unwrap_or_else(|_| {
+                let what = format!(
+                    "the process that works in it was asked to, and has not put down within {} s what it found",
+                    timeout.as_secs()
+                );
+                Err(Told::new(Code::TimedOut, what)
+                    .next(
+                        "wait longer with --timeout SECONDS, or run `sluice doctor` later: the check goes on; while the disk is \
+                         full nothing can be put down, so free space first",
+                    )
+                    .into())
+            })
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks the process that works in a folder to read all of it, and waits until it has, which may be for ever.
+async fn verified_by_holder(folder: &Path) -> anyhow::Result<Report> {
+    let before = Report::read(folder).unwrap_or_default();
+    let asked_at = Instant::now();
+    Report::ask_to_check(folder).context("it cannot be written")?;
+    loop {
+        tokio::time::sleep(VERIFY_PAUSE).await;
+        if Report::is_asked(folder) {
+            anyhow::ensure!(
+                asked_at.elapsed() < LOOK_TIMEOUT,
+                "the process that works in it does not answer"
+            );
+            continue;
+        }
+        if let Some(report) = Report::read(folder).filter(|now| now.checks > before.checks) {
+            return Ok(report);
+        }
     }
 }
 

@@ -1,9 +1,11 @@
-//! What each command does. Everything but `up`, `run` and `demo` goes through the gateway, as any other client would.
+//! What each command does. Everything but `up`, `run`, `demo` and what looks at folders and brokers itself goes through the
+//! gateway, as any other client would.
 
 mod ask;
 mod backup;
 mod blueprint;
 mod config;
+mod conformance;
 mod dead;
 mod decode;
 mod demo;
@@ -20,7 +22,7 @@ use crate::api::Api;
 use crate::cli::{self, Args, Command};
 use crate::exit::Code;
 
-pub(crate) use decode::{Confinement, run as decode};
+pub(crate) use decode::run as decode;
 pub(crate) use render::run as render;
 
 const LICENSE: &str = include_str!("../../../../LICENSE");
@@ -40,12 +42,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Code> {
         Command::Ask(ask) => ask::run(&Api::new(&target)?, output, &ask).await?,
         Command::Dead(dead) => dead::run(&Api::new(&target)?, output, dead).await?,
         Command::Doctor(doctor) => return doctor::run(&target, doctor).await,
-        Command::Backup(one) => backup::make(&target, one).await?,
-        Command::Restore(one) => backup::restore(&target, one).await?,
+        Command::Conformance(one) => return conformance::run(&target, one).await,
+        Command::Backup(one) => return backup::make(&target, one).await,
+        Command::Restore(one) => return backup::restore(&target, one).await,
+        Command::Salvage(one) => return backup::salvage(&target, one).await,
         Command::Verify(one) => return backup::verify(&target, one).await,
         Command::Decode { check, bare } => decode::run(check, bare)?,
         Command::Notices => print(&format!("{LICENSE}\n{NOTICES}")),
-        Command::Render => render::run()?,
+        Command::Render { check, bare } => render::run(check, bare)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut cli::command(), "sluice", &mut std::io::stdout());
         }

@@ -1,6 +1,7 @@
 //! `sluice up` and `sluice run`: serve until they are told to stop.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use sluice_gateway::{Tls, TlsFiles};
@@ -11,8 +12,12 @@ use crate::api::data_folder;
 use crate::bus::Remote;
 use crate::cli::{Broker, Decoding, Door, Embeddings, Listen, Model, Objects, Run, Serve, Target, Up};
 use crate::exit::{Code, Told};
+use crate::folder;
 use crate::services::{Selection, Service};
-use crate::system::{Settings, System};
+use crate::system::{Failure, Settings, System};
+
+/// How long a start may still take once it is asked to stop.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(target: &Target, command: Up) -> anyhow::Result<()> {
     if !command.without.is_empty() && command.serve.broker.broker.is_none() {
@@ -78,9 +83,19 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         decoding: decoding(&serve.decoding),
         objects: objects(serve.objects)?,
     };
-    let system = System::start(settings).await?;
-    // Before the word that it serves: whoever waits for that may tell it to stop at once.
-    let interrupted = interrupted()?;
+    // Before anybody can see that it serves: whoever waits for that may tell it to stop at once.
+    let mut interrupted = std::pin::pin!(interrupted()?);
+    let mut starting = std::pin::pin!(System::start(settings));
+    let (system, is_interrupted) = tokio::select! {
+        biased;
+        started = &mut starting => (started?, false),
+        () = &mut interrupted => {
+            // A start that is nearly over is stopped in good order; any other ends as by a kill, which harms nothing.
+            let started = tokio::time::timeout(START_TIMEOUT, starting).await;
+            let told = || Told::new(Code::Failed, "stopped before it had started");
+            (started.map_err(|_| told().next("start it again"))??, true)
+        }
+    };
     let folder = data.as_deref().map(|data| tracing::field::display(data.display()));
     match system.address {
         Some(address) => tracing::info!(%address, data = folder, "serving"),
@@ -98,19 +113,26 @@ async fn serve(selection: Selection, data: Option<PathBuf>, serve: Serve) -> any
         );
     }
     let failure = tokio::select! {
+        biased;
+        () = std::future::ready(()), if is_interrupted => None,
         () = interrupted => None,
         reason = system.failed() => Some(reason),
     };
     let Some(reason) = failure else {
         tracing::info!("stopping");
-        system.stop().await;
-        return Ok(());
+        return system.stop().await;
     };
-    tracing::error!(%reason, "stopping: the disk failed, and nothing more can be kept");
-    system.stop().await;
-    Err(Told::new(Code::Failed, format!("the disk failed, and nothing more can be kept: {reason}"))
-        .next("check the disk, then start again: what was acknowledged is there")
-        .into())
+    let told = match reason {
+        Failure::Disk(reason) => folder::disk_failed(&reason),
+        Failure::Displaced(reason) => {
+            Told::new(Code::Failed, format!("another process answers for this one: {reason}"))
+                .next("stop the one with the wrong data folder, then start the other")
+        }
+    };
+    tracing::error!(reason = told.message, "stopping");
+    // This is the failure to report.
+    let _ = system.stop().await;
+    Err(told.into())
 }
 
 /// What the gateway is set to. Whether anybody is let in is known where the identity service runs here too.

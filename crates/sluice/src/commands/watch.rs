@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::doc::{self, Pace};
+use super::doc::{self, Idle, Pace};
 use super::{flow, up};
 use crate::api::Api;
 use crate::cli::Output;
@@ -47,10 +47,12 @@ async fn watch(api: &Api, output: Output, id: &str, until_idle: bool) -> anyhow:
             last = now;
         }
         if until_idle {
-            idle_looks = if doc::is_idle(&status) { idle_looks + 1 } else { 0 };
-            let is_open = last["documents"]["complete"] != last["documents"]["known"];
-            if idle_looks >= if is_open { IDLE_LOOKS_OPEN } else { IDLE_LOOKS } {
-                return Ok(Code::Ok);
+            let quiet = Quiet::of(&status);
+            idle_looks = if quiet == Quiet::Busy { 0 } else { idle_looks + 1 };
+            match quiet.verdict(&last["documents"], idle_looks, moved.elapsed()) {
+                None => {}
+                Some(Code::Ok) => return Ok(Code::Ok),
+                Some(code) => return Err(unseen(id, code).into()),
             }
             if moved.elapsed() > api.timeout() {
                 let told = format!("nothing has moved in flow '{id}' for {} s", api.timeout().as_secs());
@@ -59,6 +61,55 @@ async fn watch(api: &Api, output: Output, id: &str, until_idle: bool) -> anyhow:
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// What one look at the queues tells of work that is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quiet {
+    /// Something waits or is in work, or the queues were not seen this time.
+    Busy,
+    /// Nothing waits and nothing is in work.
+    Certain,
+    /// Nothing waits; the broker does not show what is in work, or shows no queue of the flow at all.
+    Unseen,
+}
+
+impl Quiet {
+    fn of(status: &Value) -> Self {
+        let is_durable = |queue: &Value| text(queue, "topic").starts_with("flow:");
+        match (doc::idle(status), status["queues"].as_array()) {
+            (Some(Idle::Counted), _) => Self::Certain,
+            (Some(Idle::Unsettled), _) => Self::Unseen,
+            (None, Some(queues)) if !queues.iter().any(is_durable) => Self::Unseen,
+            (None, _) => Self::Busy,
+        }
+    }
+
+    /// How the wait ends after so many looks like this one in a row, if it does. What cannot be seen at the broker may be
+    /// told by the documents, where there are any and all are through.
+    fn verdict(self, documents: &Value, looks: u32, still_for: Duration) -> Option<Code> {
+        let is_open = documents["complete"] != documents["known"];
+        let is_through = !is_open && documents["known"].as_u64() > Some(0);
+        match self {
+            Self::Busy => None,
+            Self::Certain => {
+                (looks >= if is_open { IDLE_LOOKS_OPEN } else { IDLE_LOOKS }).then_some(Code::Ok)
+            }
+            Self::Unseen if is_through => (looks >= IDLE_LOOKS).then_some(Code::Ok),
+            Self::Unseen => {
+                let is_still = still_for >= LOOK_INTERVAL * IDLE_LOOKS_OPEN;
+                (looks >= IDLE_LOOKS_OPEN && is_still).then_some(Code::Unseen)
+            }
+        }
+    }
+}
+
+fn unseen(id: &str, code: Code) -> Told {
+    let seconds = (LOOK_INTERVAL * IDLE_LOOKS_OPEN).as_secs();
+    let told = format!(
+        "nothing waits in flow '{id}' and nothing has moved for {seconds} s, but its broker does not show what is in work"
+    );
+    Told::new(code, told).next("the address of the broker's management API (--broker-management) where the flow service runs; sluice doc ls")
 }
 
 /// The documents that were put through the flow, and how far each is.
@@ -213,6 +264,34 @@ mod tests {
         json!({"phase": "Running", "run": "f1", "queues": [
             {"topic": "flow:tg:in:w:f1", "subscription": "s", "ready": ready, "unsettled": 1, "consumers": 2},
         ]})
+    }
+
+    #[test]
+    fn a_wait_ends_well_only_where_it_is_known_that_nothing_is_left() {
+        let queue = |topic: &str, ready: u64, unsettled: Value| json!({"queues": [{"topic": topic, "ready": ready, "unsettled": unsettled}]});
+        let flow = "flow:tg:in:w:f1";
+        let certain = Quiet::of(&queue(flow, 0, json!(0)));
+        let unseen = Quiet::of(&queue(flow, 0, Value::Null));
+        assert_eq!((certain, unseen), (Quiet::Certain, Quiet::Unseen));
+        assert_eq!(Quiet::of(&json!({"queues": []})), Quiet::Unseen, "bare topics");
+        assert_eq!(Quiet::of(&queue("request:tg:a:w:f1", 0, json!(0))), Quiet::Unseen, "bare topics");
+        for busy in [queue(flow, 1, Value::Null), queue(flow, 0, json!(1)), json!({"phase": "Running"})] {
+            assert_eq!(Quiet::of(&busy), Quiet::Busy, "{busy}");
+        }
+        let documents = |complete: u64, known: u64| json!({"complete": complete, "known": known});
+        let (still, moving) = (LOOK_INTERVAL * IDLE_LOOKS_OPEN, LOOK_INTERVAL);
+        let check = |quiet: Quiet, documents: &Value, still_for, after: u32, code: Code| {
+            assert_eq!(quiet.verdict(documents, after - 1, still_for), None, "{quiet:?} {documents}");
+            assert_eq!(quiet.verdict(documents, after, still_for), Some(code), "{quiet:?} {documents}");
+        };
+        check(certain, &documents(2, 2), moving, IDLE_LOOKS, Code::Ok);
+        check(certain, &documents(0, 0), moving, IDLE_LOOKS, Code::Ok);
+        check(certain, &documents(1, 2), moving, IDLE_LOOKS_OPEN, Code::Ok);
+        check(unseen, &documents(2, 2), moving, IDLE_LOOKS, Code::Ok);
+        check(unseen, &documents(1, 2), still, IDLE_LOOKS_OPEN, Code::Unseen);
+        check(unseen, &documents(0, 0), still, IDLE_LOOKS_OPEN, Code::Unseen);
+        assert_eq!(unseen.verdict(&documents(1, 2), IDLE_LOOKS_OPEN, moving), None, "it moves still");
+        assert_eq!(Quiet::Busy.verdict(&documents(2, 2), IDLE_LOOKS_OPEN, still), None);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub(crate) const FILE: &str = "sluice.json";
 const UNFINISHED: &str = "sluice.json.new";
 /// The format that this version writes.
 const FORMAT: u32 = 1;
+/// No folder is started so often.
+const GENERATION_MAX: u64 = 1 << 48;
 
 /// What a data folder should hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +130,19 @@ impl Mark {
         }
     }
 
+    fn generations(&self) -> impl Iterator<Item = u64> {
+        let store = self.store.into_iter().flat_map(|part| [Some(part.generation), part.before]);
+        let broker = self.broker.into_iter().flat_map(|part| [Some(part.generation), part.before]);
+        store.chain(broker).flatten().chain([self.generation])
+    }
+
+    /// Whether a store at this generation may stand beside a mark of a first start that is not over: one that was ended while it
+    /// was about to be over, perhaps again and again, has said that it goes there.
+    pub(crate) fn is_of_first_starts(&self, store_generation: u64) -> bool {
+        let said = self.store.filter(|part| part.before.is_some()).map_or(0, |part| part.generation);
+        store_generation <= said.max(1)
+    }
+
     /// Whether the mark in this folder is a copy of the one that was written.
     pub(crate) fn is_copied(&self, folder: &Path) -> bool {
         let here = fs::metadata(folder.join(FILE)).ok().map(|meta| FileId::of(&meta));
@@ -183,7 +198,10 @@ pub(crate) fn read(folder: &Path) -> Found {
         Ok(_) => {}
         Err(error) => return Found::Unusable(format!("it is damaged: {error}")),
     }
-    match serde_json::from_slice(&text) {
+    match serde_json::from_slice::<Mark>(&text) {
+        Ok(mark) if mark.generations().any(|at| at > GENERATION_MAX) => {
+            Found::Unusable(format!("it is damaged: it counts beyond generation {GENERATION_MAX}"))
+        }
         Ok(mark) => Found::Mark(Box::new(mark)),
         Err(error) => Found::Unusable(format!("it is damaged: {error}")),
     }

@@ -8,7 +8,7 @@ use sluice_bus::embedded::Embedded as Broker;
 use sluice_store::{Embedded as Store, FolderLock};
 use tokio::sync::Mutex;
 
-use super::mark::Mark;
+use super::mark::{self, Found, Mark};
 use super::{
     ADMIN_KEY, Contents, Folder, Origin, SERVICE_FORMATS, State, Want, holds_something, keep_private,
 };
@@ -22,13 +22,18 @@ impl Folder {
         let state = State { mark, store_at: 0, broker_at: 0, written: (0, (0, 0)) };
         let folder = Self {
             path: path.to_owned(),
-            lock,
+            lock: Some(lock),
             want: Want::default(),
             origin: Origin::Fresh,
             state: Mutex::new(state),
         };
         folder.write(&mut *folder.state.try_lock().context("the folder is in use")?)?;
         Ok(folder)
+    }
+
+    /// Takes on the id of a folder that is not used any more, because something outside of it is marked with that.
+    pub(crate) async fn take_the_place_of(&self, id: String) {
+        self.state.lock().await.mark.folder = id;
     }
 
     /// Marks a folder that a backup was restored into as whole, and closes it.
@@ -49,8 +54,7 @@ impl Folder {
             state.mark.generation = 1;
             state.mark.is_restoring = false;
         }
-        self.close(store, broker).await;
-        Ok(())
+        self.close(store, broker).await
     }
 }
 
@@ -69,13 +73,31 @@ pub(crate) fn check_formats(formats: &[(String, u32)]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where the log of a folder ended when that was closed; `None` where it was not, or nobody knows.
+pub(crate) fn log_end(path: &Path) -> Option<sluice_bus::embedded::LogEnd> {
+    match mark::read(path) {
+        Found::Mark(mark) => mark.broker.and_then(|part| part.end).filter(|_| mark.is_closed).map(Into::into),
+        Found::Nothing | Found::Unusable(_) => None,
+    }
+}
+
 /// Takes a folder that nothing is in, making it if it is not there.
 pub(crate) fn take_empty(path: &Path) -> anyhow::Result<FolderLock> {
     keep_private();
     fs::create_dir_all(path).with_context(|| format!("'{}' cannot be made", path.display()))?;
     let lock = FolderLock::take(path)?;
-    if Folder::is_at(path) || !Contents::of(path).is_empty() {
+    if Folder::is_at(path) || !Contents::of(path)?.is_empty() {
         let what = format!("there is a data folder in '{}' already", path.display());
+        return Err(Told::new(Code::Failed, what)
+            .next("restore into a folder that is empty or not there")
+            .into());
+    }
+    // A file system of its own begins with a folder for what it finds lost.
+    let is_other = |name: &std::ffi::OsStr| name != "sluice.lock" && name != "lost+found";
+    let mut entries = fs::read_dir(path).with_context(|| format!("'{}' cannot be read", path.display()))?;
+    if let Some(other) = entries.find_map(|entry| Some(entry.ok()?.file_name()).filter(|name| is_other(name)))
+    {
+        let what = format!("'{}' is not empty: '{}' is in it", path.display(), other.display());
         return Err(Told::new(Code::Failed, what)
             .next("restore into a folder that is empty or not there")
             .into());

@@ -1,16 +1,22 @@
-//! A data folder that nobody works in, opened to be read.
+//! A data folder that nobody works in, opened to be read, or to take something out.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use sluice_store::{Embedded as Store, FolderLock};
+use sluice_store::{Embedded as Store, FolderLock, Untouched};
 
 use super::{Contents, Folder, Origin, STORE_FILE, Want, keep_private};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
 
-/// A data folder that no other process holds, opened to be read.
+/// What keeps other processes out.
+enum Hold {
+    Taken(FolderLock),
+    Untouched(Untouched),
+}
+
+/// A data folder that no other process holds.
 pub(crate) struct Stopped {
     pub(crate) folder: Folder,
     pub(crate) store: Arc<Store>,
@@ -18,13 +24,51 @@ pub(crate) struct Stopped {
 }
 
 impl Stopped {
-    /// Opens a folder that is whole; refuses one that is not, as a start would.
-    pub(crate) async fn open(path: &Path) -> anyhow::Result<Self> {
+    /// Opens a folder that is whole to look at it; refuses one that is not, as a start would. Nothing in it is changed, be it
+    /// of this version or an earlier one.
+    pub(crate) async fn look(path: &Path) -> anyhow::Result<Self> {
+        // For what is made elsewhere of what is read here.
         keep_private();
         crate::backup::refuse_backup(path)?;
+        let held = Untouched::hold(path)?;
+        Self::open(path, Hold::Untouched(held), Self::wants(path)?).await
+    }
+
+    /// Looks at a folder as a start is about to find it, and refuses one that the start would refuse. That one would have
+    /// changed it by then: opening a store to work in it writes to it, and brings an earlier one up to this version for good.
+    pub(crate) async fn rehearse(path: &Path, lock: &FolderLock, want: &Want) -> anyhow::Result<()> {
+        let folder = Folder::look(path, None, want.clone())?;
+        if folder.is_fresh() {
+            // What a first start left that was cut may be unfinished.
+            let Ok(store) = folder.look_at_store(lock.untouched()) else { return Ok(()) };
+            let admitted = folder.admit_opened(&store).await;
+            store.close().await;
+            return admitted;
+        }
+        let has_log = want.broker && Contents::of(path)?.broker;
+        let want = Want { broker: has_log, ..want.clone() };
+        Self::open(path, Hold::Untouched(lock.untouched()), want).await?.close().await;
+        Ok(())
+    }
+
+    fn wants(path: &Path) -> anyhow::Result<Want> {
+        Ok(Want { broker: Contents::of(path)?.broker, ..Want::default() })
+    }
+
+    /// Opens it to change something in it.
+    pub(crate) async fn take(path: &Path) -> anyhow::Result<Self> {
+        keep_private();
+        Folder::insist(path)?;
         let lock = FolderLock::take(path)?;
-        let want = Want { broker: Contents::of(path).broker, ..Want::default() };
+        Self::open(path, Hold::Taken(lock), Self::wants(path)?).await
+    }
+
+    async fn open(path: &Path, hold: Hold, want: Want) -> anyhow::Result<Self> {
         let has_log = want.broker;
+        let (lock, untouched) = match hold {
+            Hold::Taken(lock) => (Some(lock), None),
+            Hold::Untouched(held) => (None, Some(held)),
+        };
         let folder = Folder::look(path, lock, want)?;
         if folder.is_fresh() {
             return Err(Told::new(
@@ -33,7 +77,11 @@ impl Stopped {
             )
             .into());
         }
-        let store = Arc::new(folder.open_store()?);
+        let store = match untouched {
+            Some(held) => folder.look_at_store(held),
+            None => folder.open_store(),
+        };
+        let store = Arc::new(store?);
         let opened = async {
             folder.admit_opened(&store).await?;
             let bus = match has_log {
@@ -64,7 +112,7 @@ impl Stopped {
         }
     }
 
-    /// Leaves it as it was.
+    /// Closes it; what was only looked at is left as it was.
     pub(crate) async fn close(self) {
         if let Some(bus) = &self.bus {
             bus.close().await;
@@ -72,7 +120,7 @@ impl Stopped {
         self.store.close().await;
         let mut state = self.folder.state.lock().await;
         let bytes = fs::metadata(self.folder.path.join(STORE_FILE)).ok().map(|meta| meta.len());
-        if !state.mark.is_closed || self.folder.origin != Origin::Marked {
+        if self.folder.lock.is_none() || !state.mark.is_closed || self.folder.origin != Origin::Marked {
             return;
         }
         if let Some(part) = state.mark.store.as_mut().filter(|part| part.bytes != bytes) {
@@ -88,14 +136,17 @@ impl Stopped {
 pub(crate) async fn verify(path: &Path) -> anyhow::Result<Vec<String>> {
     /// Bytes looked at in one step.
     const STEP_BYTES: u64 = 16 * 1024 * 1024;
-    let opened = Stopped::open(path).await?;
-    let mut wrong = Vec::new();
+    let opened = Stopped::look(path).await?;
+    let mut damage = Vec::new();
     let mut place = Some(sluice_store::embedded::Place::BEGIN);
     while let Some(from) = place {
         let step = opened.store.upkeep().check(from, STEP_BYTES).await?;
-        wrong.extend(step.damage.iter().map(ToString::to_string));
+        damage.extend(step.damage);
         place = step.next;
     }
+    let damage = opened.store.upkeep().named(damage).await;
+    let wrong: Vec<String> = damage.iter().map(ToString::to_string).collect();
+    opened.store.upkeep().checked(&wrong);
     opened.close().await;
     Ok(wrong)
 }

@@ -35,6 +35,8 @@ pub(crate) fn sluice() -> Command {
 pub(crate) struct Program {
     child: Child,
     log: std::sync::Arc<std::sync::Mutex<String>>,
+    /// Ends when the whole log has been read.
+    reader: std::thread::JoinHandle<()>,
 }
 
 impl Program {
@@ -45,7 +47,7 @@ impl Program {
         let (tell, told) = std::sync::mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (kept, ready) = (log.clone(), ready.to_owned());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 kept.lock().unwrap().push_str(&format!("{line}\n"));
                 if line.contains(&ready) {
@@ -54,7 +56,7 @@ impl Program {
                 }
             }
         });
-        let program = Self { child, log };
+        let program = Self { child, log, reader };
         match told.recv_timeout(PATIENCE) {
             Ok(line) => (program, line),
             Err(_) => panic!("it did not come up:\n{}", program.log()),
@@ -77,16 +79,22 @@ impl Program {
 
     /// Tells it to stop and waits for its exit code.
     pub(crate) fn terminate(&mut self) -> i32 {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("-TERM");
         self.ended()
     }
 
-    /// Waits until it has ended; its exit code.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Waits until it has ended and its last words are in the log; its exit code.
     pub(crate) fn ended(&mut self) -> i32 {
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.child.try_wait().unwrap()
+                && self.reader.is_finished()
+            {
                 return status.code().unwrap_or(-1);
             }
             assert!(Instant::now() < until, "it did not stop:\n{}", self.log());

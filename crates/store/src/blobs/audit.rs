@@ -23,6 +23,8 @@ pub struct BlobAudit {
     /// Files in the folder that the tables neither name nor have on record as left over.
     pub unknown: usize,
     files: HashSet<String>,
+    /// Files that are on record as lost, and are there or not named any more.
+    found_again: Vec<String>,
 }
 
 /// Content whose file is not as the tables say.
@@ -41,7 +43,8 @@ pub struct MissingBlob {
 impl FileBlobs {
     pub(crate) async fn audit(&self) -> Result<BlobAudit> {
         let shared = &self.shared;
-        let (lost, loose) = (shared.names(LOST).await?, shared.names(LOOSE).await?);
+        let (mut lost, loose) = (shared.names(LOST).await?, shared.names(LOOSE).await?);
+        let mut still_lost = HashSet::new();
         let mut audit = BlobAudit::default();
         let mut range = KeyRange::all();
         loop {
@@ -56,16 +59,25 @@ impl FileBlobs {
             audit.files.extend(named.iter().map(|one| one.file.clone()));
             let folder = shared.folder.clone();
             let missing = blocking(move || Ok(not_as_named(&folder, named))).await?;
-            audit.missing.extend(missing.into_iter().filter(|one| !lost.contains(&one.file)));
+            let (known, missing): (Vec<_>, Vec<_>) =
+                missing.into_iter().partition(|one| lost.contains(&one.file));
+            still_lost.extend(known.into_iter().map(|one| one.file));
+            audit.missing.extend(missing);
             match page.rows.last() {
                 Some((last, _)) if page.more => range = range.after(last),
                 _ => break,
             }
         }
+        lost.retain(|file| !still_lost.contains(file));
+        audit.found_again = lost.into_iter().collect();
         let folder = shared.folder.clone();
         let there = blocking(move || {
             let mut names = Vec::new();
-            for entry in fs::read_dir(&folder).map_err(|e| crate::embedded::unusable(&folder, &e))? {
+            let entries = match fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+                entries => entries.map_err(|e| crate::embedded::unusable(&folder, &e))?,
+            };
+            for entry in entries {
                 let entry = entry.map_err(|e| crate::embedded::unusable(&folder, &e))?;
                 names.push(entry.file_name().to_string_lossy().into_owned());
             }
@@ -97,6 +109,9 @@ impl FileBlobs {
         let mut batch = Batch::new();
         for name in moved.await? {
             batch.delete(LOOSE, name);
+        }
+        for name in &audit.found_again {
+            batch.delete(LOST, name);
         }
         if batch.is_empty() { Ok(()) } else { shared.tables.commit(batch).await }
     }

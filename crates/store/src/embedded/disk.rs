@@ -1,8 +1,9 @@
 //! The file under the tables: it remembers how writing failed, and plays faults for tests.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use redb::StorageBackend;
 
@@ -80,6 +81,30 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// Whether the disk failed at what was asked of it, which is neither a lack of room nor of permission.
+pub(crate) fn is_broken(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    // Faults that are played have no number.
+    error.raw_os_error() == Some(EIO)
+        || matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::Other)
+}
+
+/// A read of what may be cut off: what is missing is then as it was before.
+pub(crate) fn ends_early(read: io::Result<()>) -> io::Result<()> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+        other => other,
+    }
+}
+
+/// A read of what may be cut off, or where the disk may fail: what is asked for is then as it was before.
+pub(crate) fn or_unread(read: io::Result<()>) -> io::Result<()> {
+    match ends_early(read) {
+        Err(error) if is_broken(&error) => Ok(()),
+        other => other,
+    }
+}
+
 /// How the disk failed, worst last.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Health {
@@ -92,12 +117,16 @@ pub(crate) struct Health {
 #[derive(Debug)]
 pub(crate) struct DiskState {
     pub(crate) faults: Arc<Faults>,
+    /// It is told once that the file was not closed.
+    pub(super) unclosed: Arc<Once>,
     health: Mutex<Health>,
+    /// Room that was taken since the last sync.
+    unsynced_bytes: AtomicU64,
 }
 
 impl DiskState {
-    pub(crate) fn new(faults: Arc<Faults>) -> Self {
-        Self { faults, health: Mutex::default() }
+    pub(super) fn new(faults: Arc<Faults>, unclosed: Arc<Once>) -> Self {
+        Self { faults, unclosed, health: Mutex::default(), unsynced_bytes: AtomicU64::new(0) }
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -107,6 +136,11 @@ impl DiskState {
     /// Forgets that the disk was full, before trying again.
     pub(crate) fn forget_full(&self) {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).full = None;
+    }
+
+    /// Before the file is opened again: what was written and not committed is in it, and is written over.
+    pub(crate) fn forget_unsynced(&self) {
+        self.faults.free_space(self.unsynced_bytes.swap(0, Ordering::SeqCst));
     }
 
     fn note<T>(&self, result: io::Result<T>, sync: bool) -> io::Result<T> {
@@ -153,14 +187,27 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> Result<(), io::Error> {
         self.state.note(self.file.flush(), false)?;
-        self.state.note(self.state.faults.sync().and_then(|()| self.file.sync()), true)
+        self.state.note(self.state.faults.sync().and_then(|()| self.file.sync()), true)?;
+        self.state.unsynced_bytes.store(0, Ordering::SeqCst);
+        Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         let written = self.file.new_bytes(offset, data.len()).and_then(|new| {
             self.state.faults.use_space(new)?;
+            self.state.unsynced_bytes.fetch_add(new, Ordering::SeqCst);
             self.file.write(offset, data)
         });
         self.state.note(written, false)
+    }
+}
+
+/// What a file takes on the disk, in bytes: one that was made longer and not written to takes no more than before.
+#[must_use]
+pub fn on_disk(meta: &std::fs::Metadata) -> u64 {
+    match meta.blocks() {
+        // Not every file system says.
+        0 => meta.len(),
+        blocks => meta.len().min(blocks.saturating_mul(512)),
     }
 }

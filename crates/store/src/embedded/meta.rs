@@ -26,7 +26,7 @@ const FORMAT_UNWRITTEN: u32 = 1;
 /// The formats that this version writes, by part. A store with a higher number, or with a part that is not in this list,
 /// was written by a newer version.
 pub const FORMATS: &[(&str, u32)] =
-    &[("tables", 1), ("blobs", 3), ("vectors", 1), ("keywords", 2), ("triples", 2)];
+    &[("tables", 1), ("blobs", 3), ("vectors", 2), ("keywords", 3), ("triples", 2)];
 
 /// Which data folder a store belongs to, and how far that had come when it was last said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,12 +126,22 @@ fn written_formats(database: &Database) -> Result<(bool, Vec<(String, u32)>), re
     let mut written = Vec::new();
     for entry in table.iter()? {
         let (key, value) = entry?;
-        let key = text_of(key.value());
-        let Some(part) = key.strip_prefix(FORMAT_PREFIX) else { continue };
-        // What is no number is of no version that we know.
-        written.push((part.to_owned(), text_of(value.value()).parse().unwrap_or(u32::MAX)));
+        written.extend(format_of(key.value(), value.value()));
     }
     Ok((is_new, written))
+}
+
+/// The part and its format that a row tells of, if it does.
+pub(super) fn format_of(key: &[u8], value: &[u8]) -> Option<(String, u32)> {
+    let key = text_of(key);
+    let part = key.strip_prefix(FORMAT_PREFIX)?;
+    // What is no number is of no version that we know.
+    Some((part.to_owned(), text_of(value).parse().unwrap_or(u32::MAX)))
+}
+
+/// The id of the folder, if a row tells it.
+pub(super) fn folder_of(key: &[u8], value: &[u8]) -> Option<String> {
+    (key == FOLDER.as_bytes()).then(|| text_of(value))
 }
 
 fn write_formats(database: &Database, formats: &[(&str, u32)]) -> Result<(), redb::Error> {

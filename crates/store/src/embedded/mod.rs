@@ -7,6 +7,8 @@ pub(crate) mod disk;
 mod durable;
 pub(crate) mod lock;
 mod meta;
+mod overlay;
+mod salvage;
 pub(crate) mod sealed;
 mod snapshot;
 pub(crate) mod tables;
@@ -23,12 +25,13 @@ use crate::triples::TableTriples;
 use crate::vectors::TableVectors;
 use crate::{Error, Read, Result, Stores, Tables};
 
-pub use self::lock::FolderLock;
+pub use self::lock::{FolderLock, Untouched};
 pub use self::meta::{FORMATS, Stamp};
+pub use self::salvage::{About, Lost, Salvage, Salvaged, Unindexed, scope_digest};
 pub use self::snapshot::Snapshot;
 pub use crate::blobs::{BlobAudit, MissingBlob};
-pub use disk::Faults;
-pub use upkeep::{Place, Report, Step, Upkeep};
+pub use disk::{Faults, on_disk};
+pub use upkeep::{Owner, Owners, Place, Report, Step, Upkeep};
 
 /// How the embedded engine runs.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct Options {
     pub create: bool,
     /// Names (`service.…`) and formats of what services keep in the tables, checked as those of the store's own parts are.
     pub service_formats: &'static [(&'static str, u32)],
+    /// Says whose content is, for what is told of damage.
+    pub owners: Option<Owners>,
     /// Faults to play, for tests.
     pub faults: Arc<Faults>,
 }
@@ -56,6 +61,7 @@ impl Default for Options {
             reserve_bytes: 8 * 1024 * 1024,
             create: true,
             service_formats: &[],
+            owners: None,
             faults: Arc::default(),
         }
     }
@@ -100,22 +106,42 @@ impl Embedded {
         let folder = folder.as_ref();
         let tables = Arc::new(tables::EmbeddedTables::open(folder, lock, options)?);
         let shared = Arc::clone(&tables) as Arc<dyn Tables>;
-        let blobs = FileBlobs::open(folder, Arc::clone(&shared), Arc::clone(&options.faults))?;
-        let triples = TableTriples::new(Arc::clone(&shared));
-        let keywords = TableKeywords::new(Arc::clone(&shared));
+        let blobs = FileBlobs::open(folder, shared, Arc::clone(&options.faults), tables.failing())?;
+        let opened = Self::of(tables, blobs, options);
+        let (tables, shared) = (&opened.tables, &opened.stores.tables);
+        let (triples, keywords) =
+            (TableTriples::new(Arc::clone(shared)), TableKeywords::new(Arc::clone(shared)));
         // First, since an earlier version would miss what a move that was cut off has moved.
         tables.raise_formats()?;
-        take_over(&tables, crate::triples::EARLIER, || triples.take_over())?;
-        take_over(&tables, crate::keywords::EARLIER, || keywords.take_over())?;
-        let upkeep = Upkeep::new(Arc::clone(&tables), blobs.clone());
+        take_over(tables, crate::triples::EARLIER, || triples.take_over())?;
+        take_over(tables, crate::keywords::EARLIER, || keywords.take_over())?;
+        Ok(opened)
+    }
+
+    /// Opens the store of a folder to read its rows, to check and to copy it, in the form in which they rest there. Nothing in
+    /// the folder is changed, be it of this version or an earlier one: what is written stays in memory, and goes with it.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`], but for [`Error::Locked`].
+    pub fn look(folder: impl AsRef<Path>, held: Untouched, options: &Options) -> Result<Self> {
+        let folder = folder.as_ref();
+        let tables = Arc::new(tables::EmbeddedTables::look(folder, held, options)?);
+        let shared = Arc::clone(&tables) as Arc<dyn Tables>;
+        let blobs = FileBlobs::look(folder, shared, Arc::clone(&options.faults), tables.failing());
+        Ok(Self::of(tables, blobs, options))
+    }
+
+    fn of(tables: Arc<tables::EmbeddedTables>, blobs: FileBlobs, options: &Options) -> Self {
+        let shared = Arc::clone(&tables) as Arc<dyn Tables>;
+        let upkeep = Upkeep::new(Arc::clone(&tables), blobs.clone(), options.owners);
         let stores = Stores {
             blobs: Arc::new(blobs.clone()),
             vectors: Arc::new(TableVectors::new(Arc::clone(&shared), options.vectors_bytes_max)),
-            keywords: Arc::new(keywords),
-            triples: Arc::new(triples),
+            keywords: Arc::new(TableKeywords::new(Arc::clone(&shared))),
+            triples: Arc::new(TableTriples::new(Arc::clone(&shared))),
             tables: shared,
         };
-        Ok(Self { tables, blobs, stores, upkeep })
+        Self { tables, blobs, stores, upkeep }
     }
 
     /// Which data folder the store belongs to, and how far that had come; `None` for a store that never heard of one.
@@ -132,6 +158,15 @@ impl Embedded {
     /// What writing says.
     pub async fn set_stamp(&self, stamp: &Stamp) -> Result<()> {
         self.tables.set_stamp(stamp).await
+    }
+
+    /// Insists that the path of the tables' file still names the one that is open. If it does not, writes are refused with
+    /// the same error: what is open is gone with this process.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], with what to do.
+    pub fn check_in_place(&self) -> Result<()> {
+        self.tables.check_in_place()
     }
 
     /// The store as it is at this moment, to be copied while others write. Files of content that are removed meanwhile stay

@@ -14,6 +14,9 @@
 //!
 //! **Assumes.** One handle per file, and an engine that reads and writes whole blocks, apart from its header.
 
+mod older;
+mod read_only;
+
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -25,9 +28,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use redb::backends::FileBackend;
-
-use super::disk::{Faults, is_full};
+use self::older::{is_engine_file, seal};
+use super::disk::{Faults, ends_early, is_broken, or_unread};
 use super::durable::{Commit, may_go_back};
 use crate::{Error, Result};
 
@@ -76,6 +78,8 @@ pub(crate) struct Sealed {
     /// Whether the newest commit of the file as it was opened is known to have been durable, and the engine would go back
     /// behind it nevertheless, as it does after an unclean end.
     may_lose: bool,
+    /// The engine's own file, as earlier versions wrote it: it has no checksums of ours.
+    is_plain: bool,
 }
 
 #[derive(Debug)]
@@ -165,13 +169,6 @@ fn lead_nowhere(page: &mut [u8]) {
     page[CHILDREN.end..][..KEY.len()].copy_from_slice(&KEY);
 }
 
-fn ends_early(read: io::Result<()>) -> io::Result<()> {
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
-        other => other,
-    }
-}
-
 fn unsupported(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, what.to_owned())
 }
@@ -187,13 +184,56 @@ impl Sealed {
             seal(path, was, faults)?;
         }
         let file = open_file(path).map_err(|e| failed(&e))?;
+        let sealed = Self::read_in(path, file)?;
+        if sealed.bytes() == 0 {
+            sealed.file.set_len(HEADS_BYTES).map_err(|e| failed(&e))?;
+        }
+        Ok(sealed)
+    }
+
+    /// Opens a file that is there to look at it. Nothing of it is changed, be it of this version or an earlier one.
+    pub(super) fn look(path: &Path) -> Result<Self> {
+        let failed = |e: &io::Error| failed(path, e);
+        let file = File::open(path).map_err(|e| failed(&e))?;
+        if !is_engine_file(&file).map_err(|e| failed(&e))? {
+            return Self::read_in(path, file);
+        }
+        let mut engine = [0; ENGINE_HEADER_BYTES];
+        file.read_exact_at(&mut engine, 0).map_err(|e| failed(&e))?;
+        let bytes = file.metadata().map_err(|e| failed(&e))?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            id: [0; ID_BYTES],
+            head: Mutex::new(Head { engine, stale: false, durable: None }),
+            sums: RwLock::new(Sums { bytes, groups: Vec::new(), changed: BTreeMap::new() }),
+            writing: Mutex::default(),
+            damaged: Mutex::default(),
+            opening: AtomicBool::new(true),
+            may_lose: false,
+            is_plain: true,
+        })
+    }
+
+    fn read_in(path: &Path, file: File) -> Result<Self> {
+        let sealed = Self::read_any(path, file)?;
+        let head = lock(&sealed.head);
+        let newest = Commit::newest(&head.engine).number;
+        if head.durable.is_some_and(|durable| durable.number > newest) {
+            return Err(damaged_file(path, "it is older than what was committed to it last"));
+        }
+        drop(head);
+        Ok(sealed)
+    }
+
+    fn read_any(path: &Path, file: File) -> Result<Self> {
+        let failed = |e: &io::Error| failed(path, e);
         let mut bytes = file.metadata().map_err(|e| failed(&e))?.len();
         let (head, stale) = read_head(path, &file)?;
         let mut engine = [0; ENGINE_HEADER_BYTES];
         engine.copy_from_slice(&head[ENGINE_AT..][..ENGINE_HEADER_BYTES]);
         if engine[..ENGINE_MAGIC.len()].iter().all(|byte| *byte == 0) {
             // It was cut off while it was made: nothing was ever committed.
-            file.set_len(HEADS_BYTES).map_err(|e| failed(&e))?;
             bytes = HEADS_BYTES;
             engine = [0; ENGINE_HEADER_BYTES];
         }
@@ -204,9 +244,6 @@ impl Sealed {
         let mut note = [0; Commit::BYTES];
         ends_early(file.read_exact_at(&mut note, DURABLE_AT)).map_err(|e| failed(&e))?;
         let (durable, newest) = (Commit::decode(&id, &note), Commit::newest(&engine));
-        if durable.is_some_and(|durable| durable.number > newest.number) {
-            return Err(damaged_file(path, "it is older than what was committed to it last"));
-        }
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -221,7 +258,18 @@ impl Sealed {
             writing: Mutex::default(),
             damaged: Mutex::default(),
             opening: AtomicBool::new(true),
+            is_plain: false,
         })
+    }
+
+    /// Whether it has no checksums of ours.
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// The engine's own header.
+    pub(super) fn engine_header(&self) -> [u8; ENGINE_HEADER_BYTES] {
+        lock(&self.head).engine
     }
 
     /// From now on what does not match is damage.
@@ -243,8 +291,21 @@ impl Sealed {
         ))
     }
 
-    fn check_not_lost(&self) -> io::Result<()> {
+    pub(super) fn check_not_lost(&self) -> io::Result<()> {
         self.lost().map_or(Ok(()), |error| Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())))
+    }
+
+    /// Insists that the path still names this file.
+    pub(crate) fn check_in_place(&self) -> Result<()> {
+        // Where that cannot be seen now, writing says what is wrong.
+        if super::lock::is_at(&self.file, &self.path).unwrap_or(true) {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "'{}' was removed, moved or replaced while it is in use, and this process has the last copy open, to which nothing \
+             more is written; run 'sluice backup DIR' before the process ends and restore that, or move the file back",
+            self.path.display()
+        )))
     }
 
     /// Length of the engine's file, in bytes.
@@ -277,8 +338,7 @@ impl Sealed {
         let first = offset / BLOCK_BYTES;
         let damaged = match self.read_blocks(first, out) {
             Ok(damaged) => damaged,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(first),
-            Err(error) => return Err(error),
+            Err(error) => or_unread(Err(error)).map(|()| Some(first))?,
         };
         if let Some(block) = damaged {
             self.note(block);
@@ -289,6 +349,9 @@ impl Sealed {
 
     /// Reads blocks; answers the first that does not match its checksum.
     fn read_blocks(&self, first: u64, out: &mut [u8]) -> io::Result<Option<u64>> {
+        if self.is_plain {
+            return self.file.read_exact_at(out, first * BLOCK_BYTES).map(|()| None);
+        }
         let mut block = first;
         let mut rest = out;
         while !rest.is_empty() {
@@ -331,7 +394,10 @@ impl Sealed {
     /// What is said of a damaged block.
     pub(crate) fn damage(&self, block: u64) -> Error {
         let at = if block == 0 { 0 } else { place(block) };
-        damaged_file(&self.path, &format!("the block at byte {at} does not match its checksum"))
+        damaged_file(
+            &self.path,
+            &format!("the block at byte {at} cannot be read, or does not match its checksum"),
+        )
     }
 
     fn note(&self, block: u64) {
@@ -463,6 +529,10 @@ impl Sealed {
     /// Reads up to `blocks_max` blocks from the disk and compares them with their checksums.
     pub(crate) fn check(&self, from: u64, blocks_max: u64) -> io::Result<Checked> {
         let mut checked = Checked::default();
+        if self.is_plain {
+            // The engine has checked it as it opened it.
+            return Ok(checked);
+        }
         if from == 0 && !self.heads_are_sound()? {
             checked.damaged.push(0);
         }
@@ -472,10 +542,14 @@ impl Sealed {
         if run == 0 {
             return Ok(checked);
         }
-        self.load(group)?;
+        match self.load(group) {
+            // Their checksums cannot be read.
+            Err(error) if is_broken(&error) => checked.damaged.push(from),
+            loaded => loaded?,
+        }
         let mut raw = vec![0; run as usize * BLOCK];
-        // What is cut off stays zero, and differs.
-        ends_early(self.file.read_exact_at(&mut raw, place(from)))?;
+        // What is cut off or cannot be read stays as it is, and differs.
+        or_unread(self.file.read_exact_at(&mut raw, place(from)))?;
         let differs = |block: u64, content: &[u8]| {
             let (group, at) = group_of(block);
             let stored = self.sums().groups.get(group).and_then(Option::as_ref).map_or(0, |sums| sums[at]);
@@ -490,7 +564,7 @@ impl Sealed {
             if self.bytes() / BLOCK_BYTES <= block {
                 break;
             }
-            ends_early(self.file.read_exact_at(content, place(block)))?;
+            or_unread(self.file.read_exact_at(content, place(block)))?;
             if differs(block, content) {
                 checked.damaged.push(block);
             }
@@ -505,7 +579,7 @@ impl Sealed {
         let _head = lock(&self.head);
         let mut copies = [[0; HEAD_BYTES]; 2];
         for (copy, at) in copies.iter_mut().zip([0, BLOCK_BYTES]) {
-            self.file.read_exact_at(copy, at)?;
+            or_unread(self.file.read_exact_at(copy, at))?;
         }
         Ok(copies.iter().all(head_is_sound))
     }
@@ -524,15 +598,6 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 fn failed(path: &Path, error: &io::Error) -> Error {
     super::unusable(path.parent().unwrap_or(path), error)
-}
-
-fn is_engine_file(file: &File) -> io::Result<bool> {
-    let mut begin = [0; ENGINE_MAGIC.len()];
-    match file.read_exact_at(&mut begin, 0) {
-        Ok(()) => Ok(begin == *ENGINE_MAGIC),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 fn encode_head(id: &[u8; ID_BYTES], engine: &[u8; ENGINE_HEADER_BYTES]) -> [u8; HEAD_BYTES] {
@@ -622,54 +687,6 @@ pub(super) fn put_in_place(file: &File, new: &Path, path: &Path) -> io::Result<(
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
     }
-}
-
-/// Gives checksums to a file that has none. The old file stays until the new one is whole, so this may be cut off.
-fn seal(path: &Path, old: File, faults: &Faults) -> Result<()> {
-    tracing::info!(path = %path.display(), "the file of the store is written anew, once, with checksums");
-    // What is damaged already must not be sealed as if it were sound.
-    let checked = FileBackend::new(old).map_err(redb::Error::from).and_then(|backend| {
-        let mut builder = redb::Database::builder();
-        builder.set_check_integrity_on_open(true);
-        Ok(builder.create_with_backend(backend)?.close()?)
-    });
-    checked.map_err(|e| damaged_file(path, &e.to_string()))?;
-    copy_sealed(path, faults).map_err(|error| {
-        let _ = std::fs::remove_file(path.with_extension("new"));
-        if !is_full(&error) {
-            return failed(path, &error);
-        }
-        let reason =
-            format!("the file of the store is written anew once and needs as much room again: {error}");
-        Error::Disk { folder: path.parent().unwrap_or(path).display().to_string(), reason }
-    })
-}
-
-fn copy_sealed(path: &Path, faults: &Faults) -> io::Result<()> {
-    let old = File::open(path)?;
-    let blocks = old.metadata()?.len() / BLOCK_BYTES;
-    faults.use_space(file_bytes(blocks * BLOCK_BYTES))?;
-    let mut engine = [0; ENGINE_HEADER_BYTES];
-    old.read_exact_at(&mut engine, 0)?;
-    let id = new_id();
-    let (file, new) = begin_beside(path)?;
-    let mut content = vec![0; GROUP_BLOCKS * BLOCK];
-    let mut block = 0;
-    while block < blocks {
-        let run = (blocks - block).min(GROUP_BLOCKS as u64);
-        let content = &mut content[..run as usize * BLOCK];
-        old.read_exact_at(content, block * BLOCK_BYTES)?;
-        let sums = content.chunks_exact(BLOCK).zip(block..);
-        let sums: Vec<u8> =
-            sums.flat_map(|(content, block)| sum(&id, block, content).to_le_bytes()).collect();
-        file.write_all_at(&sums, sums_place(group_of(block).0))?;
-        file.write_all_at(content, place(block))?;
-        block += run;
-    }
-    write_heads(&file, &encode_head(&id, &engine))?;
-    put_in_place(&file, &new, path)?;
-    faults.free_space(blocks * BLOCK_BYTES);
-    Ok(())
 }
 
 #[cfg(test)]

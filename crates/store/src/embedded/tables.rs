@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redb::{
@@ -19,9 +20,10 @@ use redb::{
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::Options;
-use super::disk::{Disk, DiskState};
-use super::lock::FolderLock;
+use super::disk::{Disk, DiskState, on_disk};
+use super::lock::{FolderLock, Untouched};
 use super::meta::{self, Stamp};
+use super::overlay::Overlay;
 use super::sealed::{BLOCK_BYTES, Sealed, damaged_file};
 use super::upkeep::{Place, Step};
 use super::writer::Writer;
@@ -34,6 +36,10 @@ use crate::{Batch, BoxFuture, Error, Found, KeyRange, Op, Read, Result, Rows, Ta
 const WAITING_BATCHES_MAX: usize = 4096;
 /// Reads under way at once; more callers wait.
 const READERS_MAX: usize = 32;
+
+/// How long a read waits for an engine that is about to be opened again, and how often it looks.
+const REOPEN_TIMEOUT: Duration = Duration::from_secs(5);
+const REOPEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// The file of the tables, in the data folder, and the one that a compaction writes.
 pub(super) const FILE: &str = "store.redb";
@@ -84,6 +90,8 @@ pub(super) struct Shared {
     pub(super) cache_bytes: usize,
     /// Batches handed to the writer so far.
     pub(super) batches: AtomicU64,
+    /// It is only looked at: nothing in the folder is changed.
+    pub(super) is_looked_at: bool,
     /// Cloned into each snapshot that outlives a read.
     pub(super) snapshots: Arc<()>,
     pub(super) engine: RwLock<Engine>,
@@ -91,6 +99,13 @@ pub(super) struct Shared {
     pub(super) commits: AtomicU64,
     /// Why it ended, if its disk failed.
     pub(super) failure: watch::Sender<Option<String>>,
+}
+
+/// What keeps other processes out of the folder.
+#[derive(Debug)]
+pub(super) enum Hold {
+    Taken(#[expect(dead_code, reason = "it is held")] FolderLock),
+    Untouched(#[expect(dead_code, reason = "it is held")] Untouched),
 }
 
 #[derive(Debug)]
@@ -108,17 +123,39 @@ pub(super) struct Opened {
 
 impl EmbeddedTables {
     pub(crate) fn open(folder: &Path, lock: FolderLock, options: &Options) -> Result<Self> {
-        let state = Arc::new(DiskState::new(Arc::clone(&options.faults)));
+        let state = Arc::new(DiskState::new(Arc::clone(&options.faults), Arc::clone(&lock.unclosed)));
         let cache_bytes = options.cache_bytes_max;
         // A compaction that was cut off; nothing refers to what it wrote.
         let _ = std::fs::remove_file(folder.join(COMPACTED));
         let database = open_database(folder, cache_bytes, &state, options.create)?;
+        Self::begin(folder, Hold::Taken(lock), options, state, database)
+    }
+
+    /// Opens what is there without changing anything: what would be written stays in memory.
+    pub(crate) fn look(folder: &Path, held: Untouched, options: &Options) -> Result<Self> {
+        let state = Arc::new(DiskState::new(Arc::clone(&options.faults), Arc::clone(&held.unclosed)));
+        let path = folder.join(FILE);
+        check_not_empty(folder, &path)?;
+        let file = Arc::new(Sealed::look(&path)?);
+        let overlay = Overlay::new(Arc::clone(&file));
+        let database = open_engine(&path, file, overlay, options.cache_bytes_max, &state)?;
+        Self::begin(folder, Hold::Untouched(held), options, state, database)
+    }
+
+    fn begin(
+        folder: &Path,
+        hold: Hold,
+        options: &Options,
+        state: Arc<DiskState>,
+        database: Opened,
+    ) -> Result<Self> {
         meta::settle_formats(&database.database, options.service_formats)?;
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             state,
-            cache_bytes,
+            cache_bytes: options.cache_bytes_max,
             batches: AtomicU64::new(0),
+            is_looked_at: matches!(hold, Hold::Untouched(_)),
             snapshots: Arc::default(),
             engine: RwLock::new(Engine::Open(Box::new(database))),
             commits: AtomicU64::new(0),
@@ -126,7 +163,7 @@ impl EmbeddedTables {
         });
 
         let (work, waiting) = mpsc::channel(WAITING_BATCHES_MAX);
-        let mut writer = Writer::new(Arc::clone(&shared), waiting, options.reserve_bytes, lock);
+        let mut writer = Writer::new(Arc::clone(&shared), waiting, options.reserve_bytes, hold);
         let thread = std::thread::Builder::new()
             .name("sluice-store-writer".to_owned())
             .spawn(move || writer.run())
@@ -159,9 +196,18 @@ impl EmbeddedTables {
         self.shared.failure.subscribe()
     }
 
+    /// For parts beside the tables, to report that the disk failed under them.
+    pub(crate) fn failing(&self) -> watch::Sender<Option<String>> {
+        self.shared.failure.clone()
+    }
+
     /// Grows with everything that is written.
     pub(crate) fn commits(&self) -> u64 {
         self.shared.commits.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn check_in_place(&self) -> Result<()> {
+        self.shared.check_in_place()
     }
 
     /// What the store says about itself.
@@ -267,7 +313,8 @@ impl EmbeddedTables {
         self.shared.batches.load(Ordering::Relaxed)
     }
 
-    /// How large the file is, and how large it would be with nothing but what is in use, in bytes. Reads the whole tree.
+    /// What the file takes on the disk, and how large it would be with nothing but what is in use, in bytes. Reads the whole
+    /// tree.
     pub(super) fn room(&self) -> Result<(u64, u64)> {
         let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner);
         let opened = match &*engine {
@@ -282,7 +329,8 @@ impl EmbeddedTables {
             let stats = table.stats().map_err(|e| failed(e.into()))?;
             used += stats.stored_bytes() + stats.metadata_bytes();
         }
-        Ok((opened.file.bytes(), used))
+        let file = std::fs::metadata(self.shared.folder.join(FILE));
+        Ok((file.map_or(opened.file.bytes(), |meta| on_disk(&meta)), used))
     }
 
     /// Has the file written anew without what is not used; `false` if others waited.
@@ -365,24 +413,45 @@ pub(super) fn open_database(
 ) -> Result<Opened> {
     let path = folder.join(FILE);
     if !create {
-        let there = std::fs::metadata(&path).map_err(|e| super::unusable(folder, &e))?;
-        if there.len() == 0 {
-            return Err(Error::damaged(format!("'{}'", path.display()), &"it is empty"));
-        }
+        check_not_empty(folder, &path)?;
     }
     open_file(&path, cache_bytes, state)
 }
 
+fn check_not_empty(folder: &Path, path: &Path) -> Result<()> {
+    let there = std::fs::metadata(path).map_err(|e| super::unusable(folder, &e))?;
+    if there.len() == 0 {
+        return Err(Error::damaged(format!("'{}'", path.display()), &"it is empty"));
+    }
+    Ok(())
+}
+
 pub(super) fn open_file(path: &Path, cache_bytes: usize, state: &Arc<DiskState>) -> Result<Opened> {
-    let folder = path.parent().unwrap_or(path);
     let file = Arc::new(Sealed::open(path, &state.faults)?);
     let disk = Disk::new(Arc::clone(&file), Arc::clone(state));
+    open_engine(path, file, disk, cache_bytes, state)
+}
+
+/// Has the engine open a file.
+fn open_engine(
+    path: &Path,
+    file: Arc<Sealed>,
+    disk: impl redb::StorageBackend,
+    cache_bytes: usize,
+    state: &DiskState,
+) -> Result<Opened> {
+    let folder = path.parent().unwrap_or(path);
     let mut builder = Database::builder();
     builder.set_cache_size(cache_bytes);
-    let repaired = path.to_owned();
-    builder.set_repair_callback(
-        move |_| tracing::info!(path = %repaired.display(), "the store was not closed; checking it"),
-    );
+    // What has no checksums of ours has only those of the engine.
+    builder.set_check_integrity_on_open(file.is_plain());
+    let (repaired, unclosed) = (path.to_owned(), Arc::clone(&state.unclosed));
+    // It is called again for each step of a repair.
+    builder.set_repair_callback(move |_| {
+        unclosed.call_once(
+            || tracing::info!(path = %repaired.display(), "the store was not closed; checking it"),
+        );
+    });
     let database = builder.create_with_backend(disk).map_err(|e| match (file.lost(), e) {
         (Some(lost), _) => lost,
         (None, redb::DatabaseError::Storage(redb::StorageError::Io(e))) => super::unusable(folder, &e),
@@ -401,6 +470,14 @@ pub(super) fn damaged_row(table: &str, key: &[u8]) -> Error {
 }
 
 impl Shared {
+    /// Refuses what no path would lead to: a file that was removed or replaced is gone with this process.
+    pub(super) fn check_in_place(&self) -> Result<()> {
+        match &*self.engine.read().unwrap_or_else(PoisonError::into_inner) {
+            Engine::Open(opened) => opened.file.check_in_place(),
+            Engine::Ended(_) => Ok(()),
+        }
+    }
+
     fn ended(&self) -> Error {
         match &*self.engine.read().unwrap_or_else(PoisonError::into_inner) {
             Engine::Open(_) => {
@@ -422,15 +499,36 @@ impl Shared {
         Ok(tables.map(|table| table.name().to_owned()).filter(|table| &**table > name).min())
     }
 
+    /// Reads; waits a moment for an engine that a full disk has stopped, which the writer is about to open again.
     fn read(&self, reads: &[Read]) -> Result<Vec<Found>> {
+        let until = Instant::now() + REOPEN_TIMEOUT;
+        loop {
+            match self.read_once(reads) {
+                Err(Error::Disk { .. }) if self.is_open() && Instant::now() < until => {
+                    std::thread::park_timeout(REOPEN_PAUSE);
+                }
+                read => return read,
+            }
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(&*self.engine.read().unwrap_or_else(PoisonError::into_inner), Engine::Open(_))
+    }
+
+    fn read_once(&self, reads: &[Read]) -> Result<Vec<Found>> {
         let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
         let database = match &*engine {
             Engine::Open(opened) => &opened.database,
             Engine::Ended(error) => return Err(error.clone()),
         };
-        let failed = |e: redb::Error| match e {
-            redb::Error::Corrupted(reason) => damaged_file(&self.folder.join(FILE), &reason),
-            other => Error::unavailable(format!("reading failed: {other}; check the disk")),
+        let failed = |e: redb::Error| match (e, self.state.health().full) {
+            (redb::Error::Corrupted(reason), _) => damaged_file(&self.folder.join(FILE), &reason),
+            // Until it is opened again, the engine refuses reads too.
+            (redb::Error::PreviousIo, Some(reason)) => {
+                Error::Disk { folder: self.folder.display().to_string(), reason }
+            }
+            (other, _) => Error::unavailable(format!("reading failed: {other}; check the disk")),
         };
         let snapshot = database.begin_read().map_err(|e| failed(e.into()))?;
         let mut tables = HashMap::new();

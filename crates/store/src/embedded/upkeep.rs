@@ -4,15 +4,21 @@
 //! A check goes step by step, so that it can be slowed down, stopped, and gone on with from where it was: first the blocks
 //! of the tables' file as they are on the disk, then every row, by name, then every content.
 
+mod owners;
+
 use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
+pub use self::owners::{Owner, Owners};
 use super::sealed::BLOCK_BYTES;
 use super::tables::EmbeddedTables;
 use crate::blobs::FileBlobs;
@@ -28,6 +34,9 @@ const TICK: Duration = Duration::from_secs(1);
 const COMPACT_TICKS: u64 = 5;
 /// Room that is not worth a compaction, in bytes.
 const SLACK_BYTES: u64 = 2 * 1024 * 1024;
+/// What a file written anew has at most of what is in use, in percent: a power of two of pages for a value, and of those for
+/// the file.
+const TIGHT_PERCENT_MAX: u64 = 300;
 /// Bytes checked per idle tick.
 const CHECK_BYTES: u64 = 4 * 1024 * 1024;
 /// How long after a whole check the next begins, in seconds.
@@ -36,6 +45,8 @@ const CHECK_SECONDS: u64 = 24 * 3600;
 const KEEP_TICKS: u64 = 60;
 /// Damage named in a report at most.
 const DAMAGE_MAX: usize = 100;
+/// Damage that waits to be named at most.
+const UNNAMED_MAX: usize = 1000;
 
 /// Where a check is, kept over restarts, and when the last one ended.
 const KEPT: &str = "upkeep";
@@ -47,22 +58,35 @@ const ENDED: &str = "ended";
 pub struct Upkeep {
     tables: Arc<EmbeddedTables>,
     blobs: FileBlobs,
-    report: Arc<Mutex<Report>>,
+    owners: Option<Owners>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What is known, and whether the file of the folder says so too.
+#[derive(Debug, Default)]
+struct Known {
+    report: Report,
+    is_unsaved: bool,
 }
 
 /// What is known of a folder. It stands in a file of the folder, see [`Report::read`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct Report {
-    /// Size of the tables' file, in bytes.
+    /// What the tables' file takes on the disk, in bytes.
     pub store_bytes: u64,
     /// What of it is in use, as of the last look.
     pub used_bytes: u64,
+    /// What a file has, in percent of what is in use, when it has just been written anew; 0 where it never was. Values of more
+    /// than a page take a power of two of them, so it may be far over 100.
+    pub tight_percent: u64,
+    /// What was in use when it was last written anew.
+    pub anew_bytes: u64,
     /// When the last whole check ended, in seconds since 1970; 0 for never.
     pub checked_at: u64,
-    /// Whole checks since the process began.
+    /// Whole checks so far, over restarts.
     pub checks: u64,
-    /// What the checks found damaged, the first of it by name.
+    /// What the checks found damaged, the first of it by name. It stays until a whole check does not find it any more.
     pub damage: Vec<String>,
 }
 
@@ -73,12 +97,26 @@ impl Report {
         serde_json::from_slice(&std::fs::read(folder.join("upkeep.json")).ok()?).ok()
     }
 
-    /// Asks the process that works in a folder to check all of it now; the report's `checked_at` tells when it has.
+    /// Puts it down, whole or not at all.
+    fn write(&self, folder: &Path) -> std::io::Result<()> {
+        let new = folder.join("upkeep.json.new");
+        let text = serde_json::to_vec(self).map_err(std::io::Error::other)?;
+        let written = create_private(&new)
+            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+            .and_then(|()| std::fs::rename(&new, folder.join("upkeep.json")));
+        if written.is_err() {
+            // A part of it would only take room.
+            let _ = std::fs::remove_file(&new);
+        }
+        written
+    }
+
+    /// Asks the process that works in a folder to check all of it now; the report's `checks` tells when it has.
     ///
     /// # Errors
     /// If the folder cannot be written.
     pub fn ask_to_check(folder: &Path) -> std::io::Result<()> {
-        std::fs::write(asked(folder), "")
+        create_private(&asked(folder)).map(drop)
     }
 
     /// Whether it was asked and has not begun.
@@ -90,6 +128,11 @@ impl Report {
 
 fn asked(folder: &Path) -> PathBuf {
     folder.join("check.now")
+}
+
+/// Makes a file that nobody else may read.
+fn create_private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 fn now_seconds() -> u64 {
@@ -177,32 +220,38 @@ pub struct Step {
 }
 
 impl Upkeep {
-    pub(super) fn new(tables: Arc<EmbeddedTables>, blobs: FileBlobs) -> Self {
-        Self { tables, blobs, report: Arc::default() }
+    pub(super) fn new(tables: Arc<EmbeddedTables>, blobs: FileBlobs, owners: Option<Owners>) -> Self {
+        let report = Report::read(tables.folder()).unwrap_or_default();
+        Self { tables, blobs, owners, known: Arc::new(Mutex::new(Known { report, is_unsaved: false })) }
     }
 
     /// What is known of the folder.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).report.clone()
     }
 
     fn note(&self, change: impl FnOnce(&mut Report)) {
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        let was = report.clone();
-        change(&mut report);
-        if *report == was {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = known.report.clone();
+        change(&mut known.report);
+        if known.report == was && !known.is_unsaved {
             return;
         }
-        let (path, new) = ("upkeep.json", "upkeep.json.new");
-        let folder = self.tables.folder();
-        let written = serde_json::to_vec(&*report).map_err(std::io::Error::other).and_then(|text| {
-            std::fs::write(folder.join(new), text)?;
-            std::fs::rename(folder.join(new), folder.join(path))
-        });
-        if let Err(error) = written {
-            tracing::debug!(%error, "the report on the data folder could not be written");
+        let written = known.report.write(self.tables.folder());
+        let was_unsaved = std::mem::replace(&mut known.is_unsaved, written.is_err());
+        if let (Err(error), false) = (written, was_unsaved) {
+            tracing::warn!(%error, "the report on the data folder could not be written, which is tried again");
         }
+    }
+
+    /// Puts down that all was looked at, step by step with [`Upkeep::check`], and what is damaged.
+    pub fn checked(&self, damage: &[String]) {
+        let damage: Vec<String> = damage.iter().take(DAMAGE_MAX).cloned().collect();
+        self.note(|report| {
+            (report.checked_at, report.damage) = (now_seconds(), damage);
+            report.checks += 1;
+        });
     }
 
     /// Looks after the folder while it is idle, for ever: leaves it so that an unclean end costs little, gives back room,
@@ -233,8 +282,12 @@ impl Upkeep {
                 }
             }
             check.step(self, idle_ticks > 0).await;
-            // What a check puts down is no reason to look again.
-            seen = self.tables.batches().max(seen);
+            // What could not be written before is now, if it can be.
+            self.note(|_| ());
+            // What a check puts down is no reason to look again, but is settled as all else.
+            let after = self.tables.batches();
+            unsettled |= after > seen;
+            seen = after.max(seen);
         }
     }
 
@@ -249,7 +302,13 @@ impl Upkeep {
         };
         let (bytes, used) = room().await?;
         self.note(|report| (report.store_bytes, report.used_bytes) = (bytes, used));
-        if bytes <= used + used / 2 + SLACK_BYTES {
+        let report = self.report();
+        // What writing it anew did not free the last time, it would not free this time.
+        let tight = used.saturating_mul(report.tight_percent.max(100)) / 100;
+        // It costs as much as is in use: a little is worth it once that has changed by a quarter.
+        let has_changed = used.abs_diff(report.anew_bytes) >= used / 4;
+        let allowed = tight / if has_changed { 5 } else { 2 };
+        if bytes <= tight.saturating_add(allowed).saturating_add(SLACK_BYTES) {
             return Ok(true);
         }
         if !self.tables.compact().await? {
@@ -257,7 +316,11 @@ impl Upkeep {
         }
         let (after, used) = room().await?;
         tracing::info!(before = bytes, after, "the store's file was written anew without what is not used");
-        self.note(|report| (report.store_bytes, report.used_bytes) = (after, used));
+        self.note(|report| {
+            (report.store_bytes, report.used_bytes, report.anew_bytes) = (after, used, used);
+            let tight = after.saturating_sub(SLACK_BYTES).saturating_mul(100);
+            report.tight_percent = tight.checked_div(used).unwrap_or(100).min(TIGHT_PERCENT_MAX);
+        });
         Ok(true)
     }
 
@@ -269,7 +332,7 @@ impl Upkeep {
         let mut check = Check { place: Some(Place::BEGIN), ..Check::default() };
         while let Some(place) = check.place.take() {
             let step = self.check(place, CHECK_BYTES).await?;
-            check.take(self, step);
+            check.take(self, step).await;
         }
         Ok(self.report())
     }
@@ -326,10 +389,15 @@ struct Check {
     /// Where it is; `None` between two.
     place: Option<Place>,
     found: Vec<String>,
+    /// What was found and not told yet, and until when it may wait for more: it is named together.
+    unnamed: Vec<Error>,
+    unnamed_until: Option<Instant>,
     ended: u64,
     ticks: u64,
     /// Somebody waits for it.
     is_asked: bool,
+    /// Why it does not go on, as logged last; empty while it does.
+    trouble: String,
 }
 
 impl Check {
@@ -337,13 +405,17 @@ impl Check {
         let found = upkeep.tables.read(vec![Read::get(KEPT, PLACE), Read::get(KEPT, ENDED)]).await;
         let mut found = found.unwrap_or_default().into_iter().map(Found::into_value);
         let mut text = || found.next().flatten().map(|row| String::from_utf8_lossy(&row).into_owned());
-        let place = text().and_then(|text| text.parse().ok());
+        let place: Option<Place> = text().and_then(|text| text.parse().ok());
         let ended = text().and_then(|text| text.parse().ok()).unwrap_or_default();
-        upkeep.note(|report| report.checked_at = ended);
-        Self { place, ended, ..Self::default() }
+        let report = upkeep.report();
+        // A check that goes on does not see again what was found before the place where it is.
+        let found = if place.is_some() { report.damage } else { Vec::new() };
+        // When it ended says nothing where the report of what it found is gone.
+        let ended = if report.checked_at == 0 { 0 } else { ended };
+        Self { place, found, ended, ..Self::default() }
     }
 
-    /// What belongs to one tick: a little when idle, all that a tick can take when somebody waits.
+    /// What belongs to one tick: [`CHECK_BYTES`] when idle, all that half a tick can take when somebody waits.
     async fn step(&mut self, upkeep: &Upkeep, is_idle: bool) {
         if std::fs::remove_file(asked(upkeep.tables.folder())).is_ok() {
             *self = Self { place: Some(Place::BEGIN), is_asked: true, ended: self.ended, ..Self::default() };
@@ -351,49 +423,76 @@ impl Check {
         if self.place.is_none() && now_seconds() >= self.ended.saturating_add(CHECK_SECONDS) {
             self.place = Some(Place::BEGIN);
         }
+        if !self.may_wait() {
+            self.tell(upkeep).await;
+        }
         if !is_idle && !self.is_asked {
             return;
         }
-        let until = tokio::time::Instant::now() + TICK / 2;
+        let until = Instant::now() + TICK / 2;
+        let mut bytes = 0;
         while let Some(place) = self.place.clone() {
             match upkeep.check(place, CHECK_BYTES).await {
-                Ok(step) => self.take(upkeep, step),
+                Ok(step) => {
+                    self.trouble.clear();
+                    bytes += step.bytes;
+                    self.take(upkeep, step).await;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "the check of the data folder is put off");
+                    let trouble = error.to_string();
+                    if self.trouble != trouble {
+                        tracing::warn!(%error, "the check of the data folder is put off, and tried again");
+                        self.trouble = trouble;
+                    }
                     return;
                 }
             }
             if self.place.is_none() {
                 self.keep(upkeep).await;
             }
-            if !self.is_asked || tokio::time::Instant::now() > until {
+            let is_enough = bytes >= CHECK_BYTES && !self.is_asked;
+            if is_enough || Instant::now() > until {
                 break;
             }
         }
         self.ticks += 1;
-        if self.place.is_some() && self.ticks.is_multiple_of(KEEP_TICKS) {
+        // What is found and not told is to be found again after a restart.
+        if self.place.is_some() && self.ticks.is_multiple_of(KEEP_TICKS) && self.unnamed.is_empty() {
             self.keep(upkeep).await;
         }
     }
 
-    fn take(&mut self, upkeep: &Upkeep, step: Step) {
-        for damage in &step.damage {
-            tracing::error!(%damage, "the check of the data folder found damage");
-            if self.found.len() < DAMAGE_MAX {
-                self.found.push(damage.to_string());
-            }
-        }
+    async fn take(&mut self, upkeep: &Upkeep, step: Step) {
+        self.unnamed.extend(step.damage);
         self.place = step.next;
+        if self.place.is_none() || !self.may_wait() || self.unnamed.len() >= UNNAMED_MAX {
+            self.tell(upkeep).await;
+        }
         if self.place.is_none() {
             (self.ended, self.is_asked) = (now_seconds(), false);
-            let damage = std::mem::take(&mut self.found);
-            upkeep.note(|report| {
-                (report.checked_at, report.damage) = (self.ended, damage);
-                report.checks += 1;
-            });
-        } else if !step.damage.is_empty() {
-            upkeep.note(|report| report.damage.clone_from(&self.found));
+            upkeep.checked(&std::mem::take(&mut self.found));
         }
+    }
+
+    /// Whether it is not yet time to name what was found.
+    fn may_wait(&self) -> bool {
+        self.unnamed_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Tells what was found.
+    async fn tell(&mut self, upkeep: &Upkeep) {
+        if self.unnamed.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        for damage in upkeep.named(std::mem::take(&mut self.unnamed)).await {
+            tracing::error!(%damage, "the check of the data folder found damage");
+            add_new(&mut self.found, &damage.to_string());
+        }
+        // One percent of the time, however many rows there are.
+        self.unnamed_until = Some(Instant::now() + begun.elapsed() * 100);
+        // What earlier checks found stays until this one has looked at everything.
+        upkeep.note(|report| self.found.iter().for_each(|one| add_new(&mut report.damage, one)));
     }
 
     async fn keep(&self, upkeep: &Upkeep) {
@@ -405,6 +504,12 @@ impl Check {
         if let Err(error) = upkeep.tables.commit(batch).await {
             tracing::debug!(%error, "how far the check of the data folder is was not put down");
         }
+    }
+}
+
+fn add_new(damage: &mut Vec<String>, one: &String) {
+    if damage.len() < DAMAGE_MAX && !damage.contains(one) {
+        damage.push(one.clone());
     }
 }
 

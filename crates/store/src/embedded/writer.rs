@@ -2,8 +2,9 @@
 //! refuses.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -12,12 +13,11 @@ use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle as _, WriteTra
 use tokio::sync::mpsc;
 
 use super::disk::DiskState;
-use super::lock::FolderLock;
 use super::meta;
 use super::sealed::{damaged_file, put_in_place};
 use super::tables::{
-    COMPACTED, Definition, Engine, FILE, Order, Shared, Work, bounds, closed, damaged_row, open_database,
-    open_file,
+    COMPACTED, Definition, Engine, FILE, Hold, Order, Shared, Work, bounds, closed, damaged_row,
+    open_database, open_file,
 };
 use crate::contract::tables::TableName;
 use crate::{Error, Expect, Expected, KeyRange, Op, Result};
@@ -37,35 +37,57 @@ struct Reserve {
 }
 
 impl Reserve {
-    /// Makes the reserve if it is not there; answers whether it is.
+    /// Makes the reserve whole, or leaves it as it is; answers whether it is whole.
     fn ensure(&self, state: &DiskState) -> bool {
-        if std::fs::metadata(&self.path).is_ok_and(|m| m.len() == self.bytes) {
-            return true;
+        let before = self.len();
+        let is_whole = self.grow(state).is_ok();
+        if !is_whole {
+            // A part more would take the room that removals need.
+            self.shrink_to(before, state);
         }
-        let made = state.faults.use_space(self.bytes).and_then(|()| self.fill());
-        if made.is_err() {
-            // A part of it would take the room that removals need.
-            let _ = std::fs::remove_file(&self.path);
-        }
-        made.is_ok()
+        is_whole
     }
 
-    fn fill(&self) -> std::io::Result<()> {
-        let mut file = File::create(&self.path)?;
+    /// Takes what room there is, for the next to open the store.
+    fn hold_rest(&self, state: &DiskState) {
+        if let Err(error) = self.grow(state) {
+            tracing::debug!(%error, bytes = self.len(), "the reserve is not whole");
+        }
+    }
+
+    fn len(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |file| file.len())
+    }
+
+    fn grow(&self, state: &DiskState) -> std::io::Result<()> {
+        let mut left = self.bytes.saturating_sub(self.len());
+        if left == 0 {
+            return Ok(());
+        }
+        let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         // Not zeros: a file system that stores zeros as nothing would reserve nothing.
         let block = [0xa5_u8; 64 * 1024];
-        let mut left = self.bytes;
         while left > 0 {
             let part = left.min(block.len() as u64);
+            state.faults.use_space(part)?;
             file.write_all(&block[..usize::try_from(part).unwrap_or(block.len())])?;
             left -= part;
         }
         file.sync_all()
     }
 
+    fn shrink_to(&self, bytes: u64, state: &DiskState) {
+        let now = self.len();
+        let file = OpenOptions::new().write(true).open(&self.path);
+        if bytes < now && file.and_then(|file| file.set_len(bytes)).is_ok() {
+            state.faults.free_space(now - bytes);
+        }
+    }
+
     fn release(&self, state: &DiskState) {
+        let held = self.len();
         if std::fs::remove_file(&self.path).is_ok() {
-            state.faults.free_space(self.bytes);
+            state.faults.free_space(held);
         }
     }
 }
@@ -76,7 +98,7 @@ pub(super) struct Writer {
     /// The disk was full, or the reserve was given up: ordinary batches wait until the reserve can be made again.
     short: bool,
     reserve: Reserve,
-    _lock: FolderLock,
+    _hold: Hold,
 }
 
 impl Drop for Writer {
@@ -116,15 +138,15 @@ impl Writer {
         shared: Arc<Shared>,
         waiting: mpsc::Receiver<Order>,
         reserve_bytes: u64,
-        lock: FolderLock,
+        hold: Hold,
     ) -> Self {
         let reserve = Reserve { path: shared.folder.join("reserve"), bytes: reserve_bytes };
-        Self { shared, waiting, short: false, reserve, _lock: lock }
+        Self { shared, waiting, short: false, reserve, _hold: hold }
     }
 
     /// Writes until everybody who could send work is gone.
     pub(super) fn run(&mut self) {
-        self.short = !self.reserve.ensure(&self.shared.state);
+        self.short = !self.shared.is_looked_at && !self.reserve.ensure(&self.shared.state);
         let mut other = None;
         while let Some(first) = other.take().or_else(|| self.waiting.blocking_recv()) {
             let first = match first {
@@ -152,7 +174,12 @@ impl Writer {
             }
             self.handle(gathered);
         }
+        let is_ours = self.shared.check_in_place().is_ok();
         self.end(&closed());
+        if self.short && is_ours {
+            // With what the file gave back. Else somebody else has it when this store is opened again.
+            self.reserve.hold_rest(&self.shared.state);
+        }
     }
 
     fn handle(&mut self, mut gathered: Vec<Work>) {
@@ -160,6 +187,19 @@ impl Writer {
             gathered = self.admit(gathered);
         }
         if gathered.is_empty() {
+            return;
+        }
+        if let Err(error) = self.shared.check_in_place() {
+            for work in gathered {
+                let _ = work.done.send(Err(error.clone()));
+            }
+            return;
+        }
+        if self.short && gathered.len() > 1 {
+            // Each fits the reserve by itself.
+            for work in gathered {
+                self.handle(vec![work]);
+            }
             return;
         }
         let was_short = self.short;
@@ -211,6 +251,15 @@ impl Writer {
     /// Copies what is in use to a new file, in order and without gaps, and puts that in place of the old one. Reads go on
     /// meanwhile; it is given up as soon as a batch waits.
     fn compact(&self) -> Result<bool> {
+        if self.shared.is_looked_at {
+            return Ok(true);
+        }
+        if std::fs::symlink_metadata(self.shared.folder.join(FILE)).is_ok_and(|found| found.is_symlink()) {
+            tracing::warn!(
+                "{FILE} is a link to another place, where its room cannot be given back; link the folder instead"
+            );
+            return Ok(true);
+        }
         let new = self.shared.folder.join(COMPACTED);
         let compacted = match self.copy_to_new() {
             Ok(true) => self.take_new(&new),
@@ -229,6 +278,10 @@ impl Writer {
         let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::strong_count(&self.shared.snapshots) > 1 {
             return Ok(false);
+        }
+        if let Engine::Open(opened) = &*engine {
+            // It would be put in the place of somebody else's.
+            opened.file.check_in_place()?;
         }
         let old = folder.join(FILE);
         let bytes = std::fs::metadata(&old).map_or(0, |file| file.len());
@@ -263,7 +316,8 @@ impl Writer {
             Engine::Ended(error) => return Err(error.clone()),
         };
         // What goes wrong there says nothing about the file that is in use.
-        let state = Arc::new(DiskState::new(Arc::clone(&self.shared.state.faults)));
+        let shared = &self.shared.state;
+        let state = Arc::new(DiskState::new(Arc::clone(&shared.faults), Arc::clone(&shared.unclosed)));
         let failed = |e: redb::Error| match e {
             redb::Error::Corrupted(reason) => damaged_file(&folder.join(FILE), &reason),
             other => Error::unavailable(format!("the store was not compacted: {other}")),
@@ -279,18 +333,22 @@ impl Writer {
                 let transaction = new.begin_write().map_err(|e| failed(e.into()))?;
                 {
                     let mut to = transaction.open_table(definition).map_err(|e| failed(e.into()))?;
+                    // Rows that are put in one by one would leave the pages half empty.
+                    let mut end =
+                        to.upper_bound_mut(Bound::<&[u8]>::Unbounded).map_err(|e| failed(e.into()))?;
                     let (mut bytes, mut count) = (0, 0_usize);
                     while bytes < GATHER_BYTES_MAX
                         && let Some(entry) = entries.next()
                     {
                         let (key, value) = entry.map_err(|e| failed(e.into()))?;
                         bytes += key.value().len() + value.value().len();
-                        to.insert(key.value(), value.value()).map_err(|e| failed(e.into()))?;
+                        end.insert_before(key.value(), value.value()).map_err(|e| failed(e.into()))?;
                         count += 1;
                         if count.is_multiple_of(256) && !self.waiting.is_empty() {
                             return Ok(false);
                         }
                     }
+                    end.close().map_err(|e| failed(e.into()))?;
                 }
                 transaction.commit().map_err(|e| failed(e.into()))?;
             }
@@ -402,6 +460,7 @@ impl Writer {
         let mut engine = self.shared.engine.write().unwrap_or_else(PoisonError::into_inner);
         *engine = Engine::Ended(Error::unavailable("it is being reopened; try again"));
         self.shared.state.forget_full();
+        self.shared.state.forget_unsynced();
         let opened = open_database(&self.shared.folder, self.shared.cache_bytes, &self.shared.state, false)?;
         *engine = Engine::Open(Box::new(opened));
         Ok(())

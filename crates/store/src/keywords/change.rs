@@ -12,7 +12,7 @@ use crate::keys::{numbered, put_number};
 use crate::{Batch, Error, Found, KeyRange, Read, Result, Tables};
 
 /// The place of a row of postings: the term, and the number of the first entry; `None` for the first row.
-type Place = (u64, Option<u64>);
+pub(super) type Place = (u64, Option<u64>);
 
 /// Changes to one collection that are made in one batch.
 pub(super) struct Change {
@@ -26,7 +26,7 @@ pub(super) struct Change {
     lengths: BTreeMap<u64, Lengths>,
 }
 
-fn block_key(collection: u64, place: Place) -> Vec<u8> {
+pub(super) fn block_key(collection: u64, place: Place) -> Vec<u8> {
     let mut key = numbered(collection, &[]);
     put_number(place.0, &mut key);
     if let Some(from) = place.1 {

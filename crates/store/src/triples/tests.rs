@@ -1,6 +1,7 @@
 //! The store of statements on its own: what is written, what goes, what waits.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::{BoxFuture, Embedded};
@@ -10,6 +11,21 @@ struct Watched {
     inner: Arc<dyn Tables>,
     first: Mutex<Option<Batch>>,
     puts: Mutex<Vec<usize>>,
+    /// Commits that were begun; while the gate is held they go no further.
+    begun: AtomicUsize,
+    gate: tokio::sync::Mutex<()>,
+}
+
+impl Watched {
+    fn new(inner: Arc<dyn Tables>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            first: Mutex::default(),
+            puts: Mutex::default(),
+            begun: AtomicUsize::new(0),
+            gate: tokio::sync::Mutex::default(),
+        })
+    }
 }
 
 impl Tables for Watched {
@@ -24,6 +40,8 @@ impl Tables for Watched {
                 self.inner.commit(first).await?;
             }
             self.puts.lock().unwrap().push(batch.ops.len());
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            let _passed = self.gate.lock().await;
             self.inner.commit(batch).await
         })
     }
@@ -34,11 +52,15 @@ fn said(s: &str) -> Triple {
     Triple { s: iri(s), p: iri("urn:p"), o: iri("urn:o"), g: None }
 }
 
+fn own(writer: usize, n: usize) -> Encoded {
+    encoded(&said(&format!("urn:{writer}/{n}"))).unwrap()
+}
+
 #[tokio::test]
 async fn what_is_there_is_not_written_again_unless_it_goes_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path()).unwrap();
-    let tables = Arc::new(Watched { inner: store.tables(), first: Mutex::default(), puts: Mutex::default() });
+    let tables = Watched::new(store.tables());
     let triples = TableTriples::new(Arc::clone(&tables) as Arc<dyn Tables>);
     let scope = Scope::new("w", "c");
     triples.add(scope, vec![said("urn:a")]).await.unwrap();
@@ -101,24 +123,32 @@ async fn terms_go_with_the_last_statement_that_uses_them() {
 async fn writes_at_once_are_all_made_whole_and_in_fewer_commits() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(folder.path()).unwrap();
-    let tables = Arc::new(Watched { inner: store.tables(), first: Mutex::default(), puts: Mutex::default() });
+    let tables = Watched::new(store.tables());
     let triples = TableTriples::new(Arc::clone(&tables) as Arc<dyn Tables>);
     let scope = Scope::new("w", "c");
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..64 {
-        let triples = triples.clone();
-        writers.spawn(async move {
-            let own = |n: usize| said(&format!("urn:{writer}/{n}"));
-            triples.add(scope, (0..5).map(own).collect()).await.unwrap();
-            let gone = own(0);
-            let exactly = Pattern { s: gone.s, p: gone.p, o: gone.o, g: Some(String::new()) };
-            triples.remove(scope, &exactly).await.unwrap();
-        });
-    }
-    writers.join_all().await;
+    // The first one is held up in its commit until all the others wait for their turn.
+    let at_once = async |change: fn(usize) -> Change| {
+        let held = tables.gate.lock().await;
+        let begun = tables.begun.load(Ordering::SeqCst);
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..=64 {
+            let (triples, key) = (triples.clone(), scope_key(scope));
+            writers.spawn(async move { triples.make(key, change(writer)).await.unwrap() });
+            while tables.begun.load(Ordering::SeqCst) == begun {
+                tokio::task::yield_now().await;
+            }
+        }
+        while triples.turns.waiting_count(&scope_key(scope)) < 64 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        writers.join_all().await;
+    };
+    at_once(|writer| Change::Add((0..5).map(|n| own(writer, n)).collect())).await;
+    at_once(|writer| Change::Remove(vec![own(writer, 0)])).await;
     let found = triples.query(scope, &Pattern::all(), None, 1000).await.unwrap().triples;
-    assert_eq!(found.len(), 64 * 4);
-    assert!(tables.puts.lock().unwrap().len() < 64, "{}", tables.puts.lock().unwrap().len());
+    assert_eq!(found.len(), 65 * 4);
+    assert_eq!(tables.puts.lock().unwrap().len(), 4, "of each kind the first one, and the 64 others");
     store.close().await;
 }
 

@@ -41,14 +41,14 @@ impl Matrix {
     /// Sets or replaces an entry from its row; a row of another dimension is left out.
     pub(super) fn set(&mut self, id: &str, value: &Bytes) -> Result<()> {
         let (numbers, attributes) = row::split(value)?;
-        if numbers.len() != self.dimension * size_of::<f32>() {
+        if numbers.len() != self.dimension {
             self.remove(id);
             return Ok(());
         }
         let attributes = Bytes::copy_from_slice(attributes);
         if let Some(&row) = self.rows.get(id) {
             let place = &mut self.numbers[row * self.dimension..][..self.dimension];
-            place.iter_mut().zip(row::numbers(numbers)).for_each(|(old, new)| *old = new);
+            place.iter_mut().zip(numbers.iter()).for_each(|(old, new)| *old = new);
             self.other_bytes = self.other_bytes - self.attributes[row].len() + attributes.len();
             self.attributes[row] = attributes;
             return Ok(());
@@ -59,7 +59,7 @@ impl Matrix {
             // By an eighth, not by doubling: the memory is counted and bounded.
             self.numbers.reserve_exact((self.numbers.len() / 8).max(self.dimension * 16));
         }
-        self.numbers.extend(row::numbers(numbers));
+        self.numbers.extend(numbers.iter());
         self.rows.insert(Arc::clone(&id), self.ids.len());
         self.ids.push(id);
         self.attributes.push(attributes);

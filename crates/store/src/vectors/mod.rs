@@ -15,7 +15,7 @@ use std::sync::Arc;
 use cache::{Cache, Loaded, State, Touched};
 use matrix::{Best, Matrix, dot};
 
-use crate::keys::{ScopeKey, blocking, check_id, id_in, join, rows, scope_key, to_the_end};
+use crate::keys::{ScopeKey, blocking, check_id, fewer, id_in, join, rows, scope_key, to_the_end};
 use crate::{
     Attributes, Batch, BoxFuture, Error, Found, KeyRange, Match, Read, Result, Scope, Tables, VectorEntry,
     Vectors,
@@ -89,6 +89,45 @@ impl TableVectors {
             }
         }
         Err(Error::unavailable(format!("collection '{}' is being changed all the time", scope.collection)))
+    }
+
+    async fn remove_ids(&self, key: ScopeKey, ids: &[String]) -> Result<()> {
+        let (mut left, mut rows_max) = (ids, ids.len());
+        while !left.is_empty() {
+            let (some, rest) = left.split_at(rows_max.min(left.len()));
+            let mut batch = Batch::new();
+            for id in some {
+                batch.delete(ENTRIES, join(&[&key, id.as_bytes()]));
+            }
+            match self.write(key, batch, Touched::ids(some.iter().cloned())).await {
+                Ok(()) => left = rest,
+                Err(error) => rows_max = fewer(rows_max, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts down again how long the vectors of collections are of which that was lost with a damaged disk.
+    ///
+    /// # Errors
+    /// As reads and commits of the tables.
+    pub(crate) async fn rebuild(&self) -> Result<()> {
+        let mut range = KeyRange::all();
+        while let Some((key, row)) =
+            rows(&*self.tables, Read::range(ENTRIES, range.clone(), 1)).await?.rows.first()
+        {
+            let key: &ScopeKey =
+                key.first_chunk().ok_or_else(|| Error::damaged("the key of a vector", &"it is cut short"))?;
+            if self.dimension_row(key).await?.is_none() {
+                let (numbers, _) = row::split(row)?;
+                let mut batch = Batch::new();
+                batch.put(COLLECTIONS, key, row::dimension_bytes(numbers.len()).to_vec());
+                self.tables.commit(batch).await?;
+            }
+            let Some(behind) = KeyRange::prefix(key).to else { break };
+            range.from = behind;
+        }
+        Ok(())
     }
 
     /// Brings the collection in memory up to date; at most one does that at a time.
@@ -189,7 +228,7 @@ impl TableVectors {
             best = blocking(move || {
                 for (key, value) in &page.rows {
                     let (numbers, attributes) = row::split(value)?;
-                    let numbers: Vec<f32> = row::numbers(numbers).collect();
+                    let numbers: Vec<f32> = numbers.iter().collect();
                     let score = dot(&vector, &numbers);
                     if numbers.len() == vector.len() && best.wants(score) {
                         best.offer(score, id_in(key, size_of::<ScopeKey>())?, attributes)?;
@@ -219,12 +258,7 @@ impl Vectors for TableVectors {
     }
 
     fn remove<'a>(&'a self, scope: Scope<'a>, ids: &'a [String]) -> BoxFuture<'a, Result<()>> {
-        let key = scope_key(scope);
-        let mut batch = Batch::new();
-        for id in ids {
-            batch.delete(ENTRIES, join(&[&key, id.as_bytes()]));
-        }
-        Box::pin(self.write(key, batch, Touched::ids(ids.iter().cloned())))
+        Box::pin(self.remove_ids(scope_key(scope), ids))
     }
 
     fn remove_prefix<'a>(&'a self, scope: Scope<'a>, prefix: &'a str) -> BoxFuture<'a, Result<()>> {

@@ -178,8 +178,9 @@ const GONE: u8 = 10;
 /// What a frame says.
 #[derive(Debug)]
 pub(super) enum Record<'a> {
-    /// No number below these is given out again.
-    Counters { message: u64, name: u64 },
+    /// No number below these is given out again. The file before this one had so many bytes when this one was made; files
+    /// of earlier builds do not say.
+    Counters { message: u64, name: u64, before_bytes: Option<u64> },
     /// A topic has these subscriptions, perhaps among others.
     Topic { id: u64, topic: Topic, queues: Vec<(&'a str, u64)> },
     /// A topic is gone with everything in it.
@@ -200,10 +201,12 @@ pub(super) enum Record<'a> {
     Gone { number: u64 },
 }
 
-pub(super) fn put_counters(out: &mut Vec<u8>, message: u64, name: u64) {
+pub(super) fn put_counters(out: &mut Vec<u8>, message: u64, name: u64, before_bytes: Option<u64>) {
     out.push(COUNTERS);
     out.extend_from_slice(&message.to_le_bytes());
     out.extend_from_slice(&name.to_le_bytes());
+    // Earlier builds leave it unread.
+    out.extend(before_bytes.map(u64::to_le_bytes).into_iter().flatten());
 }
 
 pub(super) fn put_topic<'a>(
@@ -296,7 +299,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 pub(super) fn read(payload: &[u8]) -> Option<Record<'_>> {
     let mut at = Cursor(payload);
     let record = match at.take(1)?[0] {
-        COUNTERS => Record::Counters { message: at.u64()?, name: at.u64()? },
+        COUNTERS => Record::Counters { message: at.u64()?, name: at.u64()?, before_bytes: at.u64() },
         TOPIC => {
             let (id, topic) = (at.u64()?, Topic::parse(at.text()?).ok()?);
             let mut queues = Vec::new();

@@ -96,7 +96,7 @@ impl Ledger {
     pub(super) fn apply(&mut self, record: Record<'_>, spot: Spot) {
         self.is_closed = matches!(record, Record::Closed);
         match record {
-            Record::Counters { message, name } => {
+            Record::Counters { message, name, before_bytes: _ } => {
                 self.next_message = self.next_message.max(message);
                 self.next_name = self.next_name.max(name);
             }
@@ -194,7 +194,8 @@ impl Ledger {
     /// Writes what a new file must begin with, so that all older ones may go; `out` is the file from its first byte on.
     pub(super) fn snapshot(&self, out: &mut Vec<u8>, seal: Seal) {
         let (message, name) = (self.next_message, self.next_name);
-        frame::write(out, 0, seal, 0, |out| frame::put_counters(out, message, name));
+        let before_bytes = self.segments.last_key_value().map(|(_, held)| held.bytes);
+        frame::write(out, 0, seal, 0, |out| frame::put_counters(out, message, name, before_bytes));
         if let Some(stamp) = &self.stamp {
             frame::write(out, 0, seal, 0, |out| frame::put_stamp(out, &stamp.folder, stamp.generation));
         }

@@ -27,13 +27,14 @@ pub(super) struct Recovered {
 
 /// Opens the log of a folder at its end.
 pub(super) fn open(dir: &Path, config: &Config, faults: &Arc<DiskFaults>) -> Result<Recovered, Error> {
-    let failed = |error: io::Error| disk(format!("cannot read {}: {error}", dir.display()));
-    let files = segment::list(dir).map_err(failed)?;
+    let failed = |error: io::Error| unusable(dir, &error);
+    let files = segment::list(dir, config.is_looked_at).map_err(failed)?;
     check_files(dir, &files, config)?;
     let mut ledger = Ledger::default();
     let mut end = None;
     for (at, (number, path)) in files.iter().enumerate() {
-        let place = Place { is_last: at + 1 == files.len(), is_closed: config.end.is_some() };
+        let is_looked_at = config.is_looked_at;
+        let place = Place { is_last: at + 1 == files.len(), is_closed: config.end.is_some(), is_looked_at };
         end = Some(replay(path, *number, place, &mut ledger)?);
     }
     let Some((segment, offset, cut_bytes)) = end else {
@@ -47,12 +48,14 @@ pub(super) fn open(dir: &Path, config: &Config, faults: &Arc<DiskFaults>) -> Res
         return Err(lacks(dir, ledger.first_file() - 1));
     }
     if config.end.is_some() && !ledger.is_closed {
-        return Err(disk(format!(
+        return Err(wrong(format!(
             "{} does not end with the record that it was closed, though it was; {RESTORE}",
             segment.path.display()
         )));
     }
-    cut(&segment, offset).map_err(failed)?;
+    if !config.is_looked_at {
+        cut(&segment, offset).map_err(failed)?;
+    }
     let tail = Tail::resume(dir, ledger, segment, offset, config.segment_bytes, faults.clone());
     Ok(Recovered { tail, cut_bytes })
 }
@@ -69,10 +72,10 @@ fn check_files(dir: &Path, files: &[(u64, PathBuf)], config: &Config) -> Result<
     }
     let place = dir.display();
     let (Some((first, _)), Some((last, path))) = (files.first(), files.last()) else {
-        if config.create {
+        if config.create && !config.is_looked_at {
             return Ok(());
         }
-        return Err(disk(format!("{place} holds no log, though there was one; {RESTORE}")));
+        return Err(wrong(format!("{place} holds no log, though there was one; {RESTORE}")));
     };
     let Some(end) = config.end else { return Ok(()) };
     if *first > end.first_file {
@@ -81,11 +84,11 @@ fn check_files(dir: &Path, files: &[(u64, PathBuf)], config: &Config) -> Result<
     if *last < end.last_file {
         return Err(lacks(dir, end.last_file));
     }
-    let failed = |error: io::Error| disk(format!("cannot read {}: {error}", path.display()));
+    let failed = |error: io::Error| unusable(path, &error);
     let bytes = path.metadata().map_err(failed)?.len();
     if *first < end.first_file || *last > end.last_file || bytes != end.last_bytes {
         let (first_file, last_file, last_bytes) = (end.first_file, end.last_file, end.last_bytes);
-        return Err(disk(format!(
+        return Err(wrong(format!(
             "{place} was closed with the files {first_file} to {last_file}, the last of {last_bytes} bytes; now it has \
              {first} to {last}, the last of {bytes} bytes: it was cut, added to, or comes from elsewhere; {RESTORE}"
         )));
@@ -94,7 +97,7 @@ fn check_files(dir: &Path, files: &[(u64, PathBuf)], config: &Config) -> Result<
 }
 
 fn lacks(dir: &Path, number: u64) -> Error {
-    disk(format!("{} lacks the log file of number {number}; {RESTORE}", dir.display()))
+    wrong(format!("{} lacks the log file of number {number}; {RESTORE}", dir.display()))
 }
 
 /// What is known of a file before it is read.
@@ -103,6 +106,8 @@ struct Place {
     is_last: bool,
     /// The log was closed, so nothing of it may be torn.
     is_closed: bool,
+    /// Nothing is written to it.
+    is_looked_at: bool,
 }
 
 /// Takes in one file; answers where it ends, and how much of a torn end lies behind that.
@@ -112,8 +117,8 @@ fn replay(
     place: Place,
     ledger: &mut Ledger,
 ) -> Result<(Arc<Segment>, u64, u64), Error> {
-    let failed = |error: io::Error| disk(format!("cannot read {}: {error}", path.display()));
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
+    let failed = |error: io::Error| unusable(path, &error);
+    let file = OpenOptions::new().read(true).write(!place.is_looked_at).open(path).map_err(failed)?;
     let file_bytes = file.metadata().map_err(failed)?.len();
     let mut header = [0; HEADER_BYTES];
     let head = file.read_exact_at(&mut header, 0).ok().and_then(|()| frame::read_header(&header));
@@ -128,21 +133,26 @@ fn replay(
     while let Some(offset) = frames.next().map_err(failed)? {
         let bytes = (FRAME_BYTES + frames.payload.len()) as u64;
         ledger.grow(number, bytes);
-        match frame::read(&frames.payload) {
-            None => return Err(newer(path, offset)),
-            Some(Record::Stamp { format, .. }) if format > frame::FORMAT => return Err(newer(path, offset)),
-            Some(record) => ledger.apply(record, Spot { segment: number, offset, bytes }),
+        let record = frame::read(&frames.payload).ok_or_else(|| newer(path, offset))?;
+        match record {
+            Record::Stamp { format, .. } if format > frame::FORMAT => return Err(newer(path, offset)),
+            Record::Counters { before_bytes: Some(bytes), .. } => check_before(ledger, number, bytes)?,
+            _ => {}
         }
+        ledger.apply(record, Spot { segment: number, offset, bytes });
     }
     let end = frames.offset;
+    if end < head.begin_bytes {
+        return Err(damaged(path, end));
+    }
     let mut torn_bytes = 0;
     if end < file_bytes {
-        let may_be_torn = place.is_last && !place.is_closed && end >= head.begin_bytes;
+        let may_be_torn = place.is_last && !place.is_closed;
         if !may_be_torn || proven_after(&segment, end, file_bytes).map_err(failed)? {
             return Err(damaged(path, end));
         }
         torn_bytes = used_bytes(&segment, end, file_bytes).map_err(failed)?;
-        if torn_bytes > 0 {
+        if torn_bytes > 0 && !place.is_looked_at {
             tracing::warn!(
                 file = %path.display(), from = end, bytes = torn_bytes,
                 "the log was not closed and its end is torn: what was not acknowledged yet is cut"
@@ -150,6 +160,14 @@ fn replay(
         }
     }
     Ok((segment, end, torn_bytes))
+}
+
+/// Refuses a log in which the file before the one of this number has lost its end.
+fn check_before(ledger: &Ledger, number: u64, bytes: u64) -> Result<(), Error> {
+    match number.checked_sub(1).and_then(|before| ledger.segments.get(&before)) {
+        Some(held) if held.bytes < bytes => Err(damaged(&held.segment.path, held.bytes)),
+        _ => Ok(()),
+    }
 }
 
 /// Cuts what lies behind the last sound record.
@@ -248,6 +266,23 @@ fn any_fits(segment: &Segment, candidates: &[(u64, Head)]) -> io::Result<bool> {
     }))
 }
 
+/// Whether a file is, up to so many bytes, what was written to it. One that was cut is not.
+pub(super) fn is_whole(segment: &Segment, bytes: u64) -> io::Result<bool> {
+    let look = || -> io::Result<bool> {
+        let mut header = [0; HEADER_BYTES];
+        segment.file.read_exact_at(&mut header, 0)?;
+        let head = frame::read_header(&header);
+        let is_its = head.is_some_and(|head| head.number == segment.number && head.seal == segment.seal);
+        let mut frames = Frames::new(segment, HEADER_BYTES as u64, bytes);
+        while frames.next()?.is_some() {}
+        Ok(is_its && frames.offset == bytes)
+    };
+    match look() {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        looked => looked,
+    }
+}
+
 /// The frames of a file, one after the other.
 struct Frames<'a> {
     segment: &'a Segment,
@@ -306,14 +341,25 @@ pub(super) const fn disk(reason: String) -> Error {
     Error::Disk { reason }
 }
 
+/// What is wrong with what is there.
+pub(super) const fn wrong(reason: String) -> Error {
+    Error::Log { reason }
+}
+
+/// What the system says of a file or the folder while the log is opened.
+pub(super) fn unusable(path: &Path, error: &io::Error) -> Error {
+    let reason = format!("{}: {error}", path.display());
+    if segment::is_full(error) { disk(reason) } else { wrong(reason) }
+}
+
 fn damaged(path: &Path, offset: u64) -> Error {
     let place = path.display();
-    disk(format!("{place} is damaged at byte {offset}, before records that were promised; {RESTORE}"))
+    wrong(format!("{place} is damaged at byte {offset}, before records that were promised; {RESTORE}"))
 }
 
 fn newer(path: &Path, offset: u64) -> Error {
     let (place, format) = (path.display(), frame::FORMAT);
-    disk(format!(
+    wrong(format!(
         "{place} has a record at byte {offset} that a newer version wrote, and this version reads logs up to format {format}; \
          run the newer one, or restore a backup that was made before the upgrade"
     ))

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +57,19 @@ impl Segment {
         }
     }
 
+    /// Whether its path still names this file.
+    pub(super) fn is_in_place(&self) -> bool {
+        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        match (std::fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(there), Ok(own)) => id(there) == id(own),
+            (Err(error), _) => {
+                !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+            }
+            // Where that cannot be seen now, writing says what is wrong.
+            (Ok(_), Err(_)) => true,
+        }
+    }
+
     /// Reads one frame's payload, checked.
     pub(super) fn read(&self, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
         let damaged = || {
@@ -71,15 +84,17 @@ impl Segment {
     }
 }
 
-/// The log files of a folder, oldest first. Unfinished ones are thrown away.
-pub(super) fn list(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+/// The log files of a folder, oldest first. Unfinished ones are thrown away, unless it is only looked at.
+pub(super) fn list(dir: &Path, is_looked_at: bool) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
         if name.ends_with(UNFINISHED) {
-            std::fs::remove_file(entry.path())?;
+            if !is_looked_at {
+                std::fs::remove_file(entry.path())?;
+            }
         } else if let Ok(number) = name.parse() {
             found.push((number, entry.path()));
         }

@@ -26,6 +26,8 @@ pub(super) struct Tail {
     pub(super) ledger: Ledger,
     pub(super) segment: Arc<Segment>,
     pub(super) offset: u64,
+    /// How long the file was when it was begun; 0 where that was before the start.
+    pub(super) begun_at: u64,
     /// Up to here the segment is known to be on disk.
     pub(super) synced: u64,
     /// The disk took no message at the last try.
@@ -67,6 +69,7 @@ impl Tail {
         ledger.add_segment(segment.clone(), offset);
         let mut begun = Self::resume(dir, ledger, segment, offset, segment_bytes, faults);
         begun.is_changed = true;
+        begun.begun_at = offset;
         Ok(begun)
     }
 
@@ -83,6 +86,7 @@ impl Tail {
             ledger,
             segment,
             offset,
+            begun_at: 0,
             synced: offset,
             full: false,
             dir: dir.to_owned(),
@@ -302,6 +306,7 @@ impl Tail {
         self.name_follower(number)?;
         self.segment = Arc::new(made);
         self.offset = offset;
+        self.begun_at = offset;
         self.allocated = offset;
         self.synced = offset;
         self.ledger.add_segment(self.segment.clone(), offset);

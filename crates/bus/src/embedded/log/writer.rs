@@ -7,11 +7,15 @@ use std::sync::{Arc, PoisonError};
 use super::frame;
 use super::segment;
 use super::tail::Tail;
-use super::{Done, End, Operation, Refusal, Shared, WRITE_BYTES};
+use super::{Done, End, Operation, Refusal, Shared, WRITE_BYTES, disk, misplaced};
 use crate::Error;
 use crate::contract::TopicSpec;
 use crate::embedded::topic::{TopicState, lock};
 use crate::message::Message;
+
+/// A file that has grown by this and in which nothing lives is not kept until it is full: it may be all that the broker has on
+/// disk.
+const EMPTY_BYTES: u64 = 4 << 20;
 
 /// What to do once the sync is through.
 enum Effect {
@@ -58,9 +62,10 @@ impl Shared {
 
     /// Writes, syncs, hands on, and cleans up. An error is the end.
     fn step(&self, operations: &mut Vec<Operation>, closing: bool) -> io::Result<()> {
+        let is_misplaced = self.refuse_misplaced(operations);
         let must_sync = !operations.is_empty();
         let mut effects = Vec::with_capacity(operations.len());
-        let written = self.write(operations, &mut effects);
+        let written = self.write(operations, &mut effects, is_misplaced);
         if let Err(error) = written {
             self.unknown(effects, &error);
             return Err(error);
@@ -90,12 +95,36 @@ impl Shared {
             }
             return Ok(());
         }
-        self.clean()
+        // What is given back is looked for by its path.
+        if is_misplaced { Ok(()) } else { self.clean() }
     }
 
-    fn write(&self, operations: &mut Vec<Operation>, effects: &mut Vec<Effect>) -> io::Result<()> {
+    /// While a file is not where its path says, nothing is promised of what would be written to it.
+    fn refuse_misplaced(&self, operations: &mut Vec<Operation>) -> bool {
+        let known = lock(&self.misplaced).clone();
+        let reason = known.or_else(|| {
+            let segment = lock(&self.tail).segment.clone();
+            (!segment.is_in_place()).then(|| misplaced(&segment))
+        });
+        let Some(reason) = reason else { return false };
+        for operation in operations.drain(..) {
+            let (Operation::Publish { done, .. }
+            | Operation::Ensure { done, .. }
+            | Operation::Remove { done, .. }
+            | Operation::Stamp { done, .. }) = operation;
+            let _ = done.send(Err(Refusal::Failed(disk(reason.clone()))));
+        }
+        true
+    }
+
+    fn write(
+        &self,
+        operations: &mut Vec<Operation>,
+        effects: &mut Vec<Effect>,
+        is_misplaced: bool,
+    ) -> io::Result<()> {
         let mut tail = lock(&self.tail);
-        if tail.offset >= self.table.config.segment_bytes {
+        if !is_misplaced && tail.offset >= self.table.config.segment_bytes {
             match tail.roll() {
                 // It goes on at the end of the present file.
                 Err(error) if segment::is_full(&error) => {}
@@ -217,13 +246,24 @@ impl Shared {
             let allowed = 3 * ledger.live_bytes() + 3 * self.table.config.segment_bytes;
             !tail.full && ledger.bytes() > allowed
         };
+        self.leave_empty()?;
         loop {
-            let dead = self.take_dead()?;
+            let (dead, untold) = self.take_dead()?;
             let any = !dead.is_empty();
             for segment in dead {
                 let bytes = segment.file.metadata().map_or(0, |there| there.len());
-                std::fs::remove_file(&segment.path)?;
+                match std::fs::remove_file(&segment.path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed?,
+                }
                 self.faults.give_back(bytes);
+            }
+            if let Some(number) = untold {
+                let mut tail = lock(&self.tail);
+                match tail.gone(number).and_then(|()| self.faults.sync(&tail.segment.file)) {
+                    Err(error) if !segment::is_full(&error) => return Err(error),
+                    _ => {}
+                }
             }
             if any {
                 self.freed.notify_waiters();
@@ -245,20 +285,33 @@ impl Shared {
         }
     }
 
-    /// Files that may go. Their removal is on record on disk first, so that a lost file can be told apart from a removed one.
-    fn take_dead(&self) -> io::Result<Vec<Arc<segment::Segment>>> {
+    /// Begins the next file where the present one only holds what nobody needs, so that it can be given back.
+    fn leave_empty(&self) -> io::Result<()> {
         let mut tail = lock(&self.tail);
-        let Some(number) = tail.ledger.dead_up_to() else { return Ok(Vec::new()) };
-        match tail.gone(number) {
+        if tail.full || tail.offset - tail.begun_at < EMPTY_BYTES || !tail.ledger.messages.is_empty() {
+            return Ok(());
+        }
+        match tail.roll() {
+            Err(error) if segment::is_full(&error) => Ok(()),
+            rolled => rolled,
+        }
+    }
+
+    /// Files that may go. Their removal is on record on disk first, so that a lost file can be told apart from a removed one;
+    /// where the disk had no room for that, the number is answered too, to be put down once they have made some.
+    fn take_dead(&self) -> io::Result<(Vec<Arc<segment::Segment>>, Option<u64>)> {
+        let mut tail = lock(&self.tail);
+        let Some(number) = tail.ledger.dead_up_to() else { return Ok((Vec::new(), None)) };
+        let untold = match tail.gone(number) {
             Ok(()) => {
                 self.faults.sync(&tail.segment.file)?;
                 tail.synced = tail.offset;
+                None
             }
-            // They are what makes room again.
-            Err(error) if segment::is_full(&error) => {}
+            Err(error) if segment::is_full(&error) => Some(number),
             Err(error) => return Err(error),
-        }
-        Ok(tail.ledger.take_dead())
+        };
+        Ok((tail.ledger.take_dead(), untold))
     }
 
     fn unknown(&self, effects: Vec<Effect>, error: &io::Error) {

@@ -1,18 +1,18 @@
-//! Confines a process that reads one document, before it sees a byte of it: bytes that take over a parser reach no file, no
-//! network, no process and no secret.
+//! Confines this process, before it sees a byte of others: bytes that take over a parser, and templates that take over what
+//! runs them, reach no file, no network, no process and no secret.
 //!
 //! What a system lacks is left out and named; the rest holds. On Linux: Landlock (no files, no network, no signals), seccomp
-//! (no system call but those for memory, its own threads and the pipes that are open), no new privileges, no capabilities.
+//! (no system call but those for memory, its own threads and the files that are open), no new privileges, no capabilities.
 //! On every Unix: nothing more can be opened and no file written. Memory and computing are limited by whoever starts it.
 //!
-//! All of it is set in the only thread there is, so that each thread that a reader starts has it from its beginning.
+//! All of it is set in the only thread there is, so that each thread that starts later has it from its beginning.
 
 /// What this system lacks of a confinement: the part, and why.
-pub(crate) type Missing = Vec<(&'static str, String)>;
+pub(super) type Missing = Vec<(&'static str, String)>;
 
 /// Confines this process for good. It must have one thread only.
 #[cfg(unix)]
-pub(crate) fn confine() -> Missing {
+pub(super) fn confine() -> Missing {
     let mut missing = Missing::new();
     let mut part = |name, done: Result<(), String>| missing.extend(done.err().map(|reason| (name, reason)));
     #[cfg(target_os = "linux")]
@@ -32,7 +32,7 @@ pub(crate) fn confine() -> Missing {
 
 /// Confines this process as far as this system can, which is not at all.
 #[cfg(not(unix))]
-pub(crate) fn confine() -> Missing {
+pub(super) fn confine() -> Missing {
     vec![("everything", "this system has nothing that is known here".to_owned())]
 }
 
@@ -132,9 +132,10 @@ mod calls {
 
     fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         let always = [
-            // The pipes that are open.
+            // What is open.
             libc::SYS_read,
             libc::SYS_write,
+            libc::SYS_pread64,
             libc::SYS_readv,
             libc::SYS_writev,
             libc::SYS_close,

@@ -1,0 +1,127 @@
+//! A damaged data folder through the binary: what can be read of it goes on in a new one, and the rest is named.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use common::{Up, ends, sluice, text};
+
+const BLOCK: usize = 4096;
+const DOCUMENTS: usize = 60;
+
+fn salvage(old: &Path, new: &Path) -> Output {
+    sluice().arg("salvage").arg(old).arg("--data").arg(new).args(["-o", "json"]).output().unwrap()
+}
+
+fn titles(up: &Up) -> Vec<String> {
+    let found = up.json(&["doc", "ls"]);
+    let title = |one: &serde_json::Value| one["title"].as_str().unwrap().to_owned();
+    let mut titles: Vec<String> = found.as_array().unwrap().iter().map(title).collect();
+    titles.sort();
+    titles
+}
+
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else if path.is_file() {
+            all.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    all
+}
+
+/// Some small documents, a large one whose content rests in a file, a config value and a flow; then stopped.
+fn filled(data: &Path) -> (Vec<String>, String) {
+    let mut up = Up::start(data);
+    let folder = tempfile::tempdir().unwrap();
+    for n in 0..DOCUMENTS {
+        fs::write(folder.path().join(format!("small-{n:02}.txt")), format!("Document {n}. ").repeat(150))
+            .unwrap();
+    }
+    fs::write(folder.path().join("large.txt"), "Line of a large document.\n".repeat(12_000)).unwrap();
+    up.json(&["doc", "add", folder.path().to_str().unwrap(), "--store-only"]);
+    up.json(&["config", "put", "prompt", "system", "\"Mine.\""]);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let (titles, key) = (titles(&up), up.key());
+    assert_eq!(up.terminate(), 0);
+    (titles, key)
+}
+
+#[test]
+fn a_folder_with_damaged_blocks_and_files_goes_on_in_a_new_one_without_what_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let (data, new) = (path("data"), path("new"));
+    let (all, key) = filled(&data);
+    assert_eq!(all.len(), DOCUMENTS + 1);
+
+    // Nothing is wrong yet.
+    let output = salvage(&data, &path("whole"));
+    ends(&output, 0, "");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["lost"], serde_json::json!([]), "{found}");
+    let mut up = Up::start(&path("whole"));
+    assert_eq!((titles(&up), up.key()), (all.clone(), key.clone()));
+    ends(&salvage(&path("whole"), &path("other")), 1, "");
+    assert_eq!(up.terminate(), 0);
+
+    // The blocks with the records of one document, and a part of the large one.
+    let mut store = fs::read(data.join("store.redb")).unwrap();
+    let named: Vec<usize> =
+        store.windows(12).enumerate().filter(|(_, at)| at == b"small-30.txt").map(|(at, _)| at).collect();
+    for at in named {
+        store[at / BLOCK * BLOCK + 2_000] ^= 1;
+    }
+    fs::write(data.join("store.redb"), store).unwrap();
+    let blob = fs::read_dir(data.join("blobs")).unwrap().next().unwrap().unwrap().path();
+    let mut content = fs::read(&blob).unwrap();
+    content[290_000] ^= 1;
+    fs::write(&blob, content).unwrap();
+    let before = files(&data);
+
+    let output = salvage(&data, &new);
+    ends(&output, 2, "");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lost = text(&output);
+    assert!(lost.contains("records of documents, by workspace and document"), "{lost}");
+    assert!(lost.contains("doc/") && lost.contains("does not match its digests"), "{lost}");
+    assert!(files(&data) == before, "the old folder was changed");
+    ends(&salvage(&data, &new), 1, "already");
+
+    let mut up = Up::start(&new);
+    let left = titles(&up);
+    assert!(left.len() < all.len() && left.len() > all.len() / 2, "{} of {}: {found}", left.len(), all.len());
+    assert!(left.iter().all(|title| all.contains(title)) && !left.contains(&"small-30.txt".to_owned()));
+    assert_eq!(up.key(), key);
+    assert_eq!(up.json(&["config", "get", "prompt", "system"]), serde_json::json!("Mine."));
+    assert!(text(&up.run(&["flow", "ls"])).contains("f1"));
+    assert_eq!(up.terminate(), 0);
+    let told = text(&sluice().arg("verify").arg(&new).output().unwrap());
+    assert!(told.contains("doc/") && told.lines().count() <= 2, "nothing else is wrong with it: {told}");
+}
+
+#[test]
+fn what_cannot_be_read_at_all_or_is_in_use_is_refused_and_no_folder_is_begun() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let (data, new) = (path("data"), path("new"));
+    let mut up = Up::start(&data);
+    ends(&salvage(&data, &new), 1, "is in use by process");
+    assert_eq!(up.terminate(), 0);
+    let mut store = fs::read(data.join("store.redb")).unwrap();
+    for at in [100, BLOCK + 100] {
+        store[at] ^= 1;
+    }
+    fs::write(data.join("store.redb"), store).unwrap();
+    ends(&salvage(&data, &new), 1, "neither copy of its head is whole");
+    assert!(!new.exists());
+    ends(&sluice().arg("salvage").arg(&data).output().unwrap(), 64, "--data NEW");
+}

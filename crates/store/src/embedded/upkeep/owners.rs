@@ -1,0 +1,57 @@
+//! Whose content is, for whoever is told that it is damaged: the rows of a service say it.
+
+use std::collections::HashMap;
+
+use super::{STEP_ROWS, Upkeep};
+use crate::keys::rows;
+use crate::{Error, KeyRange, Read};
+
+/// A table whose rows name content.
+#[derive(Debug, Clone, Copy)]
+pub struct Owners {
+    /// The table.
+    pub table: &'static str,
+    /// By key and row.
+    pub of: fn(&[u8], &[u8]) -> Option<Owner>,
+}
+
+/// What a row says of content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The id of the content.
+    pub content: String,
+    /// Whose it is, in words.
+    pub name: String,
+}
+
+impl Upkeep {
+    /// Says of damaged content whose it is, where a row does that can be read. The rows are read once for all of it.
+    pub async fn named(&self, damage: Vec<Error>) -> Vec<Error> {
+        let Some(owners) = self.owners else { return damage };
+        let ids = damage.iter().filter_map(Error::content_of_nobody);
+        let mut found: HashMap<String, Option<String>> = ids.map(|id| (id.to_owned(), None)).collect();
+        let mut unknown = found.len();
+        let mut range = KeyRange::all();
+        while unknown > 0 {
+            let read = Read::range(owners.table, range.clone(), STEP_ROWS);
+            // Whose it is need not be known to tell that it is damaged.
+            let Ok(page) = rows(&*self.tables, read).await else { break };
+            for owner in page.rows.iter().filter_map(|(key, row)| (owners.of)(key, row)) {
+                if let Some(known) = found.get_mut(&owner.content)
+                    && known.replace(owner.name).is_none()
+                {
+                    unknown -= 1;
+                }
+            }
+            match page.rows.last() {
+                Some((last, _)) if page.more => range = range.after(last),
+                _ => break,
+            }
+        }
+        let name = |error: Error| match error.content_of_nobody().and_then(|id| found.get(id)).cloned() {
+            Some(Some(owner)) => error.of(owner),
+            _ => error,
+        };
+        damage.into_iter().map(name).collect()
+    }
+}
