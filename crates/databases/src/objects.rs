@@ -701,6 +701,7 @@ impl BlobWriter for Writer {
                 digest: Some(content::whole(&parts)),
                 name: Some(object.clone()),
                 is_packed: false,
+                more_rows: 0,
             };
             let pointed = to_the_end(Arc::clone(&shared).point(id, Some((place, parts)))).await;
             if let Err(error) = &pointed

@@ -30,6 +30,8 @@ use crate::{Batch, BlobInfo, BlobWriter, Blobs, BoxFuture, Error, KeyRange, Read
 
 /// Content up to this many bytes rests in a table.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of content in a row: two rows fill a page of the store. One that needs more than a page takes a power of two of them.
+const ROW_BYTES: usize = 1_920;
 /// Parts are gathered up to this many bytes before they are written.
 const BUFFER_BYTES: usize = 256 * 1024;
 /// How often a write or read begins again because somebody replaced the content meanwhile.
@@ -37,7 +39,10 @@ const TRIES_MAX: usize = 16;
 
 /// Where content is: size, digest, and the file's name if it has one.
 pub(crate) const PLACES: &str = "blobs";
+/// The first row of content.
 const INLINE: &str = "blobs.inline";
+/// The rows that follow it, by id and number.
+const MORE: &str = "blobs.more";
 /// Files that no place names, or not yet.
 const LOOSE: &str = "blobs.loose";
 /// Files that places name and that are known to be lost.
@@ -117,7 +122,7 @@ impl Drop for Pin {
 /// The content that rows name, read page by page; `value` reads one row.
 pub(crate) fn contents_in(
     page: impl Fn(&str, Option<&[u8]>) -> Result<Rows>,
-    value: impl Fn(&str, &str) -> Result<Option<Bytes>>,
+    value: impl Fn(&str, &[u8]) -> Result<Option<Bytes>>,
 ) -> Result<Contents> {
     let mut lost = HashSet::new();
     each_row(&page, LOST, |key, _| {
@@ -135,7 +140,8 @@ pub(crate) fn contents_in(
             }
         };
         let Some(name) = &place.name else {
-            let checked = inline_content(&id, &place, value(INLINE, &id)?);
+            let rows = keys_of(&id, &place).map(|(table, key)| value(table, &key)).collect::<Result<_>>()?;
+            let checked = inline_content(&id, &place, rows);
             contents.damage.extend(checked.err());
             return Ok(());
         };
@@ -147,9 +153,18 @@ pub(crate) fn contents_in(
     Ok(contents)
 }
 
-/// Content that rests in a table, if it is what was stored.
-fn inline_content(id: &str, place: &Place, row: Option<Bytes>) -> Result<Bytes> {
-    let mut content = row.ok_or_else(|| damaged(id, "its content is missing"))?;
+/// Where the rows of content are that rests in tables.
+fn keys_of(id: &str, place: &Place) -> impl Iterator<Item = (&'static str, Vec<u8>)> {
+    let first = (INLINE, id.as_bytes().to_vec());
+    let more = (1..=place.more_rows).map(|number| (MORE, [id.as_bytes(), &[number]].concat()));
+    std::iter::once(first).chain(more)
+}
+
+/// Content that rests in tables, if it is what was stored.
+fn inline_content(id: &str, place: &Place, rows: Vec<Option<Bytes>>) -> Result<Bytes> {
+    let rows: Option<Vec<Bytes>> = rows.into_iter().collect();
+    let mut rows = rows.ok_or_else(|| damaged(id, "its content is missing"))?;
+    let mut content = if rows.len() == 1 { rows.swap_remove(0) } else { rows.concat().into() };
     if place.is_packed {
         let whole = content::unpacked(&content, INLINE_BYTES_MAX as u64);
         content = whole.ok_or_else(|| damaged(id, "its content cannot be unpacked"))?.into();
@@ -292,9 +307,13 @@ impl Shared {
             if place.is_none() && was.is_none() {
                 return Ok(());
             }
-            let old = was.as_deref().map(Place::decode).transpose()?.and_then(|place| place.name);
+            let old = was.as_deref().map(Place::decode).transpose()?;
             let mut batch = Batch::new();
             batch.expect(PLACES, &id, was.clone());
+            for (table, key) in old.iter().flat_map(|old| keys_of(&id, old)) {
+                batch.delete(table, key);
+            }
+            let old = old.and_then(|old| old.name);
             if let Some(old) = &old {
                 content::forget_digests(&mut batch, PARTS, old);
             }
@@ -306,10 +325,12 @@ impl Shared {
                 Some(place) => batch.put(PLACES, &id, place.encode()),
                 None => batch.delete(PLACES, &id),
             };
-            match &inline {
-                Some(content) => batch.put(INLINE, &id, content.clone()),
-                None => batch.delete(INLINE, &id),
-            };
+            if let (Some(place), Some(content)) = (&place, &inline) {
+                for (number, (table, key)) in keys_of(&id, place).enumerate() {
+                    let from = number * ROW_BYTES;
+                    batch.put(table, key, content.slice(from..content.len().min(from + ROW_BYTES)));
+                }
+            }
             if let Some(old) = &old {
                 batch.put(LOOSE, old, Vec::new());
             }
@@ -363,7 +384,18 @@ impl Shared {
             let from = offset.min(place.bytes);
             let bytes = bytes_max.min(place.bytes - from);
             let Some(file) = &place.name else {
-                let content = inline_content(id, &place, inline)?;
+                let rows = if place.more_rows == 0 {
+                    vec![inline]
+                } else {
+                    let keys = keys_of(id, &place).map(|(table, key)| Read::get(table, key));
+                    let reads = std::iter::once(Read::get(PLACES, id)).chain(keys).collect();
+                    let mut found = self.tables.read(reads).await?.into_iter().map(crate::Found::into_value);
+                    if found.next().flatten().as_ref() != Some(&row) {
+                        continue;
+                    }
+                    found.collect()
+                };
+                let content = inline_content(id, &place, rows)?;
                 return Ok(Some(content.slice(from as usize..(from + bytes) as usize)));
             };
             let digests = match place.digest {
@@ -694,8 +726,11 @@ impl BlobWriter for Writer {
             // What hardly gets smaller stays as it is.
             let packed = content.as_deref().map(content::packed);
             let packed = packed.filter(|packed| packed.len() as u64 + bytes / 8 < bytes);
-            let place = Place { bytes, digest: Some(whole(&parts)), name: file, is_packed: packed.is_some() };
+            let is_packed = packed.is_some();
             let content = packed.map(Bytes::from).or(content);
+            let rows = content.as_ref().map_or(1, |content| content.len().div_ceil(ROW_BYTES).max(1));
+            let more_rows = (rows - 1) as u8;
+            let place = Place { bytes, digest: Some(whole(&parts)), name: file, is_packed, more_rows };
             let pointing = Arc::clone(&self.shared).point(self.id.clone(), Some(place), parts, content);
             let pointed = to_the_end(pointing).await;
             // A file whose row may have been committed stays; a sweep knows better.

@@ -22,6 +22,8 @@ const DIGEST_BYTES: usize = 32;
 const WITH_DIGEST: u8 = 2;
 /// The version of one whose content is packed.
 const PACKED: u8 = 3;
+/// The version of one whose content is in more than one row: whether it is packed, and how many, follow the digest.
+const IN_PIECES: u8 = 4;
 
 /// The digest of a part, or of all of them.
 pub type PartDigest = [u8; DIGEST_BYTES];
@@ -37,6 +39,8 @@ pub struct Place {
     pub name: Option<String>,
     /// Whether it is kept packed. Size and digests are those of what was packed.
     pub is_packed: bool,
+    /// The rows that it is kept in beside the first; 0 for content that is kept elsewhere.
+    pub more_rows: u8,
 }
 
 impl Place {
@@ -45,8 +49,15 @@ impl Place {
     pub fn encode(&self) -> Vec<u8> {
         let mut row = self.bytes.to_le_bytes().to_vec();
         if let Some(digest) = &self.digest {
-            row[7] = if self.is_packed { PACKED } else { WITH_DIGEST };
+            row[7] = match (self.more_rows, self.is_packed) {
+                (0, false) => WITH_DIGEST,
+                (0, true) => PACKED,
+                _ => IN_PIECES,
+            };
             row.extend_from_slice(digest);
+            if self.more_rows > 0 {
+                row.extend([u8::from(self.is_packed), self.more_rows]);
+            }
         }
         row.extend_from_slice(self.name.as_deref().unwrap_or_default().as_bytes());
         row
@@ -61,17 +72,24 @@ impl Place {
         let (size, rest) = row.split_first_chunk::<8>().ok_or_else(|| damaged("too short"))?;
         let mut size = *size;
         let version = std::mem::take(&mut size[7]);
+        let (mut is_packed, mut more_rows) = (version == PACKED, 0);
         let (digest, name) = match version {
             0 => (None, rest),
             WITH_DIGEST | PACKED => {
                 let (digest, name) = rest.split_first_chunk().ok_or_else(|| damaged("too short"))?;
                 (Some(*digest), name)
             }
+            IN_PIECES => {
+                let (digest, rest) = rest.split_first_chunk().ok_or_else(|| damaged("too short"))?;
+                let [packed, rows] = rest else { return Err(damaged("its rows cannot be read")) };
+                (is_packed, more_rows) = (*packed != 0, *rows);
+                (Some(*digest), &[][..])
+            }
             other => return Err(damaged(&format!("it has version {other}; run the version that wrote it"))),
         };
         let name = std::str::from_utf8(name).map_err(|e| damaged(&e.to_string()))?;
         let name = (!name.is_empty()).then(|| name.to_owned());
-        Ok(Self { bytes: u64::from_le_bytes(size), digest, name, is_packed: version == PACKED })
+        Ok(Self { bytes: u64::from_le_bytes(size), digest, name, is_packed, more_rows })
     }
 }
 

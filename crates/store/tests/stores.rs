@@ -173,6 +173,71 @@ async fn replaced_and_removed_content_leaves_no_file() {
     store.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn content_in_several_rows_is_whole_while_it_is_replaced_and_leaves_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(folder.path()).unwrap();
+    let blobs = store.stores().blobs;
+    // What cannot be packed takes rows by its size; text by what it packs to.
+    let seed = rand::rng().random();
+    println!("content comes from seed {seed}");
+    let mut random = rand::rngs::SmallRng::seed_from_u64(seed);
+    let mut contents: Vec<Bytes> = [1, 1_919, 1_920, 1_921, 3_840, 3_841, 20_000, 65_535, 65_536]
+        .map(|bytes| (0..bytes).map(|_| random.random::<u8>()).collect::<Vec<_>>().into())
+        .to_vec();
+    contents.push((0..60_000).map(|_| random.random_range(b'a'..b'p')).collect::<Vec<_>>().into());
+    // An id that ends as the key of a row does is another one.
+    blobs.put("a\u{1}", contents[3].clone()).await.unwrap();
+    let rows = async |table: &str| {
+        let found =
+            store.tables().read(vec![Read::prefix(table.to_owned(), "", 10_000)]).await.unwrap().remove(0);
+        found.into_rows().rows.len()
+    };
+    for content in &contents {
+        blobs.put("a", content.clone()).await.unwrap();
+        assert!(blobs.get("a").await.unwrap().as_ref() == Some(content), "{} bytes differ", content.len());
+        let middle = content.len() / 2;
+        let part = blobs.get_range("a", middle as u64, 2_500).await.unwrap().unwrap();
+        assert!(part == content.slice(middle..content.len().min(middle + 2_500)));
+        let found = store.snapshot().unwrap().contents().unwrap();
+        assert!(found.damage.is_empty(), "{found:?}");
+    }
+    assert!(rows("blobs.more").await > 10);
+
+    let mut reading = tokio::task::JoinSet::new();
+    let (read, known) = (Arc::clone(&blobs), contents.clone());
+    reading.spawn(async move {
+        for _ in 0..2_000 {
+            let found = read.get("a").await.unwrap().unwrap();
+            assert!(known.contains(&found), "{} bytes that never were", found.len());
+        }
+    });
+    let mut turn = 0;
+    let ended = loop {
+        if let Some(ended) = reading.try_join_next() {
+            break ended;
+        }
+        turn += 1;
+        blobs.put("a", contents[turn % contents.len()].clone()).await.unwrap();
+    };
+    ended.unwrap();
+
+    blobs.put("a", contents[6].clone()).await.unwrap();
+    let mut batch = Batch::new();
+    batch.delete("blobs.more", b"a\x05");
+    store.tables().commit(batch).await.unwrap();
+    let error = blobs.get("a").await.unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("'a'"), "{error}");
+    assert_eq!(store.snapshot().unwrap().contents().unwrap().damage.len(), 1);
+
+    blobs.remove("a").await.unwrap();
+    assert!(blobs.get("a\u{1}").await.unwrap().as_ref() == Some(&contents[3]));
+    assert_eq!((rows("blobs.inline").await, rows("blobs.more").await), (1, 1));
+    blobs.remove("a\u{1}").await.unwrap();
+    assert_eq!((rows("blobs.inline").await, rows("blobs.more").await), (0, 0));
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_content_clearly_and_keeps_the_old() {
     let folder = tempfile::tempdir().unwrap();

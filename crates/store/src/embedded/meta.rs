@@ -26,7 +26,7 @@ const FORMAT_UNWRITTEN: u32 = 1;
 /// The formats that this version writes, by part. A store with a higher number, or with a part that is not in this list,
 /// was written by a newer version.
 pub const FORMATS: &[(&str, u32)] =
-    &[("tables", 1), ("blobs", 3), ("vectors", 2), ("keywords", 3), ("triples", 2)];
+    &[("tables", 1), ("blobs", 4), ("vectors", 2), ("keywords", 3), ("triples", 2)];
 
 /// Which data folder a store belongs to, and how far that had come when it was last said.
 #[derive(Debug, Clone, PartialEq, Eq)]

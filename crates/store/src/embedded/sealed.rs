@@ -14,6 +14,7 @@
 //!
 //! **Assumes.** One handle per file, and an engine that reads and writes whole blocks, apart from its header.
 
+mod beside;
 mod older;
 mod read_only;
 
@@ -28,8 +29,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+pub(super) use self::beside::put_in_place;
 use self::older::{is_engine_file, seal};
-use super::disk::{Faults, ends_early, is_broken, or_unread};
+use super::disk::{Faults, ends_early, is_broken, is_full, or_unread};
 use super::durable::{Commit, may_go_back};
 use crate::{Error, Result};
 
@@ -179,7 +181,11 @@ impl Sealed {
         let failed = |e: &io::Error| failed(path, e);
         let was = open_file(path).map_err(|e| failed(&e))?;
         if was.metadata().map_err(|e| failed(&e))?.len() == 0 {
-            make(path).map_err(|e| failed(&e))?;
+            let write = |file: &File| {
+                file.set_len(HEADS_BYTES)?;
+                write_heads(file, &encode_head(&new_id(), &[0; ENGINE_HEADER_BYTES]))
+            };
+            beside::make(path, write).map_err(|e| failed(&e))?;
         } else if is_engine_file(&was).map_err(|e| failed(&e))? {
             seal(path, was, faults)?;
         }
@@ -597,7 +603,11 @@ fn open_file(path: &Path) -> io::Result<File> {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
-    super::unusable(path.parent().unwrap_or(path), error)
+    let folder = path.parent().unwrap_or(path);
+    if is_full(error) {
+        return Error::Disk { folder: folder.display().to_string(), reason: error.to_string() };
+    }
+    super::unusable(folder, error)
 }
 
 fn encode_head(id: &[u8; ID_BYTES], engine: &[u8; ENGINE_HEADER_BYTES]) -> [u8; HEAD_BYTES] {
@@ -664,29 +674,6 @@ fn new_id() -> [u8; ID_BYTES] {
     id[..8].copy_from_slice(&random());
     id[8..].copy_from_slice(&random());
     id
-}
-
-/// Makes an empty file; it is there with its head, or not at all.
-fn make(path: &Path) -> io::Result<()> {
-    let (file, new) = begin_beside(path)?;
-    file.set_len(HEADS_BYTES)?;
-    write_heads(&file, &encode_head(&new_id(), &[0; ENGINE_HEADER_BYTES]))?;
-    put_in_place(&file, &new, path)
-}
-
-fn begin_beside(path: &Path) -> io::Result<(File, PathBuf)> {
-    let new = path.with_extension("new");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new)?;
-    Ok((file, new))
-}
-
-pub(super) fn put_in_place(file: &File, new: &Path, path: &Path) -> io::Result<()> {
-    file.sync_all()?;
-    std::fs::rename(new, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -80,9 +80,9 @@ impl Snapshot {
         }
     }
 
-    fn value(&self, table: &str, key: &str) -> Result<Option<Bytes>> {
+    fn value(&self, table: &str, key: &[u8]) -> Result<Option<Bytes>> {
         let Some(found) = self.table(table)? else { return Ok(None) };
-        let value = found.get(key.as_bytes()).map_err(|error| failed(table, key.as_bytes(), error))?;
+        let value = found.get(key).map_err(|error| failed(table, key, error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
     }
 }

@@ -30,6 +30,7 @@ const PARTS: &[(&str, &str)] = &[
     ("library-", "what documents are found by, by workspace"),
     ("derived", "notes of what was made of which document, by kind and workspace"),
     ("blobs.inline", "small content, by document"),
+    ("blobs.more", "small content, by document"),
     ("blobs.parts", "digests of content, by file"),
     ("blobs", "where content is, by document"),
     ("objects.", "where content is in the object store"),

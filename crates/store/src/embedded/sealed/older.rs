@@ -9,8 +9,8 @@ use redb::backends::FileBackend;
 
 use super::super::disk::{Faults, is_full};
 use super::{
-    BLOCK, BLOCK_BYTES, ENGINE_HEADER_BYTES, ENGINE_MAGIC, GROUP_BLOCKS, begin_beside, damaged_file,
-    encode_head, failed, file_bytes, group_of, new_id, place, put_in_place, sum, sums_place, write_heads,
+    BLOCK, BLOCK_BYTES, ENGINE_HEADER_BYTES, ENGINE_MAGIC, GROUP_BLOCKS, beside, damaged_file, encode_head,
+    failed, file_bytes, group_of, new_id, place, sum, sums_place, write_heads,
 };
 use crate::{Error, Result};
 
@@ -34,7 +34,6 @@ pub(super) fn seal(path: &Path, old: File, faults: &Faults) -> Result<()> {
     });
     checked.map_err(|e| damaged_file(path, &e.to_string()))?;
     copy_sealed(path, faults).map_err(|error| {
-        let _ = std::fs::remove_file(path.with_extension("new"));
         if !is_full(&error) {
             return failed(path, &error);
         }
@@ -51,22 +50,22 @@ fn copy_sealed(path: &Path, faults: &Faults) -> io::Result<()> {
     let mut engine = [0; ENGINE_HEADER_BYTES];
     old.read_exact_at(&mut engine, 0)?;
     let id = new_id();
-    let (file, new) = begin_beside(path)?;
-    let mut content = vec![0; GROUP_BLOCKS * BLOCK];
-    let mut block = 0;
-    while block < blocks {
-        let run = (blocks - block).min(GROUP_BLOCKS as u64);
-        let content = &mut content[..run as usize * BLOCK];
-        old.read_exact_at(content, block * BLOCK_BYTES)?;
-        let sums = content.chunks_exact(BLOCK).zip(block..);
-        let sums: Vec<u8> =
-            sums.flat_map(|(content, block)| sum(&id, block, content).to_le_bytes()).collect();
-        file.write_all_at(&sums, sums_place(group_of(block).0))?;
-        file.write_all_at(content, place(block))?;
-        block += run;
-    }
-    write_heads(&file, &encode_head(&id, &engine))?;
-    put_in_place(&file, &new, path)?;
+    beside::make(path, |file| {
+        let mut content = vec![0; GROUP_BLOCKS * BLOCK];
+        let mut block = 0;
+        while block < blocks {
+            let run = (blocks - block).min(GROUP_BLOCKS as u64);
+            let content = &mut content[..run as usize * BLOCK];
+            old.read_exact_at(content, block * BLOCK_BYTES)?;
+            let sums = content.chunks_exact(BLOCK).zip(block..);
+            let sums: Vec<u8> =
+                sums.flat_map(|(content, block)| sum(&id, block, content).to_le_bytes()).collect();
+            file.write_all_at(&sums, sums_place(group_of(block).0))?;
+            file.write_all_at(content, place(block))?;
+            block += run;
+        }
+        write_heads(file, &encode_head(&id, &engine))
+    })?;
     faults.free_space(blocks * BLOCK_BYTES);
     Ok(())
 }
