@@ -58,7 +58,7 @@ pub(crate) fn run_all(whole: &[&str]) -> Result<()> {
         failed.push(format!("examples in the documentation ({error:#})"));
     }
     if !failed.is_empty() {
-        bail!("{} programs of tests failed: {}", failed.len(), failed.join(", "));
+        bail!("{} programs of tests failed: {}", failed.len(), failed.join("; "));
     }
     Ok(())
 }
@@ -106,9 +106,7 @@ fn run_suites(suites: VecDeque<Suite>, at_once: usize) -> Result<Vec<String>> {
         loop {
             let next = lock(&waiting).pop_front();
             let Some(suite) = next else { return Ok(()) };
-            if !run_suite(&suite)? {
-                lock(&failed).push(suite.name);
-            }
+            lock(&failed).extend(run_suite(&suite)?);
         }
     };
     std::thread::scope(|scope| {
@@ -122,7 +120,8 @@ fn run_suites(suites: VecDeque<Suite>, at_once: usize) -> Result<Vec<String>> {
     Ok(failed)
 }
 
-fn run_suite(suite: &Suite) -> Result<bool> {
+/// Runs a suite; its name with the cases that failed, if any did.
+fn run_suite(suite: &Suite) -> Result<Option<String>> {
     let began = Instant::now();
     // A file, since a pipe would stay open as long as any server that a test leaves running.
     let said = suite.program.with_extension("log");
@@ -133,11 +132,22 @@ fn run_suite(suite: &Suite) -> Result<bool> {
     let status = command.status().with_context(|| format!("{} could not start", suite.program.display()))?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "── {} ({} s)", suite.name, began.elapsed().as_secs())?;
-    out.write_all(&std::fs::read(&said)?)?;
-    if !status.success() {
-        writeln!(out, "── {} FAILED: {status}", suite.name)?;
+    let said = std::fs::read(&said)?;
+    out.write_all(&said)?;
+    if status.success() {
+        return Ok(None);
     }
-    Ok(status.success())
+    writeln!(out, "── {} FAILED: {status}", suite.name)?;
+    let cases = failed_cases(&String::from_utf8_lossy(&said)).join(", ");
+    Ok(Some(if cases.is_empty() { suite.name.clone() } else { format!("{} ({cases})", suite.name) }))
+}
+
+/// The cases that failed, by what a program of tests said.
+fn failed_cases(said: &str) -> Vec<&str> {
+    said.lines()
+        .filter_map(|line| line.strip_prefix("test ")?.split_once(" ... FAILED"))
+        .map(|(case, _)| case)
+        .collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -168,6 +178,12 @@ mod tests {
         let mut short = said("bin", true, json!("/t/x"));
         short["package_id"] = json!("path+file:///p/xtask#0.1.0");
         assert_eq!(suite(&short).unwrap().name, "xtask bin");
+    }
+
+    #[test]
+    fn cases_that_failed_are_found_in_what_a_program_said() {
+        let said = "running 3 tests\ntest a::b ... ok\ntest c ... FAILED\ntest d ... FAILED (1.5 s)\n    why";
+        assert_eq!(failed_cases(said), ["c", "d"]);
     }
 
     #[test]
