@@ -125,7 +125,7 @@ impl Manifest {
         let file = dir.join(FILE);
         let told = |what: String| {
             Told::new(Code::Failed, format!("'{}' {what}", file.display()))
-                .next("take another backup, or make a new one")
+                .next("use another backup, or back up into an empty folder")
         };
         let text = match fs::read(&file) {
             Ok(text) => text,
