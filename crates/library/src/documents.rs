@@ -409,7 +409,7 @@ impl Documents {
         let content = content.map_err(|error| error.of(document.name(workspace)))?;
         content.filter(|content| content.len() as u64 == wanted).ok_or_else(|| {
             Error::request(format!(
-                "the content of document '{}' is gone: it was removed meanwhile; remove the document and add it again",
+                "the content of document '{}' is gone: it was removed meanwhile, or lost; remove the document and add it again, or restore a backup",
                 document.metadata.id
             ))
         })

@@ -19,6 +19,8 @@ use crate::removals::{Removals, Scope};
 use crate::rows::check_id;
 use crate::uploads::{Uploads, signed};
 
+/// Bytes of content read at once for `stream-document`, in whole parts, or one part that is larger.
+const READ_BYTES: u64 = 256 * 1024;
 /// Bytes of content in a part of `stream-document` when the caller names no size.
 const PART_BYTES_DEFAULT: u64 = 1024 * 1024;
 /// Parts that a document is read in: each is a message.
@@ -202,10 +204,15 @@ impl Librarian {
                 "chunk-size {part_bytes} would make {parts} parts of this document; {PARTS_MAX} are the most: take larger ones"
             )));
         }
-        let mut index = 0;
+        // Each read is checked, and unpacked, as a whole: small parts share one.
+        let read_bytes = part_bytes * (READ_BYTES / part_bytes).max(1);
+        let (mut index, mut read) = (0, Bytes::new());
         loop {
             let offset = index * part_bytes;
-            let content = self.documents.content(workspace, &document, offset, part_bytes).await?;
+            if read.is_empty() {
+                read = self.documents.content(workspace, &document, offset, read_bytes).await?;
+            }
+            let content = read.split_to(read.len().min(part_bytes as usize));
             let part = Response {
                 content: to_base64(&content),
                 chunk_index: signed(index),

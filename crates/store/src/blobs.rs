@@ -140,9 +140,14 @@ pub(crate) fn contents_in(
             }
         };
         let Some(name) = &place.name else {
-            let rows = keys_of(&id, &place).map(|(table, key)| value(table, &key)).collect::<Result<_>>()?;
-            let checked = inline_content(&id, &place, rows);
-            contents.damage.extend(checked.err());
+            let rows = keys_of(&id, &place).map(|(table, key)| value(table, &key)).collect::<Result<_>>();
+            match rows
+                .map_err(|error| of_content(&id, error))
+                .and_then(|rows| inline_content(&id, &place, rows))
+            {
+                Err(error) if error.is_damage() => contents.damage.push(error),
+                checked => drop(checked?),
+            }
             return Ok(());
         };
         let is_lost = lost.contains(name);
@@ -374,27 +379,21 @@ impl Shared {
     /// Reads a part of the content. The row and the file are looked at one after the other, so a replacement between
     /// the two makes it begin again.
     async fn read_part(self: &Arc<Self>, id: &str, offset: u64, bytes_max: u64) -> Result<Option<Bytes>> {
+        check_id(id)?;
+        let mut known: Option<Bytes> = None;
+        let mut is_changed = false;
         for _ in 0..TRIES_MAX {
-            check_id(id)?;
-            let found = self.tables.read(vec![Read::get(PLACES, id), Read::get(INLINE, id)]).await?;
-            let mut found = found.into_iter().map(crate::Found::into_value);
-            let (row, inline) = (found.next().flatten(), found.next().flatten());
+            let (row, rows) =
+                self.rows_of(id, known.as_deref()).await.map_err(|error| of_content(id, error))?;
             let Some(row) = row else { return Ok(None) };
-            let place = Place::decode(&row)?;
+            is_changed = known.replace(row.clone()).is_some_and(|known| known != row);
+            let place = Place::decode(&row).map_err(|error| of_content(id, error))?;
             let from = offset.min(place.bytes);
             let bytes = bytes_max.min(place.bytes - from);
             let Some(file) = &place.name else {
-                let rows = if place.more_rows == 0 {
-                    vec![inline]
-                } else {
-                    let keys = keys_of(id, &place).map(|(table, key)| Read::get(table, key));
-                    let reads = std::iter::once(Read::get(PLACES, id)).chain(keys).collect();
-                    let mut found = self.tables.read(reads).await?.into_iter().map(crate::Found::into_value);
-                    if found.next().flatten().as_ref() != Some(&row) {
-                        continue;
-                    }
-                    found.collect()
-                };
+                if rows.len() != usize::from(place.more_rows) + 1 {
+                    continue;
+                }
                 let content = inline_content(id, &place, rows)?;
                 return Ok(Some(content.slice(from as usize..(from + bytes) as usize)));
             };
@@ -423,8 +422,29 @@ impl Shared {
                 None => {}
             }
         }
+        if is_changed {
+            return Err(Error::unavailable(format!(
+                "'{id}' is being changed by others all the time; try again"
+            )));
+        }
         Err(damaged(id, "its file or its digests are missing"))
     }
+
+    /// Where content is, and the rows of it if it rests in tables: as many as it had when `known` said where it is.
+    async fn rows_of(&self, id: &str, known: Option<&[u8]>) -> Result<(Option<Bytes>, Vec<Option<Bytes>>)> {
+        let known = known.map(Place::decode).transpose()?;
+        let more = known.iter().flat_map(|known| keys_of(id, known)).skip(1);
+        let keys = std::iter::once((INLINE, id.as_bytes().to_vec())).chain(more);
+        let reads = std::iter::once(Read::get(PLACES, id));
+        let reads = reads.chain(keys.map(|(table, key)| Read::get(table, key))).collect();
+        let mut found = self.tables.read(reads).await?.into_iter().map(crate::Found::into_value);
+        Ok((found.next().flatten(), found.collect()))
+    }
+}
+
+/// What is damaged of the rows of content is damage of that content.
+fn of_content(id: &str, error: Error) -> Error {
+    if matches!(error, Error::Damaged { .. }) { Error::damaged_content(id, error.to_string()) } else { error }
 }
 
 impl FileBlobs {

@@ -526,3 +526,42 @@ async fn a_snapshot_names_the_rows_and_the_content_that_are_damaged() {
     drop(snapshot);
     store.close().await;
 }
+
+/// Where a block of the rows of content is damaged, it is the content that is named.
+#[tokio::test]
+async fn damaged_rows_of_content_are_damage_of_that_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open_with(folder.path(), &options()).unwrap();
+    fill(&store.stores()).await;
+    let seed = rand::rng().random();
+    println!("content comes from seed {seed}");
+    let mut random = rand::rngs::SmallRng::seed_from_u64(seed);
+    let content: Bytes = (0..20_000).map(|_| random.random::<u8>()).collect::<Vec<_>>().into();
+    store.stores().blobs.put("in rows", content.clone()).await.unwrap();
+    store.close().await;
+
+    let path = folder.path().join("store.redb");
+    // In its first row, and in one of the others.
+    for at in [700, 12_000] {
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        let places: Vec<usize> =
+            (0..whole.len() - 64).filter(|from| whole[*from..].starts_with(&content[at..at + 64])).collect();
+        assert!(!places.is_empty());
+        places.iter().for_each(|place| damaged[*place] ^= 1);
+        fs::write(&path, damaged).unwrap();
+        let store = Embedded::open_with(folder.path(), &options()).unwrap();
+        let error = store.stores().blobs.get("in rows").await.unwrap_err();
+        assert!(
+            matches!(error, Error::DamagedContent { .. }) && error.to_string().contains("'in rows'"),
+            "{error}"
+        );
+        let named = |damage: &[Error]| damage.iter().any(|one| one.to_string().contains("content 'in rows'"));
+        let contents = store.snapshot().unwrap().contents().unwrap();
+        assert!(named(&contents.damage), "{contents:?}");
+        let damage = check_all(&store).await;
+        assert!(damage.iter().any(|one| one.contains("content 'in rows'")), "{damage:?}");
+        store.close().await;
+        fs::write(&path, whole).unwrap();
+    }
+}

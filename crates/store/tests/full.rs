@@ -187,3 +187,40 @@ async fn a_full_disk_can_be_started_on_and_removed_from_again_and_again() {
     store.close().await;
     assert_eq!(std::fs::metadata(folder.path().join("reserve")).unwrap().len(), RESERVE_BYTES);
 }
+
+/// What a disk without room cuts off is in blocks that nobody refers to, some of which held other rows before.
+#[tokio::test]
+async fn what_a_full_disk_cut_off_is_not_reported_as_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { reserve_bytes: 256 * 1024, ..Options::default() };
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let rows = |from: usize, to: usize, with: u8| {
+        let mut batch = Batch::new();
+        for n in from..to {
+            batch.put("rows", n.to_be_bytes(), vec![with; 900]);
+        }
+        batch
+    };
+    store.tables().commit(rows(0, 2_000, 1)).await.unwrap();
+    let mut gone = Batch::new();
+    for n in (0..2_000_usize).filter(|n| n % 3 > 0) {
+        gone.delete("rows", n.to_be_bytes());
+    }
+    store.tables().commit(gone).await.unwrap();
+    // Two more, after which the room of what is gone is used again.
+    for n in 0..2 {
+        store.tables().commit(rows(5_000 + n, 5_001 + n, 2)).await.unwrap();
+    }
+    options.faults.leave_space_bytes(200_000);
+    for round in 0..4 {
+        let error = store.tables().commit(rows(10_000, 16_000, 3 + round)).await.unwrap_err();
+        assert!(matches!(error, Error::Disk { .. }), "{error}");
+    }
+    let report = store.upkeep().check_all().await.unwrap();
+    assert_eq!((report.damage.as_slice(), store.upkeep().damaged_blocks()), (&[][..], 0));
+    store.close().await;
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let report = store.upkeep().check_all().await.unwrap();
+    assert_eq!((report.damage.as_slice(), store.upkeep().damaged_blocks()), (&[][..], 0));
+    store.close().await;
+}

@@ -280,6 +280,9 @@ fn take_over<F: Future<Output = Result<()>>>(
 }
 
 pub(crate) fn unusable(folder: &Path, error: &std::io::Error) -> Error {
+    if disk::is_full(error) {
+        return Error::Disk { folder: folder.display().to_string(), reason: error.to_string() };
+    }
     Error::unavailable(format!(
         "the data folder '{}' cannot be used: {error}; check that it exists and may be written",
         folder.display()

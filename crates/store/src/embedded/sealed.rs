@@ -31,7 +31,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 pub(super) use self::beside::put_in_place;
 use self::older::{is_engine_file, seal};
-use super::disk::{Faults, ends_early, is_broken, is_full, or_unread};
+use super::disk::{Faults, ends_early, is_broken, or_unread};
 use super::durable::{Commit, may_go_back};
 use crate::{Error, Result};
 
@@ -438,6 +438,7 @@ impl Sealed {
             let run = (rest.len() / BLOCK).min(GROUP_BLOCKS - at);
             let (here, after) = rest.split_at(run * BLOCK);
             self.load(group)?;
+            self.forget(group, at..at + run)?;
             self.file.write_all_at(here, place(block))?;
             let done = (block - first) as usize;
             let mut sums = self.sums_mut();
@@ -449,6 +450,19 @@ impl Sealed {
             rest = after;
         }
         Ok(())
+    }
+
+    /// Takes checksums off the disk before their blocks are written: a write that is cut off leaves blocks that nobody refers to
+    /// without one, not with that of what they held before.
+    fn forget(&self, group: usize, range: Range<usize>) -> io::Result<()> {
+        let mut sums = self.sums_mut();
+        let Some(Some(of_group)) = sums.groups.get_mut(group) else { return Ok(()) };
+        if of_group[range.clone()].iter().all(|sum| *sum == 0) {
+            return Ok(());
+        }
+        of_group[range.clone()].fill(0);
+        let zeros = vec![0; range.len() * SUM_BYTES];
+        self.file.write_all_at(&zeros, sums_place(group) + (range.start * SUM_BYTES) as u64)
     }
 
     /// How much room on the disk a write takes that was not taken before.
@@ -603,11 +617,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
-    let folder = path.parent().unwrap_or(path);
-    if is_full(error) {
-        return Error::Disk { folder: folder.display().to_string(), reason: error.to_string() };
-    }
-    super::unusable(folder, error)
+    super::unusable(path.parent().unwrap_or(path), error)
 }
 
 fn encode_head(id: &[u8; ID_BYTES], engine: &[u8; ENGINE_HEADER_BYTES]) -> [u8; HEAD_BYTES] {

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle as _, WriteTransaction};
 use tokio::sync::mpsc;
 
-use super::disk::DiskState;
+use super::disk::{DiskState, is_full};
 use super::meta;
 use super::sealed::{damaged_file, put_in_place};
 use super::tables::{
@@ -320,6 +320,7 @@ impl Writer {
         let state = Arc::new(DiskState::new(Arc::clone(&shared.faults), Arc::clone(&shared.unclosed)));
         let failed = |e: redb::Error| match e {
             redb::Error::Corrupted(reason) => damaged_file(&folder.join(FILE), &reason),
+            redb::Error::Io(error) if is_full(&error) => super::unusable(folder, &error),
             other => Error::unavailable(format!("the store was not compacted: {other}")),
         };
         let new = open_file(&folder.join(COMPACTED), COMPACT_CACHE_BYTES, &state)?.database;
@@ -353,7 +354,7 @@ impl Writer {
                 transaction.commit().map_err(|e| failed(e.into()))?;
             }
         }
-        new.close().map_err(|e| Error::unavailable(format!("the store was not compacted: {e}")))?;
+        new.close().map_err(|e| failed(e.into()))?;
         Ok(true)
     }
 
