@@ -554,7 +554,7 @@ fn note_lost(broker: &dyn Broker, wish: &Wish, seen: &Sight) {
     let Some(losses) = broker.losses() else { return };
     for owned in &wish.topology.topics {
         if owned.subscriptions.is_empty() && seen.get(&owned.topic).is_some_and(|seen| !seen.exists) {
-            losses.note(&sluice_bus::Error::NoTopic { topic: owned.topic.clone() });
+            losses.note_removed(&owned.topic);
         }
         let queues = seen.get(&owned.topic).into_iter().flat_map(|seen| &seen.subscriptions);
         for lost in queues.filter(|queue| !queue.exists && owned.subscriptions.contains(&queue.name)) {
