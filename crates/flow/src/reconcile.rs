@@ -247,7 +247,7 @@ impl Rounds {
                 if tended.told == Some(Phase::Running) {
                     let lost = plan::missing(&wish, &seen).filter(|topic| seen.contains_key(*topic));
                     tell_lost(&key, lost);
-                    note_lost(&*self.hands.broker, &wish, &seen);
+                    note_lost_queues(&*self.hands.broker, &wish, &seen);
                 }
                 plan::plan(&key, &wish, &claims, &tended.believed(&seen), clock)
             } else {
@@ -548,14 +548,10 @@ pub(crate) fn tell_lost<'a>(key: &FlowKey, lost: impl Iterator<Item = &'a Topic>
 }
 
 /// Lets every process know of queues that are gone: whoever waits for the answer to what was in one would not learn it where
-/// nobody reads it at the moment. Of topics that have followers only too: made again they have none, and an answer that is sent
-/// there before they follow anew reaches nobody.
-fn note_lost(broker: &dyn Broker, wish: &Wish, seen: &Sight) {
+/// nobody reads it at the moment.
+fn note_lost_queues(broker: &dyn Broker, wish: &Wish, seen: &Sight) {
     let Some(losses) = broker.losses() else { return };
     for owned in &wish.topology.topics {
-        if owned.subscriptions.is_empty() && seen.get(&owned.topic).is_some_and(|seen| !seen.exists) {
-            losses.note_removed(&owned.topic);
-        }
         let queues = seen.get(&owned.topic).into_iter().flat_map(|seen| &seen.subscriptions);
         for lost in queues.filter(|queue| !queue.exists && owned.subscriptions.contains(&queue.name)) {
             let (topic, subscription) = (owned.topic.clone(), lost.name.clone());
