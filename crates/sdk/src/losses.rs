@@ -11,6 +11,7 @@ use std::time::Duration;
 use sluice_bus::{Address, Broker, Error, Inbox as _, Losses, Lost, Message, Renewing};
 use sluice_schema::message::LostTopics;
 use sluice_schema::{Topic, system, wire};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::tasks::Backoff;
@@ -22,15 +23,36 @@ const AGAIN_AFTER_MAX: Duration = Duration::from_secs(30);
 const TOLD_MAX: usize = 10_000;
 /// Pauses between tries to hear what other processes miss.
 const HEAR_AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10) };
+/// How long a notice waits for this process to hear what owners make of it. One that is not heard costs what a lost one does.
+const HEAR_FIRST: Duration = Duration::from_secs(1);
+
+/// Whether this process hears what others miss.
+#[derive(Default)]
+struct Hearing {
+    hears: watch::Sender<bool>,
+    wanted: Notify,
+}
+
+impl Hearing {
+    /// Sees to it that it does: an owner answers a notice with another one, which comes only to who listens by then.
+    async fn first(&self) {
+        let mut hears = self.hears.subscribe();
+        if !*hears.borrow() {
+            self.wanted.notify_one();
+            let _ = tokio::time::timeout(HEAR_FIRST, hears.wait_for(|hears| *hears)).await;
+        }
+    }
+}
 
 /// Passes on what calls of this process found missing, and hears what those of others did, as long as it runs.
 pub(crate) async fn exchange(broker: Arc<dyn Broker>) {
     let Some(losses) = broker.losses() else { return };
     let own = uuid::Uuid::new_v4().to_string();
-    tokio::join!(tell(&*broker, losses, &own), hear(&*broker, losses, &own));
+    let hearing = Hearing::default();
+    tokio::join!(tell(&*broker, losses, &own, &hearing), hear(&*broker, losses, &own, &hearing));
 }
 
-async fn hear(broker: &dyn Broker, losses: &Losses, own: &str) {
+async fn hear(broker: &dyn Broker, losses: &Losses, own: &str, hearing: &Hearing) {
     let heard = |notice: LostTopics| {
         // Its own were passed on before they were sent; what is told late would be taken for news.
         if notice.sender == own {
@@ -43,15 +65,29 @@ async fn hear(broker: &dyn Broker, losses: &Losses, own: &str) {
                 .for_each(|topic| losses.tell(&topic, lost));
         }
     };
-    for attempt in 0.. {
+    let mut attempt = 0;
+    loop {
         // The notices' own topic comes with the flow service.
-        let error = listen(broker, heard).await;
+        let error = match attach(broker).await {
+            Ok(inbox) => {
+                attempt = 0;
+                hearing.hears.send_replace(true);
+                let error = read(&inbox, heard).await;
+                hearing.hears.send_replace(false);
+                error
+            }
+            Err(error) => error,
+        };
         tracing::debug!(%error, "what other processes miss is not heard at the moment");
-        tokio::time::sleep(HEAR_AGAIN.pause(attempt)).await;
+        tokio::select! {
+            () = tokio::time::sleep(HEAR_AGAIN.pause(attempt)) => {}
+            () = hearing.wanted.notified() => {}
+        }
+        attempt += 1;
     }
 }
 
-async fn tell(broker: &dyn Broker, losses: &Losses, own: &str) {
+async fn tell(broker: &dyn Broker, losses: &Losses, own: &str, hearing: &Hearing) {
     let to = Address::Topic(system::lost_topics());
     let mut told: HashMap<(Topic, Lost), Told> = HashMap::new();
     loop {
@@ -76,6 +112,7 @@ async fn tell(broker: &dyn Broker, losses: &Losses, own: &str) {
             emptied: emptied.map(|(topic, _)| topic.to_string()).collect(),
             sender: own.to_owned(),
         };
+        hearing.first().await;
         if let Err(error) = broker.publish(&to, Message::new(wire::encode(&notice))).await {
             tracing::debug!(%error, "owners were not told of missing topics; they find them at their next look");
         }
@@ -107,10 +144,17 @@ impl Told {
 /// Hands every notice to `heard` that somebody, in whichever process, found something of topics missing; until it cannot, and
 /// why. The flow service makes the topic of the notices.
 pub async fn listen(broker: &dyn Broker, heard: impl Fn(LostTopics)) -> Error {
-    let inbox = match Renewing::attach(broker, vec![system::lost_topics()], || ()).await {
-        Ok(inbox) => inbox,
-        Err(error) => return error,
-    };
+    match attach(broker).await {
+        Ok(inbox) => read(&inbox, heard).await,
+        Err(error) => error,
+    }
+}
+
+async fn attach(broker: &dyn Broker) -> sluice_bus::Result<Renewing> {
+    Renewing::attach(broker, vec![system::lost_topics()], || ()).await
+}
+
+async fn read(inbox: &Renewing, heard: impl Fn(LostTopics)) -> Error {
     loop {
         let notice = match inbox.next().await {
             Ok(notice) => notice,
@@ -125,6 +169,7 @@ pub async fn listen(broker: &dyn Broker, heard: impl Fn(LostTopics)) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use sluice_bus::faulty::Operation;
     use sluice_bus::{BrokerAdmin as _, TopicSpec};
 
     use super::*;
@@ -133,7 +178,7 @@ mod tests {
     async fn each_removal_is_told_however_soon_it_follows() {
         let broker = sluice_bus::Embedded::in_memory();
         broker.ensure(&TopicSpec::bare(system::lost_topics())).await.unwrap();
-        let losses = broker.losses().unwrap();
+        let (losses, hearing) = (broker.losses().unwrap(), Hearing::default());
         let topic: Topic = "request:tg:a".parse().unwrap();
         let mut news = losses.news();
         let notes = async {
@@ -149,8 +194,38 @@ mod tests {
             assert!(tokio::time::timeout(AGAIN_AFTER_MIN / 2, news.next()).await.is_err());
         };
         tokio::select! {
-            () = tell(&broker, losses, "own") => {}
+            () = tell(&broker, losses, "own", &hearing) => {}
             () = notes => {}
+        }
+    }
+
+    /// The topic of the notices comes while who misses something is between two tries to follow it.
+    #[tokio::test(start_paused = true)]
+    async fn who_misses_something_hears_what_its_owner_answers() {
+        let broker = sluice_bus::Faulty::new(sluice_bus::Embedded::in_memory());
+        let topic: Topic = "request:tg:a".parse().unwrap();
+        let losses = broker.losses().unwrap();
+        let tries = || broker.log().iter().filter(|made| made.operation == Operation::Subscribe).count();
+        let noted = async {
+            while tries() < 8 {
+                tokio::time::sleep(HEAR_AGAIN.min).await;
+            }
+            broker.ensure(&TopicSpec::bare(system::lost_topics())).await.unwrap();
+            let owner = attach(&broker).await.unwrap();
+            let mut news = losses.news();
+            losses.note(&Error::NoReader { topic: topic.clone() });
+            assert_eq!(news.next().await, (topic.clone(), Lost::Way));
+            owner.next().await.unwrap().ack();
+            let lost = vec![topic.to_string()];
+            let answer = LostTopics { topics: lost.clone(), emptied: lost, sender: "owner".to_owned() };
+            let to = Address::Topic(system::lost_topics());
+            broker.publish(&to, Message::new(wire::encode(&answer))).await.unwrap();
+            let heard = tokio::time::timeout(HEAR_AGAIN.max / 2, news.next()).await;
+            assert_eq!(heard.expect("it is heard"), (topic, Lost::Queue));
+        };
+        tokio::select! {
+            () = exchange(Arc::new(broker.clone())) => {}
+            () = noted => {}
         }
     }
 
