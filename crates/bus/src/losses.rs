@@ -70,7 +70,8 @@ impl News {
 }
 
 impl Losses {
-    /// Notes the topic of a queue that went under its reader, or with a broker that was started again.
+    /// Notes the topic of a queue that went under its reader, or with a broker that was started again; or one that was gone with
+    /// all that followed it, by its owner once it is there again.
     pub fn note_removed(&self, topic: &Topic) {
         self.put(topic, Lost::Removed);
     }

@@ -249,6 +249,7 @@ impl Rounds {
                     tell_lost(&key, lost);
                     note_lost_queues(&*self.hands.broker, &wish, &seen);
                 }
+                tended.miss(&seen);
                 plan::plan(&key, &wish, &claims, &tended.believed(&seen), clock)
             } else {
                 plan::plan(&key, &wish, &claims, &seen, clock)
@@ -443,7 +444,10 @@ impl Rounds {
         let mut report = Report::new(on_the_way, wish);
         match outcome {
             Outcome::Settled => {
-                tended.settle();
+                let made_again = tended.settle();
+                if let Some(losses) = self.hands.broker.losses() {
+                    made_again.iter().for_each(|topic| losses.note_removed(topic));
+                }
                 report.phase = Phase::Running;
             }
             Outcome::Again(parked) => {

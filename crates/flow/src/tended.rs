@@ -35,6 +35,10 @@ pub(crate) struct Tended {
     drain: Option<Draining>,
     pub(crate) verdicts: BTreeMap<String, QueueVerdict>,
     pub(crate) told: Option<Phase>,
+    /// It was running at some time since this service tends it.
+    has_run: bool,
+    /// Topics without readers on record that it has lost since: who followed them does so no more, and does not learn it.
+    unfollowed: BTreeSet<Topic>,
     /// Topics of a running flow that are made whatever a look shows: not all that can be missing can be seen.
     doubted: BTreeSet<Topic>,
     /// Those of them that are being made.
@@ -99,6 +103,8 @@ impl Tended {
             drain: None,
             verdicts: BTreeMap::new(),
             told: None,
+            has_run: false,
+            unfollowed: BTreeSet::new(),
             doubted: BTreeSet::new(),
             being_made: BTreeSet::new(),
         }
@@ -106,19 +112,31 @@ impl Tended {
 
     /// The same flow after another decision.
     pub(crate) fn decided_anew(&self, wish: Arc<Wish>, now: Instant) -> Self {
-        Self { told: self.told, ..Self::new(wish, now) }
+        Self { told: self.told, has_run: self.has_run, ..Self::new(wish, now) }
     }
 
     pub(crate) fn last_report(&self) -> Report {
         Report { queues: self.verdicts.values().cloned().collect(), ..Report::new(Phase::Gone, &self.wish) }
     }
 
-    pub(crate) fn settle(&mut self) {
+    /// Remembers what of a flow that has run a look shows to be gone with its followers.
+    pub(crate) fn miss(&mut self, seen: &Sight) {
+        if self.has_run {
+            let bare = self.wish.topology.topics.iter().filter(|owned| owned.subscriptions.is_empty());
+            let gone = bare.filter(|owned| seen.get(&owned.topic).is_some_and(|seen| !seen.exists));
+            self.unfollowed.extend(gone.map(|owned| owned.topic.clone()));
+        }
+    }
+
+    /// It runs; which topics were made again that somebody may have followed.
+    pub(crate) fn settle(&mut self) -> BTreeSet<Topic> {
+        self.has_run = true;
         self.being_made.clear();
         // What was doubted meanwhile comes next.
         self.is_settled = self.doubted.is_empty();
         self.is_routine = false;
         (self.polls, self.failures, self.last_error) = (0, 0, None);
+        std::mem::take(&mut self.unfollowed)
     }
 
     /// Lets topics be made again; at once, unless what is tried for this flow keeps failing.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_bus::{Address, Message, Subscription, TopicSpec, property};
+use sluice_bus::{Address, Lost, Message, Subscription, TopicSpec, property};
 use sluice_schema::message::{ConfigPush, FlowRequest};
 use sluice_schema::wire;
 
@@ -507,24 +507,32 @@ async fn what_reappears_under_an_ended_name_is_swept() {
     let world =
         World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
     world.put_size_and_blueprint().await;
+    // So that names are not forgotten too early, nothing is listed before what is late is there.
+    let listings = &world.faults.are_listings_held;
+    listings.send_replace(true);
     ok(&world.start("f1", "demo").await);
     ok(&world.stop("f1").await);
     world.admin.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
     let unknown = topic("flow:tg:unknown:acme:f1");
     world.admin.ensure(&TopicSpec::bare(unknown)).await.unwrap();
+    listings.send_replace(false);
     let is_swept = || async { world.topic_names().await == ["flow:tg:unknown:acme:f1"] };
     world.until("the topic is swept", is_swept).await;
     // Another run in between does not make the names of the first forgotten.
+    listings.send_replace(true);
     ok(&world.start("f1", "demo").await);
     ok(&world.stop("f1").await);
     for late in ["flow:tg:load:acme:f1", "flow:tg:load:acme:f1-r2"] {
         world.admin.ensure(&TopicSpec::with(topic(late), "late")).await.unwrap();
     }
+    listings.send_replace(false);
     world.until("both are swept", is_swept).await;
     // Also while the next run is up, which shares a section with the ended one.
+    listings.send_replace(true);
     ok(&world.start("f1", "demo").await);
     let own = world.topic_names().await;
     world.admin.ensure(&TopicSpec::with(topic("flow:tg:load:acme:f1"), "late")).await.unwrap();
+    listings.send_replace(false);
     world.until("it is swept again", || async { world.topic_names().await == own }).await;
 }
 
@@ -533,6 +541,8 @@ async fn readers_that_missed_the_end_of_their_run_are_told_again() {
     let world =
         World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
     world.put_size_and_blueprint().await;
+    // So that its names are not forgotten too early, nothing is listed before it has come late.
+    world.faults.are_listings_held.send_replace(true);
     ok(&world.start("f1", "demo").await);
     ok(&world.stop("f1").await);
     let notices = Subscription::Own { topics: vec![topic("notify:tg:config")] };
@@ -558,6 +568,7 @@ async fn readers_that_missed_the_end_of_their_run_are_told_again() {
             break reader;
         }
     };
+    world.faults.are_listings_held.send_replace(false);
     told_of("processor:first").await;
     // One that does not listen keeps nothing alive.
     world.until("the topic is swept", || async { world.topic_names().await.is_empty() }).await;
@@ -583,6 +594,34 @@ async fn a_lost_topic_is_made_again_and_flows_survive_a_restart() {
     assert_eq!(status(ok(&world.get("f1").await))["run"], "f1");
     ok(&world.stop("f1").await);
     world.assert_nothing_left("after a restart").await;
+}
+
+/// Made again, a topic has no followers, and those that it had are told by nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_a_topic_hears_each_time_that_it_was_lost_and_is_there_again() {
+    let world =
+        World::with_options(|options| options.audit_interval = std::time::Duration::from_millis(100)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    let answers = topic("response:tg:embeddings:acme:demo");
+    let is_there = || async { world.topic_names().await.contains(&answers.to_string()) };
+    let heard = async {
+        let mut times = 0;
+        while times < 3 {
+            world.until("the topic is there", is_there).await;
+            let mut news = world.broker.losses().unwrap().news();
+            world.admin.remove(&TopicSpec::bare(answers.clone())).await.unwrap();
+            let again = async { while news.next().await != (answers.clone(), Lost::Removed) {} };
+            // One that is removed while it is just being made again is not seen to be gone.
+            if tokio::time::timeout(Duration::from_secs(10), again).await.is_ok() {
+                assert!(is_there().await, "it is reported too early");
+                times += 1;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), heard).await.expect("its followers hear of it");
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after a topic was lost").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

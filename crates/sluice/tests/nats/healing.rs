@@ -112,9 +112,7 @@ pub(crate) fn what_each_owner_has_on_nats_is_made_again_whoever_removed_it(
     let owners = by_owner(&before);
     assert!(owners.contains_key(OF_FLOWS), "{owners:?}");
 
-    // What a flow's own queues hold goes with them, and so may a document that is under way.
-    let services = owners.into_iter().filter(|(owner, _)| *owner != OF_FLOWS);
-    let one_by_one = services.map(|(owner, topics)| (owner, Harm::Topics(topics)));
+    let one_by_one = owners.into_iter().map(|(owner, topics)| (owner, Harm::Topics(topics)));
     let all = [("everything", Harm::Everything), ("everything, and a restart", Harm::EverythingAndRestart)];
     let notes = notes(folder.path());
     for (what, done) in one_by_one.chain(all) {
