@@ -109,6 +109,46 @@ fn a_folder_with_damaged_blocks_and_files_goes_on_in_a_new_one_without_what_is_n
 }
 
 #[test]
+fn documents_are_named_whose_content_is_somewhere_that_is_not_known_any_more() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let data = path("data");
+    filled(&data);
+    let whole = fs::read(data.join("store.redb")).unwrap();
+    // Rows that say where content is lie closer together than any others that name it.
+    let ids = |block: &[u8]| block.windows(4).filter(|at| at == b"doc/").count();
+    let mut dense: Vec<(usize, usize)> =
+        whole.chunks(BLOCK).enumerate().map(|(at, block)| (ids(block), at)).collect();
+    dense.sort();
+    let tried = dense.iter().rev().take(12).enumerate().find_map(|(n, (_, at))| {
+        let mut store = whole.clone();
+        store[at * BLOCK + 2_000] ^= 1;
+        fs::write(data.join("store.redb"), store).unwrap();
+        let new = path(&format!("new-{n}"));
+        let output = salvage(&data, &new);
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let lost: Vec<String> =
+            found["lost"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect();
+        lost.iter().any(|line| line.contains("(table 'blobs')")).then_some((new, lost))
+    });
+    let (new, lost) = tried.expect("the rows that say where content is are in one of these blocks");
+    let named = |title: &str| {
+        lost.iter().any(|line| line.starts_with("the content of document") && line.contains(title))
+    };
+    let mut up = Up::start(&new);
+    let mut gone = 0;
+    for document in up.json(&["doc", "ls"]).as_array().unwrap() {
+        let (id, title) = (document["id"].as_str().unwrap(), document["title"].as_str().unwrap());
+        let asked = serde_json::json!({"operation": "get-document-content", "document-id": id});
+        let is_there = !up.post("/api/v1/librarian", &asked).contains("\"error\"");
+        assert_eq!(named(title), !is_there, "{title}: {lost:?}");
+        gone += usize::from(!is_there);
+    }
+    assert!(gone > 0, "{lost:?}");
+    assert_eq!(up.terminate(), 0);
+}
+
+#[test]
 fn what_cannot_be_read_at_all_or_is_in_use_is_refused_and_no_folder_is_begun() {
     let root = tempfile::tempdir().unwrap();
     let path = |name: &str| root.path().join(name);

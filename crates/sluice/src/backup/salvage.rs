@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sluice_bus::embedded::Config;
-use sluice_store::embedded::{About, Place, Salvage, Untouched};
+use sluice_store::embedded::{About, Lost, Owner, Place, Salvage, Untouched};
 use sluice_store::{Embedded as Store, Options};
 
 use self::names::Names;
@@ -21,6 +21,8 @@ use crate::folder::{self, Folder};
 
 /// Bytes of content looked at in one step.
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
+/// The table that says where content is.
+const PLACES: &str = "blobs";
 
 /// What came of it.
 #[derive(Debug, Default, serde::Serialize)]
@@ -50,7 +52,7 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
     let options = Options { owners: Some(sluice_library::OWNERS), ..Options::default() };
     let store = Store::open_held(data, lock, &options)?;
     let mut found = Found::default();
-    rows(salvage, &store, &mut found).await?;
+    let lost = rows(salvage, &store, &mut found).await?;
     store.set_formats(&formats).await?;
     let url = sluice_databases::used_by(&*store.tables()).await?;
     if let (Some(url), Some(id)) = (&url, id) {
@@ -59,6 +61,11 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
         found.next.push(format!(
             "its content rests in {url}, which the new folder uses from now on: do not start on the old one any more"
         ));
+    }
+    if url.is_none() && lost.iter().any(|lost| lost.table.as_deref().is_none_or(|table| table == PLACES)) {
+        let unplaced = store.upkeep().unplaced().await?;
+        let told = |one: Owner| format!("the content of {}: where it is is not known any more", one.name);
+        found.lost.extend(unplaced.into_iter().map(told));
     }
     content(old, data, &store, &mut found).await?;
     let bus = log(old, data, &mut found)?;
@@ -78,8 +85,8 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
     Ok(found)
 }
 
-/// Rows, and what follows from those that are lost.
-async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Result<()> {
+/// Rows, and what follows from those that are lost, which it returns.
+async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Result<Vec<Lost>> {
     let read = salvage.copy_to(store).await?;
     found.rows = read.rows;
     if read.is_older {
@@ -101,7 +108,7 @@ async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Res
     for unindexed in Salvage::mend(store, &read.lost).await? {
         found.lost.extend(names.unindexed(&unindexed));
     }
-    Ok(())
+    Ok(read.lost)
 }
 
 /// Files of content, damaged ones too: what is whole of them can be read.

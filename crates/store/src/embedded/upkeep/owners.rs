@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::{STEP_ROWS, Upkeep};
+use crate::blobs::PLACES;
 use crate::keys::rows;
-use crate::{Error, KeyRange, Read};
+use crate::{Error, Found, KeyRange, Read, Result, Tables as _};
 
 /// A table whose rows name content.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,29 @@ pub struct Owner {
 }
 
 impl Upkeep {
+    /// Content that rows name and that rests nowhere in this folder. That of a removal that was cut off is among it too.
+    ///
+    /// # Errors
+    /// If the rows cannot be read.
+    pub async fn unplaced(&self) -> Result<Vec<Owner>> {
+        let mut unplaced = Vec::new();
+        let Some(owners) = self.owners else { return Ok(unplaced) };
+        let mut range = KeyRange::all();
+        loop {
+            let page = rows(&*self.tables, Read::range(owners.table, range.clone(), STEP_ROWS)).await?;
+            let owned: Vec<Owner> = page.rows.iter().filter_map(|(key, row)| (owners.of)(key, row)).collect();
+            let places = owned.iter().map(|owner| Read::get(PLACES, &owner.content)).collect();
+            let found = self.tables.read(places).await?.into_iter().map(Found::into_value);
+            unplaced.extend(
+                owned.into_iter().zip(found).filter_map(|(owner, place)| place.is_none().then_some(owner)),
+            );
+            match page.rows.last() {
+                Some((last, _)) if page.more => range = range.after(last),
+                _ => return Ok(unplaced),
+            }
+        }
+    }
+
     /// Says of damaged content whose it is, where a row does that can be read. The rows are read once for all of it.
     pub async fn named(&self, damage: Vec<Error>) -> Vec<Error> {
         let Some(owners) = self.owners else { return damage };
