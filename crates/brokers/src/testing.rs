@@ -32,7 +32,7 @@ pub use pulsar::PulsarServer;
 /// The program itself, not the wrapper that insists on a user of its own.
 const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
-const START_TIMEOUT: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(240);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Ends everything it started as soon as its input ends: when the guard is dropped, or the test process is killed.
@@ -245,17 +245,17 @@ impl RabbitServer {
         sent.and_then(reqwest::Response::error_for_status).map(drop).map_err(|error| error.to_string())
     }
 
-    /// Closes all connections of this name, as an operator would; answers how many there were.
+    /// Closes all connections of this name to a vhost, as an operator would; answers how many there were.
     ///
     /// # Errors
     /// What the management API said.
-    pub async fn close_connections(&self, name: &str) -> Result<usize, String> {
+    pub async fn close_connections(&self, vhost: &str, name: &str) -> Result<usize, String> {
         #[derive(serde::Deserialize)]
         struct Connection {
             name: String,
             user_provided_name: Option<String>,
         }
-        let url = format!("{}/api/connections", self.management);
+        let url = format!("{}/api/vhosts/{vhost}/connections", self.management);
         let sent = self.client.get(url).send().await.and_then(reqwest::Response::error_for_status);
         let found: Vec<Connection> =
             sent.map_err(|error| error.to_string())?.json().await.map_err(|error| error.to_string())?;

@@ -120,22 +120,26 @@ impl Lease {
         }
     }
 
-    /// Whether it is still ours. A renewal that was not answered may have been made all the same.
+    /// Whether it is still ours. A renewal that was not answered may have been made all the same: then it is renewed from there
+    /// at once, since little of it is left.
     async fn renew(&self) -> Result<bool> {
-        let asked = Instant::now();
-        let expected = self.revision.load(Ordering::Relaxed);
-        let written = self.bucket.put(&self.key, self.value.clone(), Some(expected), RENEW_TIMEOUT).await?;
-        if let Some(revision) = written {
-            self.renewed(revision, asked);
-            return Ok(true);
-        }
-        match self.bucket.get(&self.key, RENEW_TIMEOUT).await? {
-            Some(entry) if entry.value == self.value => {
-                self.revision.store(entry.revision, Ordering::Relaxed);
-                Ok(true)
+        for _ in 0..2 {
+            let asked = Instant::now();
+            let expected = self.revision.load(Ordering::Relaxed);
+            let written =
+                self.bucket.put(&self.key, self.value.clone(), Some(expected), RENEW_TIMEOUT).await?;
+            if let Some(revision) = written {
+                self.renewed(revision, asked);
+                return Ok(true);
             }
-            _ => Ok(false),
+            match self.bucket.get(&self.key, RENEW_TIMEOUT).await? {
+                Some(entry) if entry.value == self.value => {
+                    self.revision.store(entry.revision, Ordering::Relaxed);
+                }
+                _ => return Ok(false),
+            }
         }
+        Ok(true)
     }
 }
 

@@ -77,7 +77,8 @@ impl Lease {
                 if producer.link().ping(VALID).await.is_ok() {
                     self.renewed(asked);
                 }
-                tokio::time::sleep(RENEW_INTERVAL).await;
+                // What the answer took is part of the interval: late ones leave little time.
+                tokio::time::sleep(RENEW_INTERVAL.saturating_sub(asked.elapsed())).await;
             }
         };
         tokio::select! {

@@ -14,7 +14,7 @@ use crate::nats::{Nats, Options};
 
 const PROGRAM: &str = "nats-server";
 const MODULE: &str = "github.com/nats-io/nats-server/v2@v2.15.2";
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Ends the server as soon as its input ends: when the guard is dropped, or the test process is killed.

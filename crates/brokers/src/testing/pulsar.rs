@@ -15,7 +15,9 @@ use crate::pulsar::{Options, Pulsar};
 const VERSION: &str = "4.2.4";
 /// Of the client for Python.
 const CLIENT: &str = "3.13.0";
-const START_TIMEOUT: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(300);
+/// One question may be lost with the start of the broker.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Fetches the jars into the folder `$1`, unless that was done before. What was begun and not finished is done anew.
@@ -45,7 +47,7 @@ mv "new-pulsar-$2/lib" "pulsar-$2" && rm -rf "new-pulsar-$2"
 /// Ends the broker as soon as its input ends: when the guard is dropped, or the test process is killed.
 const SUPERVISOR: &str = r#"
 O=ALL-UNNAMED
-nice java -Xmx384m -XX:MaxDirectMemorySize=256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
+java -Xmx384m -XX:MaxDirectMemorySize=256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
     -Dio.netty.tryReflectionSetAccessible=true \
     --add-opens java.base/java.nio=$O --add-opens java.base/jdk.internal.misc=$O \
     --add-opens java.base/sun.net=$O --add-opens java.base/jdk.internal.platform=$O \
@@ -237,7 +239,7 @@ impl PulsarServer {
         if let Some(token) = &self.token {
             ask = ask.bearer_auth(token);
         }
-        let Ok(answer) = ask.send().await else { return false };
+        let Ok(answer) = ask.timeout(HEALTH_TIMEOUT).send().await else { return false };
         answer.text().await.is_ok_and(|said| said == "ok")
     }
 
