@@ -44,9 +44,9 @@ use crate::message::{Delivery, Message};
 use crate::{BoxFuture, Error, ErrorKind, Result};
 
 /// How long a case may take.
-pub const CASE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const CASE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a value may take to come.
-const VALUE_TIMEOUT: Duration = Duration::from_secs(60);
+const VALUE_TIMEOUT: Duration = Duration::from_secs(180);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Every name that a case gives a subscription: a broker that does not list removes only what it is told of.
 const SUBSCRIPTIONS: [&str; 5] = ["reader", "one", "two", "second", "unnamed"];

@@ -163,20 +163,19 @@ fn a_backup_that_is_made_while_documents_come_and_go_holds_all_that_it_names() {
     let (data, dir) = (place.path("data"), place.path("backup"));
     let up = Arc::new(Up::start(&data));
     let stop = Arc::new(AtomicBool::new(false));
+    // By name, the newest is the last.
+    let in_order = |number: u32| format!("large-{number:06}.txt");
     let writer = std::thread::spawn({
         let (up, stop) = (up.clone(), stop.clone());
         move || {
             let mut number = 0;
             while !stop.load(Ordering::SeqCst) {
                 number += 1;
-                add(&up, &format!("large-{number}.txt"), &large(number));
+                add(&up, &in_order(number), &large(number));
                 if number > 2 {
                     let found = up.json(&["doc", "ls"]);
-                    let oldest = found
-                        .as_array()
-                        .unwrap()
-                        .iter()
-                        .find(|one| one["title"] == format!("large-{}.txt", number - 2));
+                    let oldest =
+                        found.as_array().unwrap().iter().find(|one| one["title"] == in_order(number - 2));
                     if let Some(id) = oldest.and_then(|one| one["id"].as_str()) {
                         up.json(&["doc", "rm", id]);
                     }

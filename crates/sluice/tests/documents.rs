@@ -170,7 +170,7 @@ fn bad_documents_are_told_with_one_clear_reason_each_and_the_rest_goes_on() {
 
 #[test]
 fn a_small_document_beside_hostile_ones_of_a_neighbour_waits_for_one_of_them_at_most() {
-    let world = World::start(&["--decode-seconds", "4"]);
+    let world = World::start(&["--decode-seconds", "10"]);
     let make = json!({"operation": "create-workspace", "workspace_record": {"id": "acme", "name": "Acme"}});
     let made = world.up.post("/api/v1/iam", &make);
     assert!(made.starts_with("HTTP/1.1 200"), "{made}");

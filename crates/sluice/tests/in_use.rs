@@ -126,9 +126,11 @@ fn a_part_that_is_taken_from_under_a_running_process_is_reported_and_nothing_mor
         let answer = get(up, "/readyz");
         assert!(answer.contains("sluice backup DIR"), "{part}: {answer}");
         assert!(!answer.contains(up.data.to_str().unwrap()), "{part}: anybody may read {answer}");
+        let is_said = |line: &str| {
+            line.contains("ERROR") && line.contains("while it is in use") && line.contains(*part)
+        };
+        until("the reason in the log", || up.log().lines().any(is_said), || up.log());
         let log = up.log();
-        let line = log.lines().find(|line| line.contains("ERROR") && line.contains("while it is in use"));
-        assert!(line.is_some_and(|line| line.contains(*part)), "{part}: {log}");
         let is_removed = *part == "the data folder" && now_at == up.data;
         if is_removed {
             assert!(log.contains("make an empty folder in its place"), "{log}");

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// How long a case may take.
-const CASE_TIMEOUT: Duration = Duration::from_secs(180);
+const CASE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The server of all cases; those that stop it have it for themselves.
 pub(crate) type Shared<S> = Arc<Mutex<S>>;
@@ -120,7 +120,7 @@ pub(crate) use cases;
 pub(crate) type Outcome = Result<(), String>;
 
 /// How long a value may take to come.
-pub(crate) const VALUE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const VALUE_TIMEOUT: Duration = Duration::from_secs(180);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) fn text(error: impl std::fmt::Display) -> String {

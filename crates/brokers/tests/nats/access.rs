@@ -89,7 +89,7 @@ async fn what_a_user_may_not_do_is_refused_and_says_so(_: Server) -> Outcome {
     ] }";
     let server = NatsServer::start_with(more).await?;
     let url = server.url().replacen("nats://", "nats://reader:p@", 1);
-    let options = Options { call_timeout: std::time::Duration::from_secs(2), ..Options::default() };
+    let options = Options { call_timeout: std::time::Duration::from_secs(10), ..Options::default() };
     let reader = Nats::connect(&url, options).await.map_err(text)?;
     let spec = TopicSpec::with(topic(Class::Flow, "denied"), "reader");
     let error = reader.ensure(&spec).await.err().ok_or("it was let")?;

@@ -19,6 +19,8 @@ use crate::Server;
 use crate::harness::*;
 
 const ACK_WAIT: Duration = Duration::from_secs(2);
+/// A machine that is busy elsewhere for a while sends no word either.
+const LONG_ACK_WAIT: Duration = Duration::from_secs(8);
 
 cases! {
     "faults":
@@ -220,8 +222,6 @@ async fn a_killed_readers_message_comes_back_and_is_shown_as_unsettled_until_the
 async fn a_message_that_is_worked_on_longer_than_the_servers_patience_is_not_handed_out_twice(
     server: Server,
 ) -> Outcome {
-    // A machine that is busy elsewhere for a while sends no word either.
-    const LONG_ACK_WAIT: Duration = Duration::from_secs(8);
     let (broker, spec) = patient_world(&server, "long", LONG_ACK_WAIT).await?;
     send(&broker, &spec.topic, "long").await.map_err(text)?;
     let (one, two) = (
@@ -243,7 +243,7 @@ async fn a_message_that_is_worked_on_longer_than_the_servers_patience_is_not_han
 }
 
 async fn what_settles_a_message_of_a_removed_topic_settles_none_of_the_next(server: Server) -> Outcome {
-    let (broker, spec) = world(&server, "twice").await?;
+    let (broker, spec) = patient_world(&server, "twice", LONG_ACK_WAIT).await?;
     let old = read(&broker, &spec.topic, 2).await.map_err(text)?;
     for body in ["old 1", "old 2"] {
         send(&broker, &spec.topic, body).await.map_err(text)?;

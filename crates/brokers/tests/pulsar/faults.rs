@@ -319,8 +319,12 @@ async fn followers_and_requests_go_on_after_a_restart(server: Server) -> Outcome
 const STRANGER: &str = r#"
 import sys, threading, pulsar
 client = pulsar.Client(sys.argv[1], operation_timeout_seconds=5, logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, sys.argv[3]))
-consumer = client.subscribe(sys.argv[2], "reader", consumer_type=pulsar.ConsumerType.Shared)
-producer = client.create_producer(sys.argv[2])
+def insist(attach):
+    while True:
+        try: return attach()
+        except pulsar.PulsarException: pass
+consumer = insist(lambda: client.subscribe(sys.argv[2], "reader", consumer_type=pulsar.ConsumerType.Shared))
+producer = insist(lambda: client.create_producer(sys.argv[2]))
 print("attached", flush=True)
 def send():
     while True:

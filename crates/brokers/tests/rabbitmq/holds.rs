@@ -38,9 +38,9 @@ async fn hold(broker: &RabbitMq) -> Result<Arc<dyn BrokerAdmin>, String> {
     until("the name free", || async { broker.hold(LEADER).await.ok() }).await
 }
 
-async fn cut(server: &Server) -> Outcome {
+async fn cut(server: &Server, vhost: &str) -> Outcome {
     until("the holder's connection", || async {
-        let closed = server.lock().await.close_connections(CONNECTION).await;
+        let closed = server.lock().await.close_connections(vhost, CONNECTION).await;
         closed.ok().filter(|closed| *closed > 0)
     })
     .await
@@ -58,7 +58,7 @@ async fn a_hold_ends_with_its_connection_and_another_may_hold(server: Server) ->
     first.ensure(&spec).await.map_err(text)?;
     let refused = two.hold(LEADER).await.err();
     check(matches!(refused, Some(Error::Held { .. })), &refused)?;
-    cut(&server).await?;
+    cut(&server, &vhost).await?;
     until("the hold lost", || async { is_lost(&first.observe(&[]).await).then_some(()) }).await?;
     let late = TopicSpec::with(topic(Class::Flow, "late"), "reader");
     let calls = [
@@ -87,7 +87,7 @@ async fn a_holder_that_was_paused_changes_nothing_afterwards(server: Server) -> 
     paused.send_replace(true);
     let late = TopicSpec::with(topic(Class::Flow, "late"), "reader");
     let (makes, takes_over) = (first.ensure(&late), async {
-        cut(&server).await?;
+        cut(&server, &vhost).await?;
         let second = hold(&two).await?;
         paused.send_replace(false);
         Ok::<_, String>(second)

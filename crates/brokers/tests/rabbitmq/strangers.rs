@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::options::{
@@ -165,12 +165,16 @@ async fn a_request_that_a_stranger_gives_back_for_ever_ends_by_its_deadline(serv
     broker.ensure(&ask).await.map_err(text)?;
     let stranger = Stranger::attach(&server, &vhost, &ask.topic).await?;
     let to = Address::Topic(ask.topic.clone());
-    broker.publish(&to, Message::new("bad").with(property::TTL, "1000")).await.map_err(text)?;
-    until("a loop", || async { (stranger.taken() > 20).then_some(()) }).await?;
+    let ttl = Duration::from_secs(5);
+    let bad = Message::new("bad").with(property::TTL, &ttl.as_millis().to_string());
+    broker.publish(&to, bad).await.map_err(text)?;
+    let sent = Instant::now();
+    until("a loop", || async { (stranger.taken() > 5).then_some(()) }).await?;
     until("its end", || async {
         let (before, seen) = (stranger.taken(), broker.observe(std::slice::from_ref(&ask)).await.ok()?);
         let there = &seen[0].subscriptions[0];
-        (there.ready == 0 && there.unsettled == Some(0) && before == stranger.taken()).then_some(())
+        let is_gone = there.ready == 0 && there.unsettled == Some(0) && before == stranger.taken();
+        (is_gone && sent.elapsed() > ttl).then_some(())
     })
     .await?;
     let before = stranger.taken();

@@ -85,7 +85,8 @@ impl World {
             watch,
             config: ConfigClient::new(&process.replies).await.unwrap(),
             catalogue: Catalogue::default(),
-            options: Options::default(),
+            // On few processors very many flows take longer than people wait.
+            options: Options { answer_within: Duration::from_secs(100), ..Options::default() },
         })
         .await;
         let (ask, answers) = (topic("request:tg:flow:acme"), topic("response:tg:flow:acme"));

@@ -2,6 +2,7 @@
 
 use crate::Row;
 use crate::blueprint::CHUNKER;
+use crate::common::{PATIENCE, until_within};
 use crate::world::{BLUEPRINT, NOTES, World};
 
 pub(crate) const CASES: &[Row] = &[
@@ -45,7 +46,9 @@ fn returns(world: &World) {
 
     // It never heard of the stop, so it connects again and declares what it had.
     theirs.resume();
-    world.until("it to be noticed", || world.up.log().contains("topics of an ended run came back"));
+    // It takes its time to connect, and it is looked for six seconds after the stop and then every thirty.
+    let is_noticed = || world.up.log().contains("topics of an ended run came back");
+    until_within(3 * PATIENCE, "it to be noticed", is_noticed, || world.up.log());
     // Meanwhile everybody else goes on. Of a change before it listens again it hears nothing, so there is more than one.
     world.until("theirs to hear of the stop", || {
         world.start_flow("third", "document-rag");

@@ -18,7 +18,7 @@ use crate::door::Door;
 use crate::kills;
 
 /// How long a call is waited for; its own deadline is longer.
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Who asks while things are removed.
 pub(crate) const ASKERS: usize = 2;
 
@@ -111,7 +111,7 @@ pub(crate) fn is_well(up: &Up, door: &Door, what: &str) {
             if matches!(last, Ended::Well) {
                 break;
             }
-            assert!(begun.elapsed() < PATIENCE, "{what}, {}: {last:?}\n{}", call.0, up.log());
+            assert!(begun.elapsed() < 3 * PATIENCE, "{what}, {}: {last:?}\n{}", call.0, up.log());
             std::thread::park_timeout(Duration::from_millis(50));
         }
     }

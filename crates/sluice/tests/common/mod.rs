@@ -222,8 +222,19 @@ pub(crate) fn read_all(mut from: impl Read) -> String {
 
 /// Asks until the answer holds.
 #[track_caller]
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool, log: impl Fn() -> String) {
-    let until = Instant::now() + PATIENCE;
+pub(crate) fn until(what: &str, holds: impl FnMut() -> bool, log: impl Fn() -> String) {
+    until_within(PATIENCE, what, holds, log);
+}
+
+/// The same where others take their time.
+#[track_caller]
+pub(crate) fn until_within(
+    patience: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> bool,
+    log: impl Fn() -> String,
+) {
+    let until = Instant::now() + patience;
     while !holds() {
         assert!(Instant::now() < until, "waited in vain for {what}\n{}", log());
         std::thread::park_timeout(LOOK_EVERY);

@@ -152,8 +152,9 @@ pub(crate) fn flow_and_config_killed_at_random_moments_beside_theirs_at_work_con
     }
     assert_eq!(client.json(&["flow", "ls"]), json!([]));
     assert_eq!(entries_of_flows(&client.json(&["config", "show"])), Vec::<String>::new());
-    let left: Vec<String> = shared.lasting(&vhost).difference(&of_the_system).cloned().collect();
-    assert_eq!(left, Vec::<String>::new(), "{}", fleet.logs());
+    // Theirs may hear of a start when its flow is stopped already, and make again what it reads: that is swept.
+    let left = || -> Vec<String> { shared.lasting(&vhost).difference(&of_the_system).cloned().collect() };
+    until("nothing to be left", || left().is_empty(), || fleet.logs());
     assert!(!theirs.log().contains("Will retry..."), "theirs gave up in between\n{}", theirs.log());
     fleet.stop();
     drop(theirs);
