@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use sluice_bus::{
     Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Seen, SeenSubscription, Subscription,
     TopicSpec, letter, property,
@@ -270,9 +270,10 @@ impl Hands {
 
 type Call<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
-/// Runs calls, a bounded number at once, until all are done or one fails.
+/// Runs calls to their ends, a bounded number at once: one that fails holds up no other. Of several failures the first in order.
 async fn side_by_side<T>(calls: Vec<Call<'_, T>>) -> Result<Vec<T>, Error> {
-    stream::iter(calls).buffer_unordered(CALLS_MAX).try_collect().await
+    let ended: Vec<_> = stream::iter(calls).buffered(CALLS_MAX).collect().await;
+    ended.into_iter().collect()
 }
 
 /// What is told about a message that is parked.

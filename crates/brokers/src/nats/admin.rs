@@ -84,7 +84,18 @@ impl Admin {
         let name = names::stream(&spec.topic);
         let mut found = self.ensure_stream(&spec.topic, &name).await?;
         for subscription in &spec.subscriptions {
-            self.ensure_consumer(&name, subscription).await?;
+            let Err(refusal) = self.ensure_consumer(&name, subscription).await? else { continue };
+            if !is_without_folder(&refusal) || !self.is_empty(&name).await? {
+                return Err(link::refused(&refusal, "making a consumer"));
+            }
+            tracing::warn!(topic = %spec.topic, %refusal, "the server has lost the folder of a stream that nothing waits in; it is made anew");
+            self.remove(spec).await?;
+            found = self.ensure_stream(&spec.topic, &name).await?;
+            for subscription in &spec.subscriptions {
+                let made = self.ensure_consumer(&name, subscription).await?;
+                made.map_err(|refusal| link::refused(&refusal, "making a consumer"))?;
+            }
+            break;
         }
         let subjects = vec![names::subject(&spec.topic)];
         let is_read = !spec.subscriptions.is_empty() || found.state.consumer_count > 0;
@@ -126,21 +137,26 @@ impl Admin {
         Ok(found)
     }
 
-    async fn ensure_consumer(&self, stream: &str, subscription: &str) -> Result<()> {
+    /// Whether nothing waits in a stream, and nobody has anything of it in hand.
+    async fn is_empty(&self, stream: &str) -> Result<bool> {
+        Ok(self.stream(stream).await?.is_none_or(|found| found.state.messages == 0))
+    }
+
+    async fn ensure_consumer(&self, stream: &str, subscription: &str) -> Result<Result<(), Refusal>> {
         let name = names::consumer(subscription);
         let config = consumer_config(&name, subscription, self.ack_wait);
         let body = json!({"stream_name": stream, "config": encoded(&config)?, "action": "create"});
         let made = self.call::<consumer::Info>(&format!("CONSUMER.CREATE.{stream}.{name}"), &body).await?;
-        let Err(refusal) = made else { return Ok(()) };
+        let Err(refusal) = made else { return Ok(Ok(())) };
         if refusal.error_code() != ErrorCode::CONSUMER_ALREADY_EXISTS {
-            return Err(link::refused(&refusal, "making a consumer"));
+            return Ok(Err(refusal));
         }
         // An operator may have changed its bounds; it must still be one that many read and settle one by one.
         let found =
             self.call::<consumer::Info>(&format!("CONSUMER.INFO.{stream}.{name}"), &json!(null)).await?;
         let found = found.map_err(|refusal| link::refused(&refusal, "looking at a consumer"))?.config;
         if found.deliver_subject.is_none() && found.ack_policy == AckPolicy::Explicit {
-            return Ok(());
+            return Ok(Ok(()));
         }
         Err(Error::Mismatch {
             name: format!("{stream} / {name}"),
@@ -313,6 +329,13 @@ impl Admin {
         findings.extend(self.streams().await?.iter().filter_map(|found| losing(&topic_of(found)?, found)));
         Ok(findings)
     }
+}
+
+/// A stream that is made while one of its name is being removed can lose its folder with that one: the server shows it, and
+/// cannot write to it any more.
+fn is_without_folder(refusal: &Refusal) -> bool {
+    refusal.error_code() == ErrorCode::CONSUMER_CREATE
+        && refusal.to_string().contains("no such file or directory")
 }
 
 /// A stream; `None` where it is absent.

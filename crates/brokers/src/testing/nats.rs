@@ -94,6 +94,12 @@ impl NatsServer {
         Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
     }
 
+    /// Where the server keeps a stream that is on its disk.
+    #[must_use]
+    pub fn folder_of(&self, stream: &str) -> PathBuf {
+        self.folder.path().join("store/jetstream/$G/streams").join(stream)
+    }
+
     /// Removes a stream behind everybody's back.
     ///
     /// # Errors

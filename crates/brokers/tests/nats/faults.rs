@@ -35,6 +35,7 @@ cases! {
     a_beginning_is_noted_and_outlives_its_reader,
     a_topic_bound_half_way_is_seen_so_and_made_whole,
     a_reader_of_a_consumer_that_was_removed_alone_ends_and_its_owner_learns_of_it,
+    a_stream_whose_folder_the_server_lost_is_made_anew_once_nothing_waits_in_it,
 }
 
 /// A topic of its own, whose messages come back sooner than usual from a reader that is not heard of.
@@ -413,4 +414,29 @@ async fn a_reader_of_a_consumer_that_was_removed_alone_ends_and_its_owner_learns
     let losses = broker.losses().ok_or("no notes")?;
     let noted = timeout(VALUE_TIMEOUT, losses.take()).await.map_err(|_| "it was not noted")?;
     check(noted.contains_key(&spec.topic), noted)
+}
+
+async fn a_stream_whose_folder_the_server_lost_is_made_anew_once_nothing_waits_in_it(
+    server: Server,
+) -> Outcome {
+    let (broker, waits) = world(&server, "waits").await?;
+    let (_, empty) = world(&server, "empty").await?;
+    send(&broker, &waits.topic, "kept").await.map_err(text)?;
+    for spec in [&waits, &empty] {
+        let folder = server.lock().await.folder_of(&stream(&spec.topic));
+        std::fs::remove_dir_all(folder).map_err(text)?;
+    }
+    // What waits may still be read, so it is not removed.
+    let refused = broker.ensure(&waits).await.err();
+    check(refused.as_ref().is_some_and(|error| error.kind() == ErrorKind::Unavailable), refused)?;
+    check(counts(&broker, &waits).await == Some((1, 0)), "what waited is gone")?;
+    broker.ensure(&empty).await.map_err(text)?;
+    let folder = server.lock().await.folder_of(&stream(&empty.topic));
+    check(folder.join("meta.inf").exists(), "it is not on the disk")?;
+    send(&broker, &empty.topic, "next").await.map_err(text)?;
+    let inbox = read(&broker, &empty.topic, 1).await.map_err(text)?;
+    let got = next(&*inbox).await?;
+    check(body(&got) == "next", body(&got))?;
+    got.ack();
+    drained(&broker, &empty).await
 }
