@@ -444,7 +444,7 @@ impl Rounds {
         let mut report = Report::new(on_the_way, wish);
         match outcome {
             Outcome::Settled => {
-                let made_again = tended.settle();
+                let made_again = tended.settle(now);
                 if let Some(losses) = self.hands.broker.losses() {
                     made_again.iter().for_each(|topic| losses.note_removed(topic));
                 }

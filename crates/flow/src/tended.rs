@@ -37,8 +37,10 @@ pub(crate) struct Tended {
     pub(crate) told: Option<Phase>,
     /// It was running at some time since this service tends it.
     has_run: bool,
-    /// Topics without readers on record that it has lost since: who followed them does so no more, and does not learn it.
+    /// Topics without queues that it has lost since: who followed them does so no more, and does not learn it.
     unfollowed: BTreeSet<Topic>,
+    /// When followers were last told of one that was made again.
+    reported: BTreeMap<Topic, Instant>,
     /// Topics of a running flow that are made whatever a look shows: not all that can be missing can be seen.
     doubted: BTreeSet<Topic>,
     /// Those of them that are being made.
@@ -49,6 +51,8 @@ pub(crate) struct Tended {
 #[derive(Default)]
 pub(crate) struct Doubts(Mutex<BTreeSet<Topic>>);
 
+/// A topic that is made again is reported no sooner after the last time.
+const REPORTED_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Doubts that wait at most; of others the audit learns.
 const DOUBTS_MAX: usize = 10_000;
 
@@ -105,6 +109,7 @@ impl Tended {
             told: None,
             has_run: false,
             unfollowed: BTreeSet::new(),
+            reported: BTreeMap::new(),
             doubted: BTreeSet::new(),
             being_made: BTreeSet::new(),
         }
@@ -122,21 +127,27 @@ impl Tended {
     /// Remembers what of a flow that has run a look shows to be gone with its followers.
     pub(crate) fn miss(&mut self, seen: &Sight) {
         if self.has_run {
-            let bare = self.wish.topology.topics.iter().filter(|owned| owned.subscriptions.is_empty());
-            let gone = bare.filter(|owned| seen.get(&owned.topic).is_some_and(|seen| !seen.exists));
-            self.unfollowed.extend(gone.map(|owned| owned.topic.clone()));
+            let owned = self.wish.topology.topics.iter().map(|owned| &owned.topic);
+            let followed = owned.filter(|topic| !topic.class().has_subscriptions());
+            let gone = followed.filter(|topic| seen.get(*topic).is_some_and(|seen| !seen.exists));
+            self.unfollowed.extend(gone.cloned());
         }
     }
 
-    /// It runs; which topics were made again that somebody may have followed.
-    pub(crate) fn settle(&mut self) -> BTreeSet<Topic> {
+    /// It runs; which topics were made again that somebody may have followed. One that was reported a moment ago is not again:
+    /// where a broker shows late what is there, its own news would not end.
+    pub(crate) fn settle(&mut self, now: Instant) -> BTreeSet<Topic> {
         self.has_run = true;
+        let mut made_again = std::mem::take(&mut self.unfollowed);
+        self.reported.retain(|_, at| now.duration_since(*at) < REPORTED_AGAIN_AFTER);
+        made_again.retain(|topic| !self.reported.contains_key(topic));
+        self.reported.extend(made_again.iter().map(|topic| (topic.clone(), now)));
         self.being_made.clear();
         // What was doubted meanwhile comes next.
         self.is_settled = self.doubted.is_empty();
         self.is_routine = false;
         (self.polls, self.failures, self.last_error) = (0, 0, None);
-        std::mem::take(&mut self.unfollowed)
+        made_again
     }
 
     /// Lets topics be made again; at once, unless what is tried for this flow keeps failing.

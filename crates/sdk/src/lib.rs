@@ -20,7 +20,7 @@
 
 pub mod config;
 pub mod host;
-pub mod losses;
+mod losses;
 pub mod metrics;
 pub mod owned;
 pub mod process;

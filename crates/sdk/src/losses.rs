@@ -26,21 +26,29 @@ const HEAR_AGAIN: Backoff = Backoff { min: Duration::from_millis(100), max: Dura
 /// How long a notice waits for this process to hear what owners make of it. One that is not heard costs what a lost one does.
 const HEAR_FIRST: Duration = Duration::from_secs(1);
 
-/// Whether this process hears what others miss.
+/// How this process hears what others miss.
 #[derive(Default)]
 struct Hearing {
-    hears: watch::Sender<bool>,
+    inbox: watch::Sender<Option<Arc<Renewing>>>,
     wanted: Notify,
 }
 
 impl Hearing {
-    /// Sees to it that it does: an owner answers a notice with another one, which comes only to who listens by then.
+    /// Sees to it that it does: an owner answers a notice with another one, which comes only to who listens by then. One that
+    /// listens follows anew, since the topic may have been made again meanwhile.
     async fn first(&self) {
-        let mut hears = self.hears.subscribe();
-        if !*hears.borrow() {
+        let listens = async {
+            let mut inbox = self.inbox.subscribe();
+            let there = inbox.borrow_and_update().clone();
+            if let Some(there) = there
+                && there.follow(&system::lost_topics()).await.is_ok()
+            {
+                return;
+            }
             self.wanted.notify_one();
-            let _ = tokio::time::timeout(HEAR_FIRST, hears.wait_for(|hears| *hears)).await;
-        }
+            let _ = inbox.wait_for(Option::is_some).await;
+        };
+        let _ = tokio::time::timeout(HEAR_FIRST, listens).await;
     }
 }
 
@@ -70,10 +78,13 @@ async fn hear(broker: &dyn Broker, losses: &Losses, own: &str, hearing: &Hearing
         // The notices' own topic comes with the flow service.
         let error = match attach(broker).await {
             Ok(inbox) => {
-                attempt = 0;
-                hearing.hears.send_replace(true);
+                let (inbox, since) = (Arc::new(inbox), Instant::now());
+                hearing.inbox.send_replace(Some(inbox.clone()));
                 let error = read(&inbox, heard).await;
-                hearing.hears.send_replace(false);
+                hearing.inbox.send_replace(None);
+                if since.elapsed() > HEAR_AGAIN.max {
+                    attempt = 0;
+                }
                 error
             }
             Err(error) => error,
@@ -141,19 +152,11 @@ impl Told {
     }
 }
 
-/// Hands every notice to `heard` that somebody, in whichever process, found something of topics missing; until it cannot, and
-/// why. The flow service makes the topic of the notices.
-pub async fn listen(broker: &dyn Broker, heard: impl Fn(LostTopics)) -> Error {
-    match attach(broker).await {
-        Ok(inbox) => read(&inbox, heard).await,
-        Err(error) => error,
-    }
-}
-
 async fn attach(broker: &dyn Broker) -> sluice_bus::Result<Renewing> {
     Renewing::attach(broker, vec![system::lost_topics()], || ()).await
 }
 
+/// Hands every notice to `heard` that somebody, in whichever process, found something of topics missing; until it cannot, and why.
 async fn read(inbox: &Renewing, heard: impl Fn(LostTopics)) -> Error {
     loop {
         let notice = match inbox.next().await {
@@ -221,6 +224,38 @@ mod tests {
             let to = Address::Topic(system::lost_topics());
             broker.publish(&to, Message::new(wire::encode(&answer))).await.unwrap();
             let heard = tokio::time::timeout(HEAR_AGAIN.max / 2, news.next()).await;
+            assert_eq!(heard.expect("it is heard"), (topic, Lost::Queue));
+        };
+        tokio::select! {
+            () = exchange(Arc::new(broker.clone())) => {}
+            () = noted => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_misses_something_hears_that_also_after_the_notices_were_removed_and_made_again() {
+        let broker = sluice_bus::Embedded::in_memory();
+        let notices = TopicSpec::bare(system::lost_topics());
+        broker.ensure(&notices).await.unwrap();
+        let topic: Topic = "request:tg:a".parse().unwrap();
+        let losses = broker.losses().unwrap();
+        let noted = async {
+            let mut news = losses.news();
+            // It listens.
+            losses.note(&Error::NoReader { topic: topic.clone() });
+            assert_eq!(news.next().await, (topic.clone(), Lost::Way));
+            tokio::time::sleep(AGAIN_AFTER_MAX).await;
+            broker.remove(&notices).await.unwrap();
+            broker.ensure(&notices).await.unwrap();
+            let owner = attach(&broker).await.unwrap();
+            losses.note(&Error::NoReader { topic: topic.clone() });
+            assert_eq!(news.next().await, (topic.clone(), Lost::Way));
+            owner.next().await.unwrap().ack();
+            let lost = vec![topic.to_string()];
+            let answer = LostTopics { topics: lost.clone(), emptied: lost, sender: "owner".to_owned() };
+            let to = Address::Topic(system::lost_topics());
+            broker.publish(&to, Message::new(wire::encode(&answer))).await.unwrap();
+            let heard = tokio::time::timeout(Duration::from_millis(100), news.next()).await;
             assert_eq!(heard.expect("it is heard"), (topic, Lost::Queue));
         };
         tokio::select! {

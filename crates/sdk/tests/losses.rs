@@ -8,14 +8,15 @@ use std::time::Duration;
 use sluice_bus::embedded::Embedded;
 use sluice_bus::faulty::Operation;
 use sluice_bus::{
-    Address, Broker, BrokerAdmin, Client, Fault, Faulty, Message, Plan, Subscription, TopicSpec, property,
+    Address, Broker, BrokerAdmin, Client, Fault, Faulty, Inbox as _, Message, Plan, Renewing, Subscription,
+    TopicSpec, property,
 };
 use sluice_schema::message::{Chunk, DeadLetter, EmbeddingsRequest, EmbeddingsResponse, LostTopics};
 use sluice_schema::{Topic, exchange, system, wire};
 use sluice_sdk::config::value;
 use sluice_sdk::{
     Backoff, BindError, ConfigClient, ConfigWatch, Failure, Host, HostOptions, Inputs, Out, Point, Ports,
-    Process, Processor, Resources, Roster, losses, service,
+    Process, Processor, Resources, Roster, service,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -254,10 +255,11 @@ async fn what_is_sent_to_a_missing_reader_is_sent_again_until_it_is_there() {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let listening = broker.clone();
     process.tasks.spawn("test/listens", async move {
-        let heard = |notice: LostTopics| {
-            notice.topics.iter().for_each(|lost| _ = tell.send(topic(lost)));
-        };
-        let _ = losses::listen(&listening, heard).await;
+        let inbox = Renewing::attach(&listening, vec![system::lost_topics()], || ()).await.unwrap();
+        while let Ok(notice) = inbox.next().await {
+            let told: LostTopics = wire::decode(&notice.message.body).unwrap();
+            told.topics.iter().for_each(|lost| _ = tell.send(topic(lost)));
+        }
     });
 
     let chunk = Message::new(wire::encode(&Chunk { chunk: "c".to_owned(), ..Default::default() }));

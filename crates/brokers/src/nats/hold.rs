@@ -123,7 +123,10 @@ impl Lease {
     /// Whether it is still ours. A renewal that was not answered may have been made all the same: then it is renewed from there
     /// at once, since little of it is left.
     async fn renew(&self) -> Result<bool> {
-        for _ in 0..2 {
+        for again in [false, true] {
+            if again && self.left().is_err() {
+                break;
+            }
             let asked = Instant::now();
             let expected = self.revision.load(Ordering::Relaxed);
             let written =

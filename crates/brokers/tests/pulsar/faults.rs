@@ -317,12 +317,12 @@ async fn followers_and_requests_go_on_after_a_restart(server: Server) -> Outcome
 
 /// Another product's client, which attaches again by itself whenever it is cut off.
 const STRANGER: &str = r#"
-import sys, threading, pulsar
+import sys, threading, time, pulsar
 client = pulsar.Client(sys.argv[1], operation_timeout_seconds=5, logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, sys.argv[3]))
 def insist(attach):
     while True:
         try: return attach()
-        except pulsar.PulsarException: pass
+        except pulsar.PulsarException: time.sleep(0.2)
 consumer = insist(lambda: client.subscribe(sys.argv[2], "reader", consumer_type=pulsar.ConsumerType.Shared))
 producer = insist(lambda: client.create_producer(sys.argv[2]))
 print("attached", flush=True)

@@ -609,6 +609,8 @@ async fn who_follows_a_topic_hears_each_time_that_it_was_lost_and_is_there_again
         let mut times = 0;
         while times < 3 {
             world.until("the topic is there", is_there).await;
+            // What follows from the last news is over.
+            tokio::time::sleep(Duration::from_millis(300)).await;
             let mut news = world.broker.losses().unwrap().news();
             world.admin.remove(&TopicSpec::bare(answers.clone())).await.unwrap();
             let again = async { while news.next().await != (answers.clone(), Lost::Removed) {} };

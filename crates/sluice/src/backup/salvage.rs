@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sluice_bus::embedded::Config;
-use sluice_store::embedded::{About, Lost, Owner, Place, Salvage, Untouched};
+use sluice_store::embedded::{About, Owner, Place, Salvage, Untouched};
 use sluice_store::{Embedded as Store, Options};
 
 use self::names::Names;
@@ -23,6 +23,8 @@ use crate::folder::{self, Folder};
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
 /// The table that says where content is.
 const PLACES: &str = "blobs";
+/// The same for content that rests in a bucket.
+const PLACES_IN_BUCKET: &str = "objects";
 
 /// What came of it.
 #[derive(Debug, Default, serde::Serialize)]
@@ -52,7 +54,7 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
     let options = Options { owners: Some(sluice_library::OWNERS), ..Options::default() };
     let store = Store::open_held(data, lock, &options)?;
     let mut found = Found::default();
-    let lost = rows(salvage, &store, &mut found).await?;
+    let is_incomplete = rows(salvage, &store, &mut found).await?;
     store.set_formats(&formats).await?;
     let url = sluice_databases::used_by(&*store.tables()).await?;
     if let (Some(url), Some(id)) = (&url, id) {
@@ -62,9 +64,10 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
             "its content rests in {url}, which the new folder uses from now on: do not start on the old one any more"
         ));
     }
-    if url.is_none() && lost.iter().any(|lost| lost.table.as_deref().is_none_or(|table| table == PLACES)) {
-        let unplaced = store.upkeep().unplaced().await?;
-        let told = |one: Owner| format!("the content of {}: where it is is not known any more", one.name);
+    if is_incomplete {
+        let places = if url.is_some() { PLACES_IN_BUCKET } else { PLACES };
+        let unplaced = store.upkeep().unplaced(places).await?;
+        let told = |one: Owner| format!("the content of {}: it is not known any more where it is", one.name);
         found.lost.extend(unplaced.into_iter().map(told));
     }
     content(old, data, &store, &mut found).await?;
@@ -85,8 +88,8 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
     Ok(found)
 }
 
-/// Rows, and what follows from those that are lost, which it returns.
-async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Result<Vec<Lost>> {
+/// Rows, and what follows from those that are lost; whether any are.
+async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Result<bool> {
     let read = salvage.copy_to(store).await?;
     found.rows = read.rows;
     if read.is_older {
@@ -108,7 +111,7 @@ async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Res
     for unindexed in Salvage::mend(store, &read.lost).await? {
         found.lost.extend(names.unindexed(&unindexed));
     }
-    Ok(read.lost)
+    Ok(!read.lost.is_empty())
 }
 
 /// Files of content, damaged ones too: what is whole of them can be read.

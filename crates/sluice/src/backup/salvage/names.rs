@@ -33,7 +33,7 @@ const PARTS: &[(&str, &str)] = &[
     ("blobs.more", "small content, by document"),
     ("blobs.parts", "digests of content, by file"),
     ("blobs", "where content is, by document"),
-    ("objects.", "where content is in the object store"),
+    ("objects", "where content is in the object store"),
     ("vectors", "vectors"),
     ("words.", "the keyword index"),
     ("graph.", "statements"),

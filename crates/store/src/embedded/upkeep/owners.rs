@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use super::{STEP_ROWS, Upkeep};
-use crate::blobs::PLACES;
 use crate::keys::rows;
 use crate::{Error, Found, KeyRange, Read, Result, Tables as _};
 
@@ -26,19 +25,19 @@ pub struct Owner {
 }
 
 impl Upkeep {
-    /// Content that rows name and that rests nowhere in this folder. That of a removal that was cut off is among it too.
+    /// Content that rows name and that a table of places does not know. That of a removal that was cut off is among it too.
     ///
     /// # Errors
     /// If the rows cannot be read.
-    pub async fn unplaced(&self) -> Result<Vec<Owner>> {
+    pub async fn unplaced(&self, places: &'static str) -> Result<Vec<Owner>> {
         let mut unplaced = Vec::new();
         let Some(owners) = self.owners else { return Ok(unplaced) };
         let mut range = KeyRange::all();
         loop {
             let page = rows(&*self.tables, Read::range(owners.table, range.clone(), STEP_ROWS)).await?;
             let owned: Vec<Owner> = page.rows.iter().filter_map(|(key, row)| (owners.of)(key, row)).collect();
-            let places = owned.iter().map(|owner| Read::get(PLACES, &owner.content)).collect();
-            let found = self.tables.read(places).await?.into_iter().map(Found::into_value);
+            let reads = owned.iter().map(|owner| Read::get(places, &owner.content)).collect();
+            let found = self.tables.read(reads).await?.into_iter().map(Found::into_value);
             unplaced.extend(
                 owned.into_iter().zip(found).filter_map(|(owner, place)| place.is_none().then_some(owner)),
             );
