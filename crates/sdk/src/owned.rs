@@ -2,7 +2,7 @@
 //!
 //! A queue can vanish while its owner runs: somebody deletes it at the broker, or sets its vhost up anew. Nobody but the
 //! owner makes it again, so every owner looks at a period, and soon after a reader of its process reports that what it reads
-//! is gone, or any process tells that it misses a topic of a service ([`crate::losses`]).
+//! is gone, or any process tells that it misses a topic of a service (`losses`).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -15,6 +15,8 @@
 //! **Assumes.** One handle per file, and an engine that reads and writes whole blocks, apart from its header.
 
 mod beside;
+#[cfg(test)]
+mod flips;
 mod older;
 mod read_only;
 
