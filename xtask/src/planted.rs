@@ -15,6 +15,8 @@ use crate::{cargo_command, root};
 
 mod bugs;
 
+/// The variable that says which bug is on. Tests take what begins with `SLUICE_` from the programs that they start.
+const VARIABLE: &str = "PLANTED_BUG";
 /// Worlds that have to hold while nothing is planted.
 const SEEDS_SOUND: &str = "40";
 /// Worlds within which a bug has to be found.
@@ -126,7 +128,7 @@ pub(crate) fn check(words: &str) -> Result<()> {
 /// Runs worlds with one switch on, or none; the first broken law.
 fn seeds(program: &Path, switch: &str, count: &str) -> Result<Option<String>> {
     let mut command = Command::new(program);
-    let output = command.args(["--seeds", count, "--fail-fast"]).env("SLUICE_PLANTED", switch).output()?;
+    let output = command.args(["--seeds", count, "--fail-fast"]).env(VARIABLE, switch).output()?;
     if output.status.success() {
         return Ok(None);
     }
@@ -136,7 +138,7 @@ fn seeds(program: &Path, switch: &str, count: &str) -> Result<Option<String>> {
 
 /// Runs one test with one switch on, or none; that it failed.
 fn one_test(mut cargo: Command, place: &[&str], test: &str, switch: &str) -> Result<Option<String>> {
-    cargo.args(place).args(["--", test]).env("SLUICE_PLANTED", switch);
+    cargo.args(place).args(["--", test]).env(VARIABLE, switch);
     let output = cargo.output().context("cargo runs a test of the copy")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let ended = |how: &str| {
@@ -181,7 +183,7 @@ fn plant(text: &str, name: &str, Edit { file, find, with }: Edit) -> Result<Stri
     if text.matches(find).count() != 1 {
         bail!("'{name}' cannot be planted: {file} must have this once: {find}");
     }
-    let switch = format!("(std::env::var(\"SLUICE_PLANTED\").as_deref() == Ok(\"{name}\"))");
+    let switch = format!("(std::env::var(\"{VARIABLE}\").as_deref() == Ok(\"{name}\"))");
     Ok(text.replacen(find, &with.replace(SWITCH, &switch), 1))
 }
 
