@@ -202,6 +202,14 @@ mod tests {
         }
     }
 
+    /// What an owner answers that has made a queue again.
+    async fn say_emptied(broker: &impl Broker, topic: &Topic) {
+        let lost = vec![topic.to_string()];
+        let answer = LostTopics { topics: lost.clone(), emptied: lost, sender: "owner".to_owned() };
+        let to = Address::Topic(system::lost_topics());
+        broker.publish(&to, Message::new(wire::encode(&answer))).await.unwrap();
+    }
+
     /// The topic of the notices comes while who misses something is between two tries to follow it.
     #[tokio::test(start_paused = true)]
     async fn who_misses_something_hears_what_its_owner_answers() {
@@ -219,10 +227,7 @@ mod tests {
             losses.note(&Error::NoReader { topic: topic.clone() });
             assert_eq!(news.next().await, (topic.clone(), Lost::Way));
             owner.next().await.unwrap().ack();
-            let lost = vec![topic.to_string()];
-            let answer = LostTopics { topics: lost.clone(), emptied: lost, sender: "owner".to_owned() };
-            let to = Address::Topic(system::lost_topics());
-            broker.publish(&to, Message::new(wire::encode(&answer))).await.unwrap();
+            say_emptied(&broker, &topic).await;
             let heard = tokio::time::timeout(HEAR_AGAIN.max / 2, news.next()).await;
             assert_eq!(heard.expect("it is heard"), (topic, Lost::Queue));
         };
@@ -251,10 +256,7 @@ mod tests {
             losses.note(&Error::NoReader { topic: topic.clone() });
             assert_eq!(news.next().await, (topic.clone(), Lost::Way));
             owner.next().await.unwrap().ack();
-            let lost = vec![topic.to_string()];
-            let answer = LostTopics { topics: lost.clone(), emptied: lost, sender: "owner".to_owned() };
-            let to = Address::Topic(system::lost_topics());
-            broker.publish(&to, Message::new(wire::encode(&answer))).await.unwrap();
+            say_emptied(&broker, &topic).await;
             let heard = tokio::time::timeout(Duration::from_millis(100), news.next()).await;
             assert_eq!(heard.expect("it is heard"), (topic, Lost::Queue));
         };

@@ -105,7 +105,7 @@ async fn an_answer_to_an_asker_that_has_gone_holds_up_no_other() {
         log.iter().filter(|made| made.about == "inbox-of-somebody-who-left").count()
     };
     let tried = to_nobody();
-    assert!((1..11).contains(&tried), "the second waited for all {tried} tries of the first");
+    assert!((1..4).contains(&tried), "the second waited for {tried} tries of the first");
     tokio::time::timeout(PATIENCE, async {
         while to_nobody() < 11 {
             tokio::time::sleep(Duration::from_millis(10)).await;

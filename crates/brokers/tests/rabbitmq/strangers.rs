@@ -169,7 +169,7 @@ async fn a_request_that_a_stranger_gives_back_for_ever_ends_by_its_deadline(serv
     let bad = Message::new("bad").with(property::TTL, &ttl.as_millis().to_string());
     broker.publish(&to, bad).await.map_err(text)?;
     let sent = Instant::now();
-    until("a loop", || async { (stranger.taken() > 5).then_some(()) }).await?;
+    until("a loop", || async { (stranger.taken() > 20).then_some(()) }).await?;
     until("its end", || async {
         let (before, seen) = (stranger.taken(), broker.observe(std::slice::from_ref(&ask)).await.ok()?);
         let there = &seen[0].subscriptions[0];

@@ -596,7 +596,7 @@ async fn a_lost_topic_is_made_again_and_flows_survive_a_restart() {
     world.assert_nothing_left("after a restart").await;
 }
 
-/// Made again, a topic has no followers, and those that it had are told by nobody else.
+/// Made again, a topic has no followers, and nobody else lets those know that it had.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_follows_a_topic_hears_each_time_that_it_was_lost_and_is_there_again() {
     let world =

@@ -85,8 +85,7 @@ impl World {
             watch,
             config: ConfigClient::new(&process.replies).await.unwrap(),
             catalogue: Catalogue::default(),
-            // On few processors very many flows take longer than people wait.
-            options: Options { answer_within: Duration::from_secs(100), ..Options::default() },
+            options: Options::default(),
         })
         .await;
         let (ask, answers) = (topic("request:tg:flow:acme"), topic("response:tg:flow:acme"));

@@ -18,7 +18,7 @@ use crate::door::Door;
 use crate::kills;
 
 /// How long a call is waited for; its own deadline is longer.
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Who asks while things are removed.
 pub(crate) const ASKERS: usize = 2;
 
