@@ -21,6 +21,10 @@ const VARIABLE: &str = "PLANTED_BUG";
 const SEEDS_SOUND: &str = "40";
 /// Worlds within which a bug has to be found.
 const SEEDS_MAX: &str = "600";
+/// Seconds that one test may take with a bug in it: one that does not end has found it.
+const TEST_SECONDS_MAX: &str = "300";
+/// What `timeout` ends with when that is over.
+const TIMED_OUT: i32 = 124;
 /// In a replacement: whether this bug's switch is on.
 const SWITCH: &str = "PLANTED";
 
@@ -138,8 +142,26 @@ fn seeds(program: &Path, switch: &str, count: &str) -> Result<Option<String>> {
 
 /// Runs one test with one switch on, or none; that it failed.
 fn one_test(mut cargo: Command, place: &[&str], test: &str, switch: &str) -> Result<Option<String>> {
-    cargo.args(place).args(["--", test]).env(VARIABLE, switch);
-    let output = cargo.output().context("cargo runs a test of the copy")?;
+    let built = cargo.args(place).arg("--no-run").output().context("cargo builds a test of the copy")?;
+    if !built.status.success() {
+        bail!("{place:?} of the copy cannot be built:\n{}", String::from_utf8_lossy(&built.stderr));
+    }
+    let mut command = Command::new("timeout");
+    command.arg(TEST_SECONDS_MAX).arg(cargo.get_program());
+    command.args(cargo.get_args().filter(|arg| *arg != "--no-run")).args(["--", test]);
+    for (name, value) in cargo.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    if let Some(folder) = cargo.get_current_dir() {
+        command.current_dir(folder);
+    }
+    let output = command.env(VARIABLE, switch).output().context("'timeout' runs a test of the copy")?;
+    if output.status.code() == Some(TIMED_OUT) {
+        return Ok(Some(format!("{}: {test} does not end", place.join(" "))));
+    }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let ended = |how: &str| {
         text.lines().any(|line| line.starts_with("test ") && line.contains(test) && line.contains(how))

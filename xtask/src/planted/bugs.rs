@@ -52,6 +52,7 @@ const BACKUP: &str = "crates/sluice/src/backup.rs";
 const VECTOR_ROWS: &str = "crates/store/src/vectors/row.rs";
 const TRIES: &str = "crates/gateway/src/tries.rs";
 const FOLDER: &str = "crates/sluice/src/folder.rs";
+const MISSING: &str = "crates/sluice/src/folder/missing.rs";
 const BLOBS: &str = "crates/store/src/blobs.rs";
 const LOST: &str = "crates/bus/src/client/lost.rs";
 
@@ -166,7 +167,8 @@ pub(super) const BUGS: &[Bug] = &[
         ACT,
         "Apply { expect: vec![wish], essential",
         "Apply { expect: if PLANTED { Vec::new() } else { vec![wish] }, essential",
-    ),
+    )
+    .found_by("flows", "a_write_that_arrives_after_its_flow_is_gone_changes_nothing"),
     bug(
         "a failed making is taken for done",
         ACT,
@@ -440,8 +442,8 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "the doors of an earlier run are kept",
         ROUTES,
-        "&& old.run == record.run\n        && old.named == record.named",
-        "&& (PLANTED || old.run == record.run)\n        && (PLANTED || old.named == record.named)",
+        "&& old.run == record.run\n        && old.named == record.named\n        && old.read == record.read\n",
+        "&& (PLANTED || old.run == record.run && old.named == record.named && old.read == record.read)\n",
     ),
     bug(
         "what a dead reader held is lost",
@@ -676,6 +678,7 @@ pub(super) const BUGS: &[Bug] = &[
         "&& !holds_something(&self.path.join(ADMIN_KEY))",
         "&& !PLANTED\n            && !holds_something(&self.path.join(ADMIN_KEY))",
     )
+    .and(MISSING, "if want.admin_key && mark.has_admin_key", "if !PLANTED && want.admin_key && mark.has_admin_key")
     .found_by("folder", "a_lost_key_is_told_and_a_new_one_is_made_on_request"),
     bug(
         "a call waits for its answer from a queue that was removed",

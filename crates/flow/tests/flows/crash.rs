@@ -44,6 +44,33 @@ async fn a_leader_that_slept_through_its_successor_changes_nothing() {
     assert_eq!(status(&world.get("f1").await)["run"], "f1-r2");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_arrives_after_its_flow_is_gone_changes_nothing() {
+    let world = World::with_blueprint().await;
+    let _another = world.another().await;
+    world.faults.catches_opening.store(true, Ordering::SeqCst);
+    let losing = async {
+        let is_caught = || async { world.faults.caught.lock().unwrap().is_some() };
+        world.until("the leader opens the flow", is_caught).await;
+        world.faults.lose_holds();
+    };
+    let (started, ()) = tokio::join!(world.start("f1", "demo"), losing);
+    ok(&started);
+    ok(&world.stop("f1").await);
+    world.assert_nothing_left("after the successor's stop").await;
+    let (to, message) = world.faults.caught.lock().unwrap().take().unwrap();
+    world.broker.publish(&to, message).await.unwrap();
+    let is_answered = || async {
+        let queues =
+            world.admin.list("request:tg:config").await.unwrap().into_iter().flat_map(|t| t.subscriptions);
+        let waiting: Vec<u64> = queues.map(|queue| queue.ready + queue.unsettled.unwrap()).collect();
+        assert!(!waiting.is_empty(), "the config service has a queue");
+        waiting.iter().sum::<u64>() == 0
+    };
+    world.until("the late write is answered", is_answered).await;
+    world.assert_nothing_left("after the late write").await;
+}
+
 /// `FLOW_SEED=7 cargo test -p sluice-flow random` runs one seed again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flow_survives_many_faults_at_random() {

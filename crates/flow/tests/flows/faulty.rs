@@ -1,7 +1,7 @@
 //! A broker that can be told to fail or to hang at one particular effect, and that writes down every effect it sees.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -77,6 +77,10 @@ pub(crate) struct Faults {
     pub(crate) are_withdrawals_held: watch::Sender<bool>,
     /// Such writes that wait.
     pub(crate) withdrawals_held: AtomicUsize,
+    /// Whether the next write that opens a flow is caught: its sender takes it for sent.
+    pub(crate) catches_opening: AtomicBool,
+    /// The write that was caught, for whoever lets it go on.
+    pub(crate) caught: Mutex<Option<(Address, Message)>>,
     /// Told when a service has fallen asleep.
     pub(crate) asleep: Notify,
     /// Calls that came too late, after the hold was lost.
@@ -275,6 +279,11 @@ impl Broker for Faulty {
         match effect(to, &message) {
             None => self.broker.publish(to, message),
             Some(what) => Box::pin(async move {
+                let opens = what.starts_with("config apply put(flow,processor:");
+                if opens && self.faults.catches_opening.swap(false, Ordering::SeqCst) {
+                    *self.faults.caught.lock().unwrap() = Some((to.clone(), message));
+                    return Ok(());
+                }
                 if what.starts_with("publish ") {
                     self.faults.letter_passes().await;
                 }

@@ -116,6 +116,8 @@ pub(crate) struct Iam {
     pub(crate) no_auth: Arc<AtomicBool>,
     /// While set, it does not answer.
     pub(crate) silent: Arc<AtomicBool>,
+    /// How long it takes over each answer.
+    pub(crate) pause: Arc<Mutex<Duration>>,
     /// While set, it fails to answer.
     pub(crate) broken: Arc<AtomicBool>,
     /// A token that is not accepted any more.
@@ -258,6 +260,8 @@ impl World {
                     if deciding.silent.load(Ordering::SeqCst) {
                         std::future::pending::<()>().await;
                     }
+                    let pause = *deciding.pause.lock().unwrap();
+                    tokio::time::sleep(pause).await;
                     deciding.answer(&request)
                 }
             },
