@@ -411,8 +411,10 @@ impl Shared {
                     Ok(part) => Ok(Some(Ok(part))),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(e) if is_damage(&e) => Ok(Some(Err("its file does not match its digests"))),
-                    Err(e) if is_broken(&e) => Ok(Some(Err("the disk cannot read its file"))),
-                    Err(e) => Err(shared.failed("reading", &e)),
+                    Err(e) => match why_unreadable(&e) {
+                        Some(reason) => Ok(Some(Err(reason))),
+                        None => Err(shared.failed("reading", &e)),
+                    },
                 }
             });
             match read.await? {
@@ -518,13 +520,15 @@ impl Shared {
         let parts = match reading.await? {
             Ok(digests) => digests.finish(),
             Err(error) if is_damage(&error) => return Err(damaged(id, "its file is cut short")),
-            Err(error) if is_broken(&error) => return Err(damaged(id, "the disk cannot read its file")),
             // It may have been removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let is_named = self.row(id).await?.is_some_and(|row| row == was);
                 return if is_named { Err(damaged(id, "its file is missing")) } else { Ok(()) };
             }
-            Err(error) => return Err(self.failed("reading", &error)),
+            Err(error) => match why_unreadable(&error) {
+                Some(reason) => return Err(damaged(id, reason)),
+                None => return Err(self.failed("reading", &error)),
+            },
         };
         if place.digest.is_some_and(|digest| digest != whole(&parts)) {
             return Err(damaged(id, "its file does not match its digest"));
@@ -568,6 +572,18 @@ fn read_verified(
 
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
+/// Why one file cannot be read while others can; `None` for what passes.
+fn why_unreadable(error: &io::Error) -> Option<&'static str> {
+    const ELOOP: i32 = 40;
+    match error.kind() {
+        _ if is_broken(error) => Some("the disk cannot read its file"),
+        io::ErrorKind::PermissionDenied => Some("its file may not be read: mend its permissions"),
+        io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("what is in its place is no file"),
+        _ if error.raw_os_error() == Some(ELOOP) => Some("what is in its place is no file"),
+        _ => None,
+    }
 }
 
 fn read_file(path: &Path, from: u64, bytes: u64) -> io::Result<Bytes> {

@@ -484,6 +484,32 @@ async fn a_check_names_all_that_is_damaged_and_gives_digests_to_older_content() 
 }
 
 #[tokio::test]
+async fn content_that_cannot_be_read_is_named_and_what_comes_after_it_is_looked_at() {
+    let harms: [fn(&Path); 2] =
+        [|path| fs::create_dir(path).unwrap(), |path| std::os::unix::fs::symlink(path, path).unwrap()];
+    for (number, harm) in harms.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open_with(folder.path(), &options()).unwrap();
+        fill(&store.stores()).await;
+        let entries = fs::read_dir(folder.path().join("blobs")).unwrap();
+        let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        let [unreadable, flipped] = &files[..] else { panic!("{files:?}") };
+        fs::remove_file(unreadable).unwrap();
+        harm(unreadable);
+        let mut content = fs::read(flipped).unwrap();
+        content[299_999] ^= 0x80;
+        fs::write(flipped, content).unwrap();
+        let damage = check_all(&store).await.join("\n");
+        for named in
+            ["content 'large-0'", "content 'large-1'", "what is in its place is no file", "does not match"]
+        {
+            assert!(damage.contains(named), "{number}: {named}: {damage}");
+        }
+        store.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_snapshot_names_the_rows_and_the_content_that_are_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open_with(folder.path(), &options()).unwrap();

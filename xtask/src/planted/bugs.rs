@@ -668,10 +668,10 @@ pub(super) const BUGS: &[Bug] = &[
     bug(
         "a check stops at what the disk cannot read",
         BLOBS,
-        "Err(e) if is_broken(&e) => Ok(",
-        "Err(e) if !PLANTED && is_broken(&e) => Ok(",
+        "_ if is_broken(error) => Some(",
+        "_ if PLANTED => None,\n        _ if is_broken(error) => Some(",
     )
-    .found_by("folder", "what_the_disk_cannot_read_is_named_and_what_comes_after_it_is_looked_at"),
+    .found_by("damage", "content_that_cannot_be_read_is_named_and_what_comes_after_it_is_looked_at"),
     bug(
         "a start goes on without the key that is lost",
         FOLDER,
