@@ -1,4 +1,5 @@
-//! Apache Pulsar, for processes of ours only: names are those that TrustGraph 2.11 uses, and all topics are persistent ones.
+//! Apache Pulsar: names are those that TrustGraph 2.11 uses, and all topics are persistent ones. Processes of 2.11 take part
+//! where the address says so ([`beside`]); else all readers and writers are ours.
 //!
 //! # Flow
 //! A link of our own on the binary protocol ([`link`]), one connection for publishing and one for reading to each broker that
@@ -23,6 +24,8 @@
 
 mod address;
 mod admin;
+mod batch;
+mod beside;
 mod ends;
 mod frame;
 mod hold;
@@ -42,8 +45,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_bus::{
-    BoxFuture, Broker, BrokerAdmin, Error, Finding, HoldEnd, Inbox, Limits, Losses, Message, PoisonBound,
-    Promise, Result, Seen, Subscription, TopicSpec, Traits,
+    BoxFuture, Broker, BrokerAdmin, Error, Finding, HoldEnd, Inbox, Limits, Losses, Message, Naming,
+    PoisonBound, Promise, Result, Seen, Subscription, TopicSpec, Traits,
 };
 use sluice_schema::Topic;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -52,6 +55,7 @@ use tokio_util::task::TaskTracker;
 use crate::Secret;
 use address::Address;
 use admin::Admin;
+use beside::Beside;
 use hold::Hold;
 use links::Links;
 use notes::Notes;
@@ -77,6 +81,9 @@ pub const TRAITS: Traits = Traits {
         ),
     ],
 };
+
+/// The same beside processes of TrustGraph 2.11.
+pub const TRAITS_BESIDE: Traits = Traits { not_promised: &[TRAITS.not_promised[0]], ..TRAITS };
 
 /// What can be chosen about a broker.
 #[derive(Debug, Clone)]
@@ -122,6 +129,7 @@ struct Core {
     notes: Notes,
     limits: Limits,
     product: String,
+    is_beside: bool,
     losses: Losses,
     options: Options,
     /// Tasks of readers and holders, which end with `stop`.
@@ -147,14 +155,20 @@ impl Pulsar {
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         let guard = stop.clone().drop_guard();
         let within = options.call_timeout;
+        let is_beside = address.is_beside();
         let (links, first) = Links::open(address, tasks.clone(), end.clone(), within).await?;
         check(first.message_bytes_max)?;
-        let system = Arc::new(System::new(rest, within));
+        let system = Arc::new(System::new(rest, within, is_beside));
         let publisher = Arc::new(Publisher::new(links.clone(), system.clone(), options.publish_timeout));
         let notes = Notes::new(links.clone(), system.clone(), tasks.clone(), end.clone(), within);
         let bytes_max = first.message_bytes_max;
+        let beside = is_beside.then(|| {
+            let all = (links.clone(), system.clone(), publisher.clone());
+            Arc::new(Beside::new(all, readers.clone(), stop.child_token()))
+        });
         let core = Core {
-            admin: Admin::new(system.clone(), publisher.clone(), notes.clone(), bytes_max, within),
+            admin: Admin::new(system.clone(), publisher.clone(), notes.clone(), beside, bytes_max, within),
+            is_beside,
             links,
             system,
             publisher,
@@ -242,6 +256,11 @@ impl Broker for Pulsar {
     fn losses(&self) -> Option<&Losses> {
         Some(&self.core.losses)
     }
+
+    fn naming(&self) -> Naming {
+        let beside = Naming { name: names::called, topic: names::of_name };
+        if self.core.is_beside { beside } else { Naming::IDENTIFIERS }
+    }
 }
 
 impl BrokerAdmin for Pulsar {
@@ -278,7 +297,7 @@ impl BrokerAdmin for Pulsar {
     }
 
     fn traits(&self) -> Traits {
-        TRAITS
+        if self.core.is_beside { TRAITS_BESIDE } else { TRAITS }
     }
 
     fn product(&self) -> BoxFuture<'_, Option<String>> {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use sluice_brokers::TRAITS;
+use sluice_brokers::pulsar::TRAITS_BESIDE;
 use sluice_bus::{Promise, Traits, conformance};
 
 /// Brokers in the order of their rows.
@@ -21,8 +22,10 @@ struct Section {
     cases: &'static [&'static str],
     /// Further tests of each broker, in their order.
     tests: [&'static [&'static str]; BROKERS.len()],
-    /// Tests beside processes of 2.11, or why it is not promised there.
+    /// Tests beside processes of 2.11 on RabbitMQ, or why it is not promised there.
     beside: Result<&'static [&'static str], &'static str>,
+    /// The same on Pulsar, where the address says that they take part.
+    beside_on_pulsar: Result<&'static [&'static str], &'static str>,
 }
 
 const SECTIONS: &[Section] = &[
@@ -46,6 +49,9 @@ const SECTIONS: &[Section] = &[
             &["a_topic_that_was_removed_at_the_broker_is_made_again_by_its_owner"],
         ],
         beside: Ok(&["a_stranger_attaches_to_what_the_owner_made_whatever_the_default_queue_type"]),
+        beside_on_pulsar: Ok(&[
+            "a_keeper_and_a_mirror_are_there_again_after_a_restart_and_gone_with_their_topic",
+        ]),
     },
     Section {
         title: "Delivered",
@@ -72,6 +78,10 @@ const SECTIONS: &[Section] = &[
             "what_others_send_passes_through_untouched",
             "a_document_goes_through_their_chunker_and_a_question_is_answered_with_its_source",
         ]),
+        beside_on_pulsar: Ok(&[
+            "what_was_sent_before_theirs_attached_is_all_processed",
+            "a_document_goes_through_their_chunker_and_a_question_is_answered_with_its_source",
+        ]),
     },
     Section {
         title: "Told when nobody gets it",
@@ -94,6 +104,9 @@ const SECTIONS: &[Section] = &[
             "what Sluice's own processes send is told, but those of 2.11 do not ask the broker to tell \
              them",
         ),
+        beside_on_pulsar: Err(
+            "what they send that nobody reads is kept by nobody, and they do not ask whether anybody does",
+        ),
     },
     Section {
         title: "Durable",
@@ -114,6 +127,7 @@ const SECTIONS: &[Section] = &[
         beside: Ok(&[
             "flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing",
         ]),
+        beside_on_pulsar: Ok(&["nothing_is_lost_when_theirs_is_killed_at_work"]),
     },
     Section {
         title: "Tried again, and counted",
@@ -151,6 +165,9 @@ const SECTIONS: &[Section] = &[
             "Sluice's own readers count, but those of 2.11 give a message back at once, uncounted, which \
              \"No poison of others\" ends",
         ),
+        beside_on_pulsar: Err(
+            "what their clients do not settle they give back after a minute, uncounted, and what a killed one had comes back uncounted",
+        ),
     },
     Section {
         title: "No poison of others",
@@ -163,6 +180,9 @@ const SECTIONS: &[Section] = &[
             "poison_that_a_stranger_gives_back_for_ever_is_parked_and_good_messages_pass",
             "a_loop_on_a_classic_queue_is_found_with_its_name",
         ]),
+        beside_on_pulsar: Err(
+            "how often a message is given back is up to each reader's client, and theirs set no end",
+        ),
     },
     Section {
         title: "Requests expire",
@@ -177,6 +197,7 @@ const SECTIONS: &[Section] = &[
             &["a_late_request_is_dropped_by_the_reader_that_gets_it"],
         ],
         beside: Ok(&["a_request_that_a_stranger_gives_back_for_ever_ends_by_its_deadline"]),
+        beside_on_pulsar: Err("the broker drops what is old by a namespace's term only, an hour"),
     },
     Section {
         title: "Answers and notices",
@@ -208,6 +229,11 @@ const SECTIONS: &[Section] = &[
             ],
         ],
         beside: Ok(&[
+            "their_prompt_service_answers_with_our_model",
+            "a_published_client_reaches_them_through_our_gateway",
+        ]),
+        beside_on_pulsar: Ok(&[
+            "what_strangers_send_and_read_elsewhere_crosses_once",
             "their_prompt_service_answers_with_our_model",
             "a_published_client_reaches_them_through_our_gateway",
         ]),
@@ -247,6 +273,10 @@ const SECTIONS: &[Section] = &[
             "a_stop_names_one_of_theirs_that_hangs_and_is_done_when_it_lets_go",
             "a_queue_that_a_stranger_makes_again_after_its_removal_is_listed_and_can_be_removed",
         ]),
+        beside_on_pulsar: Ok(&[
+            "a_stop_names_one_of_theirs_that_hangs_and_is_done_when_it_lets_go",
+            "the_last_stranger_that_leaves_takes_no_subscription_along",
+        ]),
     },
     Section {
         title: "Removed is gone",
@@ -270,6 +300,10 @@ const SECTIONS: &[Section] = &[
         beside: Ok(&[
             "what_is_idle_goes_with_the_queues_of_strangers_unless_they_hold_something",
             "a_queue_that_theirs_declares_again_after_the_stop_is_swept_and_other_flows_go_on",
+        ]),
+        beside_on_pulsar: Ok(&[
+            "what_is_removed_under_strangers_that_are_attached_does_not_come_back",
+            "a_flow_starts_and_stops_twice_and_nothing_is_left",
         ]),
     },
     Section {
@@ -300,6 +334,7 @@ const SECTIONS: &[Section] = &[
         beside: Ok(&[
             "flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing",
         ]),
+        beside_on_pulsar: Err("owners are Sluice's own; killing them beside theirs was not tried here"),
     },
 ];
 
@@ -339,7 +374,11 @@ impl Section {
     }
 
     fn beside(&self, broker: &str) -> String {
-        match (traits(broker).why_not(Promise::StrangersTakePart), self.beside) {
+        let (traits, tests) = match broker {
+            "Pulsar" => (TRAITS_BESIDE, self.beside_on_pulsar),
+            _ => (traits(broker), self.beside),
+        };
+        match (traits.why_not(Promise::StrangersTakePart), tests) {
             (Some(why), _) | (None, Err(why)) => format!("not promised: {why}"),
             (None, Ok(tests)) => names(tests),
         }

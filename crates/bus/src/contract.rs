@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_schema::{Class, Topic};
+use sluice_schema::{Class, Topic, TopicError};
 
 use crate::losses::Losses;
 use crate::message::{Delivery, Message};
@@ -135,6 +135,25 @@ pub trait Broker: Send + Sync + 'static {
     fn losses(&self) -> Option<&Losses> {
         None
     }
+
+    /// What entries of processors call topics.
+    fn naming(&self) -> Naming {
+        Naming::IDENTIFIERS
+    }
+}
+
+/// What entries of processors call topics: readers that are not ours may find some by other names only.
+#[derive(Debug, Clone, Copy)]
+pub struct Naming {
+    /// The name of a topic.
+    pub name: fn(&Topic) -> String,
+    /// The topic of a name; identifiers are names too.
+    pub topic: fn(&str) -> std::result::Result<Topic, TopicError>,
+}
+
+impl Naming {
+    /// Topics are called by their identifiers.
+    pub const IDENTIFIERS: Self = Self { name: |topic| topic.to_string(), topic: Topic::parse };
 }
 
 /// A reader's end. Dropping it detaches the reader; what it held unsettled comes back to the subscription.

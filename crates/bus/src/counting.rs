@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sluice_schema::Topic;
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
+    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, Naming, PoisonBound, Pressure, Seen,
     Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
@@ -144,6 +144,10 @@ impl<B: Broker> Broker for Counting<B> {
 
     fn losses(&self) -> Option<&Losses> {
         self.inner.losses()
+    }
+
+    fn naming(&self) -> Naming {
+        self.inner.naming()
     }
 }
 

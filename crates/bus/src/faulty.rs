@@ -11,7 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 use sluice_schema::Topic;
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, PoisonBound, Pressure, Seen,
+    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, Naming, PoisonBound, Pressure, Seen,
     Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
@@ -278,6 +278,10 @@ impl<B: Broker> Broker for Faulty<B> {
 
     fn losses(&self) -> Option<&Losses> {
         self.inner.losses()
+    }
+
+    fn naming(&self) -> Naming {
+        self.inner.naming()
     }
 }
 

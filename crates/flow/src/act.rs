@@ -188,7 +188,9 @@ impl Hands {
     }
 
     async fn open(&self, job: Job<'_>, parts: &[Part]) -> Result<(), Error> {
-        self.apply("processor entries and record", job.open(parts)).await
+        let naming = self.broker.naming();
+        let parts: Vec<Part> = parts.iter().map(|part| part.named(naming)).collect();
+        self.apply("processor entries and record", job.open(&parts)).await
     }
 
     pub(crate) async fn apply(&self, what: &'static str, write: Apply) -> Result<(), Error> {

@@ -86,7 +86,7 @@ pub async fn start(parts: Parts) {
     let Parts { process, admin, watch, config, catalogue, options } = parts;
     let config = Arc::new(config);
     let board = Arc::new(board::Board::new());
-    let mirror = Arc::new(mirror::Mirror::new(config.clone(), board.clone()));
+    let mirror = Arc::new(mirror::Mirror::new(config.clone(), board.clone(), process.broker.naming()));
     let poke = Arc::new(Notify::new());
     let doubts = Arc::new(tended::Doubts::default());
     let reconciler = reconcile::Reconciler {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sluice_bus::Naming;
 use sluice_schema::Topic;
 use sluice_schema::message::{ConfigValue, Expectation, ScopedKey};
 use sluice_schema::record::{self, Flow, ProcessorEntry};
@@ -239,21 +240,21 @@ impl Records {
         "processor:*",
     ];
 
-    /// Takes in a page of what config holds.
-    pub fn take(&mut self, page: Page) {
+    /// Takes in a page of what config holds, where entries call topics by such names.
+    pub fn take(&mut self, page: Page, naming: Naming) {
         if page.is_whole {
             *self = Self::default();
         }
         for gone in page.deleted {
-            self.set(&gone.workspace, &gone.r#type, &gone.key, None, 0);
+            self.set(&gone.workspace, &gone.r#type, &gone.key, None, 0, naming);
         }
         for value in page.values {
             let text = value.value.as_deref().map(Ok);
-            self.set(&value.workspace, &value.r#type, &value.key, text, value.version);
+            self.set(&value.workspace, &value.r#type, &value.key, text, value.version, naming);
         }
         for damaged in page.damaged {
             let text = Some(Err(DAMAGED));
-            self.set(&damaged.workspace, &damaged.r#type, &damaged.key, text, VERSION_UNKNOWN);
+            self.set(&damaged.workspace, &damaged.r#type, &damaged.key, text, VERSION_UNKNOWN, naming);
         }
     }
 
@@ -264,6 +265,7 @@ impl Records {
         key: &str,
         text: Option<Result<&str, &str>>,
         version: i64,
+        naming: Naming,
     ) {
         let as_is = || text.map(|text| text.map(Into::into).map_err(str::to_owned));
         let is_ours = workspace == record::FLOWS;
@@ -287,7 +289,11 @@ impl Records {
             _ => {
                 if let Some(processor) = kind.strip_prefix(record::PROCESSOR_PREFIX) {
                     let at = (workspace.into(), processor.into(), key.into());
-                    put(&mut self.entries, Some(at), read(text, version));
+                    put(
+                        &mut self.entries,
+                        Some(at),
+                        read(text, version).map(|entry| identified(entry, naming)),
+                    );
                 }
             }
         }
@@ -300,6 +306,18 @@ fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: Option<K>, value: Option<V>) {
         (Some(key), None) => _ = map.remove(&key),
         (None, _) => {}
     }
+}
+
+/// An entry with the identifiers of its topics instead of what it calls them; what is no topic stays as it is.
+fn identified(mut entry: Recorded<ProcessorEntry>, naming: Naming) -> Recorded<ProcessorEntry> {
+    if let Ok(value) = &mut entry.value {
+        for name in Arc::make_mut(value).topics.values_mut() {
+            if let Ok(topic) = (naming.topic)(name) {
+                *name = topic.to_string();
+            }
+        }
+    }
+    entry
 }
 
 fn read<T: DeserializeOwned>(text: Option<Result<&str, &str>>, version: i64) -> Option<Recorded<T>> {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sluice_bus::Naming;
 use sluice_sdk::config::Page;
 use sluice_sdk::{ConfigClient, ConfigError, Position};
 use tokio::sync::Mutex;
@@ -18,6 +19,7 @@ use crate::memory::Records;
 pub(crate) struct Mirror {
     config: Arc<ConfigClient>,
     board: Arc<Board>,
+    naming: Naming,
     state: Mutex<State>,
     histories: AtomicU64,
 }
@@ -29,8 +31,8 @@ struct State {
 }
 
 impl Mirror {
-    pub(crate) fn new(config: Arc<ConfigClient>, board: Arc<Board>) -> Self {
-        Self { config, board, state: Mutex::default(), histories: AtomicU64::new(0) }
+    pub(crate) fn new(config: Arc<ConfigClient>, board: Arc<Board>, naming: Naming) -> Self {
+        Self { config, board, naming, state: Mutex::default(), histories: AtomicU64::new(0) }
     }
 
     /// How many histories there were, as far as can be told: what was remembered under another number may be of a history
@@ -54,7 +56,7 @@ impl Mirror {
         state.position = position;
         if pages.iter().any(|page| page.is_whole || !page.values.is_empty() || !page.deleted.is_empty()) {
             let mut records = Arc::unwrap_or_clone(std::mem::take(&mut state.records));
-            pages.into_iter().for_each(|page| records.take(page));
+            pages.into_iter().for_each(|page| records.take(page, self.naming));
             state.records = Arc::new(records);
         }
         Ok(state.records.clone())

@@ -19,9 +19,21 @@ mod attached;
 mod blueprint;
 #[path = "drop_in/clients.rs"]
 mod clients;
+#[cfg(feature = "pulsar")]
+#[path = "beside/cluster.rs"]
+mod cluster;
 mod common;
+#[cfg(feature = "pulsar")]
+#[path = "common/door.rs"]
+mod door;
 #[path = "drop_in/harness.rs"]
 mod harness;
+#[cfg(feature = "pulsar")]
+#[path = "beside/killed.rs"]
+mod killed;
+#[cfg(feature = "pulsar")]
+#[path = "common/kills.rs"]
+mod kills;
 #[path = "beside/late.rs"]
 mod late;
 #[path = "drop_in/model.rs"]
@@ -44,7 +56,7 @@ fn main() -> ExitCode {
     // The longest first: they run side by side. All of them twice: the system knows the broker's management API, or it
     // sees only what it asks for by name.
     let blind = "without_management";
-    let groups = vec![
+    let mut groups = vec![
         Group { start: World::empty, cases: cases("late", late::CASES) },
         Group {
             start: World::empty_without_management,
@@ -61,10 +73,32 @@ fn main() -> ExitCode {
             cases: cases(&format!("replicas::{blind}"), replicas::CASES),
         },
     ];
+    on_pulsar(&mut groups);
     let ended = harness::run(&Asked::read(std::env::args().skip(1)), groups);
     server::stop();
     ended
 }
+
+/// The same on Pulsar, but for what only a queue of RabbitMQ does: theirs cannot make one again after its removal.
+#[cfg(feature = "pulsar")]
+fn on_pulsar(groups: &mut Vec<Group<World>>) {
+    let missing = || cluster::missing().or_else(clients::python_missing);
+    for (start, prefix, rows) in [
+        (
+            World::attached_on_pulsar as fn() -> World,
+            "attached::on_pulsar",
+            &[attached::CASES, attached::COMPLETION_CASES].concat(),
+        ),
+        (World::empty_on_pulsar, "replicas::on_pulsar", &replicas::CASES.to_vec()),
+        (World::empty_on_pulsar, "late::on_pulsar", &[&late::CASES[..1], killed::CASES].concat()),
+    ] {
+        let cases = cases(prefix, rows).into_iter().map(|case| Case { missing, ..case });
+        groups.push(Group { start, cases: cases.collect() });
+    }
+}
+
+#[cfg(not(feature = "pulsar"))]
+fn on_pulsar(_groups: &mut Vec<Group<World>>) {}
 
 fn cases(prefix: &str, rows: &[Row]) -> Vec<Case<World>> {
     let case = |&(name, run): &Row| Case { name: format!("{prefix}::{name}"), missing, run: Box::new(run) };

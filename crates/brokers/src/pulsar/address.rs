@@ -26,6 +26,7 @@ pub(super) struct Address {
     broker: String,
     admin: Url,
     token: Option<Secret>,
+    is_beside: bool,
     /// `None` where connections are plain.
     tls: Option<TlsConnector>,
 }
@@ -49,10 +50,8 @@ impl Address {
             return Err(refused("names a user, or a token without a colon before it"));
         }
         let port = url.port().unwrap_or(if is_tls { PORT_TLS } else { PORT });
-        let given = match &options.admin {
-            Some(admin) => Some(admin.reveal().to_owned()),
-            None => parameter(&url)?,
-        };
+        let (named, is_beside) = parameters(&url)?;
+        let given = options.admin.as_ref().map(|admin| admin.reveal().to_owned()).or(named);
         let usual = if is_tls { ("https", ADMIN_PORT_TLS) } else { ("http", ADMIN_PORT) };
         let admin = given.unwrap_or_else(|| format!("{}://{host}:{}", usual.0, usual.1));
         let tls = is_tls.then(|| trusting(options.ca_pem.as_deref())).transpose()?;
@@ -60,6 +59,7 @@ impl Address {
             broker: format!("{}://{host}:{port}", url.scheme()),
             admin: admin_url(&admin)?,
             token: token(&url, options.token.as_ref())?,
+            is_beside,
             tls: tls.map(|config| TlsConnector::from(Arc::new(config))),
         })
     }
@@ -74,6 +74,11 @@ impl Address {
 
     pub(super) const fn token(&self) -> Option<&Secret> {
         self.token.as_ref()
+    }
+
+    /// Whether processes of TrustGraph 2.11 take part.
+    pub(super) const fn is_beside(&self) -> bool {
+        self.is_beside
     }
 
     pub(super) const fn is_tls(&self) -> bool {
@@ -117,21 +122,23 @@ impl fmt::Display for Address {
 fn refused(why: &str) -> Error {
     let reason = format!(
         "the broker's address {why}; it should look like pulsar://host:6650, pulsar://:token@host:6650 or \
-         pulsar+ssl://host:6651, with ?admin=http://host:8080 where the admin API is elsewhere"
+         pulsar+ssl://host:6651, with ?admin=http://host:8080 where the admin API is elsewhere, and beside=2.11 where processes of TrustGraph 2.11 take part"
     );
     Error::Refused { reason }
 }
 
-/// The only one that is known.
-fn parameter(url: &Url) -> Result<Option<String>> {
-    let mut admin = None;
+/// Where the admin API is, and whether others take part.
+fn parameters(url: &Url) -> Result<(Option<String>, bool)> {
+    let (mut admin, mut is_beside) = (None, false);
     for (name, value) in url.query_pairs() {
-        match &*name {
-            "admin" => admin = Some(value.into_owned()),
+        match (&*name, &*value) {
+            ("admin", _) => admin = Some(value.into_owned()),
+            ("beside", "2.11") => is_beside = true,
+            ("beside", _) => return Err(refused("has a parameter 'beside' that is not 2.11")),
             _ => return Err(refused(&format!("has a parameter '{name}' that is not known"))),
         }
     }
-    Ok(admin)
+    Ok((admin, is_beside))
 }
 
 fn admin_url(text: &str) -> Result<Url> {
@@ -190,6 +197,10 @@ mod tests {
         check("pulsar://:t%40k@h:1", "pulsar://h:1", "http://h:8080/", Some("t@k"));
         check("pulsar+ssl://h", "pulsar+ssl://h:6651", "https://h:8443/", None);
         check("pulsar://h?admin=http://a:81", "pulsar://h:6650", "http://a:81/", None);
+        check("pulsar://h?beside=2.11&admin=http://a:81", "pulsar://h:6650", "http://a:81/", None);
+        assert!(
+            parse("pulsar://h?beside=2.11").unwrap().is_beside() && !parse("pulsar://h").unwrap().is_beside()
+        );
         check("pulsar://[::1]:7", "pulsar://[::1]:7", "http://[::1]:8080/", None);
     }
 
@@ -201,6 +212,7 @@ mod tests {
             "pulsar://:hush@h:port/",
             "pulsar:///v",
             "pulsar://:hush@h?x=1",
+            "pulsar://:hush@h?beside=2.10",
             "pulsar://hush@h",
             "pulsar://:hush@h?admin=ftp://h",
             "pulsar://h?admin=http://u:hush@h",

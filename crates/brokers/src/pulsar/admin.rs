@@ -10,13 +10,15 @@ use serde_json::json;
 use sluice_bus::{Error, Finding, PoisonBound, Result, Seen, SeenSubscription, TopicSpec};
 use sluice_schema::{Class, Topic};
 
+use super::beside::Beside;
+use super::ends::KEEPER;
 use super::hold::Lease;
 use super::names::{self, Place, TENANT};
 use super::notes::Notes;
 use super::proto::MessageId;
 use super::publish::Publisher;
 use super::rest::{Answer, Call};
-use super::system::{Namespace, System};
+use super::system::{Namespace, System, has_mirrors};
 
 /// Topics looked at side by side.
 const LOOKS_MAX: usize = 16;
@@ -29,6 +31,8 @@ pub(super) struct Admin {
     /// Counts what it could not route.
     publisher: Arc<Publisher>,
     notes: Notes,
+    /// Where others take part.
+    beside: Option<Arc<Beside>>,
     message_bytes_max: usize,
     call_timeout: Duration,
     /// Under which alone calls are made, where there is one.
@@ -47,20 +51,29 @@ struct SubscriptionStats {
     /// What is in hand included.
     msg_backlog: u64,
     unacked_messages: u64,
-    consumers: Vec<serde::de::IgnoredAny>,
+    consumers: Vec<ConsumerStats>,
     is_durable: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConsumerStats {
+    #[serde(default)]
+    consumer_name: String,
+}
+
 impl SubscriptionStats {
-    fn seen(&self, name: &str) -> SeenSubscription {
+    fn seen(&self, name: &str, needs_keeper: bool) -> SeenSubscription {
         let unsettled = self.unacked_messages.min(self.msg_backlog);
+        let keepers = self.consumers.iter().filter(|consumer| consumer.consumer_name == KEEPER).count();
         SeenSubscription {
             name: names::read(name).unwrap_or_else(|| name.to_owned()),
             exists: true,
             ready: self.msg_backlog - unsettled,
             unsettled: Some(unsettled),
-            consumers: Some(self.consumers.len() as u64),
-            is_bound: Some(true),
+            consumers: Some((self.consumers.len() - keepers) as u64),
+            // Made again, it has a keeper again.
+            is_bound: Some(keepers > 0 || !needs_keeper),
         }
     }
 }
@@ -70,10 +83,11 @@ impl Admin {
         system: Arc<System>,
         publisher: Arc<Publisher>,
         notes: Notes,
+        beside: Option<Arc<Beside>>,
         message_bytes_max: usize,
         call_timeout: Duration,
     ) -> Self {
-        Self { system, publisher, notes, message_bytes_max, call_timeout, lease: None }
+        Self { system, publisher, notes, beside, message_bytes_max, call_timeout, lease: None }
     }
 
     /// The same, whose calls are made under a lease only.
@@ -102,7 +116,10 @@ impl Admin {
         for name in &spec.subscriptions {
             self.ensure_subscription(&place, name).await?;
         }
-        Ok(())
+        match &self.beside {
+            Some(beside) => beside.attend(spec).await,
+            None => Ok(()),
+        }
     }
 
     async fn ensure_subscription(&self, place: &Place, name: &str) -> Result<()> {
@@ -122,6 +139,10 @@ impl Admin {
     }
 
     pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {
+        // First what the topic would not be missed with, should it stay.
+        if let Some(beside) = &self.beside {
+            beside.leave(&spec.topic).await?;
+        }
         let place = Place::from(&spec.topic);
         let path = place.path();
         let answer = self.call(&Call::delete(&path, &[("force", "true")])).await?;
@@ -159,8 +180,9 @@ impl Admin {
     async fn seen(&self, topic: &Topic) -> Result<Seen> {
         let stats = self.stats(&Place::from(topic)).await?;
         // Followers of a topic have no subscription that anybody made.
-        let durable =
-            |(name, found): (&String, &SubscriptionStats)| found.is_durable.then(|| found.seen(name));
+        let durable = |(name, found): (&String, &SubscriptionStats)| {
+            found.is_durable.then(|| found.seen(name, self.beside.is_some()))
+        };
         Ok(Seen {
             topic: topic.clone(),
             exists: stats.is_some(),
@@ -208,6 +230,11 @@ impl Admin {
             return Err(Error::Refused { reason: format!("dead letters go to a flow topic, not to '{to}'") });
         }
         match self.stats(&Place::from(to)).await? {
+            Some(_) if self.beside.is_some() => Ok(PoisonBound::Unbounded {
+                why: "the broker leaves it to each reader's client how often it takes a message back, and TrustGraph 2.11 asks for \
+                      no end; park what loops by hand"
+                    .to_owned(),
+            }),
             Some(_) => Ok(PoisonBound::Unneeded),
             None => Err(Error::NoTopic { topic: to.clone() }),
         }
@@ -230,7 +257,7 @@ impl Admin {
         }
         for class in Class::ALL {
             if let Some(found) = self.system.namespace(TENANT, class.as_str()).await? {
-                findings.extend(losing(class, &found));
+                findings.extend(losing(class, &found, self.beside.is_some()));
             }
         }
         Ok(findings)
@@ -238,7 +265,7 @@ impl Admin {
 }
 
 /// What about a namespace loses messages, or makes what nobody owns.
-fn losing(class: Class, found: &Namespace) -> Vec<Finding> {
+fn losing(class: Class, found: &Namespace, is_beside: bool) -> Vec<Finding> {
     let finding =
         |code, text: String, next: String| Finding { code, topic: None, subscription: None, text, next };
     let space = format!("{TENANT}/{class}");
@@ -252,11 +279,15 @@ fn losing(class: Class, found: &Namespace) -> Vec<Finding> {
             format!("remove the TTL and the backlog quota of '{space}'"),
         ));
     }
-    for (policy, what) in [
-        ("autoTopicCreationOverride", "allowAutoTopicCreation"),
-        ("autoSubscriptionCreationOverride", "allowAutoSubscriptionCreation"),
+    for (policy, what, is_wanted) in [
+        ("autoTopicCreationOverride", "allowAutoTopicCreation", false),
+        (
+            "autoSubscriptionCreationOverride",
+            "allowAutoSubscriptionCreation",
+            is_beside && has_mirrors(class.as_str()),
+        ),
     ] {
-        if found.get(policy)[what] != json!(false) {
+        if !is_wanted && found.get(policy)[what] != json!(false) {
             findings.push(finding(
                 "auto-creation-on",
                 format!("namespace '{space}' has {what} on: whoever attaches makes what nobody owns"),
@@ -275,7 +306,7 @@ mod tests {
     fn a_namespace_that_loses_messages_or_is_open_is_named() {
         let codes = |class, told: serde_json::Value| {
             let found: Namespace = serde_json::from_value(told).unwrap();
-            losing(class, &found).iter().map(|found| found.code).collect::<Vec<_>>()
+            losing(class, &found, false).iter().map(|found| found.code).collect::<Vec<_>>()
         };
         let closed = json!({
             "autoTopicCreationOverride": {"allowAutoTopicCreation": false},

@@ -14,6 +14,9 @@ use super::proto::{
 };
 use crate::local::lock;
 
+/// What keepers call themselves.
+pub(super) const KEEPER: &str = "sluice-keeper";
+
 pub(super) struct Consumer {
     link: Arc<Link>,
     id: u64,
@@ -24,6 +27,8 @@ pub(super) struct Consumer {
 pub(super) enum How<'a> {
     /// With others, from a subscription that is there.
     Shared { subscription: &'a str },
+    /// Nothing: it stays attached to a subscription, which nobody else can remove then by leaving as the last.
+    Keeper { subscription: &'a str },
     /// Alone and without a trace, what comes after a message; `is_compacted`: only the last of each key.
     Alone { after: MessageId, is_compacted: bool },
 }
@@ -52,6 +57,13 @@ impl Consumer {
                 subscription: (*subscription).to_owned(),
                 kind: SHARED,
                 durable: Some(true),
+                ..common
+            },
+            How::Keeper { subscription } => Subscribe {
+                subscription: (*subscription).to_owned(),
+                kind: SHARED,
+                durable: Some(true),
+                name: Some(KEEPER.to_owned()),
                 ..common
             },
             How::Alone { after, is_compacted } => Subscribe {
@@ -185,6 +197,7 @@ impl Producer {
             publish_time: since.as_millis() as u64,
             properties,
             key,
+            in_batch: None,
         };
         *sequence += 1;
         self.link.send(self.id, &metadata, body, within)

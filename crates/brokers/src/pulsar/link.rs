@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::address::Address;
+use super::batch::{self, Part};
 use super::frame::{self, Frame};
 use super::proto::{
     self, AuthData, AuthResponse, Close, Command, Connect, Connected, Metadata, Nothing, PROTOCOL_VERSION,
@@ -54,6 +55,8 @@ pub(super) enum Fault {
 #[derive(Debug)]
 pub(super) struct Arrived {
     pub(super) id: proto::MessageId,
+    /// Where its sender put several into one.
+    pub(super) part: Option<Part>,
     /// How often it was given back on purpose, as far as the broker remembers.
     pub(super) redelivered: u32,
     pub(super) metadata: Metadata,
@@ -386,10 +389,10 @@ impl Shared {
             Command::Message(deliver) => {
                 let Some((metadata, body)) = frame.message else { return };
                 let redelivered = deliver.redelivered.unwrap_or(0);
-                let arrived = Arrived { id: deliver.id, redelivered, metadata, body };
+                let arrived = Arrived { id: deliver.id, part: None, redelivered, metadata, body };
                 if let Some(to) = lock(&self.waiting).consumers.get(&deliver.consumer) {
                     // One that has just gone gives back what came to it by closing.
-                    let _ = to.send(arrived);
+                    batch::parts(arrived).into_iter().for_each(|one| _ = to.send(one));
                 }
             }
             Command::SendReceipt(receipt) => self.received(receipt.producer, receipt.sequence, Ok(())),

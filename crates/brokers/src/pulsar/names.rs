@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use sluice_bus::{Error, Message, Result};
-use sluice_schema::{Class, Topic};
+use sluice_schema::{Class, Topic, TopicError, system};
 
 use super::proto::{Metadata, Property};
 use crate::local::decoded;
@@ -28,21 +28,32 @@ pub(super) struct Place {
     pub(super) tenant: String,
     pub(super) namespace: String,
     pub(super) name: String,
+    /// Whether it is where TrustGraph 2.11 looks for requests, answers and notices; see [`super::beside`].
+    pub(super) is_mirror: bool,
 }
 
 impl Place {
     pub(super) fn system(name: String) -> Self {
-        Self { tenant: TENANT.to_owned(), namespace: SYSTEM.to_owned(), name }
+        Self { tenant: TENANT.to_owned(), namespace: SYSTEM.to_owned(), name, is_mirror: false }
+    }
+
+    /// The one of the same name that is not persistent.
+    pub(super) fn mirror(&self) -> Self {
+        Self { is_mirror: true, ..self.clone() }
+    }
+
+    const fn domain(&self) -> &'static str {
+        if self.is_mirror { "non-persistent" } else { "persistent" }
     }
 
     /// What it is called over a connection.
     pub(super) fn uri(&self) -> String {
-        format!("persistent://{}/{}/{}", self.tenant, self.namespace, self.name)
+        format!("{}://{}/{}/{}", self.domain(), self.tenant, self.namespace, self.name)
     }
 
     /// Where it is under the admin API.
     pub(super) fn path(&self) -> [&str; 4] {
-        ["persistent", &self.tenant, &self.namespace, &self.name]
+        [self.domain(), &self.tenant, &self.namespace, &self.name]
     }
 }
 
@@ -52,8 +63,20 @@ impl From<&Topic> for Place {
             tenant: escaped(topic.space()),
             namespace: topic.class().as_str().to_owned(),
             name: escaped(topic.name()),
+            is_mirror: false,
         }
     }
+}
+
+/// What entries of processors call a topic beside TrustGraph 2.11, which looks for requests elsewhere unless it is told where.
+pub(super) fn called(topic: &Topic) -> String {
+    let is_told = topic.class() == Class::Request && !system::is_system(topic);
+    if is_told { Place::from(topic).uri() } else { topic.to_string() }
+}
+
+/// The topic that is called so.
+pub(super) fn of_name(name: &str) -> std::result::Result<Topic, TopicError> {
+    topic(name).map_or_else(|| Topic::parse(name), Ok)
 }
 
 /// The topic that a URI of the broker's is; `None` where it is none of ours.
@@ -92,7 +115,7 @@ pub(super) fn inbox_at(address: &str) -> Option<Place> {
     let number = address.strip_prefix(INBOX)?;
     let is_one = number.len() == 32 && number.bytes().all(|byte| byte.is_ascii_hexdigit());
     let [tenant, namespace, name] = [TENANT, INBOXES, address].map(str::to_owned);
-    is_one.then_some(Place { tenant, namespace, name })
+    is_one.then_some(Place { tenant, namespace, name, is_mirror: false })
 }
 
 /// # Errors
@@ -148,6 +171,22 @@ mod tests {
             assert_eq!(topic(&place.uri()), Some(topic_before));
         }
         assert_eq!(Place::from(&Topic::parse("flow:tg:a:b").unwrap()).uri(), "persistent://tg/flow/a:b");
+    }
+
+    #[test]
+    fn an_entry_calls_requests_of_flows_by_where_they_are_and_all_can_be_read() {
+        for (text, name) in [
+            ("request:tg:prompt:default:f1", "persistent://tg/request/prompt:default:f1"),
+            ("request:tg:librarian:default", "request:tg:librarian:default"),
+            ("response:tg:prompt:default:f1", "response:tg:prompt:default:f1"),
+            ("flow:tg:chunk-load:default:f1", "flow:tg:chunk-load:default:f1"),
+        ] {
+            let topic = Topic::parse(text).unwrap();
+            assert_eq!(called(&topic), name);
+            assert_eq!(of_name(name), Ok(topic.clone()));
+            assert_eq!(of_name(text), Ok(topic));
+        }
+        assert!(of_name("non-persistent://tg/request/a").is_err());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::batch::Part;
 use super::ends::Producer;
 use super::link::{Arrived, Fault};
 use super::links::{Links, Role};
@@ -73,8 +74,9 @@ struct Line {
 }
 
 /// Of the hand-overs of a message; another subscription's is another one.
-pub(super) fn key(topic: &Topic, subscription: &str, id: MessageId) -> String {
-    format!("{topic}|{subscription}|{}:{}", id.ledger, id.entry)
+pub(super) fn key(topic: &Topic, subscription: &str, id: MessageId, part: Option<Part>) -> String {
+    let part = part.map_or_else(String::new, |part| format!(":{}", part.index));
+    format!("{topic}|{subscription}|{}:{}{part}", id.ledger, id.entry)
 }
 
 /// Of the beginnings of work on a message: the same for every delivery of it.

@@ -400,6 +400,21 @@ pub(super) struct Metadata {
     /// Of messages of which the last of each key counts.
     #[prost(string, optional, tag = "6")]
     pub(super) key: Option<String>,
+    /// How many messages the body holds, where their sender put some into one.
+    #[prost(int32, optional, tag = "11")]
+    pub(super) in_batch: Option<i32>,
+}
+
+/// Of one message of several in one body; its own body follows.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OneMetadata {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) properties: Vec<Property>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) key: Option<String>,
+    /// Of its body.
+    #[prost(int32, required, tag = "3")]
+    pub(super) bytes: i32,
 }
 
 #[cfg(test)]

@@ -95,6 +95,14 @@ impl Publisher {
         }
     }
 
+    /// Sends to whoever reads there now; whether there is such a place.
+    pub(super) async fn send(&self, place: &Place, message: &Message) -> Result<bool> {
+        let properties = names::properties(message)?;
+        let Some(open) = self.try_open(place).await? else { return Ok(false) };
+        let sent = open.producer.send(None, properties, &message.body, self.timeout).await;
+        sent.map(|()| true).map_err(|fault| fault.of(&format!("a publish to '{}'", place.uri())))
+    }
+
     /// A producer for a topic, and none where that is absent. A lost connection is waited for.
     async fn open(&self, place: &Place) -> Result<Option<Arc<Open>>> {
         let (until, mut pauses) = (Instant::now() + self.timeout, Pauses::new());

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Core;
+use super::batch::{Batches, Part, Settled};
 use super::ends::{Consumer, How};
 use super::link::{Arrived, Fault};
 use super::links::{Links, Role};
@@ -27,7 +28,8 @@ use crate::local::{Pauses, lock, stopped};
 /// The reader's end.
 pub(super) struct SharedInbox {
     at: Arc<At>,
-    deliveries: tokio::sync::Mutex<mpsc::Receiver<Delivery>>,
+    /// Unbounded: as many as the broker was permitted to send, and the rest of a batch.
+    deliveries: tokio::sync::Mutex<mpsc::UnboundedReceiver<Delivery>>,
     ended: Arc<Mutex<Option<Error>>>,
     notes: Notes,
     _gone: DropGuard,
@@ -57,7 +59,7 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
     core.notes.ready().await?;
     let prefetch = prefetch.max(1);
     let stop = core.stop.child_token();
-    let (out, deliveries) = mpsc::channel(prefetch as usize);
+    let (out, deliveries) = mpsc::unbounded_channel();
     let (verdicts, told) = mpsc::unbounded_channel();
     let ended = Arc::new(Mutex::new(None));
     let reader = Reader {
@@ -70,6 +72,7 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
         verdicts,
         told,
         in_hands: HashMap::new(),
+        batches: Batches::default(),
         later: BTreeMap::new(),
         waits: 0,
         counted: FuturesOrdered::new(),
@@ -138,8 +141,8 @@ impl At {
         Error::NoSubscription { topic: self.topic.clone(), subscription: self.subscription.clone() }
     }
 
-    fn key(&self, id: MessageId) -> String {
-        notes::key(&self.topic, &self.subscription, id)
+    fn key(&self, at: Spot) -> String {
+        notes::key(&self.topic, &self.subscription, at.id, at.part)
     }
 
     fn mark(&self, message: &Message) -> String {
@@ -147,10 +150,17 @@ impl At {
     }
 }
 
+/// Where a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Spot {
+    id: MessageId,
+    part: Option<Part>,
+}
+
 /// Which delivery of which message: one that came before a connection was lost is not this reader's any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Which {
-    id: MessageId,
+    at: Spot,
     number: u64,
 }
 
@@ -194,10 +204,11 @@ struct Reader {
     links: Arc<Links>,
     notes: Notes,
     stop: CancellationToken,
-    out: mpsc::Sender<Delivery>,
+    out: mpsc::UnboundedSender<Delivery>,
     verdicts: mpsc::UnboundedSender<Told>,
     told: mpsc::UnboundedReceiver<Told>,
-    in_hands: HashMap<MessageId, InHand>,
+    in_hands: HashMap<Spot, InHand>,
+    batches: Batches,
     /// Wanted again, by when and a number of their own.
     later: BTreeMap<(Instant, u64), MessageId>,
     /// Deliveries and waits so far.
@@ -205,7 +216,7 @@ struct Reader {
     /// Hand-overs that are being noted, in the order in which messages came.
     counted: FuturesOrdered<Boxed<'static, Counted>>,
     /// Hand-overs that are being taken off the count, and when their messages are wanted again.
-    uncounted: FuturesUnordered<Boxed<'static, (MessageId, Instant)>>,
+    uncounted: FuturesUnordered<Boxed<'static, (Spot, Instant)>>,
     ended: Arc<Mutex<Option<Error>>>,
     losses: Losses,
 }
@@ -229,6 +240,7 @@ impl Reader {
             }
             // The broker gives all of it to somebody anew.
             self.in_hands.clear();
+            self.batches = Batches::default();
             self.later.clear();
             self.counted = FuturesOrdered::new();
             self.uncounted.clear();
@@ -254,21 +266,29 @@ impl Reader {
                 () = self.stop.cancelled() => return End::Left,
                 Some(told) = self.told.recv() => self.settled(consumer, told),
                 Some(counted) = self.counted.next() => self.hand_out(counted),
-                Some((id, due)) = self.uncounted.next() => self.wait(id, due),
+                Some((at, due)) = self.uncounted.next() => self.again(consumer, at, due),
                 () = until(due) => self.give_back_due(consumer),
                 arrived = consumer.next() => match arrived {
-                    Some(arrived) => self.arrived(arrived),
+                    Some(arrived) => self.arrived(consumer, arrived),
                     None => return End::Lost,
                 },
             }
         }
     }
 
-    fn arrived(&mut self, arrived: Arrived) {
-        let which = Which { id: arrived.id, number: self.number() };
+    fn arrived(&mut self, consumer: &Consumer, arrived: Arrived) {
+        let at = Spot { id: arrived.id, part: arrived.part };
+        if let Some(part) = at.part {
+            let (is_done, end) = self.batches.arrived(at.id, part);
+            self.end(consumer, at.id, end);
+            if is_done {
+                return consumer.permit(1);
+            }
+        }
+        let which = Which { at, number: self.number() };
         let message = names::message(arrived.body, &arrived.metadata);
-        self.in_hands.insert(arrived.id, InHand { number: which.number, attempt: 1, message });
-        let (notes, key) = (self.notes.clone(), self.at.key(arrived.id));
+        self.in_hands.insert(at, InHand { number: which.number, attempt: 1, message });
+        let (notes, key) = (self.notes.clone(), self.at.key(at));
         let (class, is_given_back) = (self.at.topic.class(), arrived.redelivered > 0);
         self.counted.push_back(Box::pin(async move {
             Counted { which, attempt: notes.hand_out(class, &key, is_given_back).await }
@@ -281,43 +301,64 @@ impl Reader {
     }
 
     fn hand_out(&mut self, counted: Counted) {
-        let Some(held) = self.in_hands.get_mut(&counted.which.id) else { return };
+        let Some(held) = self.in_hands.get_mut(&counted.which.at) else { return };
         held.attempt = counted.attempt;
         let settler = Settler { which: counted.which, verdicts: self.verdicts.clone() };
         let (message, topic) = (held.message.clone(), self.at.topic.clone());
         let delivery = Delivery::new(message, topic, counted.attempt, Box::new(settler));
-        // There is room for as many as may be in hands; should the reader be gone, dropping gives it back.
-        let _ = self.out.try_send(delivery);
+        // Should the reader be gone, dropping gives it back.
+        let _ = self.out.send(delivery);
     }
 
     fn settled(&mut self, consumer: &Consumer, told: Told) {
-        let Which { id, number } = told.which;
-        if self.in_hands.get(&id).is_none_or(|held| held.number != number) {
+        let Which { at, number } = told.which;
+        if self.in_hands.get(&at).is_none_or(|held| held.number != number) {
             return;
         }
-        let Some(held) = self.in_hands.remove(&id) else { return };
+        let Some(held) = self.in_hands.remove(&at) else { return };
         match told.verdict {
             Verdict::Done => {
-                consumer.ack(id);
-                self.notes.forget(&self.at.key(id));
+                let end = match at.part {
+                    None => Some(Settled::Done),
+                    Some(part) => self.batches.done(at.id, part),
+                };
+                self.end(consumer, at.id, end);
+                self.notes.forget(&self.at.key(at));
                 if held.attempt > 1 {
                     self.notes.forget_begun(&self.at.mark(&held.message));
                 }
             }
-            Verdict::Again(delay) if delay.is_zero() => consumer.give_back(vec![id]),
-            Verdict::Again(delay) => self.wait(id, Instant::now() + delay),
+            Verdict::Again(delay) => self.again(consumer, at, Instant::now() + delay),
             Verdict::Untried(delay) => {
-                let (notes, key, due) = (self.notes.clone(), self.at.key(id), Instant::now() + delay);
+                let (notes, key, due) = (self.notes.clone(), self.at.key(at), Instant::now() + delay);
                 // Noted first, so that its next reader knows.
                 self.uncounted.push(Box::pin(async move {
                     if let Err(error) = notes.untried(&key, held.attempt).await {
                         tracing::debug!(key, %error, "given back untried, it counts all the same");
                     }
-                    (id, due)
+                    (at, due)
                 }));
             }
         }
         consumer.permit(1);
+    }
+
+    fn again(&mut self, consumer: &Consumer, at: Spot, due: Instant) {
+        let end = match at.part {
+            None => Some(Settled::Again(due)),
+            Some(part) => self.batches.again(at.id, part, due),
+        };
+        self.end(consumer, at.id, end);
+    }
+
+    /// Settles with the broker what is settled as a whole.
+    fn end(&mut self, consumer: &Consumer, id: MessageId, end: Option<Settled>) {
+        match end {
+            None => {}
+            Some(Settled::Done) => consumer.ack(id),
+            Some(Settled::Again(due)) if due <= Instant::now() => consumer.give_back(vec![id]),
+            Some(Settled::Again(due)) => self.wait(id, due),
+        }
     }
 
     fn wait(&mut self, id: MessageId, due: Instant) {

@@ -17,7 +17,8 @@ pub(super) struct Tail {
     is_compacted: bool,
     /// Where it began.
     after: MessageId,
-    last: Option<MessageId>,
+    /// With the number of the message there, where several were put into one.
+    last: Option<(MessageId, u32)>,
     /// Taken since the broker was last permitted to send more.
     taken: u32,
     consumer: Consumer,
@@ -49,8 +50,9 @@ impl Tail {
                 self.consumer.permit(std::mem::take(&mut self.taken));
             }
             // The message that was last comes again where reading goes on behind it.
-            if self.last < Some(arrived.id) {
-                self.last = Some(arrived.id);
+            let at = (arrived.id, arrived.part.map_or(0, |part| part.index));
+            if self.last < Some(at) {
+                self.last = Some(at);
                 return Some(arrived);
             }
         }
@@ -58,7 +60,7 @@ impl Tail {
 
     /// Attaches again, behind the last message.
     pub(super) async fn again(&mut self) -> Result<(), Fault> {
-        let after = self.last.unwrap_or(self.after);
+        let after = self.last.map_or(self.after, |(id, _)| id);
         self.consumer = attach(&self.links, &self.place, after, self.is_compacted).await?;
         self.taken = 0;
         Ok(())

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sluice_bus::TopicSpec;
+use sluice_bus::{Naming, TopicSpec};
 use sluice_schema::doors::{self, Home, Use};
 use sluice_schema::record::ProcessorEntry;
 use sluice_schema::slots::SlotKind;
@@ -59,6 +59,20 @@ pub struct Part {
     pub variant: String,
     /// Its entry.
     pub entry: ProcessorEntry,
+}
+
+impl Part {
+    /// The same, whose entry calls topics by such names.
+    #[must_use]
+    pub fn named(&self, naming: Naming) -> Self {
+        let mut part = self.clone();
+        for name in part.entry.topics.values_mut() {
+            if let Ok(topic) = Topic::parse(name) {
+                *name = (naming.name)(&topic);
+            }
+        }
+        part
+    }
 }
 
 /// All that a run consists of. Recorded at start, and what is recorded is what is removed.

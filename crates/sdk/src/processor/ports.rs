@@ -187,7 +187,7 @@ impl Ports {
             reason: error.to_string(),
         };
         match self.entry.topics.get(slot) {
-            Some(text) => Topic::parse(text).map(Some).map_err(bad),
+            Some(text) => (self.process.broker.naming().topic)(text).map(Some).map_err(bad),
             None if self.recording => Topic::tg(recorded_class, slot).map(Some).map_err(bad),
             None => Ok(None),
         }

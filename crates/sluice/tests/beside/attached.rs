@@ -4,6 +4,10 @@ use serde_json::json;
 
 use crate::Row;
 use crate::blueprint::CHUNKER;
+#[cfg(feature = "pulsar")]
+use crate::blueprint::{self, COMPLETION};
+#[cfg(feature = "pulsar")]
+use crate::world::PROMPT;
 use crate::world::{BLUEPRINT, NOTES, World, is_theirs};
 
 const GREETING: &str = "The model greets you.";
@@ -15,6 +19,32 @@ pub(crate) const CASES: &[Row] = &[
     ("a_published_client_reaches_them_through_our_gateway", client),
     ("a_flow_starts_and_stops_twice_and_nothing_is_left", twice),
 ];
+
+/// What asks the language model and what answers are theirs.
+#[cfg(feature = "pulsar")]
+pub(crate) const COMPLETION_CASES: &[Row] = &[("their_text_completion_answers_ours_and_theirs", completion)];
+
+#[cfg(feature = "pulsar")]
+fn completion(world: &World) {
+    let parts = [("chunker", CHUNKER), ("prompt", PROMPT), ("text-completion", COMPLETION)];
+    let all = world.file("words.json", &blueprint::left_to(&parts));
+    world.up.json(&["blueprint", "put", "words", &all]);
+    let theirs = world.completion();
+    theirs.until_ready();
+    world.start_flow("words", "words");
+    theirs.until_said("Started flow: default/words\n");
+    let asked = json!({"system": "", "prompt": "Hello?"});
+    let answer = world.call("flow/words/service/text-completion", &asked);
+    assert_eq!(answer["response"], GREETING, "{answer}");
+    // Their prompt service asks it, and so does our retrieval over that.
+    let asked = json!({"id": "question", "variables": {"question": "Hello?"}});
+    assert_eq!(world.call("flow/words/service/prompt", &asked)["text"], GREETING);
+    let notes = world.file("words.md", NOTES);
+    world.up.json(&["doc", "add", &notes, "--flow", "words"]);
+    world.finds_the_passage("words");
+    world.up.json(&["flow", "stop", "words"]);
+    assert!(world.left_of("words").is_empty(), "{:?}", world.left_of("words"));
+}
 
 fn chunker(world: &World) {
     world.start_flow(FLOW, BLUEPRINT);
@@ -68,7 +98,7 @@ fn twice(world: &World) {
     world.plant(planted, &format!("{CHUNKER}--default--again-r2--input"));
     world.until("the next audit", || {
         let left = world.left_of("again-r2");
-        let is_planted = |name: &String| name.starts_with("tg.flow.text-document-load:default:again-r2");
+        let is_planted = |name: &String| name.contains("text-document-load:default:again-r2");
         assert!(left.iter().all(is_planted), "{left:?}");
         left.is_empty()
     });

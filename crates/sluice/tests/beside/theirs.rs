@@ -29,19 +29,16 @@ impl Theirs {
     /// Starts a program of the package under an id, on a vhost of a broker on this machine.
     pub(crate) fn start(program: &str, id: &str, broker: &str, more: &[&str]) -> Self {
         let (port, vhost) = broker.rsplit_once(':').unwrap().1.split_once('/').unwrap();
+        let at = ["--pubsub-backend", "rabbitmq", "--rabbitmq-host", "127.0.0.1", "--rabbitmq-port", port];
+        Self::start_at(program, id, &[&at[..], &["--rabbitmq-vhost", vhost], more].concat())
+    }
+
+    /// The same, wherever its arguments say.
+    pub(crate) fn start_at(program: &str, id: &str, at: &[&str]) -> Self {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", SUPERVISOR, "sh"]).arg(clients::python_processors().join(program));
-        command.args(["--id", id, "--pubsub-backend", "rabbitmq", "--rabbitmq-host", "127.0.0.1"]);
-        command.args([
-            "--rabbitmq-port",
-            port,
-            "--rabbitmq-vhost",
-            vhost,
-            "--no-metrics",
-            "--no-loki-enabled",
-        ]);
-        command.args(more);
-        for name in ["RABBITMQ_USERNAME", "RABBITMQ_PASSWORD", "PYTHONPATH"] {
+        command.args(["--id", id, "--no-metrics", "--no-loki-enabled"]).args(at);
+        for name in ["RABBITMQ_USERNAME", "RABBITMQ_PASSWORD", "PULSAR_API_KEY", "PYTHONPATH"] {
             command.env_remove(name);
         }
         command

@@ -8,8 +8,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[cfg(feature = "pulsar")]
+use crate::blueprint::COMPLETION;
 use crate::blueprint::{self, CHUNKER};
 use crate::clients;
+#[cfg(feature = "pulsar")]
+use crate::cluster::Cluster;
 use crate::common::cases::Shape;
 use crate::common::{Up, until};
 use crate::model::Model;
@@ -29,14 +33,20 @@ pub(crate) const NOTES: &str =
 /// How long one run of a published tool may take.
 const TOOL_LIMIT: Duration = Duration::from_secs(60);
 
+/// Where a system and theirs meet.
+enum Place {
+    Vhost(Arc<Server>, String),
+    #[cfg(feature = "pulsar")]
+    Cluster(Cluster),
+}
+
 pub(crate) struct World {
     /// Processors that are attached for all cases. Before the system, so that they go first.
     attached: Vec<Theirs>,
     pub(crate) up: Up,
-    pub(crate) server: Arc<Server>,
-    vhost: String,
+    place: Place,
     folder: TempDir,
-    _model: Model,
+    model: Model,
 }
 
 impl World {
@@ -50,15 +60,40 @@ impl World {
     }
 
     fn on(shape: Shape) -> Self {
-        let (server, model, folder) = (server::shared(), Model::start(), tempfile::tempdir().unwrap());
+        let server = server::shared();
         let vhost = server.vhost();
         let (broker, management) = (server.url(&vhost), server.management());
-        let mut args = vec!["--broker", &broker, "--llm-url", &model.url, "--llm-model", "tiny-test"];
+        let mut args = vec!["--broker", &broker];
         if shape == Shape::WithManagement {
             args.extend(["--broker-management", &management]);
         }
+        Self::at(Place::Vhost(server, vhost), &args)
+    }
+
+    /// Nothing of theirs, on a Pulsar broker of its own.
+    #[cfg(feature = "pulsar")]
+    pub(crate) fn empty_on_pulsar() -> Self {
+        let cluster = Cluster::start();
+        let broker = cluster.url();
+        Self::at(Place::Cluster(cluster), &["--broker", &broker])
+    }
+
+    #[cfg(feature = "pulsar")]
+    pub(crate) fn attached_on_pulsar() -> Self {
+        Self::empty_on_pulsar().with_theirs()
+    }
+
+    /// Their text completion, with the model.
+    #[cfg(feature = "pulsar")]
+    pub(crate) fn completion(&self) -> Theirs {
+        self.theirs_with("text-completion-tgi", COMPLETION, &["--url", &self.model.url])
+    }
+
+    fn at(place: Place, broker: &[&str]) -> Self {
+        let (model, folder) = (Model::start(), tempfile::tempdir().unwrap());
+        let args = [broker, &["--llm-url", &model.url, "--llm-model", "tiny-test"]].concat();
         let up = Up::start_with(&folder.path().join("data"), &args);
-        let world = Self { attached: Vec::new(), up, server, vhost, folder, _model: model };
+        let world = Self { attached: Vec::new(), up, place, folder, model };
         let own = blueprint::left_to(&[("chunker", CHUNKER), ("prompt", PROMPT)]);
         let file = world.file("blueprint.json", &own);
         world.up.json(&["blueprint", "put", BLUEPRINT, &file]);
@@ -86,7 +121,15 @@ impl World {
     }
 
     fn theirs(&self, program: &str, id: &str) -> Theirs {
-        Theirs::start(program, id, &self.server.url(&self.vhost), &[])
+        self.theirs_with(program, id, &[])
+    }
+
+    fn theirs_with(&self, program: &str, id: &str, more: &[&str]) -> Theirs {
+        match &self.place {
+            Place::Vhost(server, vhost) => Theirs::start(program, id, &server.url(vhost), more),
+            #[cfg(feature = "pulsar")]
+            Place::Cluster(cluster) => cluster.theirs(program, id, more),
+        }
     }
 
     /// What the attached ones said.
@@ -195,22 +238,38 @@ impl World {
     pub(crate) fn left_of(&self, run: &str) -> BTreeSet<String> {
         let mark = format!(":{run}");
         let of_run = |name: &String| name.ends_with(&mark) || name.contains(&format!("{mark}."));
-        self.server.names(&self.vhost).into_iter().filter(of_run).collect()
+        self.all_names().into_iter().filter(of_run).collect()
+    }
+
+    fn all_names(&self) -> BTreeSet<String> {
+        match &self.place {
+            Place::Vhost(server, vhost) => server.names(vhost),
+            #[cfg(feature = "pulsar")]
+            Place::Cluster(cluster) => cluster.names(),
+        }
     }
 
     /// Names on the broker apart from inboxes, which come and go with their readers.
     pub(crate) fn names(&self) -> BTreeSet<String> {
         let is_inbox = |name: &String| name.starts_with("amq") || name.starts_with("sluice.inbox.");
-        self.server.names(&self.vhost).into_iter().filter(|name| !is_inbox(name)).collect()
+        self.all_names().into_iter().filter(|name| !is_inbox(name)).collect()
     }
 
     pub(crate) fn plant(&self, topic: &str, subscription: &str) {
-        self.server.plant(&self.vhost, topic, subscription);
+        match &self.place {
+            Place::Vhost(server, vhost) => server.plant(vhost, topic, subscription),
+            #[cfg(feature = "pulsar")]
+            Place::Cluster(cluster) => cluster.plant(topic, subscription),
+        }
     }
 
     /// Cuts what connects theirs with the broker.
     pub(crate) fn cut_theirs(&self) -> usize {
-        self.server.cut_theirs(&self.vhost)
+        match &self.place {
+            Place::Vhost(server, vhost) => server.cut_theirs(vhost),
+            #[cfg(feature = "pulsar")]
+            Place::Cluster(_) => unimplemented!("a case that cuts theirs off has no Pulsar group"),
+        }
     }
 }
 

@@ -17,8 +17,16 @@ const PYTHON_TOOLS: &str = "trustgraph-cli==2.11.1";
 const PYTHON_IMPORTS: &[&str] = &["aiohttp", "msgpack", "rdflib", "requests", "tabulate", "websockets"];
 /// The processors, with the base that they share with the Python API, and what the two that are run here import.
 const PYTHON_PROCESSORS: &[&str] = &["trustgraph-base==2.11.1", "trustgraph-flow==2.11.1"];
-const PYTHON_PROCESSORS_IMPORTS: &[&str] =
-    &["aio-pika", "ibis", "jsonschema", "prometheus_client", "pyyaml", "requests"];
+const PYTHON_PROCESSORS_IMPORTS: &[&str] = &[
+    "aio-pika",
+    "aiohttp",
+    "ibis",
+    "jsonschema",
+    "prometheus_client",
+    "pulsar-client",
+    "pyyaml",
+    "requests",
+];
 /// The JavaScript client, and sockets for versions of Node that have none of their own.
 const JAVASCRIPT: &[&str] = &["@trustgraph/client@1.7.2", "ws@8.23.0"];
 
