@@ -20,7 +20,8 @@ use crate::{cargo_command, run};
 const AT_ONCE: usize = 2;
 
 /// Those that take longest begin first, so that none is left running alone in the end.
-const LONG: [&str; 10] = [
+const LONG: [&str; 11] = [
+    "sluice brokers",
     "sluice shared_broker",
     "sluice-simulation seeds",
     "sluice-flow steps",

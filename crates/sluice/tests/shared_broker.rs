@@ -49,6 +49,8 @@ const CASES: &[Case] = cases![
 
 /// Times that the system is killed; `SLUICE_KILLS=200` kills more often.
 const KILLS: u64 = 6;
+/// Messages that are sent before anybody could process them.
+const MESSAGES: usize = 10_000;
 /// Stops that the broker is killed under, and the latest moment.
 const STOPS_CUT: u64 = 2;
 const STOP_MOMENT_MAX: Duration = Duration::from_millis(400);
@@ -400,7 +402,7 @@ fn messages_sent_before_any_processor_exists_are_all_delivered(shared: &mut Shar
     let (up, vhost) = up(shared, &folder.path().join("data"));
     let runtime = &shared.runtime;
     let broker = runtime.block_on(RabbitMq::connect(&shared.server.url(&vhost), Options::default())).unwrap();
-    wired::ten_thousand(&up, folder.path(), runtime, &broker);
+    wired::are_all_delivered(&up, folder.path(), runtime, &broker, MESSAGES);
     runtime.block_on(broker.shutdown());
 }
 

@@ -179,7 +179,7 @@ impl KafkaServer {
 
     async fn admin(&self) -> Result<AdminClient, String> {
         let kafka = krafka::Kafka::builder(format!("127.0.0.1:{}", self.port));
-        let kafka = kafka.connect_timeout(Duration::from_secs(1)).request_timeout(Duration::from_secs(2));
+        let kafka = kafka.connect_timeout(CALL_TIMEOUT).request_timeout(CALL_TIMEOUT);
         Ok(kafka.connect().await.map_err(|error| error.to_string())?.admin())
     }
 

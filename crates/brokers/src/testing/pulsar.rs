@@ -19,6 +19,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// One question may be lost with the start of the broker.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Fetches the jars into the folder `$1`, unless that was done before. What was begun and not finished is done anew.
 const FETCH: &str = r#"
@@ -196,6 +197,26 @@ impl PulsarServer {
         Pulsar::connect(&self.url(), Options::default()).await
     }
 
+    /// URIs of the topics in namespaces such as `tg/flow`; none in one that is not there.
+    ///
+    /// # Errors
+    /// What the broker said.
+    pub async fn topics(&self, namespaces: &[&str]) -> Result<Vec<String>, String> {
+        let client = reqwest::Client::new();
+        let mut topics = Vec::new();
+        for namespace in namespaces {
+            let url = format!("{}/admin/v2/persistent/{namespace}", self.admin_url());
+            let answer = client.get(url).send().await.map_err(|error| error.to_string())?;
+            if answer.status() == reqwest::StatusCode::NOT_FOUND {
+                continue;
+            }
+            let answer = answer.error_for_status().map_err(|error| error.to_string())?;
+            let answer = answer.text().await.map_err(|error| error.to_string())?;
+            topics.extend(serde_json::from_str::<Vec<String>>(&answer).map_err(|error| error.to_string())?);
+        }
+        Ok(topics)
+    }
+
     /// Stops the broker: in good order, or as a killed process would.
     pub async fn stop(&mut self, in_good_order: bool) {
         let Some(mut supervisor) = self.supervisor.take() else { return };
@@ -231,6 +252,21 @@ impl PulsarServer {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())
+    }
+
+    /// Removes a topic, which its URI names, behind everybody's back and whoever is attached.
+    ///
+    /// # Errors
+    /// What the broker said.
+    pub async fn remove(&self, topic: &str) -> Result<(), String> {
+        let path = topic.replacen("://", "/", 1);
+        let mut url = url::Url::parse(&self.admin_url()).map_err(|error| error.to_string())?;
+        let _ = url.path_segments_mut().map(|mut segments| {
+            segments.extend(["admin", "v2"]).extend(path.split('/'));
+        });
+        url.set_query(Some("force=true"));
+        let sent = reqwest::Client::new().delete(url).timeout(CALL_TIMEOUT).send().await;
+        sent.and_then(reqwest::Response::error_for_status).map(drop).map_err(|error| error.to_string())
     }
 
     async fn is_healthy(&self) -> bool {

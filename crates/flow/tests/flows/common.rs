@@ -16,9 +16,10 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::faulty::{Faults, Faulty};
-use crate::ground::{End, Ground, Site};
+use crate::ground::{End, Ground, Room, Site};
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// Nothing takes this long unless it hangs.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 /// Pauses between looks for something: looks at a real broker are not free.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(5);
 const LOOK_PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -46,6 +47,7 @@ pub(crate) struct Service {
     /// What is stopped first, so that it can say what it still has to.
     part: Process,
     end: End,
+    room: Room,
 }
 
 pub(crate) fn topic(text: &str) -> Topic {
@@ -143,8 +145,9 @@ impl World {
     /// The service ends in good order, unless it dies of it, and another begins.
     async fn hand_over(&self) {
         let service = self.service.lock().await;
+        let part = service.part.clone();
         tokio::select! {
-            left = service.part.shutdown(DEADLINE) => assert_eq!(left, Vec::<String>::new()),
+            left = service.room.run(async move { part.shutdown(DEADLINE).await }) => assert_eq!(left, Vec::<String>::new()),
             () = self.faults.dying.notified() => {}
         }
         drop(service);
@@ -324,10 +327,15 @@ pub(crate) async fn next(inbox: &dyn Inbox) -> Delivery {
 
 impl Service {
     async fn new(site: &Site, faults: &Arc<Faults>) -> Self {
-        let end = site.connect_service().await;
-        let process = Process::new(Arc::new(faulty(&end, faults)), CancellationToken::new());
-        let part = process.part();
-        Self { process, part, end }
+        let room = site.room();
+        let (site, faults) = (site.clone(), faults.clone());
+        let begun = room.run(async move {
+            let end = site.connect_service().await;
+            let process = Process::new(Arc::new(faulty(&end, &faults)), CancellationToken::new());
+            (process.part(), process, end)
+        });
+        let (part, process, end) = begun.await;
+        Self { process, part, end, room }
     }
 
     async fn start(site: &Site, faults: &Arc<Faults>, options: Options) -> Self {
@@ -338,18 +346,24 @@ impl Service {
 
     async fn serve(&self, faults: &Arc<Faults>, options: Options) {
         let process = self.part.clone();
-        let watch = ConfigWatch::start(&process, Duration::from_secs(30));
-        let config = ConfigClient::new(&process.replies).await.unwrap();
         let admin = Arc::new(faulty(&self.end, faults));
-        let catalogue = Catalogue::default();
-        sluice_flow::start(Parts { process, admin, watch, config, catalogue, options }).await;
+        let serving = async move {
+            let watch = ConfigWatch::start(&process, Duration::from_secs(30));
+            let config = ConfigClient::new(&process.replies).await.unwrap();
+            let catalogue = Catalogue::default();
+            sluice_flow::start(Parts { process, admin, watch, config, catalogue, options }).await;
+        };
+        self.room.run(serving).await;
     }
 
     /// Without the stop signal: nothing gets to tidy up, and its broker sees no more than that it is gone.
     async fn die(&mut self) {
         self.end.cut().await;
+        let is_gone = self.room.end();
         tokio::join!(self.part.tasks.finish(Duration::ZERO), self.process.tasks.finish(Duration::ZERO));
-        self.end.close().await;
+        if !is_gone {
+            self.end.close().await;
+        }
     }
 }
 

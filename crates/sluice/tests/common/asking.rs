@@ -23,7 +23,7 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) const ASKERS: usize = 2;
 
 /// A call to every service, and one into and one through a flow.
-fn calls() -> Vec<(String, Value)> {
+pub(crate) fn calls() -> Vec<(String, Value)> {
     let service = |name: &str, body: Value| (format!("/api/v1/{name}"), body);
     vec![
         service("iam", json!({"operation": "whoami"})),

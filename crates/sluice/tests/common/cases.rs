@@ -2,6 +2,7 @@
 //! fails does not keep the others from running.
 #![allow(clippy::print_stdout, reason = "the harness tells what it ran")]
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -70,6 +71,12 @@ macro_rules! cases {
 
 #[allow(dead_code, reason = "not every test uses every part")]
 impl Shared {
+    fn start() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let server = runtime.block_on(RabbitServer::start()).unwrap();
+        Self { server, runtime, shape: Shape::WithManagement }
+    }
+
     /// Names of all exchanges and queues of a vhost that belong to a flow's run.
     pub(crate) fn left_of(&self, vhost: &str, run: &str) -> Vec<String> {
         let mark = format!(":{run}");
@@ -124,45 +131,61 @@ impl Shared {
     }
 }
 
-/// Runs the cases that the arguments name, all without any.
-pub(crate) fn run(cases: &[Case]) -> ExitCode {
+/// A case as it is run: in one shape, or on one of several servers.
+pub(crate) struct Single<'a> {
+    /// With what it is run on.
+    pub(crate) name: String,
+    /// Why it cannot be run here, if it cannot.
+    pub(crate) missing: Option<&'static str>,
+    pub(crate) run: Box<dyn FnOnce() + 'a>,
+}
+
+/// Runs the cases that the arguments name, all without any, each in its shapes, one after the other on one server.
+pub(crate) fn run(cases: &'static [Case]) -> ExitCode {
+    let shared: RefCell<Option<Shared>> = RefCell::new(None);
+    let run_one = |case: &Case, shape: Shape| {
+        let mut shared = shared.borrow_mut();
+        let shared = shared.get_or_insert_with(Shared::start);
+        shared.shape = shape;
+        (case.run)(shared);
+    };
+    let of_case = |case: &'static Case| {
+        let missing = RabbitServer::missing().or_else(case.missing);
+        case.shapes.iter().map(move |shape| (case, *shape, missing))
+    };
+    let single = |(case, shape, missing): (&'static Case, Shape, _)| Single {
+        name: format!("{}{}", case.name, shape.suffix()),
+        missing,
+        run: Box::new(move || run_one(case, shape)),
+    };
+    run_each(cases.iter().flat_map(of_case).map(single).collect())
+}
+
+/// Runs those that the arguments name, all without any, one after the other.
+pub(crate) fn run_each(mut cases: Vec<Single<'_>>) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with("--")).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| name.contains(*arg));
-    let cases: Vec<&Case> = cases.iter().filter(|case| is_wanted(case.name)).collect();
-    let runs = |cases: &[&Case]| cases.iter().map(|case| case.shapes.len()).sum::<usize>();
+    cases.retain(|case| wanted.is_empty() || wanted.iter().any(|arg| case.name.contains(*arg)));
     if args.iter().any(|arg| arg == "--list") {
         cases.iter().for_each(|case| println!("{}: test", case.name));
         return ExitCode::SUCCESS;
     }
-    println!("\nrunning {} tests", runs(&cases));
-    let missing = |case: &Case| RabbitServer::missing().or_else(case.missing);
-    let (ignored, cases): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| missing(case).is_some());
-    for case in &ignored {
-        println!("test {} ... ignored, {}", case.name, missing(case).unwrap_or_default());
-    }
-    let failed = if cases.is_empty() { 0 } else { run_all(&cases) };
-    let result = if failed == 0 { "ok" } else { "FAILED" };
-    let (passed, ignored) = (runs(&cases) - failed, runs(&ignored));
-    println!("\ntest result: {result}. {passed} passed; {failed} failed; {ignored} ignored\n");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Runs cases one after the other on one server; how many failed.
-fn run_all(cases: &[&Case]) -> usize {
-    let runtime = Runtime::new().unwrap();
-    let server = runtime.block_on(RabbitServer::start()).unwrap();
-    let mut shared = Shared { server, runtime, shape: Shape::WithManagement };
-    let mut failed = 0;
-    let runs = cases.iter().flat_map(|case| case.shapes.iter().map(move |shape| (case, *shape)));
-    for (case, shape) in runs {
-        shared.shape = shape;
+    println!("\nrunning {} tests", cases.len());
+    let (mut passed, mut failed, mut ignored) = (0, 0, 0);
+    for Single { name, missing, run } in cases {
+        if let Some(why) = missing {
+            println!("test {name} ... ignored, {why}");
+            ignored += 1;
+            continue;
+        }
         let begun = Instant::now();
         // The panic itself has been printed by its hook.
-        let passed = catch_unwind(AssertUnwindSafe(|| (case.run)(&mut shared))).is_ok();
-        failed += usize::from(!passed);
-        let verdict = if passed { "ok" } else { "FAILED" };
-        println!("test {}{} ... {verdict} ({} s)", case.name, shape.suffix(), begun.elapsed().as_secs());
+        let is_ok = catch_unwind(AssertUnwindSafe(run)).is_ok();
+        *if is_ok { &mut passed } else { &mut failed } += 1;
+        let verdict = if is_ok { "ok" } else { "FAILED" };
+        println!("test {name} ... {verdict} ({} s)", begun.elapsed().as_secs());
     }
-    failed
+    let result = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {result}. {passed} passed; {failed} failed; {ignored} ignored\n");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

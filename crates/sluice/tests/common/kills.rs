@@ -174,11 +174,11 @@ pub(crate) fn kill_again_and_again(begin: impl Fn() -> Up, kills_default: u64) -
     assert!(answered > kills, "people were hardly ever answered");
     assert!(decided > 0 && loaded > 0 && through > 0, "nothing came of it");
     for id in converge(&up) {
-        up.json(&["flow", "stop", &id]);
+        up.stop(&id);
     }
     for id in FLOWS {
         up.json(&["flow", "start", id, "document-rag"]);
-        up.json(&["flow", "stop", id]);
+        up.stop(id);
     }
     assert_eq!(up.json(&["flow", "ls"]), json!([]));
     assert_eq!(entries_of_flows(&up.json(&["config", "show"])), Vec::<String>::new());

@@ -116,6 +116,8 @@ pub(crate) struct Up {
     program: Program,
     pub(crate) url: String,
     pub(crate) data: PathBuf,
+    /// Whether [`Up::stop`] asks again where a stop takes longer than it waits.
+    pub(crate) asks_again: bool,
 }
 
 /// The address in the line with which a gateway says that it serves.
@@ -144,7 +146,7 @@ impl Up {
     pub(crate) fn start_as(mut command: Command, data: &Path, more: &[&str]) -> Self {
         command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data).args(more);
         let (program, line) = Program::start(command, "address=127.0.0.1:");
-        Self { program, url: url_in(&line), data: data.to_owned() }
+        Self { program, url: url_in(&line), data: data.to_owned(), asks_again: false }
     }
 
     /// Runs a command against it.
@@ -159,6 +161,31 @@ impl Up {
         let output = self.run(&all);
         assert!(output.status.success(), "{args:?}: {}\n{}", text(&output), self.log());
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Stops a flow, and is told how it ended.
+    pub(crate) fn stop(&self, flow: &str) -> Value {
+        const NOT_FOUND: i32 = 3;
+        const TIMED_OUT: i32 = 5;
+        if !self.asks_again {
+            return self.json(&["flow", "stop", flow]);
+        }
+        let until = Instant::now() + 5 * PATIENCE;
+        let mut asked_before = false;
+        loop {
+            let output = self.run(&["flow", "stop", flow, "-o", "json"]);
+            if output.status.success() {
+                return serde_json::from_slice(&output.stdout).unwrap();
+            }
+            // It went between the two.
+            if asked_before && output.status.code() == Some(NOT_FOUND) {
+                return Value::Null;
+            }
+            asked_before = true;
+            let is_under_way = output.status.code() == Some(TIMED_OUT) && Instant::now() < until;
+            let seen = || text(&self.run(&["flow", "describe", flow]));
+            assert!(is_under_way, "{}\n{}\n{}", text(&output), seen(), self.log());
+        }
     }
 
     /// Posts a body to a path, with the key; the status line and the answer.

@@ -1,4 +1,4 @@
-//! What the services of a system have on a NATS server is removed, one owner's after the other's and in the end all of it, while
+//! What the services of a system have at a server is removed, one owner's after the other's and in the end all of it, while
 //! people go on asking: its owners make it again, and every call is answered well again.
 #![allow(
     clippy::unwrap_used,
@@ -10,16 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use sluice_brokers::nats::Nats;
-use sluice_brokers::testing::NatsServer;
-use sluice_bus::{BrokerAdmin as _, TopicSpec};
+use sluice_brokers::Connection;
 use sluice_schema::{Topic, WorkspaceId, system};
-use tokio::runtime::Runtime;
 
 use crate::asking::{ASKERS, CALL_TIMEOUT, Leaves, ask_on, is_well};
 use crate::common::{text, until};
 use crate::door::Door;
-use crate::{finds_the_key, left_of, notes, up};
+use crate::server::World;
+use crate::{finds_the_key, notes};
 
 /// Every topic, with the subscriptions that get what is sent there.
 type Wired = BTreeMap<Topic, BTreeSet<String>>;
@@ -30,8 +28,15 @@ const OF_FLOWS: &str = "flows";
 /// The service that no system has yet.
 const NOT_SERVED: &str = system::KNOWLEDGE;
 
-fn look(broker: &Nats, runtime: &Runtime) -> Wired {
-    let seen = runtime.block_on(broker.list("")).unwrap();
+/// Looks until the server has answered in time.
+fn look(world: &World, connection: &Connection) -> Wired {
+    let mut seen = None;
+    let mut answers = || {
+        seen = world.runtime.block_on(connection.admin.list("")).ok();
+        seen.is_some()
+    };
+    until("the server to list its topics", &mut answers, String::new);
+    let seen = seen.unwrap_or_default();
     let of_topic = |seen: sluice_bus::Seen| {
         let wired = seen.subscriptions.into_iter().filter(|one| one.exists && one.is_bound != Some(false));
         (seen.topic, wired.map(|one| one.name).collect())
@@ -70,38 +75,29 @@ enum Harm {
     EverythingAndRestart,
 }
 
-fn harm(server: &mut NatsServer, runtime: &Runtime, broker: &Nats, harm: &Harm) {
+fn harm(world: &mut World, before: &Wired, harm: &Harm) {
     match harm {
-        Harm::Topics(topics) => {
-            for topic in topics {
-                runtime.block_on(broker.remove(&TopicSpec::bare(topic.clone()))).unwrap();
-            }
-        }
+        Harm::Topics(topics) => world.rob(topics),
         Harm::Everything | Harm::EverythingAndRestart => {
-            let mut streams = runtime.block_on(server.streams()).unwrap();
-            streams.retain(|stream| !stream.ends_with(":f1"));
-            for stream in streams {
-                runtime.block_on(server.remove(&stream)).unwrap();
-            }
+            let of_the_flow: Vec<Topic> =
+                before.keys().filter(|topic| topic.to_string().ends_with(":f1")).cloned().collect();
+            world.rob_of_all_but(&of_the_flow);
         }
     }
     if matches!(harm, Harm::EverythingAndRestart) {
-        runtime.block_on(server.stop(false));
-        runtime.block_on(server.run()).unwrap();
+        world.kill();
+        world.run();
     }
 }
 
-pub(crate) fn what_each_owner_has_on_nats_is_made_again_whoever_removed_it(
-    server: &mut NatsServer,
-    runtime: &Runtime,
-) {
+pub(crate) fn what_each_owner_has_is_made_again_whoever_removed_it(world: &mut World) {
     let folder = tempfile::tempdir().unwrap();
-    let mut up = up(server, &folder.path().join("data"), &[]);
+    let mut up = world.up(&folder.path().join("data"), &[]);
     let door = Door { url: up.url.clone(), key: up.key() };
     up.json(&["flow", "start", "f1", "document-rag"]);
     is_well(&up, &door, "at first");
-    let broker = runtime.block_on(server.connect()).unwrap();
-    let before = look(&broker, runtime);
+    let connection = world.connect();
+    let before = look(world, &connection);
     // Everybody who owns something is harmed: all that is on record as read is there.
     let on_record = system::global_subscriptions().into_iter();
     for (topic, reader) in on_record.chain(system::workspace_subscriptions(&WorkspaceId::existing("default")))
@@ -123,9 +119,9 @@ pub(crate) fn what_each_owner_has_on_nats_is_made_again_whoever_removed_it(
             for _ in 0..ASKERS {
                 scope.spawn(|| ask_on(&door, &leave, &unanswered));
             }
-            harm(server, runtime, &broker, &done);
+            harm(world, &before, &done);
             is_well(&up, &door, what);
-            let missing = || missing(&before, &look(&broker, runtime));
+            let missing = || missing(&before, &look(world, &connection));
             until(
                 "everything to be there and read again",
                 || missing().is_empty(),
@@ -152,7 +148,7 @@ pub(crate) fn what_each_owner_has_on_nats_is_made_again_whoever_removed_it(
     // A piece whose answer went with a queue is in work until its question's deadline; the stop waits a while for it.
     let is_gone = || [Some(0), Some(3)].contains(&up.run(&["flow", "stop", "f1"]).status.code());
     until("the flow to be stopped", is_gone, || up.log());
-    assert_eq!(left_of(server, runtime, "f1"), Vec::<String>::new());
-    runtime.block_on(broker.shutdown());
+    assert_eq!(world.left_of("f1"), Vec::<String>::new());
+    world.runtime.block_on(connection.close());
     assert_eq!(up.terminate(), 0, "{}", up.log());
 }
