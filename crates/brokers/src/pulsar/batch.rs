@@ -66,7 +66,7 @@ struct Open {
 }
 
 /// All of a batch is settled.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settled {
     Done,
     /// Something of it is wanted again then.

@@ -211,11 +211,23 @@ impl Own {
                 Ok(true) => match tail.again().await {
                     Ok(()) => return true,
                     Err(fault) if fault.is(code::TOPIC_NOT_FOUND) && incarnation.is_some() => return false,
+                    // Somebody removed the inbox: its address is known to those who answer.
+                    Err(fault) if fault.is(code::TOPIC_NOT_FOUND) => self.make_again().await,
                     Err(fault) => tracing::debug!(%topic, ?fault, "an inbox could not attach again yet"),
                 },
                 Err(error) => tracing::debug!(%topic, %error, "an inbox could not attach again yet"),
             }
             tokio::time::sleep(pauses.next()).await;
+        }
+    }
+
+    async fn make_again(&self) {
+        let Some(place) = names::inbox_at(&self.name) else { return };
+        match self.system.make(&place, self.links.within()).await {
+            Ok(()) => {
+                tracing::warn!(inbox = self.name, "an inbox was removed at the broker; it is made again")
+            }
+            Err(error) => tracing::debug!(inbox = self.name, %error, "an inbox cannot be made again yet"),
         }
     }
 

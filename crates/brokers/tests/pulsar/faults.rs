@@ -33,6 +33,7 @@ cases! {
     of_two_subscriptions_the_slow_one_loses_nothing_and_nothing_settled_stays,
     a_reader_of_a_subscription_that_was_removed_alone_ends_and_its_owner_learns_of_it,
     an_inbox_goes_with_its_reader_and_the_broker_looks_for_others,
+    an_inbox_that_somebody_removed_is_made_again,
     namespaces_that_somebody_opened_are_closed_by_the_next_owner,
 }
 
@@ -446,6 +447,24 @@ async fn an_inbox_goes_with_its_reader_and_the_broker_looks_for_others(server: S
         (!inboxes().await.ok()?.contains(&address.to_string())).then_some(())
     });
     left.await
+}
+
+async fn an_inbox_that_somebody_removed_is_made_again(server: Server) -> Outcome {
+    let (broker, _) = world(&server, "robbed").await?;
+    let inbox = broker.subscribe(&Subscription::Own { topics: Vec::new() }).await.map_err(text)?;
+    let address = inbox.address().ok_or("an inbox has an address")?;
+    let to = Address::Inbox(address.clone());
+    for number in 0..3 {
+        let sent = format!("before {number}");
+        broker.publish(&to, Message::new(sent.clone())).await.map_err(text)?;
+        check(body(&next(&*inbox).await?) == sent, "it hears")?;
+        let path = format!("persistent/tg/inbox/{address}?force=true");
+        operate(&server, reqwest::Method::DELETE, &path, None).await?;
+        let is_back = async || broker.publish(&to, Message::new(format!("after {number}"))).await.ok();
+        until("the inbox to be there again", is_back).await?;
+        check(body(&next(&*inbox).await?) == format!("after {number}"), "it hears again")?;
+    }
+    Ok(())
 }
 
 async fn namespaces_that_somebody_opened_are_closed_by_the_next_owner(server: Server) -> Outcome {

@@ -3,12 +3,12 @@
 use serde_json::json;
 
 use crate::Row;
+#[cfg(feature = "pulsar")]
+use crate::blueprint;
 use crate::blueprint::CHUNKER;
-#[cfg(feature = "pulsar")]
-use crate::blueprint::{self, COMPLETION};
-#[cfg(feature = "pulsar")]
-use crate::world::PROMPT;
 use crate::world::{BLUEPRINT, NOTES, World, is_theirs};
+#[cfg(feature = "pulsar")]
+use crate::world::{COMPLETION, PROMPT};
 
 const GREETING: &str = "The model greets you.";
 const FLOW: &str = "main";

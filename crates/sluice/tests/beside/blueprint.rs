@@ -3,7 +3,6 @@
 use sluice_schema::standard;
 
 pub(crate) const CHUNKER: &str = "chunker-py";
-pub(crate) const COMPLETION: &str = "text-completion-py";
 
 /// The blueprint with each of these parts of ours left to one of theirs.
 pub(crate) fn left_to(parts: &[(&str, &str)]) -> String {

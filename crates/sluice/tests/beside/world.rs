@@ -8,8 +8,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-#[cfg(feature = "pulsar")]
-use crate::blueprint::COMPLETION;
 use crate::blueprint::{self, CHUNKER};
 use crate::clients;
 #[cfg(feature = "pulsar")]
@@ -24,6 +22,8 @@ use crate::theirs::Theirs;
 /// The standard blueprint, but with a chunker and a prompt service that only theirs are.
 pub(crate) const BLUEPRINT: &str = "beside";
 pub(crate) const PROMPT: &str = "prompt-py";
+#[cfg(feature = "pulsar")]
+pub(crate) const COMPLETION: &str = "text-completion-py";
 
 pub(crate) const QUESTION: &str = "Where does the spare key of the pump house hang?";
 pub(crate) const PASSAGE: &str = "behind the blue door";
@@ -46,6 +46,7 @@ pub(crate) struct World {
     pub(crate) up: Up,
     place: Place,
     folder: TempDir,
+    #[cfg_attr(not(feature = "pulsar"), expect(dead_code, reason = "it only has to be there"))]
     model: Model,
 }
 
@@ -268,7 +269,7 @@ impl World {
         match &self.place {
             Place::Vhost(server, vhost) => server.cut_theirs(vhost),
             #[cfg(feature = "pulsar")]
-            Place::Cluster(_) => unimplemented!("a case that cuts theirs off has no Pulsar group"),
+            Place::Cluster(_) => panic!("no case on Pulsar cuts theirs off"),
         }
     }
 }

@@ -85,8 +85,9 @@ impl World {
     /// A system on it.
     pub(crate) fn up(&self, data: &Path, more: &[&str]) -> Up {
         let url = self.url();
-        let up = Up::start_with(data, &[&["--broker", &url], more].concat());
-        Up { asks_again: self.kind.stops_late, ..up }
+        let mut up = Up::start_with(data, &[&["--broker", &url], more].concat());
+        up.asks_again = self.kind.stops_late;
+        up
     }
 
     pub(crate) fn connect(&self) -> Connection {
@@ -248,9 +249,8 @@ pub(crate) const KINDS: &[Kind] = &[
         start: pulsar::start,
         place: |topic| format!("persistent://{}/{}/{}", topic.space(), topic.class(), topic.name()),
         before: "persistent://tg/",
-        // The inboxes of processes: docs/pulsar.md.
         stops_late: false,
-        never_removed: &["persistent://tg/inbox/"],
+        never_removed: &[],
     },
     Kind {
         name: "kafka",
