@@ -158,7 +158,7 @@ impl Pulsar {
         let is_beside = address.is_beside();
         let (links, first) = Links::open(address, tasks.clone(), end.clone(), within).await?;
         check(first.message_bytes_max)?;
-        let system = Arc::new(System::new(rest, within, is_beside));
+        let system = Arc::new(System::new(rest, within));
         let publisher = Arc::new(Publisher::new(links.clone(), system.clone(), options.publish_timeout));
         let notes = Notes::new(links.clone(), system.clone(), tasks.clone(), end.clone(), within);
         let bytes_max = first.message_bytes_max;
@@ -258,8 +258,9 @@ impl Broker for Pulsar {
     }
 
     fn naming(&self) -> Naming {
-        let beside = Naming { name: names::called, topic: names::of_name };
-        if self.core.is_beside { beside } else { Naming::IDENTIFIERS }
+        // Entries that were written beside others are read without them too.
+        let name = if self.core.is_beside { names::called } else { Naming::IDENTIFIERS.name };
+        Naming { name, topic: names::of_name }
     }
 }
 

@@ -411,7 +411,7 @@ impl Shared {
                     Ok(part) => Ok(Some(Ok(part))),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(e) if is_damage(&e) => Ok(Some(Err("its file does not match its digests"))),
-                    Err(e) => match why_unreadable(&e) {
+                    Err(e) => match why_unreadable(&shared.folder, &e) {
                         Some(reason) => Ok(Some(Err(reason))),
                         None => Err(shared.failed("reading", &e)),
                     },
@@ -525,7 +525,7 @@ impl Shared {
                 let is_named = self.row(id).await?.is_some_and(|row| row == was);
                 return if is_named { Err(damaged(id, "its file is missing")) } else { Ok(()) };
             }
-            Err(error) => match why_unreadable(&error) {
+            Err(error) => match why_unreadable(&self.folder, &error) {
                 Some(reason) => return Err(damaged(id, reason)),
                 None => return Err(self.failed("reading", &error)),
             },
@@ -574,12 +574,13 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-/// Why one file cannot be read while others can; `None` for what passes.
-fn why_unreadable(error: &io::Error) -> Option<&'static str> {
+/// Why one file of a folder cannot be read while others can; `None` for what passes, or is about all of them.
+fn why_unreadable(folder: &Path, error: &io::Error) -> Option<&'static str> {
     const ELOOP: i32 = 40;
     match error.kind() {
         _ if is_broken(error) => Some("the disk cannot read its file"),
-        io::ErrorKind::PermissionDenied => Some("its file may not be read: mend its permissions"),
+        _ if std::fs::read_dir(folder).is_err() => None,
+        io::ErrorKind::PermissionDenied => Some("its file may not be read"),
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => Some("what is in its place is no file"),
         _ if error.raw_os_error() == Some(ELOOP) => Some("what is in its place is no file"),
         _ => None,

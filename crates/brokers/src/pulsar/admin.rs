@@ -18,7 +18,7 @@ use super::notes::Notes;
 use super::proto::MessageId;
 use super::publish::Publisher;
 use super::rest::{Answer, Call};
-use super::system::{Namespace, System, has_mirrors};
+use super::system::{Namespace, System};
 
 /// Topics looked at side by side.
 const LOOKS_MAX: usize = 16;
@@ -63,17 +63,18 @@ struct ConsumerStats {
 }
 
 impl SubscriptionStats {
-    fn seen(&self, name: &str, needs_keeper: bool) -> SeenSubscription {
+    fn seen(&self, name: &str, has_keeper: impl FnOnce(&str) -> bool) -> SeenSubscription {
         let unsettled = self.unacked_messages.min(self.msg_backlog);
         let keepers = self.consumers.iter().filter(|consumer| consumer.consumer_name == KEEPER).count();
+        let name = names::read(name).unwrap_or_else(|| name.to_owned());
+        let is_bound = keepers > 0 || has_keeper(&name);
         SeenSubscription {
-            name: names::read(name).unwrap_or_else(|| name.to_owned()),
+            name,
             exists: true,
             ready: self.msg_backlog - unsettled,
             unsettled: Some(unsettled),
             consumers: Some((self.consumers.len() - keepers) as u64),
-            // Made again, it has a keeper again.
-            is_bound: Some(keepers > 0 || !needs_keeper),
+            is_bound: Some(is_bound),
         }
     }
 }
@@ -139,6 +140,7 @@ impl Admin {
     }
 
     pub(super) async fn remove(&self, spec: &TopicSpec) -> Result<()> {
+        self.within()?;
         // First what the topic would not be missed with, should it stay.
         if let Some(beside) = &self.beside {
             beside.leave(&spec.topic).await?;
@@ -151,7 +153,11 @@ impl Admin {
         }
         self.publisher.unroutable().forget(&spec.topic);
         self.notes.forget_all(&spec.topic);
-        Ok(())
+        match &self.beside {
+            // Another process may have made its mirror again before it missed the topic.
+            Some(beside) => beside.leave(&spec.topic).await,
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn observe(&self, specs: &[TopicSpec]) -> Result<Vec<Seen>> {
@@ -162,6 +168,7 @@ impl Admin {
 
     async fn look(&self, spec: &TopicSpec) -> Result<Seen> {
         let mut seen = self.seen(&spec.topic).await?;
+        self.attend(&seen).await;
         for name in &spec.subscriptions {
             if !seen.subscriptions.iter().any(|known| known.name == *name) {
                 seen.subscriptions.push(SeenSubscription {
@@ -177,11 +184,24 @@ impl Admin {
         Ok(seen)
     }
 
+    /// Who acts sees from now on to what an owner before it made.
+    async fn attend(&self, seen: &Seen) {
+        let (Some(beside), true, true) = (&self.beside, self.lease.is_some(), seen.exists) else { return };
+        let subscriptions = seen.subscriptions.iter().map(|seen| seen.name.clone()).collect();
+        let spec = TopicSpec { topic: seen.topic.clone(), subscriptions };
+        if let Err(error) = beside.attend(&spec).await {
+            tracing::debug!(topic = %spec.topic, %error, "what others need of a topic is not seen to yet");
+        }
+    }
+
     async fn seen(&self, topic: &Topic) -> Result<Seen> {
         let stats = self.stats(&Place::from(topic)).await?;
         // Followers of a topic have no subscription that anybody made.
+        // Made again, one without a keeper has one.
+        let has_keeper =
+            |name: &str| self.beside.as_ref().is_none_or(|beside| beside.is_keeping(topic, name));
         let durable = |(name, found): (&String, &SubscriptionStats)| {
-            found.is_durable.then(|| found.seen(name, self.beside.is_some()))
+            found.is_durable.then(|| found.seen(name, has_keeper))
         };
         Ok(Seen {
             topic: topic.clone(),
@@ -224,7 +244,7 @@ impl Admin {
         Ok(uris.iter().filter_map(|uri| names::topic(uri)).collect())
     }
 
-    /// Only readers of ours reach these topics, and those count and park by themselves.
+    /// Only readers of ours reach these topics, and those count and park by themselves, unless others take part.
     pub(super) async fn bound_poison(&self, to: &Topic) -> Result<PoisonBound> {
         if to.class() != Class::Flow {
             return Err(Error::Refused { reason: format!("dead letters go to a flow topic, not to '{to}'") });
@@ -257,7 +277,7 @@ impl Admin {
         }
         for class in Class::ALL {
             if let Some(found) = self.system.namespace(TENANT, class.as_str()).await? {
-                findings.extend(losing(class, &found, self.beside.is_some()));
+                findings.extend(losing(class, &found));
             }
         }
         Ok(findings)
@@ -265,7 +285,7 @@ impl Admin {
 }
 
 /// What about a namespace loses messages, or makes what nobody owns.
-fn losing(class: Class, found: &Namespace, is_beside: bool) -> Vec<Finding> {
+fn losing(class: Class, found: &Namespace) -> Vec<Finding> {
     let finding =
         |code, text: String, next: String| Finding { code, topic: None, subscription: None, text, next };
     let space = format!("{TENANT}/{class}");
@@ -279,15 +299,11 @@ fn losing(class: Class, found: &Namespace, is_beside: bool) -> Vec<Finding> {
             format!("remove the TTL and the backlog quota of '{space}'"),
         ));
     }
-    for (policy, what, is_wanted) in [
-        ("autoTopicCreationOverride", "allowAutoTopicCreation", false),
-        (
-            "autoSubscriptionCreationOverride",
-            "allowAutoSubscriptionCreation",
-            is_beside && has_mirrors(class.as_str()),
-        ),
+    for (policy, what) in [
+        ("autoTopicCreationOverride", "allowAutoTopicCreation"),
+        ("autoSubscriptionCreationOverride", "allowAutoSubscriptionCreation"),
     ] {
-        if !is_wanted && found.get(policy)[what] != json!(false) {
+        if found.get(policy)[what] != json!(false) {
             findings.push(finding(
                 "auto-creation-on",
                 format!("namespace '{space}' has {what} on: whoever attaches makes what nobody owns"),
@@ -306,7 +322,7 @@ mod tests {
     fn a_namespace_that_loses_messages_or_is_open_is_named() {
         let codes = |class, told: serde_json::Value| {
             let found: Namespace = serde_json::from_value(told).unwrap();
-            losing(class, &found, false).iter().map(|found| found.code).collect::<Vec<_>>()
+            losing(class, &found).iter().map(|found| found.code).collect::<Vec<_>>()
         };
         let closed = json!({
             "autoTopicCreationOverride": {"allowAutoTopicCreation": false},

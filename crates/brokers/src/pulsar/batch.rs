@@ -12,6 +12,8 @@ use super::proto::{MessageId, Metadata, OneMetadata};
 
 /// Batches given back of which it is remembered what is done; of others all is done again.
 const GIVEN_BACK_MAX: usize = 1_000;
+/// Messages in one batch: what says that it holds more is not read as one.
+const PARTS_MAX: u32 = 10_000;
 /// Of the size that stands before the metadata of each message.
 const SIZE_BYTES: usize = 4;
 
@@ -25,18 +27,19 @@ pub(super) struct Part {
 
 /// The messages of what arrived, if it is a batch that can be read; else what arrived.
 pub(super) fn parts(arrived: Arrived) -> Vec<Arrived> {
-    let Some(of) = arrived.metadata.in_batch.and_then(|of| u32::try_from(of).ok()) else {
-        return vec![arrived];
-    };
+    let of = arrived.metadata.in_batch.and_then(|of| u32::try_from(of).ok());
+    let Some(of) = of.filter(|of| (1..=PARTS_MAX).contains(of)) else { return vec![arrived] };
     let mut rest = arrived.body.clone();
-    let mut found = Vec::new();
-    for index in 0..of {
-        let Some((one, body)) = next(&mut rest) else { return vec![arrived] };
-        let metadata = Metadata { properties: one.properties, key: one.key, ..arrived.metadata.clone() };
-        let Arrived { id, redelivered, .. } = arrived;
-        found.push(Arrived { id, part: Some(Part { index, of }), redelivered, metadata, body });
-    }
-    if found.is_empty() { vec![arrived] } else { found }
+    let read: Option<Vec<_>> = (0..of).map(|_| next(&mut rest)).collect();
+    let Some(read) = read else { return vec![arrived] };
+    let Arrived { id, redelivered, metadata, .. } = arrived;
+    // Its properties are those of each message.
+    let of_all = Metadata { properties: Vec::new(), key: None, in_batch: None, ..metadata };
+    let one = |(index, (one, body)): (u32, (OneMetadata, Bytes))| {
+        let metadata = Metadata { properties: one.properties, key: one.key, ..of_all.clone() };
+        Arrived { id, part: Some(Part { index, of }), redelivered, metadata, body }
+    };
+    (0..of).zip(read).map(one).collect()
 }
 
 fn next(rest: &mut Bytes) -> Option<(OneMetadata, Bytes)> {

@@ -8,7 +8,7 @@
 //!
 //! # Guarantees
 //! Once a topic is made, so are its mirror and its keepers; they are made again after a lost connection, and by the next owner
-//! that looks, for as long as the process that made the topic lives. What has crossed once is marked, and does not cross back.
+//! once it looks at the topic with the right to act. What has crossed once is marked, and does not cross back.
 //!
 //! # Caveats
 //! A mirror keeps nothing: what nobody reads there now is lost, and so is what a reader has no room for. Two owners of one
@@ -36,7 +36,7 @@ use crate::local::{Pauses, lock};
 /// The subscription under which owners read a mirror.
 const MIRROR: &str = "sluice-mirror";
 /// Messages that a mirror may send ahead.
-const AHEAD: u32 = 1_000;
+const AHEAD: u32 = 100;
 /// Tries to remove a mirror.
 const REMOVALS_MAX: u32 = 5;
 /// The property of a message that has crossed.
@@ -54,6 +54,10 @@ pub(super) struct Beside {
 /// What is seen to of a topic.
 struct Attended {
     stop: CancellationToken,
+    /// The mirror is being removed.
+    leaving: CancellationToken,
+    /// Held while something of it is begun.
+    begins: Arc<tokio::sync::Mutex<()>>,
     kept: BTreeSet<String>,
     is_mirrored: bool,
 }
@@ -67,19 +71,34 @@ impl Beside {
         Self { links, system, publisher, tasks, stop, attended: Mutex::default() }
     }
 
-    /// Sees from now on to a topic that was made.
+    /// Whether this process sees to it that a subscription has a keeper.
+    pub(super) fn is_keeping(&self, topic: &Topic, subscription: &str) -> bool {
+        lock(&self.attended).get(topic).is_some_and(|known| known.kept.contains(subscription))
+    }
+
+    /// Sees from now on to a topic that is there.
     pub(super) async fn attend(self: &Arc<Self>, spec: &TopicSpec) -> Result<()> {
         let (topic, place) = (&spec.topic, Place::from(&spec.topic));
-        let (stop, unkept, is_mirrored) = {
+        let begins = {
             let mut attended = lock(&self.attended);
             let known = attended.entry(topic.clone()).or_insert_with(|| Attended {
                 stop: self.stop.child_token(),
+                leaving: CancellationToken::new(),
+                begins: Arc::default(),
                 kept: BTreeSet::new(),
                 is_mirrored: false,
             });
+            known.begins.clone()
+        };
+        // One after the other, so that nothing is begun twice.
+        let _begins = begins.lock().await;
+        let (stop, leaving, unkept, is_mirrored) = {
+            let attended = lock(&self.attended);
+            // It was removed meanwhile.
+            let Some(known) = attended.get(topic) else { return Ok(()) };
             let unkept: Vec<_> =
                 spec.subscriptions.iter().filter(|name| !known.kept.contains(*name)).cloned().collect();
-            (known.stop.clone(), unkept, known.is_mirrored)
+            (known.stop.clone(), known.leaving.clone(), unkept, known.is_mirrored)
         };
         for name in unkept {
             let keeper = Keeper { topic: topic.clone(), place: place.clone(), name };
@@ -88,13 +107,16 @@ impl Beside {
             self.tasks.spawn(self.clone().keep(keeper, consumer, stop.clone()));
         }
         if !is_mirrored && has_mirror(topic) {
-            let reader = self.mirror_reader(&place.mirror()).await?;
+            let mut tail = None;
             if topic.class() != Class::Request {
-                let tail = Tail::open(&self.links, place.clone(), MessageId::LATEST, false).await;
-                let tail = tail.map_err(|fault| fault.of(&format!("following '{topic}'")))?;
+                let opened = Tail::open(&self.links, place.clone(), MessageId::LATEST, false).await;
+                tail = Some(opened.map_err(|fault| fault.of(&format!("following '{topic}'")))?);
+            }
+            let reader = self.mirror_reader(&place.mirror()).await?;
+            if let Some(tail) = tail {
                 self.tasks.spawn(self.clone().send_out(topic.clone(), tail, stop.clone()));
             }
-            self.tasks.spawn(self.clone().bring_in(topic.clone(), reader, stop.clone()));
+            self.tasks.spawn(self.clone().bring_in(topic.clone(), reader, (stop.clone(), leaving)));
             self.change(topic, &stop, |known| known.is_mirrored = true);
         }
         Ok(())
@@ -102,25 +124,31 @@ impl Beside {
 
     /// A topic is about to be removed: so is its mirror.
     pub(super) async fn leave(&self, topic: &Topic) -> Result<()> {
-        if let Some(known) = lock(&self.attended).remove(topic) {
-            known.stop.cancel();
-        }
+        let known = lock(&self.attended).remove(topic);
+        let _stopped_in_the_end = known.as_ref().map(|known| known.stop.clone().drop_guard());
         if !has_mirror(topic) {
             return Ok(());
         }
+        // The broker ends its reader here: one that leaves by itself in that moment is counted as gone twice.
+        if let Some(known) = &known {
+            known.leaving.cancel();
+        }
         let place = Place::from(topic).mirror();
         let path = place.path();
-        let mut pauses = Pauses::new();
-        // The broker fails to remove one that a reader is just leaving.
-        for _ in 1..REMOVALS_MAX {
+        let (mut pauses, mut failed) = (Pauses::new(), None);
+        for _ in 0..REMOVALS_MAX {
             let answer = self.system.call(&Call::delete(&path, &[("force", "true")])).await?;
             if answer.is_done() || answer.is_absent() {
                 return Ok(());
             }
+            failed = Some(answer.error());
             tokio::time::sleep(pauses.next()).await;
         }
-        let answer = self.system.call(&Call::delete(&path, &[("force", "true")])).await?;
-        if answer.is_done() || answer.is_absent() { Ok(()) } else { Err(answer.error()) }
+        // It keeps nothing, and goes with its broker at the latest: no reason to keep the topic.
+        if let Some(error) = failed {
+            tracing::warn!(%topic, %error, "the broker does not remove what was a mirror of this topic");
+        }
+        Ok(())
     }
 
     /// Changes what is seen to of a topic, unless it was removed meanwhile.
@@ -186,7 +214,12 @@ impl Beside {
     }
 
     /// Sends to a topic what comes on its mirror.
-    async fn bring_in(self: Arc<Self>, topic: Topic, mut reader: Consumer, stop: CancellationToken) {
+    async fn bring_in(
+        self: Arc<Self>,
+        topic: Topic,
+        mut reader: Consumer,
+        (stop, leaving): (CancellationToken, CancellationToken),
+    ) {
         let place = Place::from(&topic);
         let mirror = place.mirror();
         let brought = async {
@@ -198,6 +231,9 @@ impl Beside {
                     {
                         tracing::warn!(%topic, %error, "a message of a process of TrustGraph 2.11 is lost");
                     }
+                }
+                if leaving.is_cancelled() {
+                    return;
                 }
                 let mut pauses = Pauses::new();
                 reader = loop {

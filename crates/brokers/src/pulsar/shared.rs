@@ -1,7 +1,7 @@
 //! A reader of a shared subscription. One task per reader notes what it hands out, settles it, and attaches again after a
 //! lost connection. What is wanted again later waits here; the broker has it back as soon as the reader goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
@@ -12,6 +12,7 @@ use sluice_bus::{
 };
 use sluice_schema::Topic;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -28,8 +29,7 @@ use crate::local::{Pauses, lock, stopped};
 /// The reader's end.
 pub(super) struct SharedInbox {
     at: Arc<At>,
-    /// Unbounded: as many as the broker was permitted to send, and the rest of a batch.
-    deliveries: tokio::sync::Mutex<mpsc::UnboundedReceiver<Delivery>>,
+    deliveries: tokio::sync::Mutex<mpsc::Receiver<Delivery>>,
     ended: Arc<Mutex<Option<Error>>>,
     notes: Notes,
     _gone: DropGuard,
@@ -59,7 +59,7 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
     core.notes.ready().await?;
     let prefetch = prefetch.max(1);
     let stop = core.stop.child_token();
-    let (out, deliveries) = mpsc::unbounded_channel();
+    let (out, deliveries) = mpsc::channel(prefetch as usize);
     let (verdicts, told) = mpsc::unbounded_channel();
     let ended = Arc::new(Mutex::new(None));
     let reader = Reader {
@@ -73,6 +73,7 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
         told,
         in_hands: HashMap::new(),
         batches: Batches::default(),
+        waiting: VecDeque::new(),
         later: BTreeMap::new(),
         waits: 0,
         counted: FuturesOrdered::new(),
@@ -173,7 +174,7 @@ struct Told {
 
 struct Settler {
     which: Which,
-    /// Unbounded: at most one entry for each delivery in somebody's hands, of which there are `prefetch`.
+    /// Unbounded: at most one entry for each delivery in somebody's hands.
     verdicts: mpsc::UnboundedSender<Told>,
 }
 
@@ -204,7 +205,9 @@ struct Reader {
     links: Arc<Links>,
     notes: Notes,
     stop: CancellationToken,
-    out: mpsc::UnboundedSender<Delivery>,
+    out: mpsc::Sender<Delivery>,
+    /// What there is no room for yet: the rest of a batch.
+    waiting: VecDeque<Delivery>,
     verdicts: mpsc::UnboundedSender<Told>,
     told: mpsc::UnboundedReceiver<Told>,
     in_hands: HashMap<Spot, InHand>,
@@ -241,6 +244,7 @@ impl Reader {
             // The broker gives all of it to somebody anew.
             self.in_hands.clear();
             self.batches = Batches::default();
+            self.waiting.clear();
             self.later.clear();
             self.counted = FuturesOrdered::new();
             self.uncounted.clear();
@@ -258,6 +262,7 @@ impl Reader {
     }
 
     async fn serve(&mut self, consumer: &mut Consumer) -> End {
+        let out = self.out.clone();
         consumer.permit(self.prefetch);
         loop {
             let due = self.later.first_key_value().map(|((due, _), _)| *due);
@@ -268,6 +273,11 @@ impl Reader {
                 Some(counted) = self.counted.next() => self.hand_out(counted),
                 Some((at, due)) = self.uncounted.next() => self.again(consumer, at, due),
                 () = until(due) => self.give_back_due(consumer),
+                Ok(room) = out.reserve(), if !self.waiting.is_empty() => {
+                    if let Some(delivery) = self.waiting.pop_front() {
+                        room.send(delivery);
+                    }
+                }
                 arrived = consumer.next() => match arrived {
                     Some(arrived) => self.arrived(consumer, arrived),
                     None => return End::Lost,
@@ -306,8 +316,13 @@ impl Reader {
         let settler = Settler { which: counted.which, verdicts: self.verdicts.clone() };
         let (message, topic) = (held.message.clone(), self.at.topic.clone());
         let delivery = Delivery::new(message, topic, counted.attempt, Box::new(settler));
+        if !self.waiting.is_empty() {
+            return self.waiting.push_back(delivery);
+        }
         // Should the reader be gone, dropping gives it back.
-        let _ = self.out.send(delivery);
+        if let Err(TrySendError::Full(delivery)) = self.out.try_send(delivery) {
+            self.waiting.push_back(delivery);
+        }
     }
 
     fn settled(&mut self, consumer: &Consumer, told: Told) {

@@ -28,8 +28,6 @@ const NOTES_KEPT_MINUTES: u64 = 24 * 60;
 pub(super) struct System {
     pub(super) rest: Arc<Rest>,
     within: Duration,
-    /// Whether others read answers and notices, and so make subscriptions for themselves.
-    is_beside: bool,
     /// Tenants whose namespaces have been seen to be as they should.
     ready: Mutex<HashSet<String>>,
 }
@@ -53,8 +51,8 @@ impl Namespace {
 }
 
 impl System {
-    pub(super) fn new(rest: Arc<Rest>, within: Duration, is_beside: bool) -> Self {
-        Self { rest, within, is_beside, ready: Mutex::default() }
+    pub(super) fn new(rest: Arc<Rest>, within: Duration) -> Self {
+        Self { rest, within, ready: Mutex::default() }
     }
 
     pub(super) async fn call(&self, call: &Call<'_>) -> Result<Answer> {
@@ -124,7 +122,7 @@ impl System {
                 })?
             }
         };
-        for policy in policies(name, self.is_beside) {
+        for policy in policies(name) {
             if !matches(found.get(policy.name), &policy.value) {
                 self.set(tenant, name, policy).await?;
             }
@@ -141,10 +139,8 @@ impl System {
     }
 
     async fn make_namespace(&self, tenant: &str, name: &str) -> Result<()> {
-        let with: Map<_, _> = policies(name, self.is_beside)
-            .into_iter()
-            .map(|policy| (policy.name.to_owned(), policy.value))
-            .collect();
+        let with: Map<_, _> =
+            policies(name).into_iter().map(|policy| (policy.name.to_owned(), policy.value)).collect();
         let (path, with) = (["namespaces", tenant, name], Value::Object(with));
         let mut answer = self.call(&Call::put(&path, with.clone())).await?;
         if answer.is_absent() {
@@ -173,13 +169,8 @@ impl System {
     }
 }
 
-/// Whether a namespace has topics that others read without a subscription that an owner made.
-pub(super) fn has_mirrors(namespace: &str) -> bool {
-    [Class::Request, Class::Response, Class::Notify].iter().any(|class| class.as_str() == namespace)
-}
-
 /// What a namespace needs.
-fn policies(name: &str, is_beside: bool) -> Vec<Policy> {
+fn policies(name: &str) -> Vec<Policy> {
     let is_inbox = name == INBOXES;
     let post = |name, call, value| Policy { name, call, is_put: false, value };
     let mut policies = vec![
@@ -187,7 +178,7 @@ fn policies(name: &str, is_beside: bool) -> Vec<Policy> {
         post(
             "autoSubscriptionCreationOverride",
             "autoSubscriptionCreation",
-            json!({"allowAutoSubscriptionCreation": is_beside && has_mirrors(name)}),
+            json!({"allowAutoSubscriptionCreation": false}),
         ),
         post(
             "inactive_topic_policies",

@@ -71,7 +71,8 @@ async fn a_hold_outlives_the_broker_that_is_back_within_its_term_or_is_lost_for_
         Err(Error::Held { .. }) => match hold.observe(&[]).await {
             // Its holder gives it up before others may have it.
             lost if is_lost(&lost) => {
-                until("the name free", async || two.hold(&name).await.ok()).await.map(drop)
+                let _next = until("the name free", async || two.hold(&name).await.ok()).await?;
+                check(is_lost(&hold.observe(&[]).await), "held twice")
             }
             outcome => outcome.map(drop).map_err(text),
         },

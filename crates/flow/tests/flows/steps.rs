@@ -270,6 +270,7 @@ pub(crate) async fn cover(ground: &Ground, at_once: usize, extent: Extent) -> Co
         of_each.push((*scenario, cases.len() - before));
     }
     let all = cases.len();
+    assert!(all > 0, "no fault is covered");
     let survived = stream::iter(cases)
         .map(|(scenario, effect, fault)| Box::pin(scenario.survive(ground, effect, fault)));
     let covered = survived.buffer_unordered(at_once).count().await;

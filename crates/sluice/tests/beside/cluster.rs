@@ -50,8 +50,11 @@ impl Cluster {
         for uri in topics {
             let path = uri.replacen("://", "/", 1).replace(':', "%3A");
             let topic = uri.replacen("://tg/", ".", 1).replace('/', ".");
-            // Those of what is not persistent come and go with their readers.
-            if uri.starts_with("persistent") {
+            // Those of others come and go with their readers.
+            if ["persistent://tg/flow/", "persistent://tg/request/"]
+                .iter()
+                .any(|begins| uri.starts_with(begins))
+            {
                 let subscriptions = self.ask(&format!("{path}/subscriptions"));
                 names.extend(subscriptions.iter().map(|name| format!("{topic}.{name}")));
             }
