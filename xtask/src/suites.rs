@@ -20,7 +20,7 @@ use crate::{cargo_command, run};
 const AT_ONCE: usize = 2;
 
 /// Those that take longest begin first, so that none is left running alone in the end.
-const LONG: [&str; 11] = [
+const LONG: [&str; 12] = [
     "sluice brokers",
     "sluice shared_broker",
     "sluice-simulation seeds",
@@ -30,6 +30,7 @@ const LONG: [&str; 11] = [
     "sluice-brokers rabbitmq",
     "sluice-brokers pulsar",
     "sluice-brokers nats",
+    "sluice-brokers nats_cluster",
     "sluice beside",
     "sluice-flow scale",
 ];

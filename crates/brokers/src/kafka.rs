@@ -1,4 +1,5 @@
-//! Apache Kafka 4.3 and newer, for processes of ours only: subscriptions are share groups, whose messages are settled one by one.
+//! Apache Kafka 4.3 and newer. Among processes of ours subscriptions are share groups, whose messages are settled one by one.
+//! Beside processes of TrustGraph 2.11 they are classic groups, as theirs are, and topics have their names.
 //!
 //! # Flow
 //! A topic of one partition per topic, a share group per subscription, which its owner makes before anybody reads. Which topics,
@@ -14,6 +15,9 @@
 //! fifteen seconds when it is not heard of.
 //!
 //! # Caveats
+//! Beside TrustGraph 2.11 one reader of a subscription works at a time, ours or theirs, and what it has not settled when the group
+//! chooses another one comes again there ([`classic`]).
+//!
 //! A hold is a lease ([`sluice_bus::HoldEnd::Lease`]). The broker shows what is not settled in one count, those in hand included, and
 //! not who reads. A message that is tried again comes before what has not been handed out. A request that nobody takes by its
 //! deadline is dropped by the reader that gets it, not before. Deliveries count that were on their way to a reader that ended.
@@ -23,6 +27,7 @@
 mod address;
 mod admin;
 mod book;
+mod classic;
 mod fault;
 mod group;
 mod hold;
@@ -33,6 +38,7 @@ mod registry;
 mod shared;
 mod sweep;
 mod tail;
+mod window;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +57,7 @@ use crate::Secret;
 use address::{Address, Role};
 use admin::Admin;
 use book::Book;
+use group::Groups;
 use hold::Hold;
 use own::Inboxes;
 use publish::Publisher;
@@ -81,6 +88,20 @@ pub const TRAITS: Traits = Traits {
         (Promise::UnsettledIsShown, "the broker counts what is in hand with what waits"),
         (Promise::ReadersAreShown, "the client library cannot ask who reads from a share group"),
         (Promise::StrangersTakePart, "TrustGraph 2.11 reads with consumer groups of the older kind"),
+    ],
+};
+
+/// The same beside processes of TrustGraph 2.11.
+pub const TRAITS_BESIDE: Traits = Traits {
+    hold: TRAITS.hold,
+    not_promised: &[
+        TRAITS.not_promised[0],
+        TRAITS.not_promised[1],
+        TRAITS.not_promised[2],
+        (
+            Promise::ReadersCompete,
+            "a topic has one partition, as TrustGraph 2.11 expects, and one reader has that at a time",
+        ),
     ],
 };
 
@@ -121,6 +142,7 @@ pub struct Kafka {
 /// What all ends share.
 struct Core {
     address: Arc<Address>,
+    groups: Groups,
     client: Arc<AdminClient>,
     book: Arc<Book>,
     tail: Arc<Tail>,
@@ -141,7 +163,7 @@ struct Core {
 
 impl Kafka {
     /// Connects to `kafka://USER:PASSWORD@HOST:9092,…`, or `kafka+ssl://` over TLS only, with `?mechanism=SCRAM-SHA-512` where
-    /// passwords are not sent as they are. From then on lost connections are made again. Must be called inside a tokio runtime.
+    /// passwords are not sent as they are, and `beside=2.11` where processes of TrustGraph 2.11 take part. From then on lost connections are made again. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`Error::Refused`] for an address that cannot work, for somebody whom the broker does not let in, and for a broker without
@@ -153,7 +175,10 @@ impl Kafka {
         let within = options.call_timeout;
         let client = Arc::new(address.open(Role::Admin, within).await?.admin());
         let (broker, brokers) = cluster(&client, within).await?;
-        let deliveries = group::check(&client, broker, within).await?;
+        let groups = match address.is_beside() {
+            true => Groups::Classic { kept: group::kept(&client, broker, within).await? },
+            false => Groups::Share { deliveries: group::check(&client, broker, within).await? },
+        };
         let registry = Arc::new(Registry::default());
         let leases = producer(&address, Role::Lease, LEASE_REQUEST_TIMEOUT, LEASE_WRITE_TIMEOUT).await?;
         let book = Arc::new(Book::new(registry.clone(), client.clone(), leases, brokers, within));
@@ -173,7 +198,7 @@ impl Kafka {
             publisher: publisher.clone(),
             tasks: readers.clone(),
             broker,
-            deliveries,
+            groups,
             message_bytes_max: MESSAGE_BYTES_MAX,
             call_timeout: within,
         });
@@ -189,6 +214,7 @@ impl Kafka {
         }));
         let core = Core {
             address,
+            groups,
             client,
             book: book.clone(),
             tail,
@@ -271,20 +297,20 @@ async fn producer(
 
 /// Reads the registry and the leases up to now, and goes on reading.
 async fn read(
-    address: &Address,
+    address: &Arc<Address>,
     book: &Book,
     registry: &Arc<Registry>,
     tasks: &TaskTracker,
     end: &CancellationToken,
     within: Duration,
 ) -> Result<Arc<Tail>> {
-    let kafka = address.open(Role::Tail, within).await?;
     let (tail, changes) = Tail::new();
     let mut begins = [(Log::Registry, 0), (Log::Leases, 0)];
     for (log, offset) in &mut begins {
         *offset = book.offset(log.name(), OffsetSpec::Earliest).await?;
     }
-    let reading = Reading::open(&kafka, tail.clone(), registry.clone(), changes, begins).await?;
+    let reading =
+        Reading::open(address.clone(), within, tail.clone(), registry.clone(), changes, begins).await?;
     tasks.spawn(reading.run(end.clone()));
     for log in Log::ALL {
         if let Err(error) = book.sync(log).await {
@@ -374,6 +400,9 @@ impl BrokerAdmin for Kafka {
     }
 
     fn traits(&self) -> Traits {
-        TRAITS
+        match self.core.groups {
+            Groups::Share { .. } => TRAITS,
+            Groups::Classic { .. } => TRAITS_BESIDE,
+        }
     }
 }

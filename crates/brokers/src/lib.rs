@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use sluice_bus::{BoxFuture, Broker, BrokerAdmin, Error, Result, Traits};
+use sluice_schema::address;
 
 #[cfg(feature = "kafka")]
 pub mod kafka;
@@ -67,7 +68,14 @@ impl Connection {
     expect(unused_variables, reason = "no broker takes settings")
 )]
 pub async fn connect(url: &str, settings: Settings) -> Result<Connection> {
-    let scheme = url.split("://").next().unwrap_or_default();
+    let Some(scheme) = address::scheme(url) else {
+        let reason =
+            format!("the broker's address does not begin with one of {}, each with ://", SCHEMES.join(", "));
+        return Err(Error::Refused { reason });
+    };
+    if address::is_torn(url) {
+        return Err(Error::Refused { reason: TORN.to_owned() });
+    }
     match scheme {
         #[cfg(feature = "rabbitmq")]
         "amqp" | "amqps" => {
@@ -142,6 +150,10 @@ pub async fn connect(url: &str, settings: Settings) -> Result<Connection> {
         }
     }
 }
+
+/// What is told of an address whose host may be the beginning of a password.
+const TORN: &str = "the broker's address has an '@' behind its host; in a user and a password write / as %2F, ? as %3F, # as %23 \
+                    and @ as %40, and in what comes behind the host too";
 
 /// The cargo feature that a build needs for addresses of a scheme; `None` for schemes of no broker.
 #[must_use]

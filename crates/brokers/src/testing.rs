@@ -25,7 +25,7 @@ use crate::rabbitmq::{Options, RabbitMq};
 #[cfg(feature = "kafka")]
 pub use kafka::KafkaServer;
 #[cfg(feature = "nats")]
-pub use nats::NatsServer;
+pub use nats::{NatsCluster, NatsServer};
 #[cfg(feature = "pulsar")]
 pub use pulsar::PulsarServer;
 

@@ -5,8 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use sluice_brokers::TRAITS;
-use sluice_brokers::pulsar::TRAITS_BESIDE;
+use sluice_brokers::{TRAITS, kafka, pulsar};
 use sluice_bus::{Promise, Traits, conformance};
 
 /// Brokers in the order of their rows.
@@ -26,6 +25,8 @@ struct Section {
     beside: Result<&'static [&'static str], &'static str>,
     /// The same on Pulsar, where the address says that they take part.
     beside_on_pulsar: Result<&'static [&'static str], &'static str>,
+    /// The same on Kafka.
+    beside_on_kafka: Result<&'static [&'static str], &'static str>,
 }
 
 const SECTIONS: &[Section] = &[
@@ -52,12 +53,16 @@ const SECTIONS: &[Section] = &[
         beside_on_pulsar: Ok(&[
             "a_keeper_and_a_mirror_are_there_again_after_a_restart_and_gone_with_their_topic",
         ]),
+        beside_on_kafka: Ok(&[
+            "topics_that_would_have_one_name_at_the_broker_are_refused",
+            "a_topic_of_the_other_shape_is_refused_by_name",
+        ]),
     },
     Section {
         title: "Delivered",
         says: "What is published is kept for each subscription until one of its readers has settled it, \
                in order and as it was sent.",
-        of: &[],
+        of: &[Promise::ReadersCompete],
         cases: &[
             "a_message_reaches_a_reader_with_its_properties",
             "a_message_published_before_its_reader_is_kept",
@@ -81,6 +86,11 @@ const SECTIONS: &[Section] = &[
         beside_on_pulsar: Ok(&[
             "what_was_sent_before_theirs_attached_is_all_processed",
             "a_document_goes_through_their_chunker_and_a_question_is_answered_with_its_source",
+        ]),
+        beside_on_kafka: Ok(&[
+            "strangers_and_ours_read_the_same_subscription_in_turns",
+            "what_was_published_before_a_stranger_started_is_not_lost",
+            "another_reader_waits_for_what_is_in_hand_before_it_takes_over",
         ]),
     },
     Section {
@@ -107,6 +117,9 @@ const SECTIONS: &[Section] = &[
         beside_on_pulsar: Err(
             "what they send that nobody reads is kept by nobody, and they do not ask whether anybody does",
         ),
+        beside_on_kafka: Err(
+            "what they send that nobody reads is kept by nobody, and they do not ask whether anybody does",
+        ),
     },
     Section {
         title: "Durable",
@@ -128,6 +141,7 @@ const SECTIONS: &[Section] = &[
             "flow_and_config_killed_at_random_moments_beside_theirs_at_work_converge_and_leave_nothing",
         ]),
         beside_on_pulsar: Ok(&["nothing_is_lost_when_theirs_is_killed_at_work"]),
+        beside_on_kafka: Ok(&["a_group_that_nobody_reads_outlives_what_the_broker_keeps"]),
     },
     Section {
         title: "Tried again, and counted",
@@ -168,6 +182,9 @@ const SECTIONS: &[Section] = &[
         beside_on_pulsar: Err(
             "what their clients do not settle they give back after a minute, uncounted, and what a killed one had comes back uncounted",
         ),
+        beside_on_kafka: Err(
+            "what their processes take counts as settled with the next one that they settle, and what a killed one had comes back uncounted",
+        ),
     },
     Section {
         title: "No poison of others",
@@ -182,6 +199,9 @@ const SECTIONS: &[Section] = &[
         ]),
         beside_on_pulsar: Err(
             "how often a message is given back is up to each reader's client, and theirs set no end",
+        ),
+        beside_on_kafka: Err(
+            "the broker counts nothing in groups as theirs are, so what ends their process comes again whenever it starts",
         ),
     },
     Section {
@@ -198,6 +218,9 @@ const SECTIONS: &[Section] = &[
         ],
         beside: Ok(&["a_request_that_a_stranger_gives_back_for_ever_ends_by_its_deadline"]),
         beside_on_pulsar: Err("the broker drops what is old by a namespace's term only, an hour"),
+        beside_on_kafka: Err(
+            "Kafka cannot drop one message; readers of ours drop what is late, theirs answer it",
+        ),
     },
     Section {
         title: "Answers and notices",
@@ -237,6 +260,7 @@ const SECTIONS: &[Section] = &[
             "their_prompt_service_answers_with_our_model",
             "a_published_client_reaches_them_through_our_gateway",
         ]),
+        beside_on_kafka: Ok(&["strangers_and_ours_read_the_same_subscription_in_turns"]),
     },
     Section {
         title: "Seen",
@@ -277,6 +301,9 @@ const SECTIONS: &[Section] = &[
             "a_stop_names_one_of_theirs_that_hangs_and_is_done_when_it_lets_go",
             "the_last_stranger_that_leaves_takes_no_subscription_along",
         ]),
+        beside_on_kafka: Err(
+            "what their processes have in hand and how many there are is not shown by the broker",
+        ),
     },
     Section {
         title: "Removed is gone",
@@ -305,6 +332,7 @@ const SECTIONS: &[Section] = &[
             "what_is_removed_under_strangers_that_are_attached_does_not_come_back",
             "a_flow_starts_and_stops_twice_and_nothing_is_left",
         ]),
+        beside_on_kafka: Ok(&["a_topic_made_again_under_its_name_begins_anew"]),
     },
     Section {
         title: "One actor",
@@ -337,6 +365,7 @@ const SECTIONS: &[Section] = &[
         beside_on_pulsar: Err(
             "killing owners at random moments beside them was tried, and not everything came through in time",
         ),
+        beside_on_kafka: Err("killing owners at random moments beside them was not tried"),
     },
 ];
 
@@ -377,12 +406,19 @@ impl Section {
 
     fn beside(&self, broker: &str) -> String {
         let (traits, tests) = match broker {
-            "Pulsar" => (TRAITS_BESIDE, self.beside_on_pulsar),
+            "Pulsar" => (pulsar::TRAITS_BESIDE, self.beside_on_pulsar),
+            "Kafka" => (kafka::TRAITS_BESIDE, self.beside_on_kafka),
             _ => (traits(broker), self.beside),
         };
         match (traits.why_not(Promise::StrangersTakePart), tests) {
             (Some(why), _) | (None, Err(why)) => format!("not promised: {why}"),
-            (None, Ok(tests)) => names(tests),
+            (None, Ok(tests)) => self
+                .of
+                .iter()
+                .filter_map(|promise| Some((*promise, traits.why_not(*promise)?)))
+                .fold(names(tests), |cell, (promise, why)| {
+                    format!("{cell}; not promised: {} ({why})", promise.text())
+                }),
         }
     }
 

@@ -90,6 +90,22 @@ pub struct Pressure {
     pub disk_full: bool,
 }
 
+/// Why new work of a workspace should not be let in at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Excess {
+    /// All workspaces together have too much waiting, or it is not known whose it is.
+    Whole,
+    /// The workspace has more waiting than its share.
+    Own {
+        /// What waits of it.
+        bytes: u64,
+        /// What may.
+        share_bytes: u64,
+        /// The flow of which most waits, by the name in its topics.
+        flow: Option<String>,
+    },
+}
+
 impl Pressure {
     /// Whether new work should be refused at the doors (inner publishes go on, or cyclic flows would stand still).
     #[must_use]
@@ -122,6 +138,13 @@ pub trait Broker: Send + Sync + 'static {
     /// How much waits, where the broker can tell without asking anybody; doors refuse new work while it is high.
     fn pressure(&self) -> Option<Pressure> {
         None
+    }
+
+    /// Why new work of one workspace should be refused at the doors, a full disk aside: it has more waiting than its share.
+    /// Where a broker does not tell workspaces apart, all have one share.
+    fn excess(&self, _workspace: &str) -> Option<Excess> {
+        let pressure = self.pressure()?;
+        (pressure.bytes >= pressure.high_water_bytes).then_some(Excess::Whole)
     }
 
     /// Why nothing can be published at the moment, where the broker can tell without asking anybody: it is away, or short
@@ -283,6 +306,8 @@ pub enum Promise {
     ReadersAreShown,
     /// [`BrokerAdmin::list`] finds topics that nobody asked about. Else it is refused.
     TopicsAreListed,
+    /// Several readers of one subscription work at a time. Else one does, and the others wait for their turn.
+    ReadersCompete,
     /// Readers and writers that are not ours reach the broker, by the names that theirs have. Else
     /// [`PoisonBound::Unneeded`] holds.
     StrangersTakePart,
@@ -290,13 +315,14 @@ pub enum Promise {
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::HoldEndsWithConnection,
         Self::RequestsExpire,
         Self::DelayedIsReady,
         Self::UnsettledIsShown,
         Self::ReadersAreShown,
         Self::TopicsAreListed,
+        Self::ReadersCompete,
         Self::StrangersTakePart,
     ];
 
@@ -314,6 +340,7 @@ impl Promise {
             Self::UnsettledIsShown => "messages in readers' hands are counted",
             Self::ReadersAreShown => "readers are counted",
             Self::TopicsAreListed => "topics that nobody asked about are found",
+            Self::ReadersCompete => "readers of one subscription share its messages",
             Self::StrangersTakePart => "readers and writers that are not ours take part",
         }
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sluice_schema::Topic;
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, Naming, PoisonBound, Pressure, Seen,
-    Subscription, TopicSpec, Traits,
+    Address, Broker, BrokerAdmin, Excess, Finding, Inbox, InboxAddress, Limits, Naming, PoisonBound,
+    Pressure, Seen, Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
 use crate::message::{Delivery, Message};
@@ -136,6 +136,10 @@ impl<B: Broker> Broker for Counting<B> {
 
     fn pressure(&self) -> Option<Pressure> {
         self.inner.pressure()
+    }
+
+    fn excess(&self, workspace: &str) -> Option<Excess> {
+        self.inner.excess(workspace)
     }
 
     fn trouble(&self) -> Option<String> {

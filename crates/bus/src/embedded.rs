@@ -20,6 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod backlog;
 mod config;
 mod hold;
 mod log;
@@ -34,8 +35,8 @@ use std::sync::{Arc, Mutex};
 use sluice_schema::{Class, Topic};
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Finding, HoldEnd, Inbox, InboxAddress, Limits, PoisonBound, Pressure,
-    Promise, Seen, Subscription, TopicSpec, Traits,
+    Address, Broker, BrokerAdmin, Excess, Finding, HoldEnd, Inbox, InboxAddress, Limits, PoisonBound,
+    Pressure, Promise, Seen, Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
 use crate::message::Message;
@@ -89,7 +90,8 @@ impl Embedded {
     /// Opens the broker, with the `flow` topics and messages that its folder holds.
     ///
     /// # Errors
-    /// [`Error::Log`] when the folder cannot be used, is in use, or holds a damaged log; it names the file and place.
+    /// [`Error::Log`] when the folder holds a damaged log; it names the file and place. [`Error::LogUnopened`] when this process
+    /// may not use it, or another one does.
     /// [`Error::Disk`] when the disk is full.
     pub fn open(config: Config) -> Result<Self> {
         let dir = config.dir.clone();
@@ -228,7 +230,7 @@ impl Embedded {
 impl Core {
     fn pressure(&self) -> Pressure {
         Pressure {
-            bytes: self.table.backlog.used() as u64,
+            bytes: self.table.backlog.bytes(),
             high_water_bytes: self.table.config.high_water_bytes,
             disk_full: self.log.as_ref().is_some_and(Log::is_full),
         }
@@ -366,22 +368,49 @@ impl Core {
                 "free space there, or allow its log more; publishing goes on by itself then",
             ));
         }
-        if pressure.bytes >= pressure.high_water_bytes {
+        let over = self.table.backlog.over();
+        if over.is_empty() && pressure.bytes >= pressure.high_water_bytes {
             findings.push(find(
                 "backlog-high",
                 format!(
                     "{} bytes of messages wait in flow queues; new work is refused from {} on",
                     pressure.bytes, pressure.high_water_bytes
                 ),
-                "see which queues grow and why their processors do not keep up, or run more of them",
+                BACKLOG_NEXT,
             ));
         }
+        findings.extend(
+            over.into_iter().map(|(workspace, topic, excess)| backlog_high(&workspace, topic, &excess)),
+        );
         Ok(findings)
     }
 
     /// The log, for topics that survive a restart.
     fn log_of(&self, topic: &Topic) -> Option<&Log> {
         self.log.as_ref().filter(|_| topic.class() == Class::Flow)
+    }
+}
+
+const BACKLOG_NEXT: &str =
+    "see which queues grow and why their processors do not keep up, or run more of them";
+
+/// About a workspace, by a topic of its own, so that no other workspace is told.
+fn backlog_high(workspace: &str, topic: Topic, excess: &Excess) -> Finding {
+    let text = match excess {
+        Excess::Own { bytes, share_bytes, flow } => format!(
+            "{bytes} bytes of messages wait in flow queues of workspace '{workspace}', most of them in flow '{}'; its new work is refused from {share_bytes} on",
+            flow.as_deref().unwrap_or("?")
+        ),
+        Excess::Whole => {
+            format!("too many bytes of messages wait in flow queues, among them of workspace '{workspace}'")
+        }
+    };
+    Finding {
+        code: "backlog-high",
+        topic: Some(topic),
+        subscription: None,
+        text,
+        next: BACKLOG_NEXT.to_owned(),
     }
 }
 
@@ -413,6 +442,10 @@ impl Broker for Embedded {
 
     fn pressure(&self) -> Option<Pressure> {
         Some(self.core.pressure())
+    }
+
+    fn excess(&self, workspace: &str) -> Option<Excess> {
+        self.core.table.backlog.excess(workspace)
     }
 
     fn trouble(&self) -> Option<String> {

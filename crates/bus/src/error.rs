@@ -120,10 +120,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The broker's log is damaged, lacks something, or is in use by another.
+    /// The broker's log is damaged, or lacks something.
     #[error("the broker's log cannot be used: {reason}")]
     Log {
         /// Which file, at which byte, and what to do.
+        reason: String,
+    },
+    /// The broker's log is there, and this process may not use it, or another one does. Nothing is known to be lost.
+    #[error("the broker's log cannot be opened: {reason}")]
+    LogUnopened {
+        /// Which file, and what to do.
         reason: String,
     },
     /// No answer within the deadline.
@@ -175,7 +181,8 @@ impl Error {
             | Self::Unavailable { .. }
             | Self::NoReader { .. }
             | Self::Disk { .. }
-            | Self::Log { .. } => ErrorKind::Unavailable,
+            | Self::Log { .. }
+            | Self::LogUnopened { .. } => ErrorKind::Unavailable,
             Self::TimedOut { .. } | Self::OutcomeUnknown { .. } | Self::QuestionLost { .. } => {
                 ErrorKind::OutcomeUnknown
             }

@@ -11,8 +11,8 @@ use rand::{Rng as _, SeedableRng as _};
 use sluice_schema::Topic;
 
 use crate::contract::{
-    Address, Broker, BrokerAdmin, Finding, Inbox, InboxAddress, Limits, Naming, PoisonBound, Pressure, Seen,
-    Subscription, TopicSpec, Traits,
+    Address, Broker, BrokerAdmin, Excess, Finding, Inbox, InboxAddress, Limits, Naming, PoisonBound,
+    Pressure, Seen, Subscription, TopicSpec, Traits,
 };
 use crate::losses::Losses;
 use crate::message::{Delivery, Message};
@@ -270,6 +270,10 @@ impl<B: Broker> Broker for Faulty<B> {
 
     fn pressure(&self) -> Option<Pressure> {
         self.inner.pressure()
+    }
+
+    fn excess(&self, workspace: &str) -> Option<Excess> {
+        self.inner.excess(workspace)
     }
 
     fn trouble(&self) -> Option<String> {

@@ -21,7 +21,7 @@ pub mod trace;
 
 pub use client::{Call, Client, Following, Foreign, Patience, RawCall, Replies, Sender};
 pub use contract::{
-    Address, Broker, BrokerAdmin, Finding, HoldEnd, Inbox, InboxAddress, Limits, Naming, PoisonBound,
+    Address, Broker, BrokerAdmin, Excess, Finding, HoldEnd, Inbox, InboxAddress, Limits, Naming, PoisonBound,
     Pressure, Promise, Seen, SeenSubscription, Severity, Subscription, TopicSpec, Traits,
 };
 pub use counting::{Counting, Counts};

@@ -94,6 +94,7 @@ impl Losses {
             | Error::Unavailable { .. }
             | Error::Disk { .. }
             | Error::Log { .. }
+            | Error::LogUnopened { .. }
             | Error::TimedOut { .. }
             | Error::OutcomeUnknown { .. }
             | Error::QuestionLost { .. }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sluice_schema::Topic;
+use tokio_util::sync::CancellationToken;
 
 /// Names of message properties. All are text; foreign peers read only [`property::ID`].
 pub mod property {
@@ -30,6 +31,9 @@ pub mod property {
     /// Ours, on a pipeline message: whoever sent it was working on something that may have been worked on before, so this
     /// may have been sent before. Carried through every hop.
     pub const AGAIN: &str = "sluice-again";
+    /// Ours, on a message that is taken into a flow: how many times its bytes its stages make of it, about. What is yet to
+    /// come counts in the backlog from the start where the broker reads this.
+    pub const GROWTH: &str = "sluice-growth";
     /// Ours: identity of a pipeline message, stable across redeliveries and restarts.
     pub const MESSAGE_ID: &str = "sluice-message-id";
     /// Ours, on a parked message that travels as it is: the letter about it, see [`crate::letter`].
@@ -111,7 +115,8 @@ pub trait Settle: Send {
 }
 
 /// A message in somebody's hands, with the duty to settle it. Settling takes it by value, so twice does not compile;
-/// dropped unsettled, it comes back at once, counted as an attempt.
+/// dropped unsettled, it comes back at once, counted as an attempt unless whoever worked on it was told to stop
+/// ([`Delivery::cut_by`]).
 pub struct Delivery {
     /// The message.
     pub message: Message,
@@ -123,19 +128,20 @@ pub struct Delivery {
     /// How many times work on it began, this time included, where the broker notes that apart ([`crate::Inbox::begin`]).
     pub begun: Option<u32>,
     settle: Option<Box<dyn Settle>>,
+    cut: Option<CancellationToken>,
 }
 
 impl Delivery {
     /// A delivery that must be settled.
     #[must_use]
     pub fn new(message: Message, topic: Topic, attempt: u32, settle: Box<dyn Settle>) -> Self {
-        Self { message, topic, attempt, begun: None, settle: Some(settle) }
+        Self { message, topic, attempt, begun: None, settle: Some(settle), cut: None }
     }
 
     /// A delivery to a reader's own inbox: nothing to settle.
     #[must_use]
     pub fn unsettled(message: Message, topic: Topic) -> Self {
-        Self { message, topic, attempt: 1, begun: None, settle: None }
+        Self { message, topic, attempt: 1, begun: None, settle: None, cut: None }
     }
 
     /// Done: the broker forgets it. Does not wait; a crash right after may deliver it once more.
@@ -152,6 +158,14 @@ impl Delivery {
     /// time is not counted. For readers that took it and did not begin to work on it.
     pub fn untried(mut self, delay: Duration) {
         self.finish(Verdict::Untried(delay));
+    }
+
+    /// The same for a reader that this may tell to stop: dropped after that, it goes back untried, since work on it was cut and
+    /// did not fail.
+    #[must_use]
+    pub fn cut_by(mut self, stop: &CancellationToken) -> Self {
+        self.cut = Some(stop.clone());
+        self
     }
 
     /// The same with another one who takes the verdict, made of the one who took it so far. Nothing changes where there is
@@ -171,7 +185,8 @@ impl Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.finish(Verdict::Again(Duration::ZERO));
+        let is_cut = self.cut.as_ref().is_some_and(CancellationToken::is_cancelled);
+        self.finish(if is_cut { Verdict::Untried(Duration::ZERO) } else { Verdict::Again(Duration::ZERO) });
     }
 }
 

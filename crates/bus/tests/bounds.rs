@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sluice_bus::{
-    Address, Broker, BrokerAdmin, Config, Embedded, Error, Message, Subscription, TopicSpec, property,
+    Address, Broker, BrokerAdmin, Config, Embedded, Error, Excess, Message, Subscription, TopicSpec, property,
 };
 use sluice_schema::Topic;
 
@@ -119,6 +119,34 @@ async fn stopping_tells_everybody() {
     {
         assert!(matches!(told, Some(Error::Unavailable { .. })), "{told:?}");
     }
+}
+
+#[tokio::test]
+async fn of_a_backlog_the_workspace_and_its_flow_are_told_and_others_are_let_in() {
+    let broker = Embedded::open(Config { high_water_bytes: 4_000, ..Config::default() }).unwrap();
+    let made = async |name: &str| {
+        let topic = topic(name);
+        broker.ensure(&TopicSpec::with(topic.clone(), "worker")).await.unwrap();
+        topic
+    };
+    let (load, chunks) = (made("flow:tg:load:acme:f1").await, made("flow:tg:chunks:acme:f2").await);
+    let send = async |topic: &Topic, message: Message| {
+        broker.publish(&Address::Topic(topic.clone()), message).await.unwrap();
+    };
+    send(&load, Message::new(vec![b'x'; 1_000])).await;
+    assert_eq!((broker.excess("acme"), broker.examine().await.unwrap()), (None, Vec::new()));
+    // What its stages will make of it counts from the start.
+    send(&chunks, Message::new(vec![b'x'; 500]).with(property::GROWTH, "6")).await;
+    assert_eq!(broker.excess("other"), None);
+    let Some(Excess::Own { bytes, share_bytes, flow }) = broker.excess("acme") else { panic!("no excess") };
+    assert!(bytes > 4_000 && share_bytes == 3_000, "{bytes} {share_bytes}");
+    assert_eq!(flow.as_deref(), Some("f2"));
+    let found = broker.examine().await.unwrap();
+    assert_eq!(found.iter().map(|found| found.code).collect::<Vec<_>>(), ["backlog-high"]);
+    assert!(found[0].text.contains("workspace 'acme'") && found[0].text.contains("flow 'f2'"), "{found:?}");
+    assert_eq!(found[0].topic, Some(chunks.clone()), "so that only its workspace is told");
+    broker.remove(&TopicSpec::with(chunks, "worker")).await.unwrap();
+    assert_eq!((broker.excess("acme"), broker.examine().await.unwrap()), (None, Vec::new()));
 }
 
 #[tokio::test]

@@ -169,7 +169,12 @@ pub(crate) fn counted_for(at: &ScopedKey) -> &str {
 /// Keys of the size table that a value counts for: its type in its workspace, and the workspace.
 pub(crate) fn size_keys(at: &ScopedKey) -> [Vec<u8>; 2] {
     let workspace = counted_for(at);
-    [joined(&[workspace, &at.r#type]), joined(&[workspace, ""])]
+    [size_key(workspace, &at.r#type), size_key(workspace, "")]
+}
+
+/// The key of the size table for a type in a workspace; for all of the workspace with no type.
+pub(crate) fn size_key(workspace: &str, config_type: &str) -> Vec<u8> {
+    joined(&[workspace, config_type])
 }
 
 /// What is known of one key.

@@ -55,6 +55,21 @@ struct Seen {
     found: std::vec::IntoIter<Found>,
 }
 
+impl Reader {
+    /// How much is there of what is asked for, where one question may ask for much; what cannot be read is told by its answer.
+    pub(crate) async fn bytes(&self, read: &Read) -> usize {
+        let size_key = match read {
+            Read::Values { workspace, config_type } => layout::size_key(workspace, config_type),
+            Read::Dump { workspace } => layout::size_key(workspace, ""),
+            _ => return 0,
+        };
+        let found = self.tables.read(vec![Look::get(layout::SIZE, size_key)]).await;
+        let row = found.ok().and_then(|mut found| found.pop()).and_then(Found::into_value);
+        let size = row.and_then(|row| layout::Size::decode(&row)).unwrap_or_default();
+        usize::try_from(size.bytes).unwrap_or(usize::MAX)
+    }
+}
+
 impl Seen {
     fn value(&mut self) -> Option<Bytes> {
         self.found.next().and_then(Found::into_value)

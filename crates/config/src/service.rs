@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use sluice_bus::{Address, Message, TopicSpec};
 use sluice_schema::message::{self, ConfigPush, ConfigResponse};
 use sluice_schema::{Class, Exchange, Topic, wire};
-use sluice_sdk::{Backoff, Point, Process, owned, service::serve};
+use sluice_sdk::{Backoff, Point, Process, Responder, owned, service::serve};
 use tokio_util::sync::CancellationToken;
 
 use crate::hosting::{self, Hosting, SERVED_TIMEOUT};
@@ -109,13 +109,24 @@ impl Service {
         serve::<RawConfig, _, _>(&self.process, point, stop, move |body, responder| {
             let (service, door) = (service.clone(), door.clone());
             let asked = Asked { id: responder.id().to_owned(), is_repeated: responder.is_repeated() };
-            async move { service.answer(&door, body.get(), asked).await }
+            async move { service.answer(&door, body.get(), asked, &responder).await }
         })
     }
 
-    async fn answer(&self, door: &Door, body: &str, asked: Asked) -> Result<ConfigResponse, message::Error> {
+    async fn answer(
+        &self,
+        door: &Door,
+        body: &str,
+        asked: Asked,
+        responder: &Responder<RawConfig>,
+    ) -> Result<ConfigResponse, message::Error> {
         match request::parse(door, body)? {
-            Operation::Read(read, paging) => self.read(read, paging).await,
+            Operation::Read(read, paging) => {
+                let max = self.process.broker.limits().message_bytes_max;
+                // As rows, as an answer, and as its message.
+                responder.room(self.reader.bytes(&read).await.min(max).saturating_mul(3)).await?;
+                self.read(read, paging).await
+            }
             Operation::Write(write) => self.write(Write { asked: Some(asked), ..write }).await,
         }
     }

@@ -94,8 +94,8 @@ pub async fn move_to(tables: &dyn Tables, url: &str) -> Result<()> {
 pub async fn connect(url: &str, settings: &Settings, tables: Arc<dyn Tables>) -> Result<Arc<dyn Blobs>> {
     let scheme = url.split_once("://").map(|(scheme, _)| scheme);
     if !scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) {
-        let reason =
-            format!("'{url}' is no address of an object store; it should look like s3://bucket/folder");
+        // It is not repeated: it may hold a key.
+        let reason = "the object store's address should look like s3://bucket/folder".to_owned();
         return Err(Error::Refused { reason });
     }
     Ok(Arc::new(ObjectBlobs::open(url, settings, tables).await?))

@@ -99,19 +99,39 @@ impl ObjectBlobs {
 /// The object store that an address names, the folder in it, and the address for people.
 fn locate(url: &str, settings: &Settings) -> Result<(AmazonS3, Path, String)> {
     let refused = |reason: String| Error::Refused { reason };
-    let parsed = Url::parse(url).map_err(|error| refused(format!("'{url}' cannot be read: {error}")))?;
+    // What cannot be read is not repeated: it may hold a key.
+    let parsed = Url::parse(url)
+        .map_err(|error| refused(format!("the object store's address cannot be read: {error}")))?;
     let bucket = parsed.host_str().unwrap_or_default();
-    if bucket.is_empty() || !parsed.username().is_empty() || parsed.password().is_some() {
+    if bucket.is_empty() || parsed.port().is_some() || holds_more(&parsed) {
         return Err(refused(
             "an object store's address looks like s3://bucket/folder, with keys given beside it".to_owned(),
         ));
     }
-    let folder = Path::from_url_path(parsed.path())
-        .map_err(|error| refused(format!("'{url}' names no folder: {error}")))?;
+    if let Some(endpoint) = &settings.endpoint {
+        let parsed = Url::parse(endpoint)
+            .map_err(|error| refused(format!("the object store's endpoint cannot be read: {error}")))?;
+        let is_torn = parsed.path().contains('@');
+        if !matches!(parsed.scheme(), "http" | "https") || holds_more(&parsed) || is_torn {
+            return Err(refused(
+                "an object store's endpoint looks like http://host:9000, with keys given beside it"
+                    .to_owned(),
+            ));
+        }
+    }
+    let folder = Path::from_url_path(parsed.path()).map_err(|_| {
+        refused("the object store's address names no folder: one of its parts is empty or no text".to_owned())
+    })?;
     let at = settings.endpoint.as_ref().map(|endpoint| format!(" on {endpoint}")).unwrap_or_default();
     let address = format!("s3://{bucket}/{folder}{at}");
     let store = client(bucket, settings).map_err(|error| refused(format!("{address}: {error}")))?;
     Ok((store, folder, address))
+}
+
+/// Whether an address holds more than a place.
+fn holds_more(url: &Url) -> bool {
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    has_user || url.query().is_some() || url.fragment().is_some()
 }
 
 fn client(bucket: &str, settings: &Settings) -> Result<AmazonS3, Box<dyn std::error::Error>> {

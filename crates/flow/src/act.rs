@@ -66,6 +66,16 @@ pub(crate) enum Error {
         /// Their topic.
         topic: Topic,
     },
+    /// The broker has no room for what is left.
+    #[error(
+        "{doing}: {source}; the stop goes on once there is room; a stop with drain \"discard\" (`sluice flow stop ID --drain discard`) needs none, and loses what still waits in the flow's queues"
+    )]
+    NoRoomToPark {
+        /// What was attempted.
+        doing: String,
+        /// Why not.
+        source: sluice_bus::Error,
+    },
     /// It took too long.
     #[error("a step took longer than {within_s} s")]
     TimedOut {
@@ -99,7 +109,7 @@ impl Error {
                 kind != message::Error::OUTCOME_UNKNOWN && kind != message::Error::CONFIG_UNAVAILABLE
             }
             Self::Config { .. } => false,
-            Self::NoDeadLetters { .. } | Self::TimedOut { .. } => false,
+            Self::NoDeadLetters { .. } | Self::NoRoomToPark { .. } | Self::TimedOut { .. } => false,
         }
     }
 }
@@ -223,8 +233,13 @@ impl Hands {
         queue: &Leftover,
     ) -> Result<(String, u64), Error> {
         let (topic, name) = (&queue.topic, &queue.subscription);
-        let failed =
-            |source| Error::Bus { doing: format!("parking what is left of {topic} / {name}"), source };
+        let failed = |source| {
+            let doing = format!("parking what is left of {topic} / {name}");
+            match source {
+                sluice_bus::Error::Disk { .. } => Error::NoRoomToPark { doing, source },
+                source => Error::Bus { doing, source },
+            }
+        };
         let to =
             Subscription::Shared { topic: topic.clone(), name: name.clone(), prefetch: PARK_WINDOW.into() };
         let inbox = self.broker.subscribe(&to).await.map_err(failed)?;

@@ -77,11 +77,12 @@ pub(crate) enum Refusal {
     )]
     Repeated,
     /// The drain is not understood.
-    #[error(
-        "drain '{0}' is not understood; use \"20s\", \"500ms\", \"2m\", a number of seconds up to 86400, or \"discard\""
-    )]
+    #[error("drain '{0}' is not understood; use {known}", known = DRAINS)]
     Drain(String),
 }
+
+/// What a drain can be.
+pub(crate) const DRAINS: &str = r#""20s", "500ms", "2m", a number of seconds up to 86400, or "discard""#;
 
 /// Which request it is, as the broker hands it out.
 #[derive(Debug, Clone, Copy)]

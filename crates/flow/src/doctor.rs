@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_bus::{PoisonBound, Seen, Severity};
 use sluice_schema::message::Finding;
-use sluice_schema::{Class, Topic, WorkspaceId, record, system, wire};
+use sluice_schema::{Class, Topic, WorkspaceId, doors, record, system, wire};
 
 use crate::audit::strangers;
 use crate::board::Board;
@@ -317,12 +317,8 @@ fn broker(looked: &Looked<'_>, found: &mut Vec<Found>) {
 impl Looked<'_> {
     /// Whether a topic is this workspace's or no live workspace's.
     fn may_tell(&self, topic: &Topic) -> bool {
-        let of_system = system::owner_of(topic).and_then(|owner| owner.workspace);
-        let mut parts = topic.name().rsplit(':').skip(1);
-        let workspace = match &of_system {
-            Some(workspace) => Some(workspace.as_str()),
-            None => parts.next(),
-        };
-        workspace.is_none_or(|at| at == self.workspace.as_str() || !self.records.workspaces.contains_key(at))
+        let of = doors::whose(topic).map(|(workspace, _)| workspace);
+        let is_live = |at: &WorkspaceId| self.records.workspaces.contains_key(at.as_str());
+        of.is_none_or(|at| at.as_str() == self.workspace.as_str() || !is_live(&at))
     }
 }

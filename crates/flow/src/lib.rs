@@ -39,6 +39,14 @@ use tokio::sync::{Mutex, Notify};
 
 pub use board::{Phase, QueueVerdict, Report};
 
+/// Checks a drain as requests give it, for whoever asks people for one.
+///
+/// # Errors
+/// What a drain can be.
+pub fn check_drain(text: &str) -> Result<(), String> {
+    decide::drain(Some(text), Duration::ZERO).map(drop).map_err(|_| format!("use {}", decide::DRAINS))
+}
+
 /// What the service is made of.
 pub struct Parts {
     /// The process it runs in.

@@ -200,6 +200,9 @@ pub struct Recorded<T> {
 /// An entry's place: workspace, processor, variant.
 pub type EntryKey = (Arc<str>, Arc<str>, Arc<str>);
 
+/// Texts by workspace and name; why, where one cannot be read.
+pub type Texts = BTreeMap<FlowKey, Result<Arc<str>, String>>;
+
 /// All that config holds about flows, in one snapshot.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Records {
@@ -216,9 +219,9 @@ pub struct Records {
     /// Counters of shared sections, by workspace and blueprint.
     pub shared: BTreeMap<FlowKey, Recorded<Named>>,
     /// Blueprints, by workspace and name; why, where one cannot be read.
-    pub blueprints: BTreeMap<FlowKey, Result<Arc<str>, String>>,
+    pub blueprints: Texts,
     /// Parameter types, by workspace and name; why, where one cannot be read.
-    pub parameter_types: BTreeMap<FlowKey, Result<Arc<str>, String>>,
+    pub parameter_types: Texts,
     /// Number of the last decision.
     pub ledger: Option<Recorded<i64>>,
     /// What the service that acts last told of flows that are not simply up: never an input of a plan.
@@ -267,7 +270,9 @@ impl Records {
         version: i64,
         naming: Naming,
     ) {
-        let as_is = || text.map(|text| text.map(Into::into).map_err(str::to_owned));
+        let as_is = |known: &Texts| {
+            text.map(|text| text.map(|text| same_as_template(known, key, text)).map_err(str::to_owned))
+        };
         let is_ours = workspace == record::FLOWS;
         let own = || FlowKey::read(key);
         match kind {
@@ -281,10 +286,12 @@ impl Records {
             }
             record::FLOW => put(&mut self.flows, Some(FlowKey::new(workspace, key)), read(text, version)),
             record::BLUEPRINT => {
-                put(&mut self.blueprints, Some(FlowKey::new(workspace, key)), as_is());
+                let text = as_is(&self.blueprints);
+                put(&mut self.blueprints, Some(FlowKey::new(workspace, key)), text);
             }
             record::PARAMETER_TYPE => {
-                put(&mut self.parameter_types, Some(FlowKey::new(workspace, key)), as_is());
+                let text = as_is(&self.parameter_types);
+                put(&mut self.parameter_types, Some(FlowKey::new(workspace, key)), text);
             }
             _ => {
                 if let Some(processor) = kind.strip_prefix(record::PROCESSOR_PREFIX) {
@@ -297,6 +304,14 @@ impl Records {
                 }
             }
         }
+    }
+}
+
+/// A text to keep. Each workspace begins with a copy of the template, which is kept once.
+fn same_as_template(known: &Texts, key: &str, text: &str) -> Arc<str> {
+    match known.get(&FlowKey::new(record::TEMPLATE, key)) {
+        Some(Ok(template)) if **template == *text => template.clone(),
+        _ => text.into(),
     }
 }
 
@@ -350,4 +365,21 @@ pub(crate) fn unchanged<T>(at: ScopedKey, read: Option<&Recorded<T>>) -> Expecta
 
 pub(crate) fn expect(at: ScopedKey, version: i64) -> Expectation {
     Expectation { workspace: at.workspace, r#type: at.r#type, key: at.key, version }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_the_template_is_kept_once() {
+        let mut records = Records::default();
+        let value =
+            |workspace: &str, text: &str| sluice_sdk::config::value(workspace, record::BLUEPRINT, "b", text);
+        let values = vec![value(record::TEMPLATE, "{}"), value("a", "{}"), value("b", "{\"other\": 1}")];
+        records.take(Page { is_whole: true, values, ..Page::default() }, Naming::IDENTIFIERS);
+        let text = |workspace: &str| records.blueprints[&FlowKey::new(workspace, "b")].clone().unwrap();
+        assert!(Arc::ptr_eq(&text(record::TEMPLATE), &text("a")));
+        assert_eq!(&*text("b"), "{\"other\": 1}");
+    }
 }

@@ -112,9 +112,17 @@ impl Error {
             Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::TOO_LARGE => {
                 message::Error::TOO_LARGE
             }
+            Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::CONFIG_UNAVAILABLE => {
+                message::Error::CONFIG_UNAVAILABLE
+            }
             _ => "flow-error",
         };
         let text = match &self {
+            Self::Config(ConfigError::Refused { message: text, .. })
+                if kind == message::Error::CONFIG_UNAVAILABLE =>
+            {
+                text.clone()
+            }
             Self::Config(ConfigError::Refused { kind, message }) => format!("{kind}: {message}"),
             Self::Config(ConfigError::Conflict(_)) => Self::Contended.to_string(),
             Self::Config(ConfigError::Bus(error)) => {

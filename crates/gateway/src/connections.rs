@@ -1,13 +1,16 @@
 //! Every open connection, and how far its peer has shown who it is.
 //!
 //! A connection costs little until a credential has been accepted on it, and gives way: where a bound is reached, the oldest
-//! connection of the address that has most of that stage is closed in favour of the new one. So a flood of peers that never
+//! connection of the address that has most of that stage is closed in favour of the new one, and among addresses that have
+//! equally many the oldest of all. So a flood of peers that never
 //! show a credential pushes out itself, not those who have one.
 //!
-//! **Invariant: a connection on which a credential was accepted gives way only while it is idle, and last.** A few places are
+//! **Invariant: a connection on which a credential was accepted gives way only while it is idle, and last.** So does one with a
+//! credential that was accepted before, while it is asked whether it still is. A few places are
 //! kept back for health checks, which are answered also when nothing gives way.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -96,23 +99,74 @@ struct Table {
 struct Members {
     count: usize,
     by_address: HashMap<IpAddr, BTreeMap<u64, Arc<Connection>>>,
+    /// Every address by how many it has, then by its oldest, last to first: under a flood each new connection asks for it.
+    busiest: BTreeSet<Rank>,
+}
+
+type Rank = (usize, Reverse<u64>, IpAddr);
+
+fn rank(address: IpAddr, own: &BTreeMap<u64, Arc<Connection>>) -> Option<Rank> {
+    own.keys().next().map(|oldest| (own.len(), Reverse(*oldest), address))
 }
 
 impl Members {
+    fn insert(&mut self, connection: &Arc<Connection>) {
+        let address = connection.address;
+        let own = self.by_address.entry(address).or_default();
+        if let Some(before) = rank(address, own) {
+            self.busiest.remove(&before);
+        }
+        own.insert(connection.id, connection.clone());
+        self.busiest.extend(rank(address, own));
+        self.count += 1;
+    }
+
+    /// Takes a connection out, if it is in.
+    fn remove(&mut self, connection: &Connection) -> bool {
+        let address = connection.address;
+        let Some(own) = self.by_address.get_mut(&address) else { return false };
+        let before = rank(address, own);
+        if own.remove(&connection.id).is_none() {
+            return false;
+        }
+        if let Some(before) = before {
+            self.busiest.remove(&before);
+        }
+        match rank(address, own) {
+            Some(now) => {
+                self.busiest.insert(now);
+            }
+            None => {
+                self.by_address.remove(&address);
+                give_back(&mut self.by_address);
+            }
+        }
+        self.count -= 1;
+        true
+    }
+
     fn oldest_of(&self, address: IpAddr) -> Option<Arc<Connection>> {
         self.by_address.get(&address)?.values().next().cloned()
     }
 
-    /// The oldest of the address that has most.
+    /// The oldest of the address that has most; of several, the oldest.
     fn oldest_of_the_busiest(&self) -> Option<Arc<Connection>> {
-        let busiest = self.by_address.values().max_by_key(|members| members.len())?;
-        busiest.values().next().cloned()
+        let (_, _, address) = self.busiest.last()?;
+        self.oldest_of(*address)
     }
 
     fn idle(&self, address: Option<IpAddr>) -> Option<Arc<Connection>> {
         let all = self.by_address.iter().filter(|(own, _)| address.is_none_or(|address| address == **own));
         let idle = all.flat_map(|(_, members)| members.values()).filter(|one| one.is_idle());
         idle.min_by_key(|one| one.since_ms.load(Ordering::Relaxed)).cloned()
+    }
+}
+
+/// Gives memory back that a flood needed.
+fn give_back<V>(table: &mut HashMap<IpAddr, V>) {
+    const KEPT: usize = 64;
+    if table.capacity() > KEPT && table.len() < table.capacity() / 8 {
+        table.shrink_to(KEPT.max(2 * table.len()));
     }
 }
 
@@ -157,6 +211,12 @@ impl Connections {
         Some(Place(connection))
     }
 
+    /// How many have a place.
+    pub(crate) fn len(&self) -> usize {
+        let table = self.lock();
+        table.total + table.stages[Stage::Reserve as usize].count
+    }
+
     /// Closes some connections that give way, for a process that is out of files.
     pub(crate) fn shed(&self, count: usize) {
         let mut table = self.lock();
@@ -192,9 +252,7 @@ impl Connections {
     }
 
     fn insert(&self, table: &mut Table, connection: &Arc<Connection>, stage: Stage) {
-        let members = &mut table.stages[stage as usize];
-        members.count += 1;
-        members.by_address.entry(connection.address).or_default().insert(connection.id, connection.clone());
+        table.stages[stage as usize].insert(connection);
         if stage != Stage::Reserve {
             table.total += 1;
             *table.by_address.entry(connection.address).or_default() += 1;
@@ -206,21 +264,16 @@ impl Connections {
     /// Takes a connection out, if it is still in.
     fn remove(&self, table: &mut Table, connection: &Connection) -> bool {
         let stage = connection.stage();
-        let members = &mut table.stages[stage as usize];
-        let Some(own) = members.by_address.get_mut(&connection.address) else { return false };
-        if own.remove(&connection.id).is_none() {
+        if !table.stages[stage as usize].remove(connection) {
             return false;
         }
-        if own.is_empty() {
-            members.by_address.remove(&connection.address);
-        }
-        members.count -= 1;
         if stage != Stage::Reserve {
             table.total -= 1;
             if let Some(count) = table.by_address.get_mut(&connection.address) {
                 *count -= 1;
                 if *count == 0 {
                     table.by_address.remove(&connection.address);
+                    give_back(&mut table.by_address);
                 }
             }
         }
@@ -471,6 +524,39 @@ mod tests {
         assert!(!is_evicted(&held));
         assert!(late.iter().any(|place| !is_evicted(place)));
         assert_eq!(all.lock().total, 8);
+    }
+
+    /// Whoever is being authenticated came a moment ago, and those who only guess came before.
+    #[test]
+    fn of_addresses_with_one_connection_each_the_oldest_gives_way() {
+        let all = connections();
+        let places: Vec<_> = (0..30).map(|host| all.admit(peer(host)).unwrap()).collect();
+        let left: Vec<_> = (0..30).filter(|n| !is_evicted(&places[*n])).collect();
+        assert_eq!(left, (22..30).collect::<Vec<_>>());
+        for place in &places[22..] {
+            place.0.enter(Stage::Stranger);
+        }
+        let left: Vec<_> = (0..30).filter(|n| !is_evicted(&places[*n])).collect();
+        assert_eq!(left, [27, 28, 29]);
+        // One that has two gives way before, whenever it came.
+        let second = all.admit(peer(29)).unwrap();
+        second.0.enter(Stage::Stranger);
+        let third = all.admit(peer(40)).unwrap();
+        third.0.enter(Stage::Stranger);
+        assert!(!is_evicted(&places[28]) && is_evicted(&places[29]) && !is_evicted(&second));
+    }
+
+    #[test]
+    fn what_a_flood_of_addresses_needed_is_given_back() {
+        let bounds = Bounds { total: 4_000, heads: 4_000, ..BOUNDS };
+        let all = Connections::new(bounds, Vec::new(), Metrics::register(&sluice_sdk::Metrics::default()));
+        let peer = |n: u32| SocketAddr::from((std::net::Ipv4Addr::from(n), 1_000));
+        let places: Vec<_> = (0..20_000).map(|n| all.admit(peer(n)).unwrap()).collect();
+        assert_eq!(all.lock().by_address.len(), 4_000);
+        drop(places);
+        let table = all.lock();
+        assert!(table.by_address.capacity() < 200 && table.stages[0].by_address.capacity() < 200);
+        assert!(table.stages.iter().all(|members| members.busiest.is_empty()));
     }
 
     #[test]

@@ -37,6 +37,11 @@ const BODY_READERS_MAX: usize = 2;
 /// Refused bodies of strangers that are read to their end, so that their senders see why.
 const STRANGERS_LINGERING_MAX: usize = 64;
 
+/// The interface that takes in texts, and how many times its bytes what becomes of one takes while it waits: some six were
+/// seen.
+const TEXT_LOAD: &str = "text-load";
+const TEXT_GROWTH: &str = "6";
+
 /// What both doors share.
 pub(crate) struct Hall {
     pub(crate) options: Options,
@@ -258,7 +263,7 @@ impl Hall {
         let asked = encode(service, &mut call, caller)?;
         let question = Message::new(asked.body.clone()).with(property::TRACE, &call.origin.request_id);
         if is_ingress(operation) {
-            self.check_pressure()?;
+            self.check_pressure(&workspace)?;
         }
         let source = match call.flow {
             None => Box::pin(self.ask_service(asked, &services, question, call.door)).await?,
@@ -397,6 +402,10 @@ impl Hall {
         let stopped = flow_error("flow stopped".to_owned());
         if asked.service().door == api::Door::Send {
             let inlet = found.inlet.clone().ok_or_else(unsupported)?;
+            let question = match interface {
+                TEXT_LOAD => question.with(property::GROWTH, TEXT_GROWTH),
+                _ => question,
+            };
             let sent = doors.gone.run_until_cancelled(self.hand_in(inlet, question));
             return Box::pin(sent).await.ok_or(stopped)?.map(|()| Source::Accepted);
         }
@@ -470,13 +479,15 @@ impl Hall {
         }
     }
 
-    fn check_pressure(&self) -> Result<(), Refusal> {
-        match self.process.broker.pressure() {
-            Some(pressure) if pressure.disk_full => Err(Refusal::bus_unavailable(&*self.process.broker)),
-            Some(pressure) if pressure.is_high() => {
-                Err(Refusal::Overloaded("the flows have more queued than they may; try again in a moment"))
-            }
-            _ => Ok(()),
+    /// Whether a workspace may bring in new work.
+    fn check_pressure(&self, workspace: &str) -> Result<(), Refusal> {
+        let broker = &*self.process.broker;
+        if broker.pressure().is_some_and(|pressure| pressure.disk_full) {
+            return Err(Refusal::bus_unavailable(broker));
+        }
+        match broker.excess(workspace) {
+            Some(excess) => Err(Refusal::backlogged(workspace, &excess)),
+            None => Ok(()),
         }
     }
 
@@ -504,6 +515,7 @@ impl Hall {
             Error::Unavailable { .. }
             | Error::Disk { .. }
             | Error::Log { .. }
+            | Error::LogUnopened { .. }
             | Error::InUse { .. }
             | Error::Held { .. }
             | Error::HoldLost { .. } => Refusal::bus_unavailable(&*self.process.broker),
@@ -584,7 +596,7 @@ pub(crate) fn encode(
 fn is_ingress(operation: &Operation) -> bool {
     matches!(
         (operation.kind, operation.name),
-        (Kind::FlowService, "text-load" | "document-load")
+        (Kind::FlowService, TEXT_LOAD | "document-load")
             | (
                 Kind::Service("librarian"),
                 "add-document" | "add-child-document" | "add-processing" | "upload-chunk"

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use serde_json::{Map, Value};
-use sluice_schema::message::IamRequest;
+use sluice_schema::message::{self, IamRequest};
 use sluice_schema::operation::{self, Kind};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -34,7 +34,7 @@ use crate::forwarded;
 use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{self, Credential, Identity, Origin};
 use crate::listener::Peer;
-use crate::refusal::{Refusal, TurnedAway};
+use crate::refusal::{self, Refusal, TurnedAway};
 use crate::shares::Share;
 use crate::socket;
 
@@ -179,7 +179,11 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, mut request: Requ
         Ok(part)
     };
     match entered.await {
-        Ok(part) => json_of(&part.reply.body, part.held),
+        Ok(part) => {
+            let is_for_later = part.reply.error.as_ref().is_some_and(message::Error::is_store_unavailable);
+            let response = json_of(&part.reply.body, part.held);
+            if is_for_later { refusal::repaired_first(response) } else { response }
+        }
         Err(refusal) => refuse(hall, refusal, body, &origin).await,
     }
 }

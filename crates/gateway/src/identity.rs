@@ -17,7 +17,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 
 use crate::cache::Cache;
-use crate::connections::{self, Connection};
+use crate::connections::{self, Connection, Stage};
 use crate::metrics::Metrics;
 use crate::refusal::{IAM_UNAVAILABLE, Refusal};
 use crate::tries::Tries;
@@ -92,6 +92,15 @@ impl Origin {
     /// The address as limits see it.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         self.client.map(connections::network)
+    }
+
+    /// A credential that was accepted before came on this connection, which does not give way to strangers while it is asked
+    /// whether it still is. The connection with the stage to go back to, if it was a stranger's.
+    fn recognised(&self) -> Option<(&Arc<Connection>, Stage)> {
+        let connection = self.connection.as_ref().filter(|connection| !connection.is_known())?;
+        let stage = connection.stage();
+        connection.known();
+        Some((connection, stage))
     }
 
     /// A credential was accepted on this connection.
@@ -198,7 +207,14 @@ impl Gatekeeper {
         let identity = match self.known.get(&digest) {
             Some(identity) => identity,
             // In a box, as is all that calls wait for seldom: the future of a call is moved and allocated with each one.
-            None => Box::pin(self.resolve(token, digest, origin)).await?,
+            None => {
+                let was = self.accepted_before.get(&digest).and_then(|()| origin.recognised());
+                let resolved = Box::pin(self.resolve(token, digest, origin)).await;
+                if let (Err(_), Some((connection, stage))) = (&resolved, was) {
+                    connection.enter(stage);
+                }
+                resolved?
+            }
         };
         origin.known();
         Ok(identity)
@@ -458,6 +474,7 @@ pub(crate) fn cannot_ask(error: &Error, broker: &dyn Broker) -> Refusal {
         Error::Unavailable { .. }
         | Error::Disk { .. }
         | Error::Log { .. }
+        | Error::LogUnopened { .. }
         | Error::InUse { .. }
         | Error::Held { .. }
         | Error::HoldLost { .. }

@@ -51,6 +51,12 @@ const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Connections that are closed where no file is left for a new one.
 const SHED: usize = 16;
 
+/// Connections that gave way and have not ended yet, and how long their end is waited for before another is accepted. The
+/// rest waits unaccepted, which costs next to nothing; but whoever waits there waits behind all others, so there are many.
+const LEAVING_MAX: usize = 1_024;
+const LEAVE_PAUSE: Duration = Duration::from_millis(1);
+const LEAVE_LOOKS_MAX: usize = 10;
+
 /// Connections beside all others that are answered health checks, and how long the head of one may take.
 const RESERVE: usize = 32;
 const RESERVE_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -144,6 +150,10 @@ pub(crate) async fn serve(listener: Listener, hall: &Arc<Hall>, cut_off: &Cancel
                 let Some(place) = connections.admit(peer) else { continue };
                 let one = attend(tcp, place, server.clone());
                 hall.process.tasks.spawn("gateway/connection", open.track_future(one));
+                let mut looks = 0..LEAVE_LOOKS_MAX;
+                while open.len() > connections.len() + LEAVING_MAX && looks.next().is_some() {
+                    hall.stop.run_until_cancelled(tokio::time::sleep(LEAVE_PAUSE)).await;
+                }
             }
             Err(error) => {
                 failures.log(&error);
@@ -206,7 +216,6 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
         Stage::Reserve => RESERVE_HEADER_TIMEOUT.min(server.deadlines.head),
         _ => server.deadlines.head,
     };
-    let local = tcp.local_addr().ok();
     // Until something comes, not even a buffer is needed.
     let mut first = [0];
     let spoke = tokio::select! {
@@ -217,10 +226,18 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
     if !matches!(spoke, Ok(Ok(1))) {
         return;
     }
+    // In a box, so that those that say nothing are small.
+    Box::pin(hear(tcp, place, server, first[0], head_timeout)).await;
+}
+
+/// Serves a connection that has begun to speak.
+async fn hear(tcp: TcpStream, place: Place, server: Arc<Server>, first: u8, head_timeout: Duration) {
+    let connection = place.connection().clone();
+    let local = tcp.local_addr().ok();
     if server.tls.is_some() {
         connection.enter(Stage::Head);
         // A handshake begins with a byte of no letter.
-        if first[0].is_ascii_uppercase() {
+        if first.is_ascii_uppercase() {
             turned_away(&server, &connection, UNREADABLE);
             return refuse_clear(tcp).await;
         }
@@ -244,7 +261,7 @@ async fn attend(tcp: TcpStream, place: Place, server: Arc<Server>) {
     }
     connection.enter(Stage::Stranger);
     let peer = Peer { remote: connection.peer, local };
-    serve_http(Stream::new(wire, head.freeze(), place), connection, peer, server).await;
+    Box::pin(serve_http(Stream::new(wire, head.freeze(), place), connection, peer, server)).await;
 }
 
 /// Logs that a peer is turned away before there is a request of it.

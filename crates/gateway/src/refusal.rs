@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use sluice_bus::Broker;
+use sluice_bus::{Broker, Excess};
 use sluice_schema::message;
 
 /// Seconds after which a caller that was told to come later may try again.
@@ -17,6 +17,9 @@ const RETRY_AFTER_REPAIR_SECONDS: &str = "2";
 pub(crate) const BUS_UNAVAILABLE: &str = "bus-unavailable";
 /// The type of a call that failed because the identity service is away.
 pub(crate) const IAM_UNAVAILABLE: &str = "iam-unavailable";
+
+/// The type of an answer over HTTP to new work of which too much waits already.
+const BACKLOG_HIGH: &str = "backlog-high";
 
 /// The type of the answer of a process on which nobody should rely, although it answers.
 pub(crate) const PROCESS_TROUBLED: &str = "process-troubled";
@@ -52,6 +55,8 @@ pub(crate) enum Refusal {
     Late,
     /// A bound is reached; the same call may succeed later.
     Overloaded(&'static str),
+    /// The same for new work, in words about what waits.
+    Backlogged(String),
     /// Too many credentials that were not accepted came from one address.
     TooManyTries,
     /// The connection has a place for health checks only.
@@ -92,6 +97,23 @@ impl Refusal {
         Self::CannotAsk { kind: BUS_UNAVAILABLE, reason: reason.into() }
     }
 
+    /// More waits in flows than may.
+    pub(crate) fn backlogged(workspace: &str, excess: &Excess) -> Self {
+        let mib = |bytes: &u64| bytes >> 20;
+        Self::Backlogged(match excess {
+            Excess::Whole => {
+                "the flows have more queued than they may, all workspaces together; try again in a moment"
+                    .to_owned()
+            }
+            Excess::Own { bytes, share_bytes, flow } => format!(
+                "the flows of workspace '{workspace}' have more queued than they may: {} of {} MiB, most in flow '{}'; try again in a moment",
+                mib(bytes),
+                mib(share_bytes),
+                flow.as_deref().unwrap_or_default()
+            ),
+        })
+    }
+
     /// The broker refuses what this process asks of it: a permission was taken away, or a limit is reached.
     pub(crate) const fn bus_refuses() -> Self {
         let reason = "the message broker refuses what the gateway asks of it; the gateway's log says why (permissions, limits); try again later";
@@ -123,6 +145,7 @@ impl Refusal {
             Self::TooManyValues => ("too-large", TOO_MANY_VALUES),
             Self::Late => ("request-error", LATE),
             Self::Overloaded(what) => ("gateway-overloaded", *what),
+            Self::Backlogged(text) => return message::Error::new("gateway-overloaded", text),
             Self::TooManyTries => ("gateway-overloaded", TOO_MANY_TRIES),
             Self::Crowded => ("gateway-overloaded", CROWDED),
             Self::CannotAsk { kind, reason } => (*kind, &**reason),
@@ -139,7 +162,9 @@ impl Refusal {
             Self::InvalidJson | Self::NotAnObject | Self::BadRequest => Some(UNREADABLE),
             Self::TooLarge { .. } | Self::TooManyValues => Some("what it sends is too large"),
             Self::Late => Some("it does not finish what it sends"),
-            Self::Overloaded(_) | Self::TooManyTries | Self::Crowded => Some("it asks for too much at once"),
+            Self::Overloaded(_) | Self::Backlogged(_) | Self::TooManyTries | Self::Crowded => {
+                Some("it asks for too much at once")
+            }
             Self::MissingOperation
             | Self::UnknownOperation
             | Self::UnknownKind
@@ -220,6 +245,10 @@ impl Refusal {
             Self::Overloaded(what) => {
                 later(rejected(StatusCode::TOO_MANY_REQUESTS, what), RETRY_AFTER_SECONDS)
             }
+            Self::Backlogged(text) => {
+                let body = crate::http::json(&json!({"error": text, "type": BACKLOG_HIGH}));
+                later((StatusCode::TOO_MANY_REQUESTS, body).into_response(), RETRY_AFTER_SECONDS)
+            }
             Self::TooManyTries => {
                 later(rejected(StatusCode::TOO_MANY_REQUESTS, TOO_MANY_TRIES), RETRY_AFTER_SECONDS)
             }
@@ -243,6 +272,12 @@ impl Refusal {
             }
         }
     }
+}
+
+/// The answer of a service whose store takes nothing: the same call may succeed once there is room again.
+pub(crate) fn repaired_first(mut answer: Response) -> Response {
+    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    later(answer, RETRY_AFTER_REPAIR_SECONDS)
 }
 
 fn later(mut response: Response, seconds: &'static str) -> Response {

@@ -11,7 +11,7 @@ use sluice_schema::ceilings::{self, json_bytes};
 use sluice_schema::message::{Error, Expectation, ScopedKey, WorkspaceInput, WorkspaceRecord};
 use sluice_schema::{WorkspaceId, record, wire};
 use sluice_sdk::{Apply, ConfigClient, ConfigError, Position, Process, config};
-use sluice_store::{Batch, Found, KeyRange, Read, Tables};
+use sluice_store::{Batch, ErrorKind, Found, KeyRange, Read, Tables};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -115,7 +115,12 @@ impl From<Failed> for Error {
             _ => failed.to_string(),
         };
         tracing::error!(error = told, "a workspace could not be kept");
-        Self::new("internal-error", told)
+        let kind = match &failed {
+            Failed::Store(error) if error.kind() == ErrorKind::Unavailable => Self::STORE_UNAVAILABLE,
+            Failed::Config(ConfigError::Refused { kind, .. }) if kind == Self::CONFIG_UNAVAILABLE => kind,
+            _ => "internal-error",
+        };
+        Self::new(kind, told)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use sluice_schema::message;
 use sluice_sdk::ConfigError;
+use sluice_store::ErrorKind;
 
 /// A failed library call.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,10 @@ impl Error {
             Self::Request(_) => return message::Error::new("request-error", self.to_string()),
             Self::NotFound(_) => return message::Error::new("not-found", self.to_string()),
             Self::Exists(_) => return message::Error::new("unexpected-error", self.to_string()),
+            Self::Store(error) if error.kind() == ErrorKind::Unavailable => message::Error::STORE_UNAVAILABLE,
+            Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::CONFIG_UNAVAILABLE => {
+                kind
+            }
             Self::Store(_) | Self::Config(_) | Self::Bus(_) | Self::Damaged { .. } => "unexpected-error",
         };
         let cause = cause(&self);
@@ -67,4 +72,19 @@ pub(crate) fn cause(error: &dyn std::error::Error) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_takes_nothing_has_a_type_of_its_own() {
+        let full = sluice_store::Error::Disk { folder: "d".to_owned(), reason: "full".to_owned() };
+        let told = Error::Store(full).told("add-document", None);
+        assert_eq!(told.r#type, "store-unavailable");
+        assert!(told.message.contains("disk of 'd' is full"), "{told:?}");
+        let damaged = sluice_store::Error::Damaged { what: "a row".to_owned(), reason: "torn".to_owned() };
+        assert_eq!(Error::Store(damaged).told("add-document", None).r#type, "unexpected-error");
+    }
 }

@@ -52,7 +52,7 @@ impl Librarian {
         let outcome = if operation == "stream-document" {
             self.stream(workspace, &request, &responder).await
         } else {
-            self.call(workspace, request, responder.trace()).await
+            self.call(workspace, request, &responder).await
         };
         outcome.map_err(|error| error.told(&operation, responder.trace()))
     }
@@ -61,9 +61,9 @@ impl Librarian {
         &self,
         workspace: &str,
         mut request: Request,
-        trace: Option<&str>,
+        responder: &Responder<exchange::Librarian>,
     ) -> Result<Response, Error> {
-        let ok = Response::default();
+        let (ok, trace) = (Response::default(), responder.trace());
         // The text goes as soon as its bytes are there: documents are large.
         let content = match std::mem::take(&mut request.content) {
             text if text.is_empty() => Bytes::new(),
@@ -103,7 +103,7 @@ impl Librarian {
             }
             "get-document-content" => {
                 let found = self.documents.get(workspace, id).await?.is;
-                Response { content: self.whole(workspace, &found).await?, ..ok }
+                Response { content: self.whole(workspace, &found, responder).await?, ..ok }
             }
             "list-documents" => {
                 let page = self.page(&request);
@@ -177,7 +177,12 @@ impl Librarian {
         self.documents.add_child(workspace, metadata, content, collection).await
     }
 
-    async fn whole(&self, workspace: &str, document: &Document) -> Result<String, Error> {
+    async fn whole(
+        &self,
+        workspace: &str,
+        document: &Document,
+        responder: &Responder<exchange::Librarian>,
+    ) -> Result<String, Error> {
         let bytes_max = self.content_bytes_max();
         if document.bytes > bytes_max {
             return Err(Error::request(format!(
@@ -185,6 +190,7 @@ impl Librarian {
                 document.metadata.id, document.bytes
             )));
         }
+        take_room(responder, document.bytes).await?;
         Ok(to_base64(&self.documents.content(workspace, document, 0, bytes_max).await?))
     }
 
@@ -206,6 +212,7 @@ impl Librarian {
         }
         // Each read is checked, and unpacked, as a whole: small parts share one.
         let read_bytes = part_bytes * (READ_BYTES / part_bytes).max(1);
+        take_room(responder, read_bytes.min(document.bytes)).await?;
         let (mut index, mut read) = (0, Bytes::new());
         loop {
             let offset = index * part_bytes;
@@ -246,6 +253,12 @@ impl Librarian {
     fn content_bytes_max(&self) -> u64 {
         (self.message_bytes_max.saturating_sub(FRAME_BYTES) as u64 / 4 * 3).max(1)
     }
+}
+
+/// Content is in memory as it is, as base64, and as base64 in its message.
+async fn take_room(responder: &Responder<exchange::Librarian>, content_bytes: u64) -> Result<(), Error> {
+    let bytes = usize::try_from(content_bytes).unwrap_or(usize::MAX);
+    responder.room(bytes.saturating_mul(4)).await.map_err(Error::Told)
 }
 
 fn document(given: Option<DocumentMetadata>) -> Result<DocumentMetadata, Error> {

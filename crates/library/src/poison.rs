@@ -11,6 +11,7 @@ use sluice_schema::message::DeadLetter;
 use sluice_schema::system::{self, LIBRARIAN};
 use sluice_schema::{Topic, WorkspaceId, record};
 use sluice_sdk::{Backoff, ConfigClient, Process, Suspects, owned, suspects};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Error, clock};
 
@@ -24,7 +25,8 @@ const ATTEMPTS_MAX: u32 = 5;
 pub(crate) async fn start(process: &Process, admin: Arc<dyn BrokerAdmin>, config: Arc<ConfigClient>) {
     owned::own_soon(process, &admin, "poison", vec![spec()]).await;
     let suspects = process.suspects.clone();
-    let files = Files { broker: process.broker.clone(), admin, config, suspects };
+    let stop = process.stop.clone();
+    let files = Files { broker: process.broker.clone(), admin, config, suspects, stop };
     process.tasks.supervise("library/poison", Backoff::default(), move || {
         let files = files.clone();
         async move { files.run().await.map_err(|error| crate::error::cause(&error)) }
@@ -41,6 +43,7 @@ struct Files {
     admin: Arc<dyn BrokerAdmin>,
     config: Arc<ConfigClient>,
     suspects: Arc<Suspects>,
+    stop: CancellationToken,
 }
 
 impl Files {
@@ -65,7 +68,7 @@ impl Files {
             PoisonBound::Unneeded => {}
         }
         loop {
-            let mut delivery = inbox.next().await?;
+            let mut delivery = inbox.next().await?.cut_by(&self.stop);
             if self.suspects.is_suspect(&delivery) {
                 delivery = inbox.begin(delivery).await?;
             }

@@ -370,7 +370,7 @@ impl Library {
                         let inbox = broker.subscribe(&to).await?;
                         told.cancel();
                         loop {
-                            let mut batch = batch(&*inbox, &suspects).await?;
+                            let mut batch = batch(&*inbox, &suspects, &stop).await?;
                             let done = work(topic.clone(), &batch).await;
                             batch.drain(..done.as_ref().map_or(0, |done| *done)).for_each(Delivery::ack);
                             let is_done = batch.is_empty();
@@ -439,8 +439,12 @@ impl Library {
 }
 
 /// The next delivery and those right behind it; one that may have ended a process alone.
-async fn batch(inbox: &dyn Inbox, suspects: &Suspects) -> Result<Vec<Delivery>, Error> {
-    let first = inbox.next().await?;
+async fn batch(
+    inbox: &dyn Inbox,
+    suspects: &Suspects,
+    stop: &CancellationToken,
+) -> Result<Vec<Delivery>, Error> {
+    let first = inbox.next().await?.cut_by(stop);
     if suspects.is_suspect(&first) {
         return Ok(vec![inbox.begin(first).await?]);
     }
@@ -454,7 +458,7 @@ async fn batch(inbox: &dyn Inbox, suspects: &Suspects) -> Result<Vec<Delivery>, 
             }
             Some(Ok(delivery)) => {
                 bytes += delivery.message.body.len();
-                batch.push(delivery);
+                batch.push(delivery.cut_by(stop));
             }
             // What is wrong with the inbox is told again when the next batch is asked for.
             Some(Err(_)) | None => break,

@@ -8,8 +8,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use serde::Deserialize;
 use sluice_schema::message::TextCompletionResponse;
-use sluice_sdk::{BindError, Failure, Inputs, Metrics, Ports, Processor, View};
-use tokio::sync::watch;
+use sluice_sdk::{BindError, Failure, Inputs, Metrics, Ports, Processor, Values};
 
 /// Config type of prices: key = model.
 const TOKEN_COST: &str = "token-cost";
@@ -63,7 +62,7 @@ struct Price {
 /// Reads the answers of a text-completion service.
 pub struct Metering {
     meters: Meters,
-    prices: watch::Receiver<Arc<View>>,
+    prices: Values,
     workspace: String,
 }
 
@@ -73,7 +72,7 @@ impl Processor for Metering {
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
         Ok(Self {
             meters: ports.resource()?,
-            prices: ports.config(&[TOKEN_COST]),
+            prices: ports.config(TOKEN_COST),
             workspace: ports.workspace().to_owned(),
         })
     }
@@ -85,9 +84,12 @@ impl Processor for Metering {
 
 impl Metering {
     async fn count(self: Arc<Self>, usage: TextCompletionResponse) -> Result<(), Failure> {
-        let view = self.prices.borrow().clone();
         let model = usage.model.as_deref().unwrap_or_default();
-        let price = view.get(TOKEN_COST, &self.workspace, model).map(|text| serde_json::from_str(text));
+        let price = match model {
+            "" => None,
+            model => self.prices.get(model).await.map_err(Failure::again)?,
+        };
+        let price = price.map(|text| serde_json::from_str(&text));
         let price = price.transpose().unwrap_or_else(|error| {
             tracing::warn!(workspace = self.workspace, model, %error, "the token-cost record of a model cannot be read");
             None

@@ -14,10 +14,9 @@ use sluice_schema::exchange;
 use sluice_schema::message::{
     Error, PromptRequest, PromptResponse, TextCompletionRequest, TextCompletionResponse,
 };
-use sluice_sdk::{BindError, Inputs, Ports, Processor, Responder, View};
-use tokio::sync::watch;
+use sluice_sdk::{BindError, Inputs, Ports, Processor, Responder, Values};
 
-use self::records::{PROMPT, Record};
+use self::records::{PROMPT, Record, Texts};
 use self::results::ResponseType;
 use crate::renderer::child::{Answer, Job};
 use crate::renderer::{Renderer, WorkspaceRenderer};
@@ -30,7 +29,7 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// The prompt service of one flow.
 pub struct Prompt {
     model: Client<exchange::TextCompletion>,
-    config: watch::Receiver<Arc<View>>,
+    config: Values,
     renderer: WorkspaceRenderer,
     workspace: String,
     /// It was logged that the system prompt cannot be used.
@@ -45,7 +44,7 @@ impl Processor for Prompt {
     fn bind(ports: &mut Ports) -> Result<Self, BindError> {
         Ok(Self {
             model: ports.client("text-completion")?,
-            config: ports.config(&[PROMPT]),
+            config: ports.config(PROMPT),
             renderer: ports.resource::<Renderer>()?.of(ports.workspace()),
             workspace: ports.workspace().to_owned(),
             is_system_told: AtomicBool::new(false),
@@ -63,17 +62,18 @@ impl Prompt {
         request: PromptRequest,
         answer: Responder<exchange::Prompt>,
     ) -> Result<PromptResponse, Error> {
-        let view = self.config.borrow().clone();
-        if view.entries(PROMPT, &self.workspace).next().is_none() {
+        let unread = |error| llm_error(format!("prompts cannot be read; ask again: {error}"));
+        let texts = Texts::of(&self.config, &request.id).await.map_err(unread)?;
+        if !texts.has_template() && self.config.is_empty().await.map_err(unread)? {
             let reason = format!(
                 "workspace '{}' has no prompts; put the standard ones (config type '{PROMPT}') and ask again",
                 self.workspace
             );
             return Err(Error::new("no-configuration", reason));
         }
-        let record = records::find(&view, &self.workspace, &request.id).map_err(llm_error)?;
-        let rendered = self.render(&view, &record, &request).await.map_err(llm_error)?;
-        drop(view);
+        let record = records::find(&texts, &request.id).map_err(llm_error)?;
+        let rendered = self.render(&texts, &record, &request).await.map_err(llm_error)?;
+        drop(texts);
         let streaming = request.streaming && record.response_type == ResponseType::Text;
         let mut usage = Usage::default();
         let text = self.complete(&rendered, streaming.then_some(&answer), &mut usage).await?;
@@ -95,11 +95,11 @@ impl Prompt {
 
     async fn render(
         &self,
-        view: &View,
+        texts: &Texts,
         record: &Record,
         request: &PromptRequest,
     ) -> Result<Rendered, String> {
-        let (system, unreadable) = records::system(view, &self.workspace);
+        let (system, unreadable) = records::system(texts);
         let wants_schema = record.response_type == ResponseType::Json;
         let job = Job::Render {
             name: &request.id,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub use self::error::ModelError;
 pub(crate) use self::frames::Framing;
-pub(crate) use self::http::{Failed, Opened, Question, Service, Stream};
+pub(crate) use self::http::{Failed, Opened, Question, Service, Stream, shown};
 
 /// A text that is never shown.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl FromStr for Dialect {
 }
 
 /// A provider of models, and how patient to be with it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ModelConfig {
     /// How it is spoken to. Default: what [`Dialect::of_url`] tells.
     pub dialect: Dialect,
@@ -132,6 +132,15 @@ pub struct ModelConfig {
     pub retry_pause: Duration,
     /// Longest pause that a provider may ask for; one that wants more is answered as an error. Default 60 s.
     pub retry_after_max: Duration,
+}
+
+impl fmt::Debug for ModelConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The base URL may hold a password.
+        let config = &mut f.debug_struct("ModelConfig");
+        config.field("dialect", &self.dialect).field("base_url", &shown(&self.base_url));
+        config.field("model", &self.model).finish_non_exhaustive()
+    }
 }
 
 impl ModelConfig {
@@ -189,5 +198,6 @@ mod tests {
         let mut config = ModelConfig::new("http://x");
         config.api_key = Some(key);
         assert!(!format!("{config:?}").contains("k-1"));
+        assert!(!format!("{:?}", ModelConfig::new("http://u:hush@h")).contains("hush"));
     }
 }

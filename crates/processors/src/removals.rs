@@ -1,7 +1,7 @@
 //! Doing what the library says must be forgotten, wherever stores are: for each live workspace and kind of store a reader of
 //! the workspace's removals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use sluice_sdk::{
     Backoff, ConfigWatch, Process, Processor as _, Resources, Roster, Suspects, View, suspects,
 };
 use sluice_store::{Batch, BoxFuture, Result, Scope, Stores};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunk_index::{KeywordIndex, VectorWriter};
@@ -23,8 +24,12 @@ use crate::triples::{ForgetTriples, TriplesWriter};
 const RETRY: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 /// Removals in one reader's hands.
 const PREFETCH: u32 = 16;
-/// How often a removal is handed out that ends the process each time.
+/// How often a removal is handed out at once that ends the process each time. After that each end doubles how long a process
+/// has to have lived before it tries: what has to be forgotten may only have been under way while it ended for another reason.
 const ATTEMPTS_MAX: u32 = 5;
+const LIVED_MIN: Duration = Duration::from_secs(60);
+/// And how often until it is given up.
+const HOPELESS: u32 = 12;
 
 /// Follows the removals of every workspace until the process stops, for the stores that a processor of `roster` writes here.
 /// The resources are those that the processors run with.
@@ -50,13 +55,14 @@ pub fn start(process: &Process, watch: &ConfigWatch, roster: &Roster, resources:
     }
     let mut views = watch.interest(&[record::WORKSPACE]);
     let part = process.clone();
+    let began = Instant::now();
     process.tasks.spawn("removals", async move {
         let mut followed = BTreeMap::new();
         let view = views.borrow_and_update().clone();
-        follow(&part, &derived, &here, &view, &mut followed);
+        follow(&part, &derived, &here, began, &view, &mut followed);
         while let Some(Ok(())) = part.stop.run_until_cancelled(views.changed()).await {
             let view = views.borrow_and_update().clone();
-            follow(&part, &derived, &here, &view, &mut followed);
+            follow(&part, &derived, &here, began, &view, &mut followed);
         }
     });
 }
@@ -65,10 +71,11 @@ fn follow(
     process: &Process,
     derived: &Derived,
     kinds: &[&'static str],
+    began: Instant,
     view: &View,
     followed: &mut BTreeMap<Arc<str>, CancellationToken>,
 ) {
-    let live: Vec<Arc<str>> =
+    let live: BTreeSet<Arc<str>> =
         view.entries(record::WORKSPACE, record::WORKSPACES).map(|(workspace, _)| workspace.clone()).collect();
     followed.retain(|workspace, stop| {
         let stays = live.contains(workspace);
@@ -87,6 +94,8 @@ fn follow(
                     derived: derived.clone(),
                     workspace: workspace.clone(),
                     kind,
+                    stop: stop.clone(),
+                    began,
                 };
                 let stop = stop.clone();
                 process.tasks.spawn(format!("removals/{kind}/{workspace}"), async move {
@@ -105,6 +114,9 @@ struct Reader {
     derived: Derived,
     workspace: Arc<str>,
     kind: &'static str,
+    stop: CancellationToken,
+    /// When its process began.
+    began: Instant,
 }
 
 impl Reader {
@@ -143,15 +155,36 @@ impl Reader {
                 next => next,
             };
             match next {
-                Ok(delivery) => self.take(delivery, &mut failures).await,
+                Ok(delivery) => self.take(delivery.cut_by(&self.stop), &mut failures).await,
                 Err(error) => return error,
             }
         }
     }
 
+    /// How long a removal has to wait that may end this process as it did others.
+    fn wait(&self, delivery: &Delivery) -> Option<Duration> {
+        let ends = (ATTEMPTS_MAX..HOPELESS).rev().find(|ends| self.suspects.is_spent(delivery, *ends))?;
+        if self.suspects.is_spent(delivery, HOPELESS) {
+            return None;
+        }
+        let wanted = LIVED_MIN * 2_u32.pow(ends - ATTEMPTS_MAX);
+        wanted.checked_sub(self.began.elapsed()).filter(|left| !left.is_zero())
+    }
+
     async fn take(&self, delivery: Delivery, failures: &mut u32) {
         let (kind, workspace) = (self.kind, &*self.workspace);
-        if self.suspects.is_spent(&delivery, ATTEMPTS_MAX) {
+        if let Some(left) = self.wait(&delivery) {
+            let reason = suspects::reason(&delivery);
+            tracing::warn!(
+                workspace,
+                kind,
+                reason,
+                ?left,
+                "a removal waits until this process has lived for longer"
+            );
+            return delivery.untried(left);
+        }
+        if self.suspects.is_spent(&delivery, HOPELESS) {
             let (removal, reason) =
                 (wire::decode::<Removal>(&delivery.message.body), suspects::reason(&delivery));
             tracing::error!(
@@ -159,7 +192,7 @@ impl Reader {
                 kind,
                 ?removal,
                 reason,
-                "a removal was given up, and what it names may stay in this store; remove it once more"
+                "a removal was given up, and what it names may stay in this store; remove its collection"
             );
             return delivery.ack();
         }
@@ -250,8 +283,9 @@ mod tests {
 
     const WS: &str = "w";
 
-    /// Whether a removal is carried out that was handed out so often before, each time to a process that ended.
-    async fn is_done(times: usize) -> bool {
+    /// What becomes of a removal that was handed out so often before, each time to a process that ended, in one that has lived for
+    /// so long: whether it is carried out, and whether it is off the queue.
+    async fn becomes(times: usize, lived: Duration) -> (bool, bool) {
         let folder = tempfile::tempdir().unwrap();
         let store = sluice_store::Embedded::open(folder.path()).unwrap();
         let derived = Derived::new(store.stores());
@@ -272,6 +306,8 @@ mod tests {
             derived: derived.clone(),
             workspace: WS.into(),
             kind: "vectors",
+            stop: CancellationToken::new(),
+            began: Instant::now().checked_sub(lived).unwrap(),
         };
         let settled = async {
             while !broker.observe(std::slice::from_ref(&spec)).await.unwrap()[0].subscriptions[0].is_drained()
@@ -279,10 +315,12 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::select! {
-            () = reader.run() => {}
-            () = settled => {}
-        }
+        let is_settled = tokio::select! {
+            () = reader.run() => false,
+            () = settled => true,
+            // It waits for a minute or more.
+            () = tokio::time::sleep(Duration::from_secs(2)) => false,
+        };
         // What belongs to an earlier pass is kept out once the removal was carried out.
         let origin = Origin { workspace: WS, collection: "c", root: "d" };
         let early = Message::default().with(property::PASS, "1");
@@ -291,12 +329,16 @@ mod tests {
         });
         let is_kept = trace::carry(&early, 1, write).await.unwrap();
         store.close().await;
-        !is_kept
+        (!is_kept, is_settled)
     }
 
     #[tokio::test]
-    async fn a_removal_that_ended_its_process_each_time_is_given_up() {
-        assert!(is_done(0).await && is_done(4).await);
-        assert!(!is_done(5).await, "it ends the process for ever");
+    async fn a_removal_under_way_when_processes_ended_is_done_by_one_that_lives_and_given_up_late() {
+        let (young, old) = (Duration::ZERO, 2 * LIVED_MIN);
+        assert_eq!((becomes(0, young).await, becomes(4, young).await), ((true, true), (true, true)));
+        assert_eq!(becomes(5, young).await, (false, false), "it would end the process again and again");
+        assert_eq!((becomes(5, old).await, becomes(6, old).await), ((true, true), (true, true)));
+        assert_eq!(becomes(7, old).await, (false, false), "each end doubles the wait");
+        assert_eq!(becomes(12, old).await, (false, true), "it ends the process for ever");
     }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
 use sluice_bus::Client;
-use sluice_schema::message::{LibrarianRequest, Term, Triple};
+use sluice_schema::message::{ConfigKey, ConfigRequest, LibrarianRequest, Term, Triple};
 use sluice_schema::{WorkspaceId, exchange, record, system};
-use sluice_sdk::{ConfigWatch, Process, View};
+use sluice_sdk::{ConfigClient, ConfigError, ConfigWatch, Process};
 use sluice_store::{Cursor, Error, Pattern, Result, Scope, Stores};
 
 use crate::derived::Derived;
@@ -53,11 +53,24 @@ impl Default for Retention {
 
 impl Retention {
     /// What config says for a collection.
-    fn of(view: &View, workspace: &str, collection: &str) -> std::result::Result<Self, String> {
-        let own = view.get(RETENTION, workspace, collection).map(|text| (collection, text));
-        let text = own.or_else(|| view.get(RETENTION, workspace, EVERY).map(|text| (EVERY, text)));
-        let Some((key, text)) = text else { return Ok(Self::default()) };
-        serde_json::from_str(text).map_err(|e| {
+    async fn of(
+        config: &ConfigClient,
+        workspace: &str,
+        collection: &str,
+    ) -> std::result::Result<Self, String> {
+        let key = |key: &str| ConfigKey { r#type: RETENTION.to_owned(), key: key.to_owned() };
+        let request = ConfigRequest {
+            operation: "get".to_owned(),
+            workspace: workspace.to_owned(),
+            keys: vec![key(collection), key(EVERY)],
+            ..Default::default()
+        };
+        let found = config.call(&request).await.map_err(|e| e.to_string())?;
+        let Some(found) = found.values.into_iter().find(|found| found.value.is_some()) else {
+            return Ok(Self::default());
+        };
+        let (key, text) = (found.key, found.value.unwrap_or_default());
+        serde_json::from_str(&text).map_err(|e| {
             format!(
                 "the value '{key}' of type '{RETENTION}' must be like {{\"days\": 90, \"count\": 1000}}: {e}"
             )
@@ -75,37 +88,41 @@ struct Seen {
 
 /// Removes old traces of all workspaces, now and then, until the process stops.
 pub(crate) async fn follow(process: Process, derived: Derived, watch: ConfigWatch) {
-    let types = [record::WORKSPACE, RETENTION, COLLECTION];
-    let mut views = watch.interest(&types);
-    // Before it is known what is to stay, nothing goes.
-    watch.ready(&types).await;
-    let mut seen = HashMap::new();
+    watch.ready(&[record::WORKSPACE]).await;
+    // Heard before anything is read, so that no change is missed in between.
+    let changes = watch.changes(&[RETENTION, COLLECTION]);
+    let (mut seen, mut config) = (HashMap::new(), None);
+    let mut only: Option<BTreeSet<String>> = None;
     loop {
-        let view = views.borrow_and_update().clone();
-        for (workspace, _) in view.entries(record::WORKSPACE, record::WORKSPACES) {
-            if let Err(error) = trim_workspace(&process, &derived, &view, workspace, &mut seen).await {
+        let view = watch.view();
+        let live = view.entries(record::WORKSPACE, record::WORKSPACES).map(|(workspace, _)| workspace);
+        for workspace in live.filter(|live| only.as_ref().is_none_or(|only| only.contains(&***live))) {
+            if let Err(error) = trim_workspace(&process, &derived, &mut config, workspace, &mut seen).await {
                 tracing::warn!(workspace = &**workspace, %error, "old traces of questions stay for now");
             }
         }
-        if let Ok(Err(_)) = tokio::time::timeout(INTERVAL, views.changed()).await {
-            return;
-        }
+        let changed = tokio::time::timeout(INTERVAL, changes.next()).await.ok();
+        only = changed.filter(|changed| !changed.all).map(|changed| changed.workspaces);
     }
 }
 
 async fn trim_workspace(
     process: &Process,
     derived: &Derived,
-    view: &View,
+    config: &mut Option<ConfigClient>,
     workspace: &str,
     seen: &mut HashMap<[String; 2], Seen>,
 ) -> Result<()> {
-    let registered = view.entries(COLLECTION, workspace).map(|(collection, _)| collection.to_string());
-    let mut collections: BTreeSet<String> = registered.collect();
+    let unread = |error: ConfigError| Error::Unavailable { reason: error.to_string() };
+    let config = match config {
+        Some(config) => &*config,
+        None => config.insert(ConfigClient::new(&process.replies).await.map_err(|e| unread(e.into()))?),
+    };
+    let mut collections = BTreeSet::from_iter(config.list(workspace, COLLECTION).await.map_err(unread)?);
     collections.extend(derived.traced_collections(workspace).await?);
     for collection in collections {
         // No trace goes by a word that cannot be read.
-        let retention = match Retention::of(view, workspace, &collection) {
+        let retention = match Retention::of(config, workspace, &collection).await {
             Ok(retention) => retention,
             Err(reason) => {
                 tracing::warn!(workspace, collection, reason, "all traces of questions stay");

@@ -144,6 +144,19 @@ pub fn is_own(topic: &Topic, home: Home<'_>) -> bool {
         && home.names.iter().any(|name| ends_in(topic.name(), home.workspace.as_str(), name))
 }
 
+/// Whose a topic is by its name alone: a workspace's, and unless it is a service's, that of a flow's run or blueprint by
+/// this name. `None` for what is the whole system's or nobody's.
+#[must_use]
+pub fn whose(topic: &Topic) -> Option<(WorkspaceId, Option<&str>)> {
+    if let Some(owner) = system::owner_of(topic) {
+        return owner.workspace.map(|workspace| (workspace, None));
+    }
+    let mut ends = topic.name().rsplitn(3, ':');
+    let (name, workspace, base) = (ends.next()?, ends.next()?, ends.next()?);
+    let is_own = [name, workspace, base].iter().all(|part| !part.is_empty());
+    is_own.then(|| (WorkspaceId::existing(workspace), Some(name)))
+}
+
 /// Exactly `…:{workspace}:{name}`, and something before it. Neither part may hold a colon: `a:b` as a name would open
 /// the topics of flow `b` in workspace `a`.
 fn ends_in(text: &str, workspace: &str, name: &str) -> bool {
@@ -175,6 +188,23 @@ mod tests {
     }
 
     const EVERY_USE: [Use; 4] = [Use::Consume, Use::Produce, Use::Call, Use::Expose];
+
+    #[test]
+    fn a_topic_tells_whose_it_is() {
+        let whose = |topic: &str| {
+            let topic = Topic::parse(topic).unwrap();
+            whose(&topic).map(|(workspace, name)| (workspace.to_string(), name.map(ToOwned::to_owned)))
+        };
+        let of =
+            |workspace: &str, name: Option<&str>| Some((workspace.to_owned(), name.map(ToOwned::to_owned)));
+        assert_eq!(whose("flow:tg:chunk-load:acme:f1-r2"), of("acme", Some("f1-r2")));
+        assert_eq!(whose("flow:tg:x:y:acme:f1"), of("acme", Some("f1")));
+        assert_eq!(whose("request:tg:librarian:acme"), of("acme", None));
+        assert_eq!(
+            (whose("request:tg:iam"), whose("flow:tg:work"), whose("flow:tg:a:b")),
+            (None, None, None)
+        );
+    }
 
     #[test]
     fn a_flow_may_use_its_own_topics_in_every_way() {

@@ -4,7 +4,7 @@
 //! It owns what two programs must agree on. It refuses to know how bytes travel or rest: no I/O, no async, no client
 //! library. Begin with [`Topic`] and [`message`]; [`wire`] turns messages into bytes and back. The tables: [`system`] says
 //! which topics the services own, [`doors`] which topics a flow may use, [`operation`] who may ask for what, [`api`] how
-//! clients' bodies become messages and back, [`ceilings`] how large things may be, [`slots`] what processors do with their topics.
+//! clients' bodies become messages and back, [`ceilings`] how large things may be, [`slots`] what processors do with their topics. [`address`] says what may be shown of an address.
 //!
 //! ```
 //! use sluice_schema::{Class, Topic, message::Chunk, wire};
@@ -17,6 +17,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod address;
 pub mod api;
 pub mod ceilings;
 pub mod doors;

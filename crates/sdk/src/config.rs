@@ -186,6 +186,29 @@ impl ConfigClient {
         Ok(known.into_values().collect())
     }
 
+    /// Every key of a type in a workspace, however many they are.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn list(&self, workspace: &str, kind: &str) -> Result<Vec<String>, ConfigError> {
+        let mut next = ConfigRequest {
+            operation: "list".to_owned(),
+            workspace: workspace.to_owned(),
+            r#type: kind.to_owned(),
+            bytes_max: PAGE_BYTES,
+            ..Default::default()
+        };
+        let mut keys = Vec::new();
+        loop {
+            let mut answer = self.call(&next).await?;
+            keys.append(&mut answer.directory);
+            next.cursor = answer.cursor;
+            if next.cursor.is_empty() {
+                return Ok(keys);
+            }
+        }
+    }
+
     /// Hands over an answer page by page; once more from the beginning where the next one cannot be told.
     async fn pages(
         &self,

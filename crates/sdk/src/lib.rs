@@ -29,6 +29,7 @@ pub mod progress;
 pub mod service;
 pub mod suspects;
 pub mod tasks;
+pub mod values;
 pub mod watch;
 pub mod workspaces;
 
@@ -41,4 +42,5 @@ pub use progress::{Progress, Recorded};
 pub use service::{Point, Responder};
 pub use suspects::Suspects;
 pub use tasks::{Backoff, Tasks};
+pub use values::Values;
 pub use watch::{ConfigWatch, View};

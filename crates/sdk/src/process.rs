@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::owned::Missing;
-use crate::service::LATE_KIB_MAX;
+use crate::service::{ANSWERS_KIB_MAX, LATE_KIB_MAX};
 use crate::{Metrics, Suspects, Tasks};
 
 /// One per process, handed to every service in it. Cheap to clone.
@@ -32,6 +32,8 @@ pub struct Process {
     pub trouble: Trouble,
     /// Room for answers that are sent again.
     pub(crate) late: Arc<Semaphore>,
+    /// Room for large answers that are being made, in KiB.
+    pub(crate) answers: Arc<Semaphore>,
 }
 
 /// Why nobody should rely on a process at the moment, although it answers. Cheap to clone.
@@ -71,7 +73,8 @@ impl Process {
         let suspects = Arc::default();
         let trouble = Trouble::default();
         let late = Arc::new(Semaphore::new(LATE_KIB_MAX));
-        Self { broker, replies, tasks, stop, metrics, suspects, missing, trouble, late }
+        let answers = Arc::new(Semaphore::new(ANSWERS_KIB_MAX));
+        Self { broker, replies, tasks, stop, metrics, suspects, missing, trouble, late, answers }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply

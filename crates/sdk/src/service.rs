@@ -3,16 +3,17 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use sluice_bus::{
     Address, Broker, Delivery, Error, ErrorKind, Foreign, Inbox, InboxAddress, Message, Subscription,
     property, trace,
 };
 use sluice_schema::{Class, Exchange, Topic, message, wire};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,14 @@ use crate::tasks::{Backoff, panic_text};
 
 /// How long requests under way may take to finish once a service stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Room for large answers that are being made, over all services of a process, in KiB.
+pub(crate) const ANSWERS_KIB_MAX: usize = 512 << 10;
+/// What making an answer may take without room.
+const SMALL_BYTES: usize = 1 << 20;
+/// How long room is waited for.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long work that is cut may take to end.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pauses between tries to attach.
 const ATTACH: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(2) };
 /// Work of less than this for another process is not announced to it.
@@ -78,7 +87,32 @@ pub struct Responder<X: Exchange> {
     left: Option<CancellationToken>,
     foreign: Option<Foreign>,
     is_repeated: bool,
+    answers: Arc<Semaphore>,
+    room: Room,
     exchange: std::marker::PhantomData<fn(X)>,
+}
+
+/// What an answer has taken of the room for large ones, until nobody in this process has its bytes any more.
+type Room = Arc<OnceLock<Arc<OwnedSemaphorePermit>>>;
+
+/// The bytes of an answer, with their room.
+struct Roomy {
+    bytes: Bytes,
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Roomy {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn body(answer: &impl serde::Serialize, room: &Room) -> Bytes {
+    let bytes = wire::encode(answer);
+    match room.get() {
+        Some(room) => Bytes::from_owner(Roomy { bytes, _room: room.clone() }),
+        None => bytes,
+    }
 }
 
 impl<X: Exchange> Responder<X> {
@@ -100,6 +134,8 @@ impl<X: Exchange> Responder<X> {
             left: process.replies.left(question),
             foreign: process.replies.foreign(question),
             is_repeated: attempt > 1,
+            answers: process.answers.clone(),
+            room: Room::default(),
             exchange: std::marker::PhantomData,
         })
     }
@@ -128,6 +164,31 @@ impl<X: Exchange> Responder<X> {
         Asker { left: self.left.take().unwrap_or_default(), foreign: self.foreign.take() }
     }
 
+    /// Takes room for an answer before it is made, so that many questions for large ones do not take all memory: what making it
+    /// takes altogether, in bytes. Waits for those of others; it is given back once this process is done with the answer. Small
+    /// ones need none.
+    ///
+    /// # Errors
+    /// Where there is none for long, for the asker.
+    pub async fn room(&self, bytes: usize) -> Result<(), message::Error> {
+        if bytes < SMALL_BYTES {
+            return Ok(());
+        }
+        let kib = u32::try_from((bytes >> 10).min(ANSWERS_KIB_MAX)).unwrap_or(u32::MAX);
+        let taken = tokio::time::timeout(ROOM_TIMEOUT, self.answers.clone().acquire_many_owned(kib)).await;
+        match taken {
+            Ok(Ok(permit)) => {
+                // A second part of one answer has the room of the first.
+                let _ = self.room.set(Arc::new(permit));
+                Ok(())
+            }
+            _ => Err(message::Error::new(
+                message::Error::OVERLOADED,
+                "too many large answers are under way; ask for fewer at once, or try again in a moment",
+            )),
+        }
+    }
+
     /// The largest answer, in bytes: that of the broker's messages.
     #[must_use]
     pub fn answer_bytes_max(&self) -> usize {
@@ -139,7 +200,7 @@ impl<X: Exchange> Responder<X> {
     /// # Errors
     /// As [`Broker::publish`]; `Absent` means that nobody waits any more.
     pub async fn part(&self, part: &X::Response) -> Result<(), Error> {
-        let answer = Message::new(wire::encode(part)).with(property::ID, &self.id);
+        let answer = Message::new(body(part, &self.room)).with(property::ID, &self.id);
         self.to.send(&*self.broker, &answer).await
     }
 }
@@ -332,6 +393,7 @@ where
             () = stop.cancelled() => break None,
             next = inbox.next() => match next {
                 Ok(delivery) if suspects.is_suspect(&delivery) => {
+                    let delivery = delivery.cut_by(stop);
                     let Some(turn) = suspects.turn() else {
                         delivery.untried(ELSEWHERE_PAUSE);
                         continue;
@@ -354,7 +416,7 @@ where
                         break None;
                     }
                 }
-                Ok(delivery) => { under_way.spawn(work(delivery)); }
+                Ok(delivery) => { under_way.spawn(work(delivery.cut_by(stop))); }
                 Err(error) => break Some(error),
             },
         }
@@ -376,6 +438,10 @@ async fn drain(mut under_way: JoinSet<()>, if_cut: &str) {
     let drained = async { while under_way.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
         tracing::warn!("{if_cut}");
+        // What it had goes back by itself, uncounted, before its reader leaves and gives back the rest.
+        if tokio::time::timeout(CUT_TIMEOUT, under_way.shutdown()).await.is_err() {
+            tracing::warn!("work that does not yield was left behind");
+        }
     }
 }
 
@@ -409,7 +475,7 @@ where
         delivery.ack();
         return;
     };
-    let (to, id) = (responder.to.clone(), responder.id.clone());
+    let (to, id, room) = (responder.to.clone(), responder.id.clone(), responder.room.clone());
     let request = match spent {
         None => wire::decode::<X::Request>(&question.body)
             .map_err(|error| message::Error::new("bad-request", error.to_string())),
@@ -431,8 +497,7 @@ where
         }
         Err(error) => Err(error),
     };
-    let last = outcome.unwrap_or_else(X::failed);
-    let last = Message::new(wire::encode(&last)).with(property::ID, &id);
+    let last = Message::new(body(&outcome.unwrap_or_else(X::failed), &room)).with(property::ID, &id);
     match to.send(&*process.broker, &last).await {
         Ok(()) => delivery.ack(),
         // In a box, as is what happens seldom: the future of an answer is moved and allocated with each one.

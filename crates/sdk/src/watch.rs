@@ -23,10 +23,12 @@ use sluice_bus::{BoxFuture, Error, ErrorKind, Inbox, Renewing};
 use sluice_schema::message::{ConfigPush, ConfigResponse};
 use sluice_schema::{Class, Topic, wire};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ConfigClient, ConfigError, Page, Position};
 use crate::tasks::{Backoff, lock};
+use crate::values::{Changes, Keep, Values};
 use crate::{Metrics, Process};
 
 /// How often config is fetched without a notice, by default.
@@ -157,6 +159,8 @@ struct Shared {
     metrics: Metrics,
     fetches: watch::Sender<Fetches>,
     service: Presence,
+    /// Values that are read when they are needed.
+    keep: Arc<Keep>,
 }
 
 /// Numbers of fetches: the last that began, and the last that succeeded.
@@ -197,6 +201,7 @@ impl ConfigWatch {
             metrics: process.metrics.clone(),
             fetches: watch::Sender::default(),
             service: Presence::default(),
+            keep: Arc::new(Keep::new(process.replies.clone())),
         });
         let run = shared.clone();
         let parts = process.clone();
@@ -223,6 +228,25 @@ impl ConfigWatch {
         // The sender lives in `shared`, so this ends only with the types covered.
         let _ = covered.wait_for(|have| types.iter().all(|kind| have.contains(kind.as_ref()))).await;
         self.shared.view.borrow().clone()
+    }
+
+    /// The values of a type in one workspace, read when they are needed. For types that users write: what all workspaces
+    /// together hold of those has no bound, so no view of them is kept.
+    #[must_use]
+    pub fn values(&self, kind: &str, workspace: &str) -> Values {
+        Values::new(&self.shared.keep, kind, workspace)
+    }
+
+    /// The workspaces in which one of these types may have changed, from now on, without their values.
+    #[must_use]
+    pub fn changes(&self, types: &[&str]) -> Changes {
+        self.shared.keep.changes(types)
+    }
+
+    /// Bytes that are kept of values that are read when they are needed.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.shared.keep.kept_bytes()
     }
 
     /// The view now; empty before the first fetch.
@@ -260,6 +284,12 @@ impl ConfigWatch {
 }
 
 impl Shared {
+    /// Notices may have been missed.
+    fn missed(&self) {
+        self.keep.missed();
+        self.poke.notify_one();
+    }
+
     fn tell_away(&self, error: &dyn Display) {
         if self.service.away() {
             tracing::warn!(%error, "waiting for the config service; the last good state stays");
@@ -289,7 +319,7 @@ async fn follow(shared: Arc<Shared>, process: Process) -> Result<(), Error> {
         attempt += 1;
     };
     // A new subscription may have missed notices: look again.
-    shared.poke.notify_one();
+    shared.missed();
     let stop = process.stop.child_token();
     tokio::select! {
         error = listen(&inbox, &shared) => Err(error),
@@ -303,7 +333,7 @@ async fn attach(
     notices: Topic,
 ) -> Result<(Renewing, ConfigClient), Error> {
     let missed = shared.clone();
-    let inbox = Renewing::attach(&*process.broker, vec![notices], move || missed.poke.notify_one()).await?;
+    let inbox = Renewing::attach(&*process.broker, vec![notices], move || missed.missed()).await?;
     Ok((inbox, ConfigClient::new(&process.replies).await?))
 }
 
@@ -314,9 +344,13 @@ async fn listen(inbox: &dyn Inbox, shared: &Shared) -> Error {
             Err(error) => return error,
         };
         let matters = match wire::decode::<ConfigPush>(&delivery.message.body) {
-            Ok(push) => matters(shared, &push),
+            Ok(push) => {
+                shared.keep.told(&push);
+                matters(shared, &push)
+            }
             Err(error) => {
                 tracing::warn!(%error, "an unreadable config notice; fetching to be safe");
+                shared.keep.missed();
                 true
             }
         };
@@ -337,6 +371,7 @@ fn matters(shared: &Shared, push: &ConfigPush) -> bool {
 async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &CancellationToken) {
     let mut failures = 0;
     let mut alone = Alone::default();
+    let mut looked = Looked { at: Instant::now(), position: Position::default() };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -354,6 +389,28 @@ async fn fetch_when_poked(shared: &Shared, client: &ConfigClient, stop: &Cancell
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
         failures = 0;
+        looked.again(shared);
+    }
+}
+
+/// When it was last looked whether a notice was lost to those who read values when they need them.
+struct Looked {
+    at: Instant,
+    position: Position,
+}
+
+impl Looked {
+    /// Config that moved since then may have done so unheard; of another history nothing was told.
+    fn again(&mut self, shared: &Shared) {
+        let now = shared.view.borrow().position();
+        let is_other = now.history != self.position.history;
+        let is_due = self.at.elapsed() >= shared.resync_interval;
+        if is_other || is_due && (now != self.position || now.version == 0) {
+            shared.keep.doubt();
+        }
+        if is_other || is_due {
+            *self = Self { at: Instant::now(), position: now };
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Services with a request topic per workspace: their topics are made and served when a workspace appears, made again
 //! where they are missing, and go with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,10 +68,10 @@ struct Served<S> {
 
 impl<S: WorkspaceService> Served<S> {
     async fn follow(&mut self, view: &View) {
-        let wanted: Vec<String> =
+        let wanted: BTreeSet<String> =
             view.entries(record::WORKSPACE, record::WORKSPACES).map(|(key, _)| key.to_string()).collect();
         let gone: Vec<String> =
-            self.running.keys().filter(|workspace| !wanted.contains(workspace)).cloned().collect();
+            self.running.keys().filter(|workspace| !wanted.contains(*workspace)).cloned().collect();
         for workspace in gone {
             if let Some(stop) = self.running.remove(&workspace) {
                 stop.cancel();

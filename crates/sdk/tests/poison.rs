@@ -67,6 +67,9 @@ impl Copier {
         if chunk.chunk == "kill" {
             std::process::abort();
         }
+        if chunk.chunk == "long" {
+            std::future::pending::<()>().await;
+        }
         self.output.send(&chunk).await
     }
 }
@@ -348,4 +351,29 @@ async fn where_a_broker_counts_more_than_was_begun_its_notes_decide() {
         came.ack();
         process.shutdown(PATIENCE).await;
     }
+}
+
+#[tokio::test]
+async fn what_a_stop_cuts_is_not_counted() {
+    let broker = Embedded::in_memory();
+    for spec in specs() {
+        broker.ensure(&spec).await.unwrap();
+    }
+    publish(&broker, "flow:tg:in:w:f1", "long").await;
+    let spec = specs().remove(0);
+    for _ in 0..2 {
+        let process = run(&broker, Arc::new(broker.clone())).await;
+        let under_way = async {
+            while broker.observe(std::slice::from_ref(&spec)).await.unwrap()[0].subscriptions[0].unsettled
+                != Some(1)
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, under_way).await.unwrap();
+        process.shutdown(PATIENCE).await;
+    }
+    let inbox = reader(&broker, "flow:tg:in:w:f1", &spec.subscriptions[0]).await;
+    let got = tokio::time::timeout(PATIENCE, inbox.next()).await.unwrap().unwrap();
+    assert_eq!(got.attempt, 1);
 }

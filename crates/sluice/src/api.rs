@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{self, Message};
 
+use crate::address;
 use crate::cli::Target;
 use crate::exit::{Code, Told};
 use crate::key::{self, Key, Local};
@@ -33,6 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Api {
     http: reqwest::Client,
     base: String,
+    /// The base address without anything that could be a secret, for messages.
+    shown: String,
     key: Key,
     /// The address to dial, where the URL leads to this machine.
     local: Option<SocketAddr>,
@@ -63,18 +66,18 @@ pub(crate) fn data_folder(target: &Target) -> anyhow::Result<PathBuf> {
 impl Api {
     /// Connects to what the arguments name, with the key that is for it.
     pub(crate) fn new(target: &Target) -> anyhow::Result<Self> {
-        let url = Url::parse(&target.url).ok();
-        let local = url.as_ref().and_then(key::loopback);
+        let url = address::GATEWAY.read(&target.url)?;
+        let local = key::loopback(&url);
         let key = Key::find(target, data_folder(target).ok().as_deref(), local)?;
-        let is_tls = url.as_ref().is_some_and(|url| url.scheme() == "https");
+        let is_tls = url.scheme() == "https";
         if matches!(key, Key::Named(_)) && !is_tls && local.is_none() {
             tracing::warn!(
-                url = target.url,
+                url = address::GATEWAY.shown(&target.url),
                 "the key goes to another machine in clear; use an https:// address"
             );
         }
         let tls = is_tls.then(|| trust::config(target)).transpose()?;
-        let base = target.url.trim_end_matches('/');
+        let base = target.url.trim().trim_end_matches('/');
         Self::connect(base, &target.workspace, key, local, tls, Duration::from_secs(target.timeout))
     }
 
@@ -111,7 +114,8 @@ impl Api {
         }
         let http = http.build().context("the HTTP client could not be made")?;
         let (base, workspace) = (base.to_owned(), workspace.to_owned());
-        Ok(Self { http, base, key, local, tls: tls.map(Arc::new), timeout, workspace })
+        let shown = address::GATEWAY.shown(&base);
+        Ok(Self { http, base, shown, key, local, tls: tls.map(Arc::new), timeout, workspace })
     }
 
     /// The key to send, if any. That of the data folder is sent only to a server that proves to know it.
@@ -121,6 +125,9 @@ impl Api {
             Key::Named(key) => Ok(Some(key)),
             Key::Local(local) => {
                 let is_sent = local.is_sent.get_or_try_init(|| self.is_proved(local)).await?;
+                if *is_sent {
+                    key::sendable(&local.key, &format!("'{}'", local.file.display()))?;
+                }
                 Ok(is_sent.then_some(&local.key))
             }
         }
@@ -142,7 +149,7 @@ impl Api {
             408 | 429 | 503 => Err(self.refused(status, &answer).into()),
             _ => Err(Told::new(
                 Code::Denied,
-                format!("what answers at {} does not know the key in {}, so the key was not sent", self.base, local.file.display()),
+                format!("what answers at {} does not know the key in {}, so the key was not sent", self.shown, local.file.display()),
             )
             .next("name the folder of the server that runs there with --data DIR; for a server behind a forwarded port or a proxy, name its key with --token-file FILE")
             .into()),
@@ -269,7 +276,8 @@ impl Api {
                 Box::new(shaken.map_err(|error| self.untrusted(&error).unwrap_or_else(|| self.nobody()))?)
             }
         };
-        let request = format!("ws://{}/api/v1/socket", self.after_scheme());
+        let after_scheme = self.base.split_once("://").map_or("", |(_, after)| after);
+        let request = format!("ws://{after_scheme}/api/v1/socket");
         match tokio_tungstenite::client_async(request, wire).await {
             Ok((socket, _)) => Ok(socket),
             // Whoever answers in clear, other than that this was no request, speaks no TLS.
@@ -290,7 +298,8 @@ impl Api {
         }
         let (status, bytes) = self.send(request).await?;
         let answer = read(&bytes);
-        if (200..300).contains(&status) {
+        // What a service said is told in its words, whatever the status.
+        if (200..300).contains(&status) || (status == 503 && answer["error"].is_object()) {
             return told_by_service(answer);
         }
         Err(self.refused(status, &answer).into())
@@ -314,9 +323,9 @@ impl Api {
         answered.map_err(|error| self.unreachable(&error))
     }
 
-    /// Its address, without how it is spoken to.
+    /// Its address for people, without how it is spoken to.
     fn after_scheme(&self) -> &str {
-        self.base.split_once("://").map_or("", |(_, after)| after)
+        self.shown.split_once("://").map_or("HOST:PORT", |(_, after)| after)
     }
 
     /// Whether the other end speaks TLS, and is spoken to without.
@@ -338,7 +347,7 @@ impl Api {
             "--url https://{}, and --ca FILE where this machine does not know the issuer of its certificate",
             self.after_scheme()
         );
-        Told::new(Code::Failed, format!("what answers at {} speaks TLS, and was asked without", self.base))
+        Told::new(Code::Failed, format!("what answers at {} speaks TLS, and was asked without", self.shown))
             .next(next)
     }
 
@@ -354,18 +363,18 @@ impl Api {
     }
 
     fn not_an_address(&self) -> Told {
-        Told::usage(format!("'{}' is not a valid address", self.base)).next("--url http://127.0.0.1:8888/")
+        Told::usage(format!("{} cannot be asked", self.shown)).next("--url http://127.0.0.1:8888/")
     }
 
     /// A failure of TLS, if it is one.
     fn untrusted(&self, error: &(dyn std::error::Error + 'static)) -> Option<Told> {
         let cause = trust::tls_error(error)?;
-        let told = Told::new(Code::Failed, format!("no TLS connection to {}: {cause}", self.base));
+        let told = Told::new(Code::Failed, format!("no TLS connection to {}: {cause}", self.shown));
         Some(match cause {
             rustls::Error::InvalidCertificate(_) if trust::shows_an_issuer(cause) => Told {
                 message: format!(
                     "no TLS connection to {}: the server shows the certificate of an issuer (CA) as its own",
-                    self.base
+                    self.shown
                 ),
                 ..told
             }
@@ -374,7 +383,7 @@ impl Api {
                 told.next("name the certificate of its issuer with --ca FILE")
             }
             rustls::Error::InvalidMessage(_) => {
-                Told { message: format!("what answers at {} speaks no TLS: {cause}", self.base), ..told }
+                Told { message: format!("what answers at {} speaks no TLS: {cause}", self.shown), ..told }
                     .next(format!("--url http://{}, where it serves without TLS", self.after_scheme()))
             }
             _ => told.next("if it asks for a certificate, give --client-cert FILE and --client-key FILE"),
@@ -382,12 +391,12 @@ impl Api {
     }
 
     fn late(&self) -> Told {
-        Told::new(Code::TimedOut, format!("no answer from {} in time", self.base))
+        Told::new(Code::TimedOut, format!("no answer from {} in time", self.shown))
             .next("wait longer with --timeout SECONDS, or look at the log of `sluice up`")
     }
 
     fn nobody(&self) -> Told {
-        Told::new(Code::Failed, format!("nobody answers at {}", self.base))
+        Told::new(Code::Failed, format!("nobody answers at {}", self.shown))
             .next("start the system with `sluice up`, or name another address with --url")
     }
 

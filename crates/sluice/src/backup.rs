@@ -18,14 +18,16 @@
 //! last, and what it does not name goes after that: a backup that is cut short leaves the one before it whole.
 
 mod files;
+mod hold;
 mod manifest;
+mod progress;
 mod restore;
 mod salvage;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -36,8 +38,11 @@ use sluice_store::{ContentFile, Embedded as Store, Snapshot};
 use self::files::{
     NotCopied, Sums, copy_whole, hex, is_there, remove_unnamed, sums_of, version_of, write_whole,
 };
+pub(crate) use self::hold::{Checked, check};
+use self::hold::{Making, alone};
 use self::manifest::{Chunk, Item, Piece, Table};
 pub(crate) use self::manifest::{Manifest, Object};
+pub(crate) use self::progress::Progress;
 pub(crate) use self::restore::restore;
 pub(crate) use self::salvage::{Found, salvage};
 use crate::exit::{Code, Told};
@@ -67,6 +72,8 @@ pub(crate) struct Source {
     pub(crate) path: PathBuf,
     /// Its id.
     pub(crate) folder: String,
+    /// Digest of the backup that it was restored from, if it was.
+    pub(crate) restored_from: Option<String>,
     pub(crate) store: Arc<Store>,
     /// The embedded broker, if the folder holds its log.
     pub(crate) broker: Option<Broker>,
@@ -88,18 +95,35 @@ pub(crate) struct Summary {
     pub(crate) copied_bytes: u64,
 }
 
+/// How a backup is made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct How {
+    /// In place of one that has come further than the folder, too.
+    pub(crate) older: bool,
+    pub(crate) progress: Progress,
+}
+
 /// Makes a backup in `dir`, or brings the one that is there up to date.
-pub(crate) async fn make(source: Arc<Source>, dir: &Path) -> anyhow::Result<Summary> {
+pub(crate) async fn make(source: Arc<Source>, dir: &Path, how: &How) -> anyhow::Result<Summary> {
+    make_alone(&source, dir, how).await.map_err(|error| explained(error, dir))
+}
+
+async fn make_alone(source: &Source, dir: &Path, how: &How) -> anyhow::Result<Summary> {
+    fs::create_dir_all(dir).with_context(|| format!("'{}' cannot be made", dir.display()))?;
+    // What copies goes on for a moment when nobody waits for it any more, and holds it too.
+    let making = Arc::new(Making::begin(dir).await?);
     let mut tries = 0;
-    loop {
-        match make_once(&source, dir).await {
+    let made = loop {
+        match make_once(source, dir, how, &making).await {
             // Objects go at once when their document does, which no snapshot holds back.
             Err(error) if source.objects.is_some() && tries < OBJECT_TRIES_MAX && is_object_gone(&error) => {
                 tries += 1
             }
-            made => return made.map_err(|error| explained(error, dir)),
+            made => break made,
         }
-    }
+    };
+    making.end();
+    made
 }
 
 /// A row that cannot be read is in no backup, and neither is what comes after it: a backup without them would be taken for one.
@@ -131,8 +155,9 @@ fn is_object_gone(error: &anyhow::Error) -> bool {
     error.chain().any(is_refused)
 }
 
-async fn make_once(source: &Source, dir: &Path) -> anyhow::Result<Summary> {
-    let before = prepare(dir, &source.folder)?;
+async fn make_once(source: &Source, dir: &Path, how: &How, making: &Arc<Making>) -> anyhow::Result<Summary> {
+    let generation = source.store.stamp()?.map(|stamp| stamp.generation);
+    let before = prepare(dir, source, generation, how)?;
     // One moment for both.
     let (log, snapshot) = match &source.broker {
         Some(broker) => broker.freeze(|| source.store.snapshot())?,
@@ -141,10 +166,12 @@ async fn make_once(source: &Source, dir: &Path) -> anyhow::Result<Summary> {
     let snapshot = snapshot?;
     let to = dir.to_owned();
     let (path, folder, formats) = (source.path.clone(), source.folder.clone(), source.store.formats()?);
-    let known = before.clone();
+    let (known, progress, held) = (before.clone(), how.progress.clone(), making.clone());
     let copied = tokio::task::spawn_blocking(move || {
-        let mut copy = Copy::new(to, known);
+        let _held = held;
+        let mut copy = Copy::new(to, known, progress);
         let mut manifest = Manifest::new(folder, formats);
+        manifest.generation = generation;
         copy.tables(&snapshot, &mut manifest)?;
         copy.contents(&path, &snapshot, &mut manifest)?;
         copy.log(&log, &mut manifest)?;
@@ -158,15 +185,47 @@ async fn make_once(source: &Source, dir: &Path) -> anyhow::Result<Summary> {
     drop(snapshot);
     let damage = source.store.upkeep().named(std::mem::take(&mut copy.damage)).await;
     manifest.damaged.extend(damage.iter().map(ToString::to_string));
-    let to = dir.to_owned();
-    let summary = copy.summary;
-    let finished = tokio::task::spawn_blocking(move || {
-        manifest.write(&to)?;
-        remove_unnamed(&to, before.as_ref(), &manifest);
-        anyhow::Ok(())
+    let (to, held) = (dir.to_owned(), making.clone());
+    let written = tokio::task::spawn_blocking(move || {
+        let _held = held;
+        manifest.write(&to).map(|()| manifest)
     });
-    finished.await.context("the backup was cut off")??;
-    Ok(summary)
+    let manifest = written.await.context("the backup was cut off")??;
+    if let Some(alone) = alone(dir).await {
+        let (to, held) = (dir.to_owned(), making.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            let _held = (held, alone);
+            remove_unnamed(&to, before.as_ref(), &manifest);
+        });
+        removed.await.context("the backup was cut off")?;
+    } else {
+        tracing::info!(dir = %dir.display(), "the backup is being read: what it does not hold any more goes with the next one");
+    }
+    Ok(copy.summary)
+}
+
+/// Whether a folder is another one, or inside of it, however the two are named.
+pub(crate) fn is_within(folder: &Path, other: &Path) -> io::Result<bool> {
+    Ok(resolved(folder)?.starts_with(resolved(other)?))
+}
+
+/// Where a path leads, without links as far as it is there.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    for there in path.ancestors() {
+        if let Ok(found) = fs::canonicalize(there) {
+            let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+            // Nothing of the rest is there, so nothing in it is a link.
+            return Ok(rest.components().fold(found, |mut at, part| {
+                match part {
+                    Component::ParentDir => drop(at.pop()),
+                    part => at.push(part),
+                }
+                at
+            }));
+        }
+    }
+    Ok(path)
 }
 
 /// Refuses the folder of a backup where a data folder is wanted: what works in it would break the backup.
@@ -179,18 +238,50 @@ pub(crate) fn refuse_backup(folder: &Path) -> Result<(), Told> {
         .next(format!("sluice restore {folder} --data NEW, then use NEW")))
 }
 
+/// Insists that a backup may take the place of this one, if it is of the same data folder.
+fn insist_newer(
+    dir: &Path,
+    before: &Manifest,
+    source: &Source,
+    generation: Option<u64>,
+) -> anyhow::Result<()> {
+    let (Some(reached), Some(at)) = (before.generation, generation) else { return Ok(()) };
+    if reached <= at {
+        return Ok(());
+    }
+    let what = format!(
+        "the backup in '{}' has come further (to generation {reached}) than the data folder '{}' (generation {at}), which is an \
+         older copy; it stays as it is",
+        dir.display(),
+        source.path.display()
+    );
+    Err(Told::new(Code::Failed, what)
+        .next("name another folder for this backup; or replace the newer one with --older")
+        .into())
+}
+
 /// Makes the folder of a backup, or looks whether it is one of this data folder.
-fn prepare(dir: &Path, folder: &str) -> anyhow::Result<Option<Manifest>> {
+fn prepare(
+    dir: &Path,
+    source: &Source,
+    generation: Option<u64>,
+    how: &How,
+) -> anyhow::Result<Option<Manifest>> {
     let refused = |what: String| {
         Told::new(Code::Failed, what).next("name an empty folder, or the one of an earlier backup")
     };
-    fs::create_dir_all(dir).with_context(|| format!("'{}' cannot be made", dir.display()))?;
     let before = Manifest::read(dir)?;
-    if let Some(before) = &before
-        && before.folder != folder
-    {
-        let what = format!("'{}' holds a backup of another data folder ({})", dir.display(), before.folder);
-        return Err(refused(what).into());
+    match &before {
+        Some(before) if before.folder == source.folder && how.older => {}
+        Some(before) if before.folder == source.folder => insist_newer(dir, before, source, generation)?,
+        // It was restored from this very backup, and no other one took its place since.
+        Some(before) if source.restored_from.as_ref() == Some(&before.digest()?) => {}
+        Some(before) => {
+            let what =
+                format!("'{}' holds a backup of another data folder ({})", dir.display(), before.folder);
+            return Err(refused(what).into());
+        }
+        None => {}
     }
     // In a backup, what others left beside it (a lock, `lost+found`) is in nobody's way.
     let is_new = before.is_none();
@@ -222,12 +313,13 @@ struct Copy {
     /// Content that is not what was stored.
     damage: Vec<sluice_store::Error>,
     summary: Summary,
+    progress: Progress,
 }
 
 impl Copy {
-    fn new(to: PathBuf, before: Option<Manifest>) -> Self {
+    fn new(to: PathBuf, before: Option<Manifest>, progress: Progress) -> Self {
         let known = before.as_ref().map(Manifest::digests).unwrap_or_default();
-        Self { to, before, known, damage: Vec::new(), summary: Summary::default() }
+        Self { to, before, known, damage: Vec::new(), summary: Summary::default(), progress }
     }
 
     fn tables(&mut self, snapshot: &Snapshot, manifest: &mut Manifest) -> anyhow::Result<()> {
@@ -237,6 +329,7 @@ impl Copy {
             let (mut chunk, mut rows_in_chunk) = (Vec::new(), 0);
             loop {
                 let page = snapshot.page(&name, after.as_deref())?;
+                self.progress.add(page.rows.len() as u64);
                 for (key, value) in &page.rows {
                     for part in [key, value] {
                         chunk.extend_from_slice(&u32::try_from(part.len())?.to_le_bytes());
@@ -273,6 +366,7 @@ impl Copy {
     fn piece(&mut self, bytes: &[u8]) -> anyhow::Result<Piece> {
         let piece = Piece { sha256: hex(&Sha256::digest(bytes)), bytes: bytes.len() as u64 };
         let to = self.to.join(CHUNKS).join(&piece.sha256);
+        self.progress.add(piece.bytes);
         if !self.is_piece_there(&piece) {
             write_whole(&to, bytes)?;
             self.summary.copied_bytes += piece.bytes;
@@ -294,9 +388,10 @@ impl Copy {
         self.damage.extend(contents.damage);
         for content in contents.files {
             let to = self.to.join(BLOBS).join(&content.name);
-            let sums = match content_there(&to, &content, self.known_sum(BLOBS, &content)) {
+            let from = folder.join(BLOBS).join(&content.name);
+            let sums = match content_there(&to, &content, self.known_sum(BLOBS, &content), &self.progress) {
                 Some(sums) => sums,
-                None => match copy_content(&folder.join(BLOBS).join(&content.name), &content, &to) {
+                None => match copy_content(&from, &content, &to, &self.progress) {
                     Ok(sums) => {
                         self.summary.copied_bytes += content.bytes;
                         sums
@@ -336,6 +431,7 @@ impl Copy {
         for (at, file) in files.iter().enumerate() {
             // The last one grows, or was cut after a crash and written on: only what is in it says whether it is the same.
             let is_last = at + 1 == files.len();
+            self.progress.add(1);
             match self.log_there(file).filter(|_| !is_last) {
                 Some(item) => manifest.log.push(item),
                 None if file.is_whole().unwrap_or(false) => manifest.log.push(self.log_file(file)?),
@@ -412,7 +508,10 @@ impl Copy {
         for content in sluice_databases::objects_in(|table, after| snapshot.page(table, after))? {
             let (to, known) = (self.to.join(OBJECTS).join(&content.name), self.known_sum(OBJECTS, &content));
             let (there, of_file) = (to.clone(), content.clone());
-            let looked = tokio::task::spawn_blocking(move || content_there(&there, &of_file, known));
+            let progress = self.progress.clone();
+            progress.add(1);
+            let looked =
+                tokio::task::spawn_blocking(move || content_there(&there, &of_file, known, &progress));
             let sums = match looked.await.context("the backup was cut off")? {
                 Some(sums) => sums,
                 None => match bucket.fetch(&content.name, content.bytes, &to).await {
@@ -448,9 +547,15 @@ impl Copy {
 }
 
 /// The digests of a copy of content that is in the backup already, if it is whole.
-fn content_there(to: &Path, content: &ContentFile, known: Option<String>) -> Option<Sums> {
+fn content_there(
+    to: &Path,
+    content: &ContentFile,
+    known: Option<String>,
+    progress: &Progress,
+) -> Option<Sums> {
     let found = fs::metadata(to).ok()?.len();
-    let sums = (found == content.bytes).then(|| File::open(to).and_then(sums_of).ok()).flatten()?.1;
+    let sums = || File::open(to).and_then(|file| sums_of(progress.of(file))).ok();
+    let sums = (found == content.bytes).then(sums).flatten()?.1;
     let is_whole = match content.digest {
         Some(digest) => sums.content == digest,
         None => known.is_some_and(|known| known == sums.sha256),
@@ -458,9 +563,14 @@ fn content_there(to: &Path, content: &ContentFile, known: Option<String>) -> Opt
     is_whole.then_some(sums)
 }
 
-fn copy_content(from: &Path, content: &ContentFile, to: &Path) -> Result<Sums, NotCopied> {
+fn copy_content(
+    from: &Path,
+    content: &ContentFile,
+    to: &Path,
+    progress: &Progress,
+) -> Result<Sums, NotCopied> {
     let opened = File::open(from).map_err(|error| NotCopied::From(format!("it cannot be read: {error}")))?;
-    copy_whole(opened, content.bytes, to)
+    copy_whole(progress.of(opened), content.bytes, to)
 }
 
 fn damaged(part: &str, content: &ContentFile, reason: &str) -> sluice_store::Error {
@@ -468,7 +578,7 @@ fn damaged(part: &str, content: &ContentFile, reason: &str) -> sluice_store::Err
 }
 
 /// Reads all of a backup and compares it with its manifest; what is wrong with it, nothing if all is well.
-pub(crate) fn verify(dir: &Path, manifest: &Manifest) -> Vec<String> {
+fn verify(dir: &Path, manifest: &Manifest) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut check = |place: String, bytes: u64, sha256: &str| match File::open(dir.join(&place))
         .and_then(sums_of)

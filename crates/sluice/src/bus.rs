@@ -9,6 +9,7 @@ use anyhow::Context;
 use sluice_brokers::{Connection, SCHEMES, Secret};
 use sluice_bus::embedded::{Config, Embedded};
 use sluice_bus::{Broker, BrokerAdmin, Error, ErrorKind, HoldEnd};
+use sluice_schema::address;
 use sluice_sdk::Process;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -55,12 +56,16 @@ enum Held {
 impl Remote {
     /// Refuses an address that no broker of this build answers to.
     pub(crate) fn check(&self) -> Result<(), Told> {
-        let scheme = self.url.reveal().split("://").next().unwrap_or_default();
-        if SCHEMES.contains(&scheme) {
+        let scheme = address::scheme(self.url.reveal());
+        if scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) {
             return Ok(());
         }
-        let told = format!("this build has no broker for '{scheme}://' addresses");
-        let build = sluice_brokers::feature(scheme).map(|name| {
+        let told = match scheme {
+            Some(scheme) => format!("this build has no broker for '{scheme}://' addresses"),
+            None => "the address given with --broker or SLUICE_BROKER does not say which broker it is of"
+                .to_owned(),
+        };
+        let build = scheme.and_then(sluice_brokers::feature).map(|name| {
             format!("build it with the feature '{name}' (cargo build -p sluice --features {name}), ")
         });
         let next = format!(
@@ -346,6 +351,11 @@ mod tests {
         assert_eq!(refused("amqp://u:hush@h"), None);
         let told = refused("gopher://u:hush@h").unwrap();
         assert!(told.contains("no broker for 'gopher://'") && !told.contains("feature"), "{told}");
+        for wrong in ["u:hush@h/v", "amqp:/u:hush@h/v", "amqp//u:hush@h", "hush hush://h"] {
+            let told = refused(wrong).unwrap();
+            assert!(told.contains("SLUICE_BROKER") && told.contains("use amqp://"), "{told}");
+            assert!(!told.contains("hush"), "{told}");
+        }
         let told = refused("nats://u:hush@h");
         if cfg!(feature = "nats") {
             assert_eq!(told, None);

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, with defaults and examples.
 
+mod secrets;
 mod serve;
 
 use std::ffi::OsString;
@@ -32,42 +33,11 @@ pub(crate) fn command() -> clap::Command {
 
 /// Reads a command line.
 pub(crate) fn parse(from: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
-    let mut matches = command().try_get_matches_from(from)?;
-    let typed_secrets = typed_secrets(&matches);
-    let mut args = Args::from_arg_matches_mut(&mut matches)?;
+    let mut matches = command().try_get_matches_from(from).map_err(secrets::not_repeated)?;
+    let typed_secrets = secrets::typed(&matches);
+    let mut args = Args::from_arg_matches_mut(&mut matches).map_err(secrets::not_repeated)?;
     args.typed_secrets = typed_secrets;
     Ok(args)
-}
-
-/// Options whose values are secrets, and what takes their place on a command line.
-const SECRETS: [(&str, &str); 3] = [
-    ("broker_password", "--broker-password-file"),
-    ("llm_key", "--llm-key-file"),
-    ("embeddings_key", "--embeddings-key-file"),
-];
-/// Options whose addresses may hold a password.
-const ADDRESSES: [(&str, &str); 2] =
-    [("broker", "--broker-password-file"), ("broker_management", "SLUICE_BROKER_MANAGEMENT")];
-
-/// Secrets that were typed as arguments, each by what should be used instead. Everybody on the machine can read them.
-fn typed_secrets(matches: &clap::ArgMatches) -> Vec<&'static str> {
-    let Some((_, matches)) = matches.subcommand() else { return Vec::new() };
-    let is_typed = |id: &str| {
-        let is_known = matches.try_contains_id(id).unwrap_or(false);
-        is_known && matches.value_source(id) == Some(clap::parser::ValueSource::CommandLine)
-    };
-    let has_password = |id: &str| {
-        let address = matches.try_get_one::<String>(id).ok().flatten();
-        address.is_some_and(|address| {
-            url::Url::parse(address)
-                .is_ok_and(|url| url.password().is_some_and(|password| !password.is_empty()))
-        })
-    };
-    let secrets = SECRETS.into_iter().filter(|(id, _)| is_typed(id));
-    let addresses = ADDRESSES.into_iter().filter(|(id, _)| is_typed(id) && has_password(id));
-    let mut instead: Vec<_> = secrets.chain(addresses).map(|(_, instead)| instead).collect();
-    instead.dedup();
-    instead
 }
 
 #[derive(Debug, Parser)]
@@ -91,13 +61,14 @@ pub(crate) struct Args {
 }
 
 /// Which running system a command talks to, and how it prints.
-#[derive(Debug, Clone, ClapArgs)]
+#[derive(Clone, ClapArgs)]
 pub(crate) struct Target {
     /// Address of the gateway to talk to
     #[arg(
         long,
         global = true,
         env = "TRUSTGRAPH_URL",
+        hide_env_values = true,
         default_value = "http://127.0.0.1:8888/",
         value_name = "URL"
     )]
@@ -134,6 +105,13 @@ pub(crate) struct Target {
     /// Longest wait for an answer, in seconds
     #[arg(long, global = true, default_value = "600", value_name = "SECONDS")]
     pub(crate) timeout: u64,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address may hold a password.
+        f.debug_struct("Target").field("workspace", &self.workspace).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -213,7 +191,7 @@ pub(crate) enum Command {
     Conformance(Conformance),
     /// Back up a data folder, also while it is in use; a second time only what changed is copied
     #[command(
-        after_help = "Examples:\n  sluice backup /mnt/backup/sluice\n  sluice backup /mnt/backup/library --data /var/lib/sluice/library\n\nRun it on the machine of the data folder. See docs/backup.md.\n\nExit code 2 when something in the data folder is damaged: it is named, and all else\nis backed up."
+        after_help = "Examples:\n  sluice backup /mnt/backup/sluice\n  sluice backup /mnt/backup/library --data /var/lib/sluice/library\n\nRun it on the machine of the data folder. See docs/backup.md.\n\nExit code 2 when something in the data folder is damaged: it is named, and all else\nis backed up; 5 when the process that works in it says nothing for --timeout seconds."
     )]
     Backup(Backup),
     /// Make a new data folder of a backup
@@ -292,6 +270,9 @@ pub(crate) struct Conformance {
 pub(crate) struct Backup {
     /// Folder of the backup: an empty one, or that of an earlier backup of the same data folder
     pub(crate) dir: PathBuf,
+    /// Replace a backup that has come further than the data folder, which is an older copy
+    #[arg(long)]
+    pub(crate) older: bool,
     #[command(flatten)]
     pub(crate) objects: Objects,
 }
@@ -431,7 +412,7 @@ pub(crate) enum Flow {
         /// Id of the flow
         id: String,
         /// How long queued messages may take to drain (`60s`), or `discard`
-        #[arg(long)]
+        #[arg(long, value_parser = drain)]
         drain: Option<String>,
     },
     /// List flows
@@ -583,6 +564,11 @@ pub(crate) enum Dead {
     },
 }
 
+/// What the flow service would refuse is refused here, as a mistake of the command line.
+fn drain(text: &str) -> Result<String, String> {
+    sluice_flow::check_drain(text).map(|()| text.to_owned())
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) =
         text.split_once('=').ok_or_else(|| format!("'{text}' is not of the form NAME=VALUE"))?;
@@ -651,6 +637,11 @@ mod tests {
             &["--broker", "amqp://user:very-secret@host"],
             &["--broker", "amqp://host", "--broker-management", "http://user:very-secret@host"],
             &["--objects", "s3://b", "--objects-key", "very-secret"],
+            &["--objects", "s3://u:very-secret@b"],
+            &["--llm-url", "http://u:very-secret@host"],
+            &["--embeddings-url", "u:very-secret@host"],
+            &["--embeddings-local", "u:very-secret@host"],
+            &["--url", "http://u:very-secret@host"],
         ] {
             let args = args(&[&["sluice", "up"], secret].concat()).unwrap();
             assert!(!format!("{args:?} {args:#?}").contains("very-secret"), "{secret:?}");
@@ -677,6 +668,42 @@ mod tests {
         let management = ["--broker-management", "http://user:p@host"];
         check(&[&["up"], &broker[..], &management].concat(), &["SLUICE_BROKER_MANAGEMENT"]);
         check(&["demo", "--llm-key", "k"], &["--llm-key-file"]);
+        check(&["up", "--llm-url", "http://u:p@host"], &["SLUICE_LLM_URL"]);
+        check(&["doc", "ls", "--url", "http://u:p@host"], &["TRUSTGRAPH_URL"]);
+        check(&["--url", "http://u:p@host", "doc", "ls"], &["TRUSTGRAPH_URL"]);
+    }
+
+    #[test]
+    fn a_value_that_may_hold_a_password_is_not_repeated_when_it_is_refused() {
+        for line in [
+            &["up", "--listen", "u:very-secret@host:1"][..],
+            &["up", "--allow-origin", "https://u:very-secret@app.example"],
+            &["up", "--allow-origin", "https://u:very-secret,x@app.example"],
+            &["up", "--allow-host", "u:very-secret@app.example"],
+            &["up", "--trusted-proxy", "u:very-secret@app.example"],
+            &["up", "--llm-url", "http://host", "--llm-dialect", "https://u:very-secret@host"],
+            &["up", "amqp://u:very-secret@host"],
+            &["up", "--broken=amqp://u:very-secret@host"],
+            &["amqp://u:very-secret@host"],
+            &["flow", "stop", "f", "--drain", "amqp://u:very-secret@host"],
+        ] {
+            let told = args(&[&["sluice"], line].concat()).unwrap_err().render().to_string();
+            assert!(!told.contains("very-secret") && told.starts_with("error: "), "{line:?}: {told}");
+        }
+        let told = args(&["sluice", "up", "--listen", "nowhere"]).unwrap_err().render().to_string();
+        assert!(told.contains("'nowhere'") && told.contains("--listen"), "{told}");
+    }
+
+    #[test]
+    fn no_help_shows_the_value_of_a_variable_that_holds_an_address() {
+        const MAY_HOLD_A_PASSWORD: [&str; 4] = ["URL", "FOLDER|URL", "ORIGIN", "HOST:PORT"];
+        for one in all(&command()) {
+            for arg in one.get_arguments().filter(|arg| arg.get_env().is_some()) {
+                let names = arg.get_value_names().unwrap_or_default();
+                let may_hold = names.iter().any(|name| MAY_HOLD_A_PASSWORD.contains(&name.as_str()));
+                assert!(!may_hold || arg.is_hide_env_values_set(), "{} of {}", arg.get_id(), one.get_name());
+            }
+        }
     }
 
     /// Every command with everything below it.

@@ -5,35 +5,50 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::backup::{self, Source, Summary};
+use crate::backup::{self, How, Source, Summary};
 use crate::exit::{Code, Told};
 
 const FILE: &str = "control.sock";
 /// The longest question or answer.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
-/// How long a question may take to arrive.
+/// How long a question may take to arrive, and a part of an answer to be taken.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Commands that are answered at once.
+const ASKERS_MAX: usize = 16;
+/// How often whoever waits is told that a backup goes on.
+const WORD_EVERY: Duration = Duration::from_millis(500);
+/// What is said of a question of another version.
+const UNREADABLE: &str = "the question cannot be read";
 
 /// What is asked.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Question {
-    /// Make a backup in this folder.
+    /// Make a backup in this folder. Earlier versions ask so, and wait for one word.
     Backup(PathBuf),
+    /// The same, and say that it goes on.
+    Make { dir: PathBuf, older: bool },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
+    /// What was asked for is being done, and has gone on.
+    Working,
     Done(Summary),
-    Failed { message: String, next: Option<String> },
+    Failed {
+        message: String,
+        next: Option<String>,
+    },
 }
 
 /// The path of the socket of a folder, short enough for any folder, and what keeps it valid.
@@ -64,77 +79,189 @@ pub(crate) async fn gone(folder: impl Fn() -> PathBuf) {
     }
 }
 
-/// Answers one question after the other.
-pub(crate) async fn serve(listener: UnixListener, source: impl Fn() -> Source) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                if let Err(error) = answer(stream, source()).await {
-                    tracing::debug!(%error, "a command on this machine got no answer");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "commands on this machine cannot be answered");
-                tokio::time::sleep(QUESTION_TIMEOUT).await;
+/// Where a backup is being made, if one is.
+#[derive(Default)]
+struct Running(Mutex<Option<PathBuf>>);
+
+/// Ends with the backup.
+struct Run<'a>(&'a Running);
+
+impl Running {
+    /// Begins one; if there is one, says where.
+    fn begin(&self, dir: &Path) -> Result<Run<'_>, PathBuf> {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*running {
+            Some(other) => Err(other.clone()),
+            None => {
+                *running = Some(dir.to_owned());
+                Ok(Run(self))
             }
         }
     }
 }
 
-async fn answer(stream: UnixStream, source: Source) -> io::Result<()> {
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Answers commands; one backup is made at a time.
+pub(crate) async fn serve(listener: UnixListener, source: impl Fn() -> Source) {
+    let running = Running::default();
+    let mut answers = FuturesUnordered::new();
+    loop {
+        // Both may be dropped at any time: what was begun stays in `answers`.
+        tokio::select! {
+            accepted = listener.accept(), if answers.len() < ASKERS_MAX => match accepted {
+                Ok((stream, _)) => answers.push(answer(stream, source(), &running)),
+                Err(error) => {
+                    tracing::warn!(%error, "commands on this machine cannot be answered");
+                    tokio::time::sleep(WORD_EVERY).await;
+                }
+            },
+            Some(answered) = answers.next(), if !answers.is_empty() => {
+                if let Err(error) = answered {
+                    tracing::debug!(%error, "a command on this machine got no answer");
+                }
+            }
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, source: Source, running: &Running) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     let mut limited = (&mut stream).take(LINE_BYTES_MAX);
     tokio::time::timeout(QUESTION_TIMEOUT, limited.read_line(&mut line)).await??;
+    let stream = stream.get_mut();
     let answer = match serde_json::from_str(&line) {
-        Ok(Question::Backup(dir)) => {
-            let made = backup::make(Arc::new(source), &dir).await;
-            match made {
-                Ok(summary) => {
-                    tracing::info!(dir = %dir.display(), bytes = summary.bytes, copied = summary.copied_bytes, "a backup was made");
-                    Answer::Done(summary)
-                }
-                Err(error) => {
-                    tracing::warn!(dir = %dir.display(), error = format!("{error:#}"), "a backup could not be made");
-                    let told = error.chain().find_map(|cause| cause.downcast_ref::<Told>());
-                    Answer::Failed {
-                        message: format!("{error:#}"),
-                        next: told.and_then(|told| told.next.clone()),
+        Ok(Question::Backup(dir)) => make(None, source, &dir, How::default(), running).await,
+        Ok(Question::Make { dir, older }) => {
+            let how = How { older, ..How::default() };
+            // Whoever has left by now wants none.
+            say(&mut *stream, &Answer::Working).await?;
+            make(Some(&mut *stream), source, &dir, how, running).await
+        }
+        Err(error) => Answer::Failed { message: format!("{UNREADABLE}: {error}"), next: None },
+    };
+    say(stream, &answer).await
+}
+
+async fn say(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut text = serde_json::to_string(answer)?;
+    text.push('\n');
+    tokio::time::timeout(QUESTION_TIMEOUT, stream.write_all(text.as_bytes())).await?
+}
+
+/// Makes a backup, unless one is being made; whoever waits is told that it goes on, and may leave.
+async fn make(
+    mut asker: Option<&mut UnixStream>,
+    source: Source,
+    dir: &Path,
+    how: How,
+    running: &Running,
+) -> Answer {
+    let _run = match running.begin(dir) {
+        Ok(run) => run,
+        Err(other) => {
+            let message =
+                format!("no backup was made: this process is making one in '{}' already", other.display());
+            return Answer::Failed { message, next: Some("try again when it is done".to_owned()) };
+        }
+    };
+    let mut making = std::pin::pin!(backup::make(Arc::new(source), dir, &how));
+    let mut words = tokio::time::interval(WORD_EVERY);
+    let mut told = None;
+    let made = loop {
+        tokio::select! {
+            made = &mut making => break made,
+            _ = words.tick() => {
+                let come_to = Some(how.progress.come_to());
+                if told != come_to
+                    && let Some(stream) = asker.as_deref_mut()
+                {
+                    told = come_to;
+                    if say(stream, &Answer::Working).await.is_err() {
+                        asker = None;
                     }
                 }
             }
         }
-        Err(error) => Answer::Failed { message: format!("the question cannot be read: {error}"), next: None },
     };
-    let mut text = serde_json::to_string(&answer)?;
-    text.push('\n');
-    stream.get_mut().write_all(text.as_bytes()).await
+    match made {
+        Ok(summary) => {
+            tracing::info!(dir = %dir.display(), bytes = summary.bytes, copied = summary.copied_bytes, "a backup was made");
+            Answer::Done(summary)
+        }
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), error = format!("{error:#}"), "a backup could not be made");
+            let told = error.chain().find_map(|cause| cause.downcast_ref::<Told>());
+            Answer::Failed { message: format!("{error:#}"), next: told.and_then(|told| told.next.clone()) }
+        }
+    }
 }
 
-/// Asks the process that holds a folder for a backup; `None` if no process listens there.
-pub(crate) async fn ask_for_backup(folder: &Path, dir: &Path) -> anyhow::Result<Option<Summary>> {
+/// Asks the process that holds a folder for a backup; `None` if no process listens there. It is waited for as long as it says
+/// in time that the backup goes on.
+pub(crate) async fn ask_for_backup(
+    folder: &Path,
+    dir: &Path,
+    older: bool,
+    timeout: Duration,
+) -> anyhow::Result<Option<Summary>> {
     let Ok((_held, path)) = socket(folder) else { return Ok(None) };
-    let Ok(stream) = UnixStream::connect(path).await else { return Ok(None) };
+    let late = |what: &str, next: &str| {
+        let what =
+            format!("the process that works in '{}' {what} for {} s", folder.display(), timeout.as_secs());
+        Told::new(Code::TimedOut, what).next(next)
+    };
+    let silent = || {
+        late(
+            "has not answered",
+            "see whether it is stopped or its disk hangs; wait longer with --timeout SECONDS",
+        )
+    };
+    let Ok(connected) = tokio::time::timeout(timeout, UnixStream::connect(path)).await else {
+        return Err(silent().into());
+    };
+    let Ok(stream) = connected else { return Ok(None) };
     let mut stream = BufReader::new(stream);
-    let mut text = serde_json::to_string(&Question::Backup(dir.to_owned()))?;
+    let mut text = serde_json::to_string(&Question::Make { dir: dir.to_owned(), older })?;
     text.push('\n');
     stream.get_mut().write_all(text.as_bytes()).await?;
-    let mut line = String::new();
-    (&mut stream).take(LINE_BYTES_MAX).read_line(&mut line).await?;
-    if line.is_empty() {
-        return Err(Told::new(
-            Code::Failed,
-            "the process that holds the data folder ended before the backup was made",
-        )
-        .next("start it again, then make the backup again; an earlier one in the same place is still whole")
-        .into());
-    }
-    match serde_json::from_str(&line)? {
-        Answer::Done(summary) => Ok(Some(summary)),
-        Answer::Failed { message, next } => {
-            let mut told = Told::new(Code::Failed, message);
-            told.next = next;
-            Err(told.into())
+    let mut has_begun = false;
+    loop {
+        let mut line = String::new();
+        let mut limited = (&mut stream).take(LINE_BYTES_MAX);
+        let Ok(read) = tokio::time::timeout(timeout, limited.read_line(&mut line)).await else {
+            let stuck = late(
+                "has not gone on with the backup",
+                "it may still come to its end, which its log says; wait longer with --timeout SECONDS",
+            );
+            return Err(if has_begun { stuck } else { silent() }.into());
+        };
+        read?;
+        if line.is_empty() {
+            return Err(Told::new(
+                Code::Failed,
+                "the process that holds the data folder ended before the backup was made",
+            )
+            .next(
+                "start it again, then make the backup again; an earlier one in the same place is still whole",
+            )
+            .into());
+        }
+        match serde_json::from_str(&line)? {
+            Answer::Working => has_begun = true,
+            Answer::Done(summary) => return Ok(Some(summary)),
+            Answer::Failed { message, next } => {
+                let is_of_another_version = message.starts_with(UNREADABLE);
+                let mut told = Told::new(Code::Failed, message);
+                let by_it = "make the backup with the `sluice` of the version that works in the folder";
+                told.next = next.or_else(|| is_of_another_version.then(|| by_it.to_owned()));
+                return Err(told.into());
+            }
         }
     }
 }

@@ -16,6 +16,7 @@
 mod aside;
 mod contents;
 mod in_place;
+mod kinds;
 mod mark;
 mod missing;
 mod restored;
@@ -23,12 +24,13 @@ mod stopped;
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use rustix::fs::OFlags;
 use sluice_bus::embedded::{Config, Embedded as Broker, Stamp as LogStamp};
 use sluice_library::OWNERS;
 use sluice_store::{BlobAudit, Embedded as Store, FolderLock, Options, Stamp, Untouched};
@@ -39,7 +41,7 @@ use self::contents::{Contents, holds_something};
 use self::mark::{BrokerPart, Found, Mark, StorePart};
 pub(crate) use self::missing::unreadable;
 use self::missing::{check_marked, going_on};
-pub(crate) use self::restored::{check_formats, log_end, take_empty};
+pub(crate) use self::restored::{FilledFrom, Taken, check_formats, log_end};
 pub(crate) use self::stopped::{Stopped, verify};
 use crate::exit::{Code, Told};
 
@@ -62,10 +64,12 @@ pub(crate) const BROKER: &str = "broker";
 pub(crate) const ADMIN_KEY: &str = "admin.key";
 /// Held back for when the disk is full.
 const RESERVE: &str = "reserve";
+const TRASH: &str = "trash";
+const UPKEEP: &str = "upkeep.json";
 /// Room for a mark on most file systems.
 const MARK_BYTES_MAX: u64 = 64 << 10;
 /// All that a process puts into its data folder, but for the lock and models that were fetched.
-const PARTS: &[&str] = &[mark::FILE, STORE_FILE, BLOBS, BROKER, ADMIN_KEY, RESERVE, "trash", "upkeep.json"];
+const PARTS: &[&str] = &[mark::FILE, STORE_FILE, BLOBS, BROKER, ADMIN_KEY, RESERVE, TRASH, UPKEEP];
 /// What others should not be able to read.
 const PRIVATE: &[&str] = &["", STORE_FILE, BLOBS, BROKER, ADMIN_KEY, mark::FILE];
 
@@ -146,7 +150,9 @@ fn is_full(error: &anyhow::Error) -> bool {
 /// Makes a file shorter by so many bytes, as far as it has them; answers whether it had any.
 fn give_up(reserve: &Path, bytes: u64) -> std::io::Result<bool> {
     let held = fs::metadata(reserve)?.len();
-    fs::OpenOptions::new().write(true).open(reserve)?.set_len(held.saturating_sub(bytes))?;
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    let file = fs::OpenOptions::new().write(true).custom_flags(no_link).open(reserve)?;
+    file.set_len(held.saturating_sub(bytes))?;
     Ok(held > 0)
 }
 
@@ -191,6 +197,9 @@ impl Folder {
         let accepts = |loss| want.accept.contains(&loss);
         let refuse = |what: String, accept| Err(refused(path, what, accept).into());
         let there = Contents::of(path)?;
+        if lock.is_some() {
+            kinds::check_writable(path, &want)?;
+        }
         let mut origin = Origin::Marked;
         let mark = match mark::read(path) {
             // One from before the first start was over, beside a store that says otherwise.
@@ -218,7 +227,12 @@ impl Folder {
             }
         };
         if mark.is_restoring {
-            let what = "a backup was being restored into it, and that was not finished; restore it again, into another folder";
+            let what = if mark.is_salvaging {
+                "what can be read of a damaged folder was being copied into it (sluice salvage), and that was not finished; salvage \
+                 it again, into another folder"
+            } else {
+                "a backup was being restored into it, and that was not finished; restore it again, into another folder"
+            };
             return refuse(what.to_owned(), None);
         }
         if mark.is_fresh {
@@ -302,7 +316,10 @@ impl Folder {
         let state = self.state.lock().await;
         let part = state.mark.broker;
         let is_lost = self.accepts(Loss::Broker);
+        // Whoever goes on without knowing where the log ended may cut what was promised.
+        let is_end_unknown = is_lost || self.origin == Origin::MarkLost || self.origin == Origin::Unmarked;
         Config {
+            set_aside: is_end_unknown.then(|| aside::place(&self.path).join(BROKER)),
             create: part.is_none() || self.origin != Origin::Marked || is_lost,
             is_looked_at: self.lock.is_none(),
             end: part.filter(|_| !is_lost).and_then(|part| part.end).map(Into::into),
@@ -337,9 +354,6 @@ impl Folder {
         if let Some(what) = self.wrong_key(store).await? {
             let aside = aside::move_parts(&self.path, &[ADMIN_KEY])?;
             tracing::warn!(aside = %aside.display(), "{what}; it is set aside, and a new one is made, as was asked for");
-        }
-        if self.origin == Origin::MarkLost && self.path.join(mark::FILE).is_dir() {
-            aside::move_parts(&self.path, &[mark::FILE])?;
         }
         if self.origin != Origin::Marked && self.origin != Origin::Fresh {
             tracing::info!(folder = %self.path.display(), "the data folder is marked from now on");
@@ -430,6 +444,11 @@ impl Folder {
     /// Id of the folder.
     pub(crate) async fn id(&self) -> String {
         self.state.lock().await.mark.folder.clone()
+    }
+
+    /// Digest of the backup that it was restored from, if it was.
+    pub(crate) async fn restored_from(&self) -> Option<String> {
+        self.state.lock().await.mark.restored_from.clone()
     }
 
     /// Whether a loss was accepted.

@@ -12,13 +12,18 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use reqwest::Url;
+use reqwest::header::HeaderValue;
 use tokio::sync::OnceCell;
 use url::Host;
 
 use crate::cli::Target;
+use crate::exit::Told;
 
 /// How long a loopback address may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The variable that names a key.
+const TOKEN: &str = "TRUSTGRAPH_TOKEN";
 
 /// The key of a connection to one gateway.
 #[derive(Clone)]
@@ -51,14 +56,20 @@ impl Key {
         local: Option<SocketAddr>,
     ) -> anyhow::Result<Self> {
         if let Some(file) = &target.token_file {
-            let text = std::fs::read_to_string(file)
+            let bytes = std::fs::read(file)
                 .with_context(|| format!("the token file '{}' cannot be read", file.display()))?;
-            return Ok(Self::Named(text.trim().to_owned()));
+            return sendable(
+                &String::from_utf8_lossy(&bytes),
+                &format!("the token file '{}'", file.display()),
+            )
+            .map(Self::Named);
         }
-        if let Some(token) = std::env::var("TRUSTGRAPH_TOKEN").ok().filter(|token| !token.is_empty()) {
-            return Ok(Self::Named(token));
+        if let Some(token) = std::env::var_os(TOKEN).filter(|token| !token.is_empty()) {
+            // What is no text cannot be sent either, and must not be passed over.
+            return sendable(&token.to_string_lossy(), TOKEN).map(Self::Named);
         }
-        let file = folder.map(|folder| folder.join("admin.key"));
+        // A pipe in its place is not waited for.
+        let file = folder.map(|folder| folder.join("admin.key")).filter(|file| file.is_file());
         let Some((file, key)) =
             file.and_then(|file| std::fs::read_to_string(&file).ok().map(|key| (file, key)))
         else {
@@ -72,6 +83,19 @@ impl Key {
             }
         })
     }
+}
+
+/// A key as it is sent, without the line end that editors and files add.
+pub(crate) fn sendable(text: &str, from: &str) -> anyhow::Result<String> {
+    let key = text.trim();
+    let is_sendable = !key.contains(char::REPLACEMENT_CHARACTER) && HeaderValue::from_str(key).is_ok();
+    if is_sendable {
+        return Ok(key.to_owned());
+    }
+    let what = "it holds a line break or another character that no header can have";
+    Err(Told::usage(format!("the key in {from} cannot be sent: {what}"))
+        .next("give the key alone, in one line, with TRUSTGRAPH_TOKEN or --token-file FILE")
+        .into())
 }
 
 /// Where a URL leads when it leads to this machine for certain: by a loopback address, or by the name `localhost`. Of the
@@ -97,6 +121,18 @@ pub(crate) fn loopback(url: &Url) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_no_header_can_have_is_refused_by_where_it_came_from() {
+        assert_eq!(sendable(" tg_a\r\n", "TRUSTGRAPH_TOKEN").unwrap(), "tg_a");
+        for wrong in ["hush\nhush", "hush\0", "hush\u{7f}", "hush\u{fffd}"] {
+            let told = sendable(wrong, "TRUSTGRAPH_TOKEN").unwrap_err().to_string();
+            assert!(
+                told.contains("the key in TRUSTGRAPH_TOKEN cannot be sent") && !told.contains("hush"),
+                "{told}"
+            );
+        }
+    }
 
     #[test]
     fn only_loopback_addresses_and_localhost_are_this_machine_for_certain() {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
+mod address;
 mod api;
 mod backup;
 mod bus;

@@ -244,7 +244,7 @@ impl Opened {
     async fn embed(folder: &Folder) -> anyhow::Result<Bus> {
         let config = folder.broker_config().await;
         match Bus::embed(config.clone()) {
-            Err(error) if folder.accepts(Loss::Broker) => {
+            Err(error @ sluice_bus::Error::Log { .. }) if folder.accepts(Loss::Broker) => {
                 let aside = folder.set_broker_aside()?;
                 tracing::warn!(%error, aside = %aside.display(), "going on with an empty log, as was asked for; the old one is set aside");
                 Bus::embed(config).map_err(|error| folder.broker_error(error))
@@ -303,13 +303,14 @@ impl Opened {
                 return;
             }
         };
-        let (id, folder) = (folder.id().await, folder.clone());
+        let (id, restored_from, folder) = (folder.id().await, folder.restored_from().await, folder.clone());
         let (broker, objects) = (self.bus.embedded().cloned(), settings.objects.clone());
         let stop = process.stop.clone();
         process.tasks.spawn("folder/control", async move {
             let source = || Source {
                 path: folder.is_read_at(),
                 folder: id.clone(),
+                restored_from: restored_from.clone(),
                 store: store.clone(),
                 broker: broker.clone(),
                 objects: objects.clone(),
@@ -320,7 +321,7 @@ impl Opened {
                 loop {
                     match listening {
                         Ok(listener) => tokio::select! {
-                            () = control::serve(listener, &source) => {}
+                            () = control::serve(listener, source) => {}
                             () = control::gone(here) => {}
                         },
                         Err(error) => {

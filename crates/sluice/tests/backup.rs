@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+#[path = "backup/others.rs"]
+mod others;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -237,6 +239,10 @@ fn a_damaged_backup_is_told_and_not_restored_and_the_next_one_mends_it() {
     assert!(told.contains("Next: run `sluice backup DIR`"), "{told}");
     backup(&dir, &data);
     ends(&verify(&dir), 0, "is whole");
+    let data_link = place.path("link");
+    std::os::unix::fs::symlink(&data, &data_link).unwrap();
+    let linked = data_link.join("inside");
+    ends(&run(&["backup", linked.to_str().unwrap()], &data), 64, "inside the data folder");
     // Another folder's backup is not written over it, and neither is anything else.
     let other = Up::start(&place.path("other"));
     ends(&run(&["backup", dir.to_str().unwrap()], &other.data), 1, "another data folder");

@@ -26,6 +26,8 @@ fn the_command_line_says_what_is_wrong_before_anything_starts() {
     ends(&run(&apart), 64, "--force");
     ends(&run(&["up", "--allow-origin", "null"]), 64, "https://app.example.org");
     ends(&run(&["flow", "start", "f", "b", "-p", "novalue"]), 64, "NAME=VALUE");
+    ends(&run(&["flow", "stop", "f", "--drain", "banana"]), 64, "discard");
+    ends(&run(&["flow", "stop", "f", "--drain", "2m", "--url", "http://127.0.0.1:1/"]), 1, "sluice up");
     ends(&run(&["flow", "ls", "--url", "http://127.0.0.1:1/"]), 1, "sluice up");
     ends(&run(&["--help"]), 0, "Examples");
     ends(&run(&["completions", "bash"]), 0, "complete");
@@ -114,4 +116,19 @@ fn blueprints_that_reach_through_walls_are_refused_with_the_place() {
     ends(&put("system", "request:tg:config"), 1, "request:tg:config");
     ends(&put("shape", "nonsense"), 1, "nonsense");
     ends(&put("fine", "flow:tg:in:{workspace}:{id}"), 0, "fine");
+}
+
+#[test]
+fn what_is_to_be_removed_and_is_not_there_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    let remove = ["config", "rm", "tool", "t1"];
+    ends(&up.run(&remove), 3, "there is no value tool/t1");
+    up.json(&["config", "put", "tool", "t1", "{}"]);
+    ends(&up.run(&remove), 0, "Deleted tool/t1.");
+    ends(&up.run(&remove), 3, "sluice config ls tool");
+    ends(&up.run(&["dead", "rm", "nope"]), 3, "nope");
+    ends(&up.run(&["blueprint", "rm", "nope"]), 3, "sluice blueprint ls");
+    ends(&up.run(&["blueprint", "rm", "document-rag"]), 0, "Deleted blueprint 'document-rag'");
+    ends(&up.run(&["blueprint", "rm", "document-rag"]), 3, "sluice blueprint ls");
 }

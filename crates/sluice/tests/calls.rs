@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::Mutex;
 
 use common::Up;
 use serde_json::{Value, json};
@@ -22,6 +22,10 @@ const ADDRESS_KIB: u64 = 6 * 1024 * 1024;
 const CALL_BYTES: u64 = 64 * 1024 * 1024;
 /// The same for one whose answer is as large as it may be.
 const ANSWER_BYTES: u64 = 128 * 1024 * 1024;
+/// Small questions for large answers that come at once.
+const QUESTIONS: usize = 16;
+/// Memory that large answers may take together: what is made of them, and what waits to be taken.
+const ANSWERS_BYTES: u64 = 1536 * 1024 * 1024;
 /// Memory that each byte of a body may take.
 const FACTOR: u64 = 40;
 const MIB: usize = 1024 * 1024;
@@ -52,7 +56,7 @@ struct World {
     /// What the process took before its first call. What calls leave behind counts for each that comes after them.
     quiet_bytes: u64,
     /// The most that calls took, by door and shape.
-    most: RefCell<BTreeMap<(Door, String), Most>>,
+    most: Mutex<BTreeMap<(Door, String), Most>>,
     _folder: tempfile::TempDir,
 }
 
@@ -65,7 +69,7 @@ impl World {
         let up = Up::start_as(limited, &folder.path().join("data"), &[]);
         up.json(&["flow", "start", "f1", "document-rag"]);
         let key = up.key();
-        let mut world = Self { up, key, quiet_bytes: 0, most: RefCell::default(), _folder: folder };
+        let mut world = Self { up, key, quiet_bytes: 0, most: Mutex::default(), _folder: folder };
         world.is_well();
         world.quiet_bytes = world.status("VmRSS:");
         world
@@ -73,7 +77,8 @@ impl World {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.up.url.trim_start_matches("http://")).unwrap();
-        stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+        // Large answers come late on a busy machine.
+        stream.set_read_timeout(Some(4 * common::PATIENCE)).unwrap();
         stream
     }
 
@@ -152,7 +157,7 @@ impl World {
 
     /// Tells what was measured.
     fn tell(&self) {
-        for ((door, shape), Most { memory_bytes, body_bytes, operation }) in &*self.most.borrow() {
+        for ((door, shape), Most { memory_bytes, body_bytes, operation }) in &*self.most.lock().unwrap() {
             let (memory_kib, body_kib) = (memory_bytes >> 10, body_bytes >> 10);
             eprintln!("{door:?} {shape}: {memory_kib} KiB for a body of {body_kib} KiB ({operation})");
         }
@@ -187,7 +192,7 @@ impl World {
         let what = format!("{}/{} {shape} at {door:?}", operation.kind.as_str(), operation.name);
         self.holds(&what, body, CALL_BYTES, || self.call_at(door, operation, body));
         let more = self.more_bytes();
-        let mut most = self.most.borrow_mut();
+        let mut most = self.most.lock().unwrap();
         let known = most.entry((door, shape.to_owned())).or_default();
         if more > known.memory_bytes {
             *known = Most { memory_bytes: more, body_bytes: body.len(), operation: operation.name };
@@ -279,6 +284,48 @@ fn no_call_ends_the_process_and_memory_is_in_proportion_to_its_body() {
             }
         }
         world.tell();
+        world.is_well();
+    }
+}
+
+#[test]
+fn small_questions_for_large_answers_take_bounded_memory_however_many_come() {
+    let world = World::start();
+    let add = json!({"operation": "add-document", "content": "YWFh".repeat(8 * MIB),
+        "document-metadata": {"id": "large", "kind": "text/plain", "title": "large", "time": 1}});
+    let added = world.post("/api/v1/librarian", &add.to_string());
+    assert!(added.starts_with("HTTP/1.1 200") && !added.contains("error"), "{added}");
+    let value = "x".repeat(1_000_000);
+    for key in 0..14 {
+        let put = json!({"operation": "put", "values": [{"type": "large", "key": key.to_string(), "value": value}]});
+        let put = world.post("/api/v1/config", &put.to_string());
+        assert!(put.starts_with("HTTP/1.1 200") && !put.contains("error"), "{put}");
+    }
+    let content = json!({"operation": "get-document-content", "document-id": "large"}).to_string();
+    let values = json!({"operation": "getvalues", "type": "large"}).to_string();
+    let streamed = "/api/v1/document-stream?document-id=large&chunk-size=50000000";
+    let asks: [(&str, &(dyn Fn() -> String + Sync)); 3] = [
+        ("content", &|| world.post("/api/v1/librarian", &content)),
+        ("values", &|| world.post("/api/v1/config", &values)),
+        ("parts", &|| world.get(streamed)),
+    ];
+    for (what, ask) in asks {
+        std::fs::write(format!("/proc/{}/clear_refs", world.up.pid()), "5").unwrap();
+        // Of each answer only the beginning is kept, so that this process stays small.
+        let answers: Vec<String> = std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                (0..100).map(|_| scope.spawn(|| ask().chars().take(300).collect::<String>())).collect();
+            asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+        });
+        let is_answered = |answer: &&String| answer.starts_with("HTTP/1.1 200");
+        assert!(answers.iter().any(|answer| is_answered(&answer)), "{what}: {}", answers[0]);
+        // The others are told to come again.
+        let is_told = |answer: &String| is_answered(&answer) || answer.starts_with("HTTP/1.1 429");
+        let untold = answers.iter().find(|answer| !is_told(answer));
+        assert!(untold.is_none(), "{what}: {untold:?}\n{}", world.up.log());
+        let more = world.more_bytes();
+        eprintln!("{QUESTIONS} questions for {what}: {} MiB more", more >> 20);
+        assert!(more <= ANSWERS_BYTES, "{what}: {more} bytes for small questions");
         world.is_well();
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use common::{Up, ends, sluice, text};
 
@@ -164,4 +164,57 @@ fn what_cannot_be_read_at_all_or_is_in_use_is_refused_and_no_folder_is_begun() {
     ends(&salvage(&data, &new), 1, "neither copy of its head is whole");
     assert!(!new.exists());
     ends(&sluice().arg("salvage").arg(&data).output().unwrap(), 64, "--data NEW");
+}
+
+#[test]
+fn what_is_no_damaged_folder_or_no_new_one_is_told_as_that() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let (data, new, empty, link) = (path("data"), path("new"), path("empty"), path("link"));
+    assert_eq!(Up::start(&data).terminate(), 0);
+    fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::symlink(&data, &link).unwrap();
+    ends(&salvage(&path("nope"), &new), 3, "there is no data folder");
+    let output = salvage(&empty, &new);
+    ends(&output, 3, "is no data folder");
+    assert!(text(&output).contains("sluice salvage FOLDER --data NEW"), "{}", text(&output));
+    let before = files(&data);
+    for (old, to) in [(&data, &data), (&data, &link), (&link, &data)] {
+        ends(&salvage(old, to), 64, "are one folder");
+    }
+    for inside in [data.join("inner"), link.join("inner/deep"), path("none").join("../data/inner")] {
+        ends(&salvage(&data, &inside), 64, "inside the damaged one");
+    }
+    assert!(files(&data) == before, "the old folder was changed");
+    assert!(!new.exists() && !path("none").exists());
+}
+
+#[test]
+fn a_salvage_that_fails_leaves_nothing_and_one_that_is_killed_is_told_as_that() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let (data, new) = (path("data"), path("new"));
+    filled(&data);
+    // No file may be larger than some KiB, as when a disk is full.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 64; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sluice"), "salvage"]);
+    let output = limited.arg(&data).arg("--data").arg(&new).output().unwrap();
+    ends(&output, 1, "nothing was salvaged");
+    assert!(text(&output).contains("  try: see whether"), "{}", text(&output));
+    assert!(!new.exists());
+
+    let is_cut = |to: &Path| {
+        let mut copying = sluice().arg("salvage").arg(&data).arg("--data").arg(to).spawn().unwrap();
+        let mark = to.join("sluice.json");
+        while !mark.exists() && copying.try_wait().unwrap().is_none() {}
+        // It may have come to its end by then.
+        copying.kill().unwrap();
+        copying.wait().unwrap();
+        fs::read_to_string(&mark).is_ok_and(|text| text.contains("\"is-restoring\": true"))
+    };
+    let cut = (0..20).map(|n| path(&format!("cut-{n}"))).find(|to| is_cut(to)).unwrap();
+    let output = sluice().args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(&cut).output().unwrap();
+    ends(&output, 1, "(sluice salvage), and that was not finished");
+    assert!(!text(&output).contains("a backup was being restored"), "{}", text(&output));
+    ends(&salvage(&data, &new), 0, "");
 }

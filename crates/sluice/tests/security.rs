@@ -532,3 +532,174 @@ fn a_secret_on_the_command_line_is_warned_of_without_being_repeated() {
         .unwrap();
     assert!(!text(&variable).contains("every user") && !text(&variable).contains("canary-4b1d"));
 }
+
+/// The part of an address that is nowhere to be seen.
+const PASSWORD: &str = "S3cretPw";
+
+/// What people type in place of `SCHEME://user:password@host/path`.
+fn mistyped(scheme: &str) -> Vec<String> {
+    vec![
+        format!("user:{PASSWORD}@host/path"),
+        format!("{scheme}:/user:{PASSWORD}@host/path"),
+        format!("{scheme}//user:{PASSWORD}@host/path"),
+        format!("{scheme}:///user:{PASSWORD}@host:99999/path"),
+        format!("{scheme}://user:{PASSWORD}@host:99999/path"),
+        format!("{scheme}://user:{PASSWORD}@[host/path"),
+        format!("{scheme}://user:x{PASSWORD}/x@host/path"),
+        format!("gopher://user:{PASSWORD}@host/path"),
+    ]
+}
+
+/// Runs a command with a value as an option and as a variable.
+fn both_ways(args: &[&str], option: &str, variable: &str, value: &str) -> [Output; 2] {
+    let nowhere = "/dev/null/nowhere";
+    let command = || {
+        let mut command = sluice();
+        command.args(args).env("SLUICE_LOG", "trace").env("HOME", nowhere).env("XDG_DATA_HOME", nowhere);
+        command
+    };
+    [command().args([option, value]).output().unwrap(), command().env(variable, value).output().unwrap()]
+}
+
+#[test]
+fn an_address_that_is_mistyped_is_told_by_its_option_and_never_repeated() {
+    let up: &[&str] = &["up"];
+    let broker = ["up", "--broker", "amqp://127.0.0.1:1"];
+    let endpoint = ["up", "--objects", "s3://bucket/folder"];
+    let restore = ["restore", "/dev/null/backup", "--data", "/dev/null/data"];
+    for (args, option, variable, scheme) in [
+        (up, "--llm-url", "SLUICE_LLM_URL", "https"),
+        (&["demo"], "--llm-url", "SLUICE_LLM_URL", "https"),
+        (up, "--embeddings-url", "SLUICE_EMBEDDINGS_URL", "https"),
+        (up, "--embeddings-local", "SLUICE_EMBEDDINGS_LOCAL", "https"),
+        (up, "--objects", "SLUICE_OBJECTS", "s3"),
+        (&restore, "--objects", "SLUICE_OBJECTS", "s3"),
+        (&endpoint, "--objects-endpoint", "AWS_ENDPOINT_URL", "http"),
+        (&broker, "--broker-management", "SLUICE_BROKER_MANAGEMENT", "http"),
+        (&["doc", "ls"], "--url", "TRUSTGRAPH_URL", "http"),
+        (&["ask", "what?"], "--url", "TRUSTGRAPH_URL", "http"),
+        (&["doctor"], "--url", "TRUSTGRAPH_URL", "http"),
+        (up, "--listen", "SLUICE_LISTEN", "http"),
+        (up, "--allow-origin", "SLUICE_ALLOW_ORIGIN", "https"),
+        (up, "--allow-host", "SLUICE_ALLOW_HOST", "https"),
+        (up, "--trusted-proxy", "SLUICE_TRUSTED_PROXY", "https"),
+    ] {
+        for value in mistyped(scheme) {
+            for output in both_ways(args, option, variable, &value) {
+                ends(&output, 64, option);
+                assert!(!text(&output).contains(PASSWORD), "{args:?} {value}: {}", text(&output));
+            }
+        }
+    }
+    let port = format!("amqp://user:12/{PASSWORD}@host/vhost");
+    let query = format!("amqp://user:12?{PASSWORD}@host/vhost");
+    let all =
+        mistyped("amqp").into_iter().chain(mistyped("nats")).chain(mistyped("kafka")).chain([port, query]);
+    for value in all {
+        let is_read =
+            value.starts_with("amqp://") || value.starts_with("nats://") || value.starts_with("kafka://");
+        for (args, code) in
+            [(&["conformance"][..], if is_read { 1 } else { 64 }), (&["doctor", "--timeout", "2"], 2)]
+        {
+            for output in both_ways(args, "--broker", "SLUICE_BROKER", &value) {
+                let is_built_in = !value.starts_with("nats") && !value.starts_with("kafka");
+                if is_built_in {
+                    ends(&output, code, "--broker");
+                }
+                assert!(!text(&output).contains(PASSWORD), "{args:?} {value}: {}", text(&output));
+            }
+        }
+    }
+}
+
+#[test]
+fn of_an_address_with_a_password_only_the_place_is_shown() {
+    let place = "http://127.0.0.1:1";
+    let given = format!("http://user:{PASSWORD}@127.0.0.1:1/?key={PASSWORD}");
+    let torn = format!("http://127.0.0.1:1/{PASSWORD}@host/");
+    let patience = ["--timeout", "2"];
+    for (args, option, variable, code) in [
+        (&["doc", "ls"][..], "--url", "TRUSTGRAPH_URL", 1),
+        (&["doctor"], "--url", "TRUSTGRAPH_URL", 2),
+        (&["ask", "what?"], "--url", "TRUSTGRAPH_URL", 1),
+    ] {
+        for output in both_ways(&[args, &patience].concat(), option, variable, &given) {
+            ends(&output, code, place);
+            assert!(!text(&output).contains(PASSWORD), "{args:?}: {}", text(&output));
+        }
+        for output in both_ways(&[args, &patience].concat(), option, variable, &torn) {
+            ends(&output, code, "the address given with --url");
+            assert!(!text(&output).contains(PASSWORD), "{args:?}: {}", text(&output));
+        }
+    }
+    let proxy = sluice()
+        .args(["doc", "ls", "--url", "http://192.0.2.1:1", "--timeout", "2"])
+        .envs([("SLUICE_LOG", "trace"), ("http_proxy", &given), ("TRUSTGRAPH_TOKEN", "tg_k")])
+        .output()
+        .unwrap();
+    assert!(!text(&proxy).contains(PASSWORD), "{}", text(&proxy));
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let model = sluice()
+        .args(["up", "--listen", "127.0.0.1:0", "--data"])
+        .arg(&data)
+        .envs([("SLUICE_LOG", "trace"), ("SLUICE_EMBEDDINGS_LOCAL", &given), ("SLUICE_LLM_URL", &given)])
+        .output()
+        .unwrap();
+    ends(&model, 1, place);
+    assert!(!text(&model).contains(PASSWORD), "{}", text(&model));
+    let variables = [
+        "TRUSTGRAPH_URL",
+        "SLUICE_BROKER",
+        "SLUICE_BROKER_MANAGEMENT",
+        "SLUICE_LLM_URL",
+        "SLUICE_EMBEDDINGS_URL",
+        "SLUICE_EMBEDDINGS_LOCAL",
+        "SLUICE_OBJECTS",
+        "AWS_ENDPOINT_URL",
+        "SLUICE_ALLOW_ORIGIN",
+    ];
+    for command in ["up", "run", "doctor", "conformance", "backup", "restore", "demo", "doc"] {
+        let help =
+            sluice().args([command, "--help"]).envs(variables.map(|name| (name, &given))).output().unwrap();
+        ends(&help, 0, "Example");
+        assert!(!text(&help).contains(PASSWORD), "{command}: {}", text(&help));
+    }
+}
+
+#[test]
+fn a_key_that_cannot_be_sent_is_told_by_where_it_came_from() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    for (token, is_sendable) in [
+        (&b"tg_canary\r\n"[..], true),
+        (b"tg_canary\nmore\n", false),
+        (b"tg_canary\x07", false),
+        (b"tg_canary\xff", false),
+    ] {
+        std::fs::write(&file, token).unwrap();
+        let list = || {
+            let mut command = sluice();
+            command.args(["doc", "ls", "--url", "http://127.0.0.1:1"]);
+            command
+        };
+        let variable = list().env("TRUSTGRAPH_TOKEN", std::ffi::OsStr::from_bytes(token)).output().unwrap();
+        let from_file = list().arg("--token-file").arg(&file).output().unwrap();
+        for (output, from) in [(variable, "TRUSTGRAPH_TOKEN"), (from_file, file.to_str().unwrap())] {
+            match is_sendable {
+                true => ends(&output, 1, "nobody answers"),
+                false => ends(&output, 64, from),
+            }
+            assert!(!text(&output).contains("canary"), "{}", text(&output));
+        }
+    }
+    let model = sluice()
+        .args(["up", "--listen", "127.0.0.1:0", "--llm-url", "http://127.0.0.1:1", "--data"])
+        .arg(folder.path().join("data"))
+        .env("SLUICE_LLM_KEY", "sk-canary\nmore")
+        .output()
+        .unwrap();
+    ends(&model, 1, "cannot be sent");
+    assert!(!text(&model).contains("canary"), "{}", text(&model));
+}

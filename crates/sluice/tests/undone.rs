@@ -359,6 +359,49 @@ fn what_one_call_did_one_call_undoes_in_every_state_that_accepted_calls_reach() 
     up.json(&["flow", "stop", "f1", "--workspace", "beside"]);
 }
 
+/// What the process takes of memory, in bytes.
+fn memory(up: &Up) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", up.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Types that processors of flows read, and what runs beside flows; no flow of these workspaces runs.
+#[test]
+fn what_workspaces_hold_in_which_nothing_runs_takes_no_memory_also_after_a_start() {
+    const WORKSPACES: usize = 8;
+    const VALUES: usize = 230;
+    const VALUE_BYTES: usize = 60_000;
+    const MORE_BYTES: u64 = 200 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut up = start(&data);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    let quiet = memory(&up);
+    let mut put_bytes = 0;
+    for n in 0..WORKSPACES {
+        let id = format!("w{n}");
+        let made = json!({"operation": "create-workspace", "workspace_record": {"id": id, "name": id, "enabled": true}});
+        call(&up, "iam", &made).unwrap();
+        for kind in ["prompt", "token-cost", "trace-retention"] {
+            let value = |key| json!({"type": kind, "key": format!("k{key}"), "value": long(VALUE_BYTES)});
+            let values: Vec<Value> = (0..VALUES / 2).map(value).collect();
+            for values in [values, (VALUES / 2..VALUES).map(value).collect()] {
+                put_bytes += (VALUES / 2 * VALUE_BYTES) as u64;
+                call(&up, "config", &json!({"operation": "put", "workspace": id, "values": values})).unwrap();
+            }
+        }
+    }
+    assert!(put_bytes > MORE_BYTES * 3 / 2, "{put_bytes}");
+    let more = memory(&up).saturating_sub(quiet);
+    assert!(more < MORE_BYTES, "{more} bytes more, of {put_bytes}");
+    assert_eq!(up.terminate(), 0, "{}", up.log());
+    let up = start(&data);
+    up.json(&["flow", "stop", "f1"]);
+    let more = memory(&up).saturating_sub(quiet);
+    assert!(more < MORE_BYTES, "{more} bytes more after a start, of {put_bytes}");
+}
+
 #[test]
 fn a_damaged_blueprint_keeps_no_other_flow_from_starting_and_stopping() {
     const MIDDLE: &[u8] = b"in-the-middle-of-it";

@@ -215,6 +215,26 @@ async fn a_full_disk_refuses_writes_clearly_loses_nothing_and_lets_removals_thro
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reserve_that_cannot_be_made_is_named_and_a_link_in_its_place_is_not_followed() {
+    let harms: [fn(&std::path::Path); 2] = [
+        |reserve| std::fs::create_dir(reserve).unwrap(),
+        |reserve| std::os::unix::fs::symlink(reserve.with_file_name("target"), reserve).unwrap(),
+    ];
+    for harm in harms {
+        let folder = tempfile::tempdir().unwrap();
+        let (reserve, target) = (folder.path().join("reserve"), folder.path().join("target"));
+        std::fs::write(&target, "somebody's").unwrap();
+        harm(&reserve);
+        let options = Options { reserve_bytes: 1024 * 1024, ..Options::default() };
+        let store = Embedded::open_with(folder.path(), &options).unwrap();
+        let error = put(&*store.tables(), "first", "1").await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+        assert!(error.to_string().contains(&reserve.display().to_string()), "{error}");
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "somebody's");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn on_a_full_disk_essential_writes_use_the_reserve_and_others_wait_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options { reserve_bytes: 2 * 1024 * 1024, ..Options::default() };

@@ -24,6 +24,7 @@ pub(super) struct Address {
     shown: String,
     login: Option<Login>,
     tls: Option<Trust>,
+    is_beside: bool,
 }
 
 /// How we prove who we are.
@@ -72,7 +73,7 @@ impl Role {
 }
 
 impl Address {
-    /// Reads `kafka://USER:PASSWORD@HOST:9092,HOST:9092?mechanism=SCRAM-SHA-512`; with `kafka+ssl://` connections are encrypted.
+    /// Reads `kafka://USER:PASSWORD@HOST:9092,HOST:9092?mechanism=SCRAM-SHA-512&beside=2.11`; with `kafka+ssl://` connections are encrypted.
     ///
     /// # Errors
     /// [`Error::Refused`], without repeating the text: it may hold a secret.
@@ -94,13 +95,19 @@ impl Address {
         let servers: Vec<String> = hosts.split(',').map(|host| server(host, usual)).collect::<Result<_>>()?;
         let servers = servers.join(",");
         let scheme = if is_tls { "kafka+ssl" } else { "kafka" };
-        let login = login(user, mechanism(tail)?, options.password.as_ref())?;
+        let (mechanism, is_beside) = parameters(tail)?;
+        let login = login(user, mechanism, options.password.as_ref())?;
         let shown = match &login {
             Some(login) => format!("{scheme}://{}@{servers}", login.user),
             None => format!("{scheme}://{servers}"),
         };
         let tls = is_tls.then(|| trusting(options.ca_pem.as_deref())).transpose()?;
-        Ok(Self { servers, shown, login, tls })
+        Ok(Self { servers, shown, login, tls, is_beside })
+    }
+
+    /// Whether processes of TrustGraph 2.11 take part.
+    pub(super) const fn is_beside(&self) -> bool {
+        self.is_beside
     }
 
     fn auth(&self) -> AuthConfig {
@@ -144,7 +151,8 @@ impl fmt::Display for Address {
 fn refused(why: &str) -> Error {
     let reason = format!(
         "the broker's address {why}; it should look like kafka://host:9092, kafka://host:9092,other:9092, \
-         kafka+ssl://user:password@host:9093 or kafka://user:password@host:9092?mechanism=SCRAM-SHA-512"
+         kafka+ssl://user:password@host:9093 or kafka://user:password@host:9092?mechanism=SCRAM-SHA-512, and end in \
+         beside=2.11 where processes of TrustGraph 2.11 take part"
     );
     Error::Refused { reason }
 }
@@ -160,26 +168,28 @@ fn server(host: &str, usual: u16) -> Result<String> {
     }
 }
 
-/// The only parameter that is known.
-fn mechanism(tail: &str) -> Result<Mechanism> {
+fn parameters(tail: &str) -> Result<(Mechanism, bool)> {
     let url = Url::parse(&format!("kafka://host{tail}"));
     let url = url.map_err(|error| refused(&format!("cannot be read ({error})")))?;
     if !matches!(url.path(), "" | "/") {
         return Err(refused("has a path"));
     }
-    let mut mechanism = Mechanism::Plain;
+    let (mut mechanism, mut is_beside) = (Mechanism::Plain, false);
     for (name, value) in url.query_pairs() {
-        mechanism = match (&*name, &*value) {
-            ("mechanism", "PLAIN") => Mechanism::Plain,
-            ("mechanism", "SCRAM-SHA-256") => Mechanism::Scram256,
-            ("mechanism", "SCRAM-SHA-512") => Mechanism::Scram512,
+        match (&*name, &*value) {
+            ("mechanism", "PLAIN") => mechanism = Mechanism::Plain,
+            ("mechanism", "SCRAM-SHA-256") => mechanism = Mechanism::Scram256,
+            ("mechanism", "SCRAM-SHA-512") => mechanism = Mechanism::Scram512,
+            ("beside", "2.11") => is_beside = true,
+            ("beside", _) => return Err(refused("has a parameter 'beside' that is not 2.11")),
             ("mechanism", _) => {
                 return Err(refused("has a mechanism that is not PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"));
             }
-            _ => return Err(refused(&format!("has a parameter '{name}' that is not known"))),
-        };
+            // Its name is not repeated: it may be the rest of a password.
+            _ => return Err(refused("has a parameter that is not known (known are mechanism and beside)")),
+        }
     }
-    Ok(mechanism)
+    Ok((mechanism, is_beside))
 }
 
 fn login(user: Option<&str>, mechanism: Mechanism, given: Option<&Secret>) -> Result<Option<Login>> {
@@ -245,6 +255,7 @@ mod tests {
             "kafka://",
             "kafka://a,,b",
             "kafka://u:hush@h?x=1",
+            "kafka://u:1?hush@h",
             "kafka://u:hush@h?mechanism=hush",
             "kafka://:hush@h",
             "kafka://u:hush@h/vhost",

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::book::Book;
-use super::group::{self, Lag, Removed};
+use super::group::{self, Groups, Lag, Removed};
 use super::hold::Lease;
 use super::publish::Publisher;
 use super::registry::{Entry, Key};
@@ -24,6 +24,8 @@ const LOOKS_MAX: usize = 16;
 const REQUEST_RETENTION: Duration = Duration::from_secs(3_600);
 /// How long answers and notices are kept.
 const BROADCAST_RETENTION: Duration = Duration::from_secs(300);
+/// The largest message that TrustGraph 2.11 sends.
+const BESIDE_BYTES_MAX: usize = 10 << 20;
 /// How long the removal of a group is waited for.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a group whose readers are leaving is tried to be removed.
@@ -39,7 +41,7 @@ pub(super) struct Admin {
     /// One change at a time.
     changes: Arc<Mutex<()>>,
     broker: i32,
-    deliveries: u32,
+    groups: Groups,
     message_bytes_max: usize,
     call_timeout: Duration,
     /// Under which alone calls are made, where there is one.
@@ -53,15 +55,14 @@ pub(super) struct Parts {
     pub(super) publisher: Arc<Publisher>,
     pub(super) tasks: TaskTracker,
     pub(super) broker: i32,
-    pub(super) deliveries: u32,
+    pub(super) groups: Groups,
     pub(super) message_bytes_max: usize,
     pub(super) call_timeout: Duration,
 }
 
 impl Admin {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { client, book, publisher, tasks, broker, deliveries, message_bytes_max, call_timeout } =
-            parts;
+        let Parts { client, book, publisher, tasks, broker, groups, message_bytes_max, call_timeout } = parts;
         let changes = Arc::default();
         Self {
             client,
@@ -70,7 +71,7 @@ impl Admin {
             tasks,
             changes,
             broker,
-            deliveries,
+            groups,
             message_bytes_max,
             call_timeout,
             lease: None,
@@ -102,7 +103,21 @@ impl Admin {
         let _one = self.changes.lock().await;
         let topic = &spec.topic;
         self.book.topic(topic).await?;
-        let entry = match self.book.registry.entry(topic) {
+        let known = self.book.registry.entry(topic);
+        if known.as_ref().is_some_and(|entry| !entry.is_removed && entry.is_beside != self.is_beside()) {
+            let beside =
+                |is_beside: bool| if is_beside { "beside TrustGraph 2.11" } else { "for Sluice alone" };
+            return Err(Error::Mismatch {
+                name: topic.to_string(),
+                wanted: format!("a topic made {}", beside(self.is_beside())),
+                found: format!(
+                    "one made {}; start with the address that it was made with and stop all flows, or give this one a cluster of \
+                     its own",
+                    beside(!self.is_beside())
+                ),
+            });
+        }
+        let entry = match known {
             Some(entry) if entry.is_removed => {
                 self.finish_removal(topic, &entry).await?;
                 None
@@ -131,12 +146,49 @@ impl Admin {
         }
     }
 
+    const fn is_beside(&self) -> bool {
+        matches!(self.groups, Groups::Classic { .. })
+    }
+
+    /// Two topics can have one name at the broker, where ':' and '.' are the same.
+    fn check_unmistaken(&self, topic: &Topic, place: &str) -> Result<()> {
+        let topics = self.book.registry.topics("");
+        let mut others = topics.iter().filter(|(other, _)| other != topic);
+        match others.find(|(other, entry)| entry.place(other) == place) {
+            None => Ok(()),
+            Some((other, _)) => Err(Error::Refused {
+                reason: format!(
+                    "'{topic}' would be called '{place}' at the broker, as '{other}' is; give one of them another name"
+                ),
+            }),
+        }
+    }
+
     async fn make(&self, topic: &Topic, subscriptions: &[String]) -> Result<()> {
-        let entry = Entry { id: names::fresh(), subscriptions: Vec::new(), is_removed: false };
+        let entry = Entry {
+            id: names::fresh(),
+            subscriptions: Vec::new(),
+            is_removed: false,
+            is_beside: self.is_beside(),
+        };
         let place = entry.place(topic);
-        self.book.make(&place, self.configs(topic.class()), self.within()?).await?;
+        if self.is_beside() {
+            names::check_plain(topic)?;
+            self.check_unmistaken(topic, &place)?;
+        }
+        let is_new = self.book.make(&place, self.configs(topic.class()), self.within()?).await?;
+        if self.is_beside() && self.book.partitions(&place).await?.is_some_and(|count| count != 1) {
+            return Err(Error::Mismatch {
+                name: place,
+                wanted: "a topic of one partition".to_owned(),
+                found: "one of several, made by somebody else; remove it".to_owned(),
+            });
+        }
         for name in subscriptions {
-            self.make_group(&place, name, 0).await?;
+            // Of what somebody else made, readers may have had something already.
+            if is_new || self.lag(&place, name).await? == Lag::Absent {
+                self.make_group(&place, name, 0).await?;
+            }
         }
         let entry = Entry { subscriptions: subscriptions.to_vec(), ..entry };
         self.put(topic, &entry).await?;
@@ -171,8 +223,8 @@ impl Admin {
     }
 
     async fn make_group(&self, place: &str, name: &str, from: i64) -> Result<()> {
-        let group = names::group(place, name);
-        group::make(&self.client, &group, place, from, self.deliveries, self.within()?).await
+        let group = self.groups.name(place, name);
+        self.groups.make(&self.client, &group, place, from, self.within()?).await
     }
 
     async fn put(&self, topic: &Topic, entry: &Entry) -> Result<()> {
@@ -185,8 +237,11 @@ impl Admin {
             Class::Request => REQUEST_RETENTION.as_millis().to_string(),
             Class::Response | Class::Notify => BROADCAST_RETENTION.as_millis().to_string(),
         };
-        let mut configs =
-            vec![("retention.ms", retention), ("max.message.bytes", self.message_bytes_max.to_string())];
+        let bytes_max = match self.is_beside() {
+            true => self.message_bytes_max.max(BESIDE_BYTES_MAX),
+            false => self.message_bytes_max,
+        };
+        let mut configs = vec![("retention.ms", retention), ("max.message.bytes", bytes_max.to_string())];
         if class == Class::Flow {
             configs.push(("retention.bytes", "-1".to_owned()));
             if self.book.is_alone() {
@@ -230,7 +285,7 @@ impl Admin {
             }
         }
         while let Some(name) = entry.subscriptions.last().cloned() {
-            let group = names::group(&place, &name);
+            let group = self.groups.name(&place, &name);
             if group::remove(&self.client, &group, self.within()?).await? == Removed::InUse {
                 // What is gone by now is not on record any more.
                 self.put(topic, &entry).await?;
@@ -272,17 +327,39 @@ impl Admin {
     async fn remove_groups(&self, topic: &Topic, entry: &Entry) -> Result<()> {
         let place = entry.place(topic);
         for name in &entry.subscriptions {
-            let group = names::group(&place, name);
+            let group = self.groups.name(&place, name);
             match group::remove(&self.client, &group, self.within()?.min(GROUP_TIMEOUT)).await {
                 Ok(Removed::Gone) => {}
                 Err(error) if error.kind() == ErrorKind::Refused => return Err(error),
                 Ok(Removed::InUse) | Err(_) => {
-                    let (client, within) = (self.client.clone(), self.call_timeout);
-                    self.tasks.spawn(async move { remove_later(&client, &group, within).await });
+                    let later = self.clone().remove_later(topic.clone(), entry.id.clone(), group);
+                    self.tasks.spawn(later);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Removes a group once its readers have left, unless its topic is made again under the same name by then.
+    async fn remove_later(self, topic: Topic, id: String, group: String) {
+        let mut pauses = Pauses::new();
+        for _ in 0..LEAVING_TRIES_MAX {
+            tokio::time::sleep(pauses.next()).await;
+            let _one = self.changes.lock().await;
+            if self.is_beside() {
+                match self.book.topic(&topic).await {
+                    Ok(Some(made)) if made.id != id => return,
+                    Ok(_) => {}
+                    Err(_) => continue,
+                }
+            }
+            match group::remove(&self.client, &group, self.call_timeout).await {
+                Ok(Removed::Gone) => return,
+                Ok(Removed::InUse) => {}
+                Err(error) => tracing::debug!(group, %error, "a group could not be removed yet"),
+            }
+        }
+        tracing::debug!(group, "a group stays empty at the broker: a reader of it was killed a moment ago");
     }
 
     /// Goes on with removals that somebody began.
@@ -337,7 +414,7 @@ impl Admin {
     }
 
     async fn lag(&self, place: &str, name: &str) -> Result<Lag> {
-        group::lag(&self.client, &names::group(place, name), place, self.within()?).await
+        self.groups.lag(&self.client, &self.groups.name(place, name), place, self.within()?).await
     }
 
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<Seen>> {
@@ -351,13 +428,18 @@ impl Admin {
         Ok(seen.into_iter().filter(|seen| seen.exists).collect())
     }
 
-    /// Only readers of ours reach these topics, and those count and park by themselves.
+    /// Readers of ours count and park by themselves; those of others come by a message again after they were killed.
     pub(super) async fn bound_poison(&self, to: &Topic) -> Result<PoisonBound> {
         if to.class() != Class::Flow {
             return Err(Error::Refused { reason: format!("dead letters go to a flow topic, not to '{to}'") });
         }
         self.within()?;
         match self.book.topic(to).await? {
+            Some(_) if self.is_beside() => Ok(PoisonBound::Unbounded {
+                why: "Kafka counts nothing in groups as TrustGraph 2.11 has them, so a message that ends one of its processes is \
+                      handed to it again whenever it starts"
+                    .to_owned(),
+            }),
             Some(_) => Ok(PoisonBound::Unneeded),
             None => Err(Error::NoTopic { topic: to.clone() }),
         }
@@ -426,18 +508,4 @@ fn seen_subscription(name: &str, lag: Lag) -> SeenSubscription {
     // What is in hand is in the count, and who reads cannot be seen.
     let (unsettled, consumers) = if exists { (None, None) } else { (Some(0), Some(0)) };
     SeenSubscription { name: name.to_owned(), exists, ready, unsettled, consumers, is_bound: Some(exists) }
-}
-
-/// Removes a group once its readers have left.
-async fn remove_later(client: &AdminClient, group: &str, within: Duration) {
-    let mut pauses = Pauses::new();
-    for _ in 0..LEAVING_TRIES_MAX {
-        tokio::time::sleep(pauses.next()).await;
-        match group::remove(client, group, within).await {
-            Ok(Removed::Gone) => return,
-            Ok(Removed::InUse) => {}
-            Err(error) => tracing::debug!(group, %error, "a group could not be removed yet"),
-        }
-    }
-    tracing::debug!(group, "a group stays empty at the broker: a reader of it was killed a moment ago");
 }

@@ -68,13 +68,13 @@ impl Book {
         Ok(())
     }
 
-    /// Makes a topic at the broker; one that is there stays as it is.
+    /// Makes a topic at the broker; one that is there stays as it is. Whether it is a new one.
     pub(super) async fn make(
         &self,
         place: &str,
         configs: Vec<(&'static str, String)>,
         within: Duration,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let doing = format!("making the topic '{place}'");
         let topic = NewTopic::new(place, 1, self.replicas).map_err(|error| fault::of(&error, &doing))?;
         let topic = topic.with_config("message.timestamp.type", "LogAppendTime");
@@ -83,23 +83,27 @@ impl Book {
         let topic = configs.into_iter().fold(topic, |topic, (name, value)| topic.with_config(name, value));
         let made = self.admin.create_topics([topic], CreateTopicsOptions::default().timeout(within)).await;
         match made.map_err(|error| fault::of_change(&error, &doing))?.remove(place) {
-            Some(Err(error)) if !fault::is(&error, ErrorCode::TopicAlreadyExists) => {
-                Err(fault::of_change(&error, &doing))
-            }
-            Some(_) | None => Ok(()),
+            Some(Err(error)) if fault::is(&error, ErrorCode::TopicAlreadyExists) => Ok(false),
+            Some(Err(error)) => Err(fault::of_change(&error, &doing)),
+            Some(Ok(_)) | None => Ok(true),
         }
     }
 
     /// Whether the broker has a topic of this name.
     pub(super) async fn is_made(&self, place: &str) -> Result<bool> {
+        Ok(self.partitions(place).await?.is_some())
+    }
+
+    /// How many partitions a topic has; `None` where it is absent.
+    pub(super) async fn partitions(&self, place: &str) -> Result<Option<usize>> {
         let doing = format!("looking at the topic '{place}'");
         let options = DescribeTopicsOptions::default().timeout(self.within);
         let seen = self.admin.describe_topics([place], options).await;
         match seen.map_err(|error| fault::of(&error, &doing))?.remove(place) {
-            Some(Err(error)) if fault::is_no_topic(&error) => Ok(false),
+            Some(Err(error)) if fault::is_no_topic(&error) => Ok(None),
             Some(Err(error)) => Err(fault::of(&error, &doing)),
-            Some(Ok(_)) => Ok(true),
-            None => Ok(false),
+            Some(Ok(found)) => Ok(Some(found.partitions.len())),
+            None => Ok(None),
         }
     }
 

@@ -1,18 +1,21 @@
-//! Share groups: a subscription is one, made by its owner before anybody reads.
+//! Groups: a subscription is one, made by its owner before anybody reads. Among ours it is a share group; beside processes of
+//! TrustGraph 2.11 a classic one, which is no more than a committed offset until somebody reads.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use krafka::admin::{
-    AdminClient, AlterShareGroupOffsetsOptions, ConfigOp, ConfigResource, DeleteConsumerGroupsOptions,
-    DescribeConfigsOptions, DescribeShareGroupOffsetsOptions, IncrementalAlterConfigsOptions,
+    AdminClient, AlterConsumerGroupOffsetsOptions, AlterShareGroupOffsetsOptions, ConfigOp, ConfigResource,
+    ConsumerGroupLagOptions, DeleteConsumerGroupsOptions, DescribeConfigsOptions,
+    DescribeShareGroupOffsetsOptions, GroupOffset, IncrementalAlterConfigsOptions,
+    ListConsumerGroupOffsetsOptions,
 };
 use krafka::consumer::TopicPartition;
 use krafka::error::ErrorCode;
 use sluice_bus::{Error, Result};
 use tokio::time::Instant;
 
-use super::fault;
+use super::{fault, names};
 use crate::local::Pauses;
 
 /// How long a message is a member's that is not heard of. Readers say three times as often that they are at work.
@@ -23,6 +26,7 @@ const DELIVERIES_WANTED: u32 = 10;
 const DELIVERIES_MIN: u32 = 3;
 const LIMIT: &str = "share.delivery.count.limit";
 const BROKER_MOST: &str = "group.share.max.delivery.count.limit";
+const KEPT_MINUTES: &str = "offsets.retention.minutes";
 const BROKER_LIMIT: &str = "group.share.delivery.count.limit";
 
 /// What the broker says of a group's end of a topic.
@@ -31,6 +35,147 @@ pub(super) enum Lag {
     /// Messages that are not settled, those in hand included.
     Messages(u64),
     Absent,
+}
+
+/// Which kind of groups a deployment has.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Groups {
+    /// With so many deliveries of a message.
+    Share { deliveries: u32 },
+    /// Where a group stands is kept so long when nobody reads it.
+    Classic { kept: Duration },
+}
+
+impl Groups {
+    /// What a subscription's group is called. Processes of TrustGraph 2.11 call it as the subscription; those that they have
+    /// are of one processor and one topic, and their names have this mark. Others would be one group for many topics.
+    pub(super) fn name(self, place: &str, subscription: &str) -> String {
+        match self {
+            Self::Classic { .. } if subscription.contains("--") => subscription.to_owned(),
+            Self::Classic { .. } | Self::Share { .. } => names::group(place, subscription),
+        }
+    }
+
+    pub(super) const fn kept(self) -> Option<Duration> {
+        match self {
+            Self::Share { .. } => None,
+            Self::Classic { kept } => Some(kept),
+        }
+    }
+
+    /// Makes a group that gets what comes to a topic from an offset on.
+    pub(super) async fn make(
+        self,
+        admin: &AdminClient,
+        group: &str,
+        place: &str,
+        from: i64,
+        within: Duration,
+    ) -> Result<()> {
+        match self {
+            Self::Share { deliveries } => make(admin, group, place, from, deliveries, within).await,
+            Self::Classic { .. } => commit(admin, group, place, from, within).await,
+        }
+    }
+
+    /// What a group has not settled of a topic.
+    pub(super) async fn lag(
+        self,
+        admin: &AdminClient,
+        group: &str,
+        place: &str,
+        within: Duration,
+    ) -> Result<Lag> {
+        match self {
+            Self::Share { .. } => lag(admin, group, place, within).await,
+            Self::Classic { .. } => behind(admin, group, place, within).await,
+        }
+    }
+}
+
+/// Says where a group without readers stands. One that is still being left is waited for.
+async fn commit(admin: &AdminClient, group: &str, place: &str, offset: i64, within: Duration) -> Result<()> {
+    let doing = format!("making the group '{group}'");
+    let at = TopicPartition::new(place, 0);
+    let (until, mut pauses) = (Instant::now() + within, Pauses::new());
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let options = AlterConsumerGroupOffsetsOptions::default().timeout(left);
+        let made = admin.alter_consumer_group_offsets(group, [(at.clone(), offset)], options).await;
+        let error = match made.map(|mut made| made.remove(&at)) {
+            Ok(Some(Ok(()))) => return Ok(()),
+            Ok(Some(Err(error))) | Err(error) => error,
+            Ok(None) => return Err(Error::Unavailable { reason: format!("{doing}: no answer") }),
+        };
+        let is_read = fault::is(&error, ErrorCode::UnknownMemberId)
+            || fault::is(&error, ErrorCode::RebalanceInProgress)
+            || fault::is(&error, ErrorCode::IllegalGeneration);
+        match left.is_zero() {
+            true if is_read => {
+                let reason = format!("{doing}: somebody reads it before it is made");
+                return Err(Error::Unavailable { reason });
+            }
+            false if is_read || fault::is_no_topic(&error) || error.is_retriable() => {}
+            _ => return Err(fault::of_change(&error, &doing)),
+        }
+        tokio::time::sleep(pauses.next().min(left)).await;
+    }
+}
+
+async fn behind(admin: &AdminClient, group: &str, place: &str, within: Duration) -> Result<Lag> {
+    let doing = format!("looking at the group '{group}'");
+    let at = TopicPartition::new(place, 0);
+    let options = ConsumerGroupLagOptions::default().timeout(within).partitions(vec![at.clone()]);
+    match admin.consumer_group_lag(group, options).await.map(|mut found| found.remove(&at)) {
+        Ok(Some(Ok(found))) => Ok(match found.lag {
+            Some(lag) => Lag::Messages(u64::try_from(lag).unwrap_or(0)),
+            None => Lag::Absent,
+        }),
+        Ok(None) => Ok(Lag::Absent),
+        Ok(Some(Err(error))) | Err(error) if is_absent(&error) => Ok(Lag::Absent),
+        Ok(Some(Err(error))) | Err(error) => Err(fault::of(&error, &doing)),
+    }
+}
+
+/// Where a classic group stands, and what is written beside it.
+pub(super) async fn offset(
+    admin: &AdminClient,
+    group: &str,
+    place: &str,
+    within: Duration,
+) -> Result<Option<GroupOffset>> {
+    let doing = format!("looking at the group '{group}'");
+    let at = TopicPartition::new(place, 0);
+    let options = ListConsumerGroupOffsetsOptions::default().timeout(within).partitions(vec![at.clone()]);
+    match admin.list_consumer_group_offsets(group, options).await.map(|mut found| found.remove(&at)) {
+        Ok(found) => found.transpose().map_err(|error| fault::of(&error, &doing)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(fault::of(&error, &doing)),
+    }
+}
+
+/// Says again where a group stands that nobody reads: the broker forgets it after a while.
+pub(super) async fn renew(admin: &AdminClient, group: &str, place: &str, within: Duration) -> Result<()> {
+    let Some(offset) = offset(admin, group, place, within).await?.and_then(|found| found.offset) else {
+        return Ok(());
+    };
+    let doing = format!("renewing the group '{group}'");
+    let at = TopicPartition::new(place, 0);
+    let options = AlterConsumerGroupOffsetsOptions::default().timeout(within);
+    let renewed = admin.alter_consumer_group_offsets(group, [(at.clone(), offset)], options).await;
+    match renewed.map(|mut renewed| renewed.remove(&at)) {
+        // Somebody reads it: then it is not forgotten.
+        Ok(Some(Err(error))) | Err(error) if fault::is(&error, ErrorCode::UnknownMemberId) => Ok(()),
+        Ok(Some(Err(error))) | Err(error) => Err(fault::of_change(&error, &doing)),
+        Ok(Some(Ok(())) | None) => Ok(()),
+    }
+}
+
+/// How long the broker keeps where a group stands that nobody reads.
+pub(super) async fn kept(admin: &AdminClient, broker: i32, within: Duration) -> Result<Duration> {
+    let found = config(admin, ConfigResource::broker(broker), &[KEPT_MINUTES], within).await?;
+    let minutes = found.get(KEPT_MINUTES).and_then(|minutes| minutes.parse::<u64>().ok());
+    Ok(Duration::from_secs(60 * minutes.unwrap_or(7 * 24 * 60)))
 }
 
 /// A value of the configuration of a broker or group.
@@ -84,9 +229,8 @@ pub(super) async fn deliveries_max(admin: &AdminClient, group: &str, within: Dur
     }
 }
 
-/// Makes a group that gets what comes to a topic from an offset on. A topic that was made just now may not be known everywhere
-/// yet.
-pub(super) async fn make(
+/// Makes a share group. A topic that was made just now may not be known everywhere yet.
+async fn make(
     admin: &AdminClient,
     group: &str,
     place: &str,
@@ -125,8 +269,7 @@ pub(super) async fn make(
     }
 }
 
-/// What a group has not settled of a topic.
-pub(super) async fn lag(admin: &AdminClient, group: &str, place: &str, within: Duration) -> Result<Lag> {
+async fn lag(admin: &AdminClient, group: &str, place: &str, within: Duration) -> Result<Lag> {
     let doing = format!("looking at the group '{group}'");
     let at = TopicPartition::new(place, 0);
     let options = DescribeShareGroupOffsetsOptions::default().timeout(within).partitions(vec![at.clone()]);

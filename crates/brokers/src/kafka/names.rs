@@ -16,6 +16,8 @@ pub(super) const REGISTRY: &str = "sluice.registry";
 pub(super) const LEASES: &str = "sluice.leases";
 /// What topics of inboxes begin with.
 pub(super) const INBOXES: &str = "sluice.inbox.";
+/// The longest name of a topic.
+const PLACE_BYTES_MAX: usize = 249;
 const INBOX: &str = "sluice-inbox-";
 
 /// Bytes that properties of a message may take together.
@@ -39,6 +41,32 @@ pub(super) fn fresh() -> String {
 /// What a topic is called at the broker, which takes 249 bytes: more than identifiers have with what is added.
 pub(super) fn place(topic: &Topic, id: &str) -> String {
     format!("{PREFIX}{}.{}.{id}", topic.class(), plain(topic.name()))
+}
+
+/// What TrustGraph 2.11 calls a topic at the broker.
+pub(super) fn plain_place(topic: &Topic) -> String {
+    format!("{}.{}.{}", topic.space(), topic.class(), topic.name()).replace(':', ".")
+}
+
+/// # Errors
+/// [`Error::Refused`] for a topic that TrustGraph 2.11 can have no name for at the broker.
+pub(super) fn check_plain(topic: &Topic) -> Result<()> {
+    let place = plain_place(topic);
+    let is_taken = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if place.len() <= PLACE_BYTES_MAX && place.chars().all(is_taken) {
+        return Ok(());
+    }
+    let reason = format!(
+        "Kafka takes names of {PLACE_BYTES_MAX} letters, digits, '.', '_' and '-', and TrustGraph 2.11 changes ':' only, so beside \
+         it there can be no topic '{topic}'"
+    );
+    Err(Error::Refused { reason })
+}
+
+/// Whether this is what a topic may be called at the broker.
+pub(super) fn is_topic(place: &str) -> bool {
+    let class = place.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')).map(|(class, _)| class);
+    class.is_some_and(|class| Class::ALL.iter().any(|known| known.as_str() == class))
 }
 
 /// What a subscription's group is called.
@@ -165,6 +193,18 @@ mod tests {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
             assert!(one.len() <= 249 && one.chars().all(is_plain), "{one}");
         }
+    }
+
+    #[test]
+    fn beside_others_names_are_theirs_where_the_broker_takes_them() {
+        let topic = Topic::parse("flow:tg:chunk-load:default:f1").unwrap();
+        assert_eq!(plain_place(&topic), "tg.flow.chunk-load.default.f1");
+        assert!(check_plain(&topic).is_ok());
+        assert!(check_plain(&Topic::parse("request:a b:c.d/e f:g").unwrap()).is_err());
+        assert!(check_plain(&Topic::parse(&format!("notify:tg:{}", "x".repeat(245))).unwrap()).is_err());
+        assert!(
+            is_topic(&place(&topic, "1")) && !is_topic(&plain_place(&topic)) && !is_topic("sluice.inbox.1")
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use krafka::admin::{AdminClient, DeleteTopicsOptions, OffsetSpec};
 use sluice_bus::{BoxFuture, Delivery, Error, Inbox, InboxAddress, Losses, Result};
 use sluice_schema::{Class, Topic};
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +27,8 @@ const INBOX_MESSAGES_MAX: usize = 65_536;
 const INBOX_BYTES_MAX: usize = 256 << 20;
 /// How long what nobody read is kept.
 const RETENTION: Duration = Duration::from_secs(300);
+/// How often a process looks for its topic of inboxes, which somebody may remove.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often a topic is looked at that is made again while it is being followed.
 const FOLLOW_TRIES_MAX: u32 = 4;
 
@@ -48,8 +51,10 @@ struct Open {
     process: String,
     /// Where messages go.
     boxes: Arc<SyncMutex<HashMap<String, Weak<Own>>>>,
+    /// Cancelled when somebody removed the topic or an inbox in it: all of them end.
+    gone: CancellationToken,
     _following: Following,
-    _gone: DropGuard,
+    _stop: DropGuard,
 }
 
 /// What inboxes need.
@@ -80,8 +85,8 @@ impl Inboxes {
         }
     }
 
-    /// A new inbox, on record.
-    async fn add(&self, own: &Arc<Own>) -> Result<()> {
+    /// A new inbox, on record. Ends with the token.
+    async fn add(&self, own: &Arc<Own>) -> Result<CancellationToken> {
         let mut held = self.open.lock().await;
         let open = match held.as_ref() {
             Some(open) => open.clone(),
@@ -90,7 +95,8 @@ impl Inboxes {
         lock(&open.boxes).insert(own.name.clone(), Arc::downgrade(own));
         drop(held);
         let entry = InboxEntry { process: open.process.clone() };
-        self.book.write(&Key::Inbox(own.name.clone()), Some(&entry), self.within).await
+        self.book.write(&Key::Inbox(own.name.clone()), Some(&entry), self.within).await?;
+        Ok(open.gone.clone())
     }
 
     async fn make(&self) -> Result<Open> {
@@ -116,9 +122,11 @@ impl Inboxes {
         // A topic that was made just now may not be known everywhere yet.
         let from = self.book.offset(&place, OffsetSpec::Earliest).await?;
         let following = self.tail.follow(&place, None, from, push).await?;
-        let stop = self.stop.child_token();
-        self.tasks.spawn(keep_alive(self.book.clone(), alive, stop.clone(), self.alive_every));
-        Ok(Open { process, boxes, _following: following, _gone: stop.drop_guard() })
+        let (stop, gone) = (self.stop.child_token(), CancellationToken::new());
+        let living = keep_alive(self.book.clone(), process.clone(), self.alive_every, gone.clone());
+        let until = stop.clone();
+        self.tasks.spawn(async move { until.run_until_cancelled(living).await });
+        Ok(Open { process, boxes, gone, _following: following, _stop: stop.drop_guard() })
     }
 
     /// An inbox goes.
@@ -135,11 +143,11 @@ impl Inboxes {
         }
     }
 
-    /// Somebody removed this one: the next inbox gets another topic.
+    /// Somebody removed this one, and the topic with it or soon: the next inbox gets another topic.
     async fn lost(&self, name: &str) {
         let mut held = self.open.lock().await;
-        if held.as_ref().is_some_and(|open| lock(&open.boxes).contains_key(name)) {
-            *held = None;
+        if let Some(open) = held.take_if(|open| lock(&open.boxes).contains_key(name)) {
+            open.gone.cancel();
         }
     }
 
@@ -158,11 +166,25 @@ impl Inboxes {
     }
 }
 
-/// Says that a process lives, until it is stopped.
-async fn keep_alive(book: Arc<Book>, key: Key, stop: CancellationToken, every: Duration) {
-    while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
-        if let Err(error) = book.write(&key, Some(&1), every).await {
-            tracing::debug!(%error, "it could not be said that this process lives");
+/// Says that a process lives, until somebody removed the topic of its inboxes.
+async fn keep_alive(book: Arc<Book>, process: String, every: Duration, gone: CancellationToken) {
+    let (alive, place) = (Key::Process(process.clone()), names::inboxes(&process));
+    let mut said = Instant::now();
+    let mut is_missed = false;
+    loop {
+        tokio::time::sleep(every.min(LOOK_EVERY)).await;
+        match book.is_made(&place).await {
+            // A broker that has just come back may not know all of its topics yet.
+            Ok(false) if is_missed => return gone.cancel(),
+            Ok(is_made) => is_missed = !is_made,
+            Err(error) => tracing::debug!(place, %error, "a topic of inboxes could not be looked at"),
+        }
+        if said.elapsed() < every {
+            continue;
+        }
+        said = Instant::now();
+        if let Err(error) = book.write(&alive, Some(&1), every).await {
+            tracing::debug!(process, %error, "it could not be said that this process lives");
         }
     }
 }
@@ -230,12 +252,13 @@ pub(super) async fn attach(core: &Core, topics: &[Topic]) -> Result<OwnInbox> {
     let (begun, added) = tokio::sync::oneshot::channel();
     let (inboxes, book) = (core.inboxes.clone(), core.book.clone());
     core.readers.spawn(async move {
-        let outcome = inboxes.add(&own).await;
-        let is_added = outcome.is_ok();
-        let _ = begun.send(outcome);
-        if is_added {
+        let added = inboxes.add(&own).await;
+        let topic_gone = added.as_ref().ok().cloned();
+        let _ = begun.send(added.map(drop));
+        if let Some(topic_gone) = topic_gone {
             let removed = book.registry.until(|registry| registry.inbox(&own.name).is_none());
-            if stop.run_until_cancelled(removed).await.is_some() {
+            let lost = topic_gone.run_until_cancelled(removed);
+            if stop.run_until_cancelled(lost).await.is_some() {
                 tracing::warn!(inbox = own.name, "somebody removed an inbox of this process");
                 inboxes.lost(&own.name).await;
                 gone.cancel();

@@ -86,11 +86,14 @@ pub(super) struct Entry {
     /// Somebody has begun to remove it: it is not there any more for anybody else.
     #[serde(default)]
     pub(super) is_removed: bool,
+    /// It is called and read as by processes of TrustGraph 2.11.
+    #[serde(default)]
+    pub(super) is_beside: bool,
 }
 
 impl Entry {
     pub(super) fn place(&self, topic: &Topic) -> String {
-        names::place(topic, &self.id)
+        if self.is_beside { names::plain_place(topic) } else { names::place(topic, &self.id) }
     }
 }
 

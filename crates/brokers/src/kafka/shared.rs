@@ -26,10 +26,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::Core;
 use super::address::Role;
 use super::book::Book;
-use super::group::LOCK;
+use super::group::{Groups, LOCK};
 use super::publish::Publisher;
 use super::registry::Registry;
-use super::{fault, names};
+use super::{classic, fault, names};
 use crate::local::{Pauses, lock, stopped};
 
 /// How long the broker may keep a question for messages. Members share a connection, on which all else waits for it.
@@ -37,7 +37,7 @@ const WAIT_MAX: Duration = Duration::from_millis(250);
 /// How long one asks until it is looked whether what is read is still there.
 const POLL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages that wait to be tried again. With more of them nothing further is read until the first is due.
-const WAITING_MAX: usize = 32;
+pub(super) const WAITING_MAX: usize = 32;
 /// When what could not be sent once more is tried again.
 const COPY_RETRY: Duration = Duration::from_secs(1);
 /// How often a member asks what there is to read before it waits to be told.
@@ -55,14 +55,14 @@ pub(super) struct SharedInbox {
 }
 
 /// What is read.
-struct At {
-    topic: Topic,
-    subscription: String,
+pub(super) struct At {
+    pub(super) topic: Topic,
+    pub(super) subscription: String,
     /// Which incarnation of the topic.
     id: String,
-    place: String,
-    group: String,
-    /// After so many deliveries the broker drops a message.
+    pub(super) place: String,
+    pub(super) group: String,
+    /// After so many deliveries the broker drops a message of a share group.
     deliveries_max: u32,
 }
 
@@ -82,8 +82,11 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
         return Err(Error::NoSubscription { topic: topic.clone(), subscription: name.to_owned() });
     }
     let place = entry.place(topic);
-    let group = names::group(&place, name);
-    let deliveries_max = core.admin.deliveries_max(&group).await?;
+    let group = core.groups.name(&place, name);
+    let deliveries_max = match core.groups {
+        Groups::Share { .. } => core.admin.deliveries_max(&group).await?,
+        Groups::Classic { .. } => u32::MAX,
+    };
     let kafka = core.address.open(Role::Read, core.options.call_timeout).await?;
     let at = At {
         topic: topic.clone(),
@@ -99,23 +102,44 @@ pub(super) async fn attach(core: &Core, topic: &Topic, name: &str, prefetch: u32
     let (verdicts, told) = mpsc::unbounded_channel();
     let (begun, attached) = oneshot::channel();
     let ended = Arc::new(Mutex::new(None));
-    let reader = Reader {
-        at: Arc::new(at),
-        kafka,
-        prefetch,
-        book: core.book.clone(),
-        publisher: core.publisher.clone(),
-        stop: stop.clone(),
-        out,
-        verdicts,
-        told,
-        members: BTreeMap::new(),
-        joining: None,
-        numbers: 0,
-        ended: ended.clone(),
-    };
+    let at = Arc::new(at);
+    match core.groups {
+        Groups::Classic { .. } => {
+            let parts = classic::Parts {
+                at,
+                kafka,
+                client: core.client.clone(),
+                book: core.book.clone(),
+                prefetch,
+                within: core.options.call_timeout,
+                stop: stop.clone(),
+                out,
+                verdicts,
+                told,
+                ended: ended.clone(),
+            };
+            core.readers.spawn(classic::run(parts, begun));
+        }
+        Groups::Share { .. } => {
+            let reader = Reader {
+                at,
+                kafka,
+                prefetch,
+                book: core.book.clone(),
+                publisher: core.publisher.clone(),
+                stop: stop.clone(),
+                out,
+                verdicts,
+                told,
+                members: BTreeMap::new(),
+                joining: None,
+                numbers: 0,
+                ended: ended.clone(),
+            };
+            core.readers.spawn(reader.run(begun));
+        }
+    }
     let gone = stop.drop_guard();
-    core.readers.spawn(reader.run(begun));
     attached.await.map_err(|_| stopped())??;
     let deliveries = tokio::sync::Mutex::new(deliveries);
     Ok(SharedInbox { topic: topic.clone(), deliveries, ended, losses: core.losses.clone(), _gone: gone })
@@ -167,11 +191,11 @@ impl SharedInbox {
 }
 
 impl At {
-    fn absent(&self) -> Error {
+    pub(super) fn absent(&self) -> Error {
         Error::NoSubscription { topic: self.topic.clone(), subscription: self.subscription.clone() }
     }
 
-    fn is_there(&self, registry: &Registry) -> bool {
+    pub(super) fn is_there(&self, registry: &Registry) -> bool {
         registry.is_there(&self.topic, &self.id)
     }
 
@@ -220,15 +244,21 @@ async fn leave(member: &ShareConsumer) {
 
 /// What a holder decided.
 #[derive(Clone, Copy)]
-struct Told {
-    number: u64,
-    verdict: Verdict,
+pub(super) struct Told {
+    pub(super) number: u64,
+    pub(super) verdict: Verdict,
 }
 
-struct Settler {
+pub(super) struct Settler {
     number: u64,
     /// Unbounded: at most one entry for each delivery in somebody's hands, of which there are `prefetch`.
     verdicts: mpsc::UnboundedSender<Told>,
+}
+
+impl Settler {
+    pub(super) const fn new(number: u64, verdicts: mpsc::UnboundedSender<Told>) -> Self {
+        Self { number, verdicts }
+    }
 }
 
 impl Settle for Settler {
@@ -432,7 +462,7 @@ impl Reader {
             // This time does not count: it is not handed out.
             return self.copy(number);
         }
-        let settler = Settler { number: out, verdicts: self.verdicts.clone() };
+        let settler = Settler::new(out, self.verdicts.clone());
         let delivery = Delivery::new(message, self.at.topic.clone(), attempt, Box::new(settler));
         // There is room for as many as may be in hands; should the reader be gone, dropping gives it back.
         let _ = self.out.try_send(delivery);
@@ -575,7 +605,7 @@ impl Reader {
 type Settling = fn(&ShareConsumer, &ConsumerRecord) -> std::result::Result<(), KrafkaError>;
 
 /// Whether the broker has no such topic any more, where it gives a member nothing to read.
-async fn is_gone(book: &Book, at: &At) -> bool {
+pub(super) async fn is_gone(book: &Book, at: &At) -> bool {
     match book.is_made(&at.place).await {
         Ok(is_made) => !is_made,
         Err(error) => {
@@ -593,7 +623,7 @@ fn settle(outcome: std::result::Result<(), KrafkaError>) {
 }
 
 /// The outcome of what is under way; for ever where nothing is.
-async fn ready<T>(under_way: &mut Option<Boxed<'static, T>>) -> T {
+pub(super) async fn ready<T>(under_way: &mut Option<Boxed<'static, T>>) -> T {
     match under_way {
         Some(under_way) => under_way.await,
         None => std::future::pending().await,
@@ -601,7 +631,7 @@ async fn ready<T>(under_way: &mut Option<Boxed<'static, T>>) -> T {
 }
 
 /// Waits until then; for ever where there is no such time.
-async fn until(at: Option<Instant>) {
+pub(super) async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -1,18 +1,19 @@
 //! The reading end of what has no group: the registry, the leases, inboxes and followed topics. One task reads all of them,
 //! each from an offset that is given, and goes on from what is there where the broker has dropped what comes next.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use krafka::ConsumerRecord;
 use krafka::consumer::{AutoOffsetReset, Consumer};
+use krafka::{ConsumerRecord, KrafkaError};
 use sluice_bus::Result;
 use sluice_schema::Topic;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::address::{Address, Role};
 use super::fault;
 use super::registry::{Log, Registry};
 use crate::local::{Pauses, lock, stopped};
@@ -36,14 +37,18 @@ enum Change {
     End { place: String },
 }
 
+/// Which incarnation of a topic it is; several can have one place at the broker, one after the other.
+type Of = Option<(Topic, String)>;
+
 /// A topic that is read, and what of: one that is removed is not read any more.
 struct Read {
     place: String,
-    of: Option<(Topic, String)>,
+    of: Of,
 }
 
 struct Follower {
     number: u64,
+    of: Of,
     from: i64,
     push: Push,
 }
@@ -72,12 +77,13 @@ impl Tail {
     pub(super) async fn follow(
         self: &Arc<Self>,
         place: &str,
-        of: Option<(Topic, String)>,
+        of: Of,
         from: i64,
         push: Push,
     ) -> Result<Following> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        lock(&self.followers).entry(place.to_owned()).or_default().push(Follower { number, from, push });
+        let follower = Follower { number, of: of.clone(), from, push };
+        lock(&self.followers).entry(place.to_owned()).or_default().push(follower);
         let following = Following { tail: self.clone(), place: place.to_owned(), number };
         let (done, begun) = oneshot::channel();
         let read = Read { place: place.to_owned(), of };
@@ -99,14 +105,13 @@ impl Tail {
     }
 
     fn is_followed(&self, place: &str) -> bool {
-        lock(&self.followers).contains_key(place)
+        lock(&self.followers).get(place).is_some_and(|all| !all.is_empty())
     }
 
-    fn hand_on(&self, record: &ConsumerRecord) {
+    fn hand_on(&self, of: &Of, record: &ConsumerRecord) {
+        let wants = |follower: &&Follower| follower.from <= record.offset && follower.of == *of;
         let pushes: Vec<Push> = match lock(&self.followers).get(&*record.topic) {
-            Some(of) => {
-                of.iter().filter(|follower| follower.from <= record.offset).map(|f| f.push.clone()).collect()
-            }
+            Some(all) => all.iter().filter(wants).map(|follower| follower.push.clone()).collect(),
             None => return,
         };
         pushes.iter().for_each(|push| push(record));
@@ -118,7 +123,12 @@ pub(super) struct Changes(mpsc::Receiver<Change>);
 
 /// The reading end itself.
 pub(super) struct Reading {
+    address: Arc<Address>,
+    within: Duration,
     consumer: Consumer,
+    /// What this consumer's connections have read and does not read any more: it would ask for the topic that was there, not for one that is made
+    /// again under that name.
+    spent: HashSet<String>,
     tail: Arc<Tail>,
     registry: Arc<Registry>,
     changes: mpsc::Receiver<Change>,
@@ -126,24 +136,32 @@ pub(super) struct Reading {
     reads: Vec<Read>,
 }
 
+/// With connections of its own, since those remember which topic has a name.
+async fn consumer(address: &Address, within: Duration) -> Result<Consumer> {
+    let consumer = address
+        .open(Role::Tail, within)
+        .await?
+        .consumer_without_group()
+        .auto_offset_reset(AutoOffsetReset::Earliest)
+        .fetch_max_wait(WAIT_MAX)
+        .metrics_push(false)
+        .build();
+    consumer.await.map_err(|error| fault::of(&error, "reading the registry"))
+}
+
 impl Reading {
     /// Reads the registry and the leases from these offsets on.
     pub(super) async fn open(
-        kafka: &krafka::Kafka,
+        address: Arc<Address>,
+        within: Duration,
         tail: Arc<Tail>,
         registry: Arc<Registry>,
         changes: Changes,
         begins: [(Log, i64); 2],
     ) -> Result<Self> {
-        let consumer = kafka
-            .consumer_without_group()
-            .auto_offset_reset(AutoOffsetReset::Earliest)
-            .fetch_max_wait(WAIT_MAX)
-            .metrics_push(false)
-            .build()
-            .await
-            .map_err(|error| fault::of(&error, "reading the registry"))?;
-        let mut reading = Self { consumer, tail, registry, changes: changes.0, reads: Vec::new() };
+        let consumer = consumer(&address, within).await?;
+        let (spent, reads, changes) = (HashSet::new(), Vec::new(), changes.0);
+        let mut reading = Self { address, within, consumer, spent, tail, registry, changes, reads };
         for (log, offset) in begins {
             reading.registry.begin(log, offset);
             reading.begin(Read { place: log.name().to_owned(), of: None }, offset).await?;
@@ -152,8 +170,14 @@ impl Reading {
     }
 
     async fn begin(&mut self, read: Read, from: i64) -> Result<()> {
-        if self.reads.iter().any(|known| known.place == read.place) {
-            return Ok(());
+        match self.reads.iter().find(|known| known.place == read.place).map(|known| known.of == read.of) {
+            Some(true) => return Ok(()),
+            // What was there under this name is gone.
+            Some(false) => self.end(&read.place).await,
+            None => {}
+        }
+        if self.spent.contains(&read.place) {
+            self.renew().await?;
         }
         let begun = async {
             self.consumer.assign(&read.place, vec![0]).await?;
@@ -164,11 +188,28 @@ impl Reading {
         Ok(())
     }
 
-    async fn end(&mut self, place: &str) {
-        // Somebody may have come meanwhile.
-        if self.tail.is_followed(place) {
-            return;
+    /// Goes on with another consumer from where this one is: this one would ask for topics that are gone.
+    async fn renew(&mut self) -> Result<()> {
+        let fresh = consumer(&self.address, self.within).await?;
+        let moved = async {
+            for read in &self.reads {
+                let Some(at) = self.consumer.position(&read.place, 0).await else { continue };
+                fresh.assign(&read.place, vec![0]).await?;
+                fresh.seek(&read.place, 0, at).await?;
+            }
+            Ok(())
+        };
+        moved.await.map_err(|error: KrafkaError| fault::of(&error, "reading the registry"))?;
+        let spent = std::mem::replace(&mut self.consumer, fresh);
+        self.spent.clear();
+        if let Err(error) = spent.close().await {
+            tracing::debug!(%error, "reading did not end in good order");
         }
+        Ok(())
+    }
+
+    async fn end(&mut self, place: &str) {
+        self.spent.insert(place.to_owned());
         self.reads.retain(|known| known.place != place);
         if let Err(error) = self.consumer.assign(place, Vec::new()).await {
             tracing::debug!(place, %error, "a topic that is not followed any more is paused");
@@ -180,10 +221,12 @@ impl Reading {
     async fn end_removed(&mut self) {
         let is_removed =
             |read: &&Read| read.of.as_ref().is_some_and(|(topic, id)| !self.registry.is_there(topic, id));
-        let removed: Vec<String> =
-            self.reads.iter().filter(is_removed).map(|read| read.place.clone()).collect();
-        for place in removed {
-            lock(&self.tail.followers).remove(&place);
+        let removed: Vec<(String, Of)> =
+            self.reads.iter().filter(is_removed).map(|read| (read.place.clone(), read.of.clone())).collect();
+        for (place, of) in removed {
+            if let Some(all) = lock(&self.tail.followers).get_mut(&place) {
+                all.retain(|follower| follower.of != of);
+            }
             self.end(&place).await;
         }
     }
@@ -231,6 +274,8 @@ impl Reading {
                 // Whoever asked may have left.
                 let _ = done.send(self.begin(read, from).await);
             }
+            // Somebody may have come meanwhile.
+            Change::End { place } if self.tail.is_followed(&place) => {}
             Change::End { place } => self.end(&place).await,
         }
     }
@@ -241,7 +286,12 @@ impl Reading {
                 let (key, value) = (record.key.as_deref(), record.value.as_deref());
                 self.registry.apply(log, record.offset, record.timestamp, key, value);
             }
-            None => self.tail.hand_on(record),
+            None => {
+                let read = self.reads.iter().find(|read| *read.place == *record.topic);
+                if let Some(read) = read {
+                    self.tail.hand_on(&read.of, record);
+                }
+            }
         }
     }
 }

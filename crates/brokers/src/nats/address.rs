@@ -1,4 +1,4 @@
-//! Where a server is and who we are there; whatever holds a secret prints as `***`.
+//! Where servers are and who we are there; whatever holds a secret prints as `***`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,16 @@ use super::Options;
 use crate::Secret;
 use crate::local::decoded;
 
-/// A checked server address. Prints without secrets.
+/// As many replicas as a server can give a stream.
+const REPLICAS_MAX: usize = 5;
+
+/// A checked address. Prints without secrets.
 pub(super) struct Address {
-    server: ServerAddr,
+    /// Any of them can be asked; they name the others of their cluster.
+    servers: Vec<ServerAddr>,
     shown: String,
     login: Login,
+    replicas: Option<usize>,
     tls: Option<ClientConfig>,
 }
 
@@ -37,33 +42,48 @@ enum Login {
 }
 
 impl Address {
-    /// Reads `nats://USER:PASSWORD@HOST:PORT`, `nats://:TOKEN@HOST`, `nats://HOST?creds=FILE` or `nats://HOST?nkey=FILE`;
-    /// with `tls://` the connection is encrypted, or none is made.
+    /// Reads `nats://USER:PASSWORD@HOST:PORT,HOST:PORT`, `nats://:TOKEN@HOST`, `nats://HOST?creds=FILE` or
+    /// `nats://HOST?nkey=FILE`, each with `replicas=NUMBER` or without; with `tls://` the connection is encrypted, or none is
+    /// made.
     ///
     /// # Errors
     /// [`Error::Refused`], without repeating the text: it may hold a secret.
     pub(super) fn parse(text: &str, options: &Options) -> Result<Self> {
-        let url = Url::parse(text).map_err(|error| refused(&format!("cannot be read ({error})")))?;
-        if !matches!(url.scheme(), "nats" | "tls") {
-            return Err(refused("does not begin with nats:// or tls://"));
-        }
-        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
-            return Err(refused("names no host"));
+        let scheme = ["nats", "tls"]
+            .into_iter()
+            .find(|scheme| text.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("://")));
+        let Some(scheme) = scheme else { return Err(refused("does not begin with nats:// or tls://")) };
+        let rest = &text[scheme.len() + "://".len()..];
+        let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
+        let hosts: Vec<String> = hosts.split(',').map(|host| server(scheme, host)).collect::<Result<_>>()?;
+        let at = if user.is_empty() { "" } else { "@" };
+        let url = Url::parse(&format!("{scheme}://{user}{at}host{tail}"));
+        let url = url.map_err(|error| refused(&format!("cannot be read ({error})")))?;
+        let (file, replicas) = parameters(&url)?;
+        let login = match file {
+            Some(file) => file,
+            None => login(&url, options.password.as_ref())?,
         };
-        let port = url.port().unwrap_or(4222);
-        let bare = format!("{}://{host}:{port}", url.scheme());
-        let server = bare.parse().map_err(|_| refused("cannot be read"))?;
-        let login = login(&url, options.password.as_ref())?;
         let shown = match &login {
-            Login::Password { user, .. } => format!("{}://{user}@{host}:{port}", url.scheme()),
-            Login::Nobody | Login::Token(_) | Login::Credentials(_) | Login::NKey(_) => bare,
+            Login::Password { user, .. } => format!("{scheme}://{user}@{}", hosts.join(",")),
+            Login::Nobody | Login::Token(_) | Login::Credentials(_) | Login::NKey(_) => {
+                format!("{scheme}://{}", hosts.join(","))
+            }
         };
+        let servers = hosts.iter().map(|host| format!("{scheme}://{host}").parse());
+        let servers = servers.collect::<Result<_, _>>().map_err(|_| refused("cannot be read"))?;
         let tls = options.ca_pem.as_deref().map(trusting).transpose()?;
-        Ok(Self { server, shown, login, tls })
+        Ok(Self { servers, shown, login, replicas, tls })
     }
 
-    pub(super) fn server(&self) -> ServerAddr {
-        self.server.clone()
+    pub(super) fn servers(&self) -> Vec<ServerAddr> {
+        self.servers.clone()
+    }
+
+    /// How many servers are to have each stream, where that is said.
+    pub(super) const fn replicas(&self) -> Option<usize> {
+        self.replicas
     }
 
     /// What a client needs to be let in.
@@ -95,20 +115,48 @@ impl fmt::Display for Address {
 
 fn refused(why: &str) -> Error {
     let reason = format!(
-        "the broker's address {why}; it should look like nats://user:password@host:4222, nats://:token@host:4222, or \
-         nats://host:4222?creds=FILE"
+        "the broker's address {why}; it should look like nats://user:password@host:4222, nats://:token@host:4222, \
+         nats://host:4222,other:4222?replicas=3, or nats://host:4222?creds=FILE"
     );
     Error::Refused { reason }
 }
 
-fn login(url: &Url, secret: Option<&Secret>) -> Result<Login> {
-    if let Some((name, value)) = url.query_pairs().next() {
-        return match &*name {
-            "creds" => Ok(Login::Credentials(value.into_owned().into())),
-            "nkey" => Ok(Login::NKey(value.into_owned().into())),
-            _ => Err(refused(&format!("has a parameter '{name}' that is not known"))),
-        };
+/// One of the servers, with its port.
+fn server(scheme: &str, host: &str) -> Result<String> {
+    let url = Url::parse(&format!("{scheme}://{host}"));
+    let url = url.map_err(|error| refused(&format!("cannot be read ({error})")))?;
+    match url.host_str().filter(|host| !host.is_empty()) {
+        Some(host) => Ok(format!("{host}:{}", url.port().unwrap_or(4222))),
+        None => Err(refused("names no host")),
     }
+}
+
+/// A file that says who we are, and the replicas.
+fn parameters(url: &Url) -> Result<(Option<Login>, Option<usize>)> {
+    let (mut file, mut replicas) = (None, None);
+    for (name, value) in url.query_pairs() {
+        match &*name {
+            "creds" => file = Some(Login::Credentials(value.into_owned().into())),
+            "nkey" => file = Some(Login::NKey(value.into_owned().into())),
+            "replicas" => {
+                let number = value.parse().ok().filter(|number| (1..=REPLICAS_MAX).contains(number));
+                let Some(number) = number else {
+                    return Err(refused(&format!("has 'replicas' that are no number up to {REPLICAS_MAX}")));
+                };
+                replicas = Some(number);
+            }
+            // Its name is not repeated: it may be the rest of a password.
+            _ => {
+                return Err(refused(
+                    "has a parameter that is not known (known are creds, nkey and replicas)",
+                ));
+            }
+        }
+    }
+    Ok((file, replicas))
+}
+
+fn login(url: &Url, secret: Option<&Secret>) -> Result<Login> {
     let plain = |part: &str| decoded(part).ok_or_else(|| refused("holds bytes that are not text"));
     let user = plain(url.username())?;
     let password = match (secret, url.password()) {
@@ -172,6 +220,15 @@ mod tests {
         check("nats://[::1]:7", "nats://[::1]:7", "nobody");
         check("nats://h?creds=/a%20b.creds", "nats://h:4222", "/a b.creds");
         check("nats://h?nkey=/seed", "nats://h:4222", "/seed");
+        check("nats://u:p@h:1,other,[::1]:7?replicas=3", "nats://u@h:1,other:4222,[::1]:7", "u/p");
+    }
+
+    #[test]
+    fn replicas_are_wanted_as_the_address_says() {
+        let wanted = |text: &str| parse(text).unwrap().replicas();
+        assert_eq!(wanted("nats://h"), None);
+        assert_eq!(wanted("nats://h?replicas=3"), Some(3));
+        assert_eq!(wanted("nats://h?creds=/c&replicas=1"), Some(1));
     }
 
     #[test]
@@ -182,6 +239,10 @@ mod tests {
             "nats://u:hush@h:port/",
             "nats:///v",
             "nats://u:hush@h?x=1",
+            "nats://u:hush@h?replicas=0",
+            "nats://u:hush@h?replicas=6",
+            "nats://u:hush@h?replicas=two",
+            "nats://u:hush@h,",
             "nats://hush@h",
         ] {
             let told = parse(text).err().map(|error| error.to_string()).unwrap();

@@ -70,11 +70,14 @@ impl Admin {
         path: &str,
         body: &serde_json::Value,
     ) -> Result<Result<V, Refusal>> {
-        let within = match &self.lease {
-            Some(lease) => lease.left()?.min(self.call_timeout),
-            None => self.call_timeout,
-        };
-        self.link.api(path, body, within).await
+        self.link.api(path, body, self.within()?).await
+    }
+
+    fn within(&self) -> Result<Duration> {
+        match &self.lease {
+            Some(lease) => Ok(lease.left()?.min(self.call_timeout)),
+            None => Ok(self.call_timeout),
+        }
     }
 
     pub(super) async fn ensure(&self, spec: &TopicSpec) -> Result<()> {
@@ -110,13 +113,11 @@ impl Admin {
     }
 
     async fn ensure_stream(&self, topic: &Topic, name: &str) -> Result<stream::Info> {
-        let wanted = stream_config(topic, name);
+        let wanted = stream_config(topic, name, self.link.replicas);
         let found = match self.stream(name).await? {
             Some(found) => found,
             None => {
-                let made =
-                    self.call::<stream::Info>(&format!("STREAM.CREATE.{name}"), &encoded(&wanted)?).await?;
-                match made {
+                match self.link.make(&wanted, self.within()?).await? {
                     Ok(made) => return Ok(made),
                     // Somebody else made it just now.
                     Err(refusal) if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST => {
@@ -134,7 +135,23 @@ impl Admin {
                 found: format!("{:?} retention", found.config.retention),
             });
         }
+        if found.config.num_replicas < wanted.num_replicas {
+            return self.replicated(found, wanted.num_replicas).await;
+        }
         Ok(found)
+    }
+
+    /// Gives more replicas to a stream that was made while too few servers were there, or before there were others.
+    async fn replicated(&self, found: stream::Info, replicas: usize) -> Result<stream::Info> {
+        let config = stream::Config { num_replicas: replicas, ..found.config.clone() };
+        let path = format!("STREAM.UPDATE.{}", config.name);
+        match self.call(&path, &encoded(&config)?).await? {
+            Ok(updated) => Ok(updated),
+            Err(refusal) => {
+                tracing::debug!(stream = config.name, %refusal, "a stream stays without more replicas");
+                Ok(found)
+            }
+        }
     }
 
     /// Whether nothing waits in a stream, and nobody has anything of it in hand.
@@ -326,7 +343,11 @@ impl Admin {
                 next: format!("set max_payload to {PAYLOAD_BYTES_WANTED} in the server's configuration"),
             });
         }
-        findings.extend(self.streams().await?.iter().filter_map(|found| losing(&topic_of(found)?, found)));
+        for found in self.streams().await? {
+            let Some(topic) = topic_of(&found) else { continue };
+            findings.extend(losing(&topic, &found));
+            findings.extend(exposed(topic, &found, self.link.replicas));
+        }
         Ok(findings)
     }
 }
@@ -375,6 +396,20 @@ fn losing(topic: &Topic, found: &stream::Info) -> Option<Finding> {
     })
 }
 
+/// A stream that goes with one server though there are others.
+fn exposed(topic: Topic, found: &stream::Info, wanted: usize) -> Option<Finding> {
+    let (name, replicas) = (&found.config.name, found.config.num_replicas);
+    (replicas < wanted).then(|| Finding {
+        code: "replicas-few",
+        topic: Some(topic),
+        subscription: None,
+        text: format!(
+            "{replicas} of {wanted} servers that are wanted keep stream '{name}'; without them it is away"
+        ),
+        next: format!("once the servers are there: nats stream edit {name} --replicas {wanted}"),
+    })
+}
+
 fn storage(account: &Account) -> Option<Finding> {
     let max = account.limits.max_storage.filter(|max| *max > 0)?.unsigned_abs();
     let percent = account.storage.saturating_mul(100) / max;
@@ -389,7 +424,9 @@ fn storage(account: &Account) -> Option<Finding> {
 
 /// What a topic's stream is made with. Messages of `flow` are on the disk when their publish is acknowledged, as far as the
 /// server syncs; of the others only that they exist is worth keeping, so the server writes them when it likes.
-fn stream_config(topic: &Topic, name: &str) -> stream::Config {
+fn stream_config(topic: &Topic, name: &str, replicas: usize) -> stream::Config {
+    // The server takes it for streams of one replica only; others have it in the memory of most before they acknowledge.
+    let when_it_likes = (replicas == 1).then_some(PersistenceMode::Async);
     let common = stream::Config {
         name: name.to_owned(),
         max_consumers: -1,
@@ -397,7 +434,7 @@ fn stream_config(topic: &Topic, name: &str) -> stream::Config {
         max_bytes: -1,
         max_messages_per_subject: -1,
         storage: StorageType::File,
-        num_replicas: 1,
+        num_replicas: replicas,
         // No message of another incarnation has the same number, so what settles one settles nothing of the next.
         first_sequence: Some(first_sequence()),
         metadata: [(names::TOPIC.to_owned(), topic.to_string())].into(),
@@ -412,7 +449,7 @@ fn stream_config(topic: &Topic, name: &str) -> stream::Config {
         Class::Request => stream::Config {
             retention: RetentionPolicy::Interest,
             subjects: vec![names::nowhere(topic)],
-            persist_mode: Some(PersistenceMode::Async),
+            persist_mode: when_it_likes,
             allow_message_ttl: true,
             ..common
         },
@@ -421,7 +458,7 @@ fn stream_config(topic: &Topic, name: &str) -> stream::Config {
             retention: RetentionPolicy::Limits,
             subjects: vec![names::subject(topic)],
             max_messages: 1,
-            persist_mode: Some(PersistenceMode::Async),
+            persist_mode: when_it_likes,
             republish: Some(Republish {
                 source: names::subject(topic),
                 destination: names::followers(),

@@ -51,13 +51,12 @@ impl Bucket {
             max_consumers: -1,
             max_age: self.max_age,
             storage: StorageType::File,
-            num_replicas: 1,
+            num_replicas: self.link.replicas,
             allow_direct: true,
-            name: name.clone(),
+            name,
             ..stream::Config::default()
         };
-        let made = self.link.api::<stream::Info>(&format!("STREAM.CREATE.{name}"), &config, within).await?;
-        match made {
+        match self.link.make(&config, within).await? {
             Ok(_) => Ok(()),
             // With bounds of an operator's, or of another version.
             Err(refusal) if refusal.error_code() == ErrorCode::STREAM_NAME_EXIST => Ok(()),

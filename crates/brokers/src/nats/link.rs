@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::connection::State as Connected;
 use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream;
 use async_nats::jetstream::{Error as Refusal, ErrorCode};
 use async_nats::{
     Client, ConnectError, ConnectErrorKind, Event, HeaderMap, Message, Request, RequestErrorKind, ServerError,
@@ -25,11 +26,15 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Pauses between attempts to connect again grow by the first up to the second.
 const RECONNECT_STEP: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// In a cluster, as far as nothing else is said: one may be away.
+const REPLICAS_WANTED: usize = 3;
 /// How often a lost connection is looked at while somebody waits for it, should the library's word be missed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Link {
     pub(super) client: Client,
+    /// How many servers are to have each stream.
+    pub(super) replicas: usize,
     /// How often the connection was lost.
     lost: watch::Receiver<u64>,
     /// What the server last said that this user may not do.
@@ -64,7 +69,7 @@ impl Link {
                 note(&event, &shown, &sender, &noted);
                 std::future::ready(())
             });
-        let connected = tokio::time::timeout(options.call_timeout, connect.connect(address.server()));
+        let connected = tokio::time::timeout(options.call_timeout, connect.connect(address.servers()));
         let client = match connected.await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(of_connecting(&error, address)),
@@ -72,7 +77,14 @@ impl Link {
                 return Err(Error::Unavailable { reason: format!("no connection to {address} in time") });
             }
         };
-        Ok(Self { client, lost, denied })
+        let is_clustered = client.server_info().cluster.is_some();
+        let replicas = address.replicas().unwrap_or(if is_clustered { REPLICAS_WANTED } else { 1 });
+        Ok(Self { client, replicas, lost, denied })
+    }
+
+    /// Whether there may be other servers, which do not know everything at once that this one knows.
+    pub(super) fn is_clustered(&self) -> bool {
+        self.client.server_info().cluster.is_some()
     }
 
     /// Changes whenever the connection is lost.
@@ -136,6 +148,24 @@ impl Link {
             return Error::Refused { reason: format!("the broker does not allow {what}: {said}") };
         }
         Error::TimedOut { what: what.to_owned(), after_ms: within.as_millis() as u64 }
+    }
+
+    /// Makes a stream; while too few servers are there for its replicas, with one.
+    pub(super) async fn make(
+        &self,
+        config: &stream::Config,
+        within: Duration,
+    ) -> Result<Result<stream::Info, Refusal>> {
+        let path = format!("STREAM.CREATE.{}", config.name);
+        match self.api(&path, config, within).await? {
+            Err(refusal)
+                if config.num_replicas > 1 && refusal.error_code() == ErrorCode::CLUSTER_NO_PEERS =>
+            {
+                tracing::warn!(stream = config.name, %refusal, "too few servers are there; it is made with one replica");
+                self.api(&path, &stream::Config { num_replicas: 1, ..config.clone() }, within).await
+            }
+            made => Ok(made),
+        }
     }
 
     /// A call of the JetStream API; the inner error is the server's word.

@@ -9,10 +9,16 @@ use async_nats::jetstream::response::Response;
 use bytes::Bytes;
 use sluice_bus::{Address, Error, Message, Result};
 use sluice_schema::{Class, Topic};
+use tokio::time::Instant;
 
 use super::link::{self, Fault, Link};
 use super::{admin, names, own};
+use crate::local::Pauses;
 use crate::unroutable::Unroutable;
+
+/// How long after a subject is bound, or an inbox subscribed, all servers of a cluster know it.
+const TOPIC_SETTLES: Duration = Duration::from_secs(5);
+const INBOX_SETTLES: Duration = Duration::from_millis(200);
 
 pub(super) struct Publisher {
     link: Arc<Link>,
@@ -35,7 +41,26 @@ impl Publisher {
         let headers = names::headers(&message, class)?;
         let bytes = message.body.len();
         let what = format!("a publish to '{subject}'");
-        match (self.link.request(&what, subject, headers, message.body, self.timeout).await, to) {
+        let (mut missed, mut pauses) = (None, Pauses::new());
+        let sent = loop {
+            let (headers, body) = (headers.clone(), message.body.clone());
+            let sent = self.link.request(&what, subject.clone(), headers, body, self.timeout).await;
+            let settles = match (&sent, to) {
+                (Err(Fault::NoResponders), Address::Inbox(_)) if self.link.is_clustered() => INBOX_SETTLES,
+                (Err(Fault::NoResponders), Address::Topic(topic) | Address::Subscribed(topic)) => {
+                    match self.nobody(topic, matches!(to, Address::Subscribed(_))).await {
+                        Err(Error::Unavailable { .. }) => TOPIC_SETTLES,
+                        decided => return decided,
+                    }
+                }
+                _ => break sent,
+            };
+            if missed.get_or_insert_with(Instant::now).elapsed() >= settles {
+                break sent;
+            }
+            tokio::time::sleep(pauses.next().min(INBOX_SETTLES)).await;
+        };
+        match (sent, to) {
             (Ok(answer), Address::Inbox(inbox)) if answer.payload == own::GONE => {
                 Err(Error::NoInbox { inbox: inbox.to_string() })
             }
@@ -47,8 +72,9 @@ impl Publisher {
             (Err(Fault::NoResponders), Address::Inbox(inbox)) => {
                 Err(Error::NoInbox { inbox: inbox.to_string() })
             }
-            (Err(Fault::NoResponders), Address::Topic(topic)) => self.nobody(topic, false).await,
-            (Err(Fault::NoResponders), Address::Subscribed(topic)) => self.nobody(topic, true).await,
+            (Err(Fault::NoResponders), Address::Topic(topic) | Address::Subscribed(topic)) => {
+                Err(Error::Unavailable { reason: format!("'{topic}' was made or bound just now") })
+            }
             (Err(Fault::TooLarge), _) => Err(Error::TooLarge { bytes, max }),
             (Err(Fault::Other(Error::TimedOut { what, after_ms })), _) => Err(Error::OutcomeUnknown {
                 what,

@@ -135,7 +135,8 @@ fn parameters(url: &Url) -> Result<(Option<String>, bool)> {
             ("admin", _) => admin = Some(value.into_owned()),
             ("beside", "2.11") => is_beside = true,
             ("beside", _) => return Err(refused("has a parameter 'beside' that is not 2.11")),
-            _ => return Err(refused(&format!("has a parameter '{name}' that is not known"))),
+            // Its name is not repeated: it may be the rest of a password.
+            _ => return Err(refused("has a parameter that is not known (known are admin and beside)")),
         }
     }
     Ok((admin, is_beside))
@@ -212,6 +213,7 @@ mod tests {
             "pulsar://:hush@h:port/",
             "pulsar:///v",
             "pulsar://:hush@h?x=1",
+            "pulsar://:1?hush@h",
             "pulsar://:hush@h?beside=2.10",
             "pulsar://hush@h",
             "pulsar://:hush@h?admin=ftp://h",

@@ -149,6 +149,8 @@ impl Management {
         // The address is shown in errors: it must not hold what it came with.
         let _ = url.set_username("");
         let _ = url.set_password(None);
+        url.set_query(None);
+        url.set_fragment(None);
         let client = reqwest::Client::builder().timeout(ANSWER_TIMEOUT).build().map_err(|error| {
             Error::Refused { reason: format!("no client for the management API: {error}") }
         })?;

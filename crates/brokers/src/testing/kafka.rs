@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use krafka::admin::{
-    AdminClient, ConfigOp, ConfigResource, DeleteRecordsOptions, DeleteTopicsOptions,
-    IncrementalAlterConfigsOptions, ListTopicsOptions, TopicPartition,
+    AdminClient, ConfigOp, ConfigResource, CreateTopicsOptions, DeleteRecordsOptions, DeleteTopicsOptions,
+    IncrementalAlterConfigsOptions, ListTopicsOptions, NewTopic, TopicPartition,
 };
 use sluice_bus::Error;
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ use super::free_ports;
 use crate::kafka::{Kafka, Options};
 
 const VERSION: &str = "4.3.1";
+/// Of the client library of TrustGraph 2.11.
+const CLIENT: &str = "0.14.0";
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -151,6 +153,27 @@ impl KafkaServer {
         Ok(Self { folder, jars, port, sasl, tls, supervisor: None })
     }
 
+    /// Fetches the client library of TrustGraph 2.11's processes; the folder that it is in.
+    ///
+    /// # Errors
+    /// What `pip` said.
+    pub fn python_client() -> Result<PathBuf, String> {
+        let jars = jars().ok_or("no folder to keep the client in")?;
+        let folder = jars.with_file_name(format!("aiokafka-{CLIENT}"));
+        if folder.exists() {
+            return Ok(folder);
+        }
+        let new = folder.with_extension("new");
+        let mut fetch = Command::new("python3");
+        fetch.args(["-m", "pip", "install", "-q", "--target"]).arg(&new);
+        let output = fetch.arg(format!("aiokafka=={CLIENT}")).output().map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(format!("the client cannot be fetched: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        fs::rename(&new, &folder).map_err(|error| error.to_string())?;
+        Ok(folder)
+    }
+
     /// Its address.
     #[must_use]
     pub fn url(&self) -> String {
@@ -190,6 +213,18 @@ impl KafkaServer {
     pub async fn topics(&self) -> Result<Vec<String>, String> {
         let options = ListTopicsOptions::default().timeout(CALL_TIMEOUT);
         self.admin().await?.list_topics(options).await.map_err(|error| error.to_string())
+    }
+
+    /// Makes a topic behind everybody's back.
+    ///
+    /// # Errors
+    /// What the broker said.
+    pub async fn make(&self, topic: &str) -> Result<(), String> {
+        let new = NewTopic::new(topic, 1, 1).map_err(|error| error.to_string())?;
+        let options = CreateTopicsOptions::default().timeout(CALL_TIMEOUT);
+        let made = self.admin().await?.create_topics([new], options).await;
+        let made = made.map_err(|error| error.to_string())?.remove(topic);
+        made.map_or(Ok(()), |made| made.map(drop)).map_err(|error| error.to_string())
     }
 
     /// Removes a topic behind everybody's back.

@@ -55,9 +55,15 @@ impl NatsServer {
     /// # Errors
     /// As [`NatsServer::start`].
     pub async fn start_with(more: &str) -> Result<Self, String> {
+        let [port] = free_ports().map_err(|error| error.to_string())?;
+        let mut server = Self::new(port, more)?;
+        server.run().await?;
+        Ok(server)
+    }
+
+    fn new(port: u16, more: &str) -> Result<Self, String> {
         let program = fetched()?;
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let [port] = free_ports().map_err(|error| error.to_string())?;
         let store = folder.path().join("store");
         let config = format!(
             "listen: 127.0.0.1:{port}\nmax_payload: 8388608\n\
@@ -65,9 +71,7 @@ impl NatsServer {
             store.display()
         );
         fs::write(folder.path().join("config"), config).map_err(|error| error.to_string())?;
-        let mut server = Self { folder, program, port, supervisor: None };
-        server.run().await?;
-        Ok(server)
+        Ok(Self { folder, program, port, supervisor: None })
     }
 
     /// Its address, without a user.
@@ -154,6 +158,75 @@ impl NatsServer {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(())
+    }
+}
+
+/// Three servers that are one cluster.
+pub struct NatsCluster {
+    servers: [NatsServer; 3],
+}
+
+impl NatsCluster {
+    /// Starts a cluster.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub async fn start() -> Result<Self, String> {
+        let ports: [u16; 6] = free_ports().map_err(|error| error.to_string())?;
+        let routes: Vec<_> = ports[..3].iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+        let server = |n: usize| {
+            let more = format!(
+                "server_name: server-{n}\ncluster {{ name: test, listen: \"127.0.0.1:{}\", routes: [{}] }}",
+                ports[n],
+                routes.join(", ")
+            );
+            NatsServer::new(ports[3 + n], &more)
+        };
+        let mut cluster = Self { servers: [server(0)?, server(1)?, server(2)?] };
+        cluster.run().await?;
+        Ok(cluster)
+    }
+
+    /// One of its servers.
+    #[must_use]
+    pub fn server(&mut self, number: usize) -> &mut NatsServer {
+        &mut self.servers[number % 3]
+    }
+
+    /// Connects to one of its servers, and to another one only when that one is away.
+    ///
+    /// # Errors
+    /// As [`Nats::connect`].
+    pub async fn connect(&self, number: usize) -> Result<Nats, Error> {
+        Nats::connect(&self.servers[number % 3].url(), Options::default()).await
+    }
+
+    /// Starts those of its servers that do not run.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub async fn run(&mut self) -> Result<(), String> {
+        for server in self.servers.iter_mut().filter(|server| server.supervisor.is_none()) {
+            server.run().await?;
+        }
+        let started = Instant::now();
+        for server in &self.servers {
+            // Who leads is decided meanwhile.
+            while let Err(why) = server.api("STREAM.NAMES").await {
+                if started.elapsed() > START_TIMEOUT {
+                    return Err(format!("the cluster does not answer: {why}"));
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all of its servers, in good order.
+    pub async fn stop(&mut self) {
+        for server in &mut self.servers {
+            server.stop(true).await;
+        }
     }
 }
 

@@ -40,6 +40,8 @@ cases! {
     a_topic_that_was_removed_at_the_broker_is_made_again_by_its_owner,
     inboxes_of_a_process_that_was_killed_are_removed_and_others_stay,
     an_inbox_that_somebody_removed_ends,
+    inboxes_whose_topic_was_removed_at_the_broker_end_and_are_made_again,
+    a_topic_whose_maker_was_killed_before_it_was_on_record_is_removed,
 }
 
 /// A topic of its own.
@@ -545,4 +547,57 @@ async fn an_inbox_that_somebody_removed_ends(server: Server) -> Outcome {
     broker.publish(&to, Message::new("direct")).await.map_err(text)?;
     let got = next(&*again).await?;
     check(body(&got) == "direct", body(&got))
+}
+
+async fn inboxes_whose_topic_was_removed_at_the_broker_end_and_are_made_again(server: Server) -> Outcome {
+    let before = server.lock().await.topics().await?;
+    let broker = hasty(&server).await?;
+    let inbox = async || broker.subscribe(&Subscription::Own { topics: vec![] }).await.map_err(text);
+    let owns = [inbox().await?, inbox().await?];
+    // Other cases may have made one of their own meanwhile; theirs end and are made again too.
+    let topics = server.lock().await.topics().await?;
+    let made = |place: &&String| place.starts_with("sluice.inbox.") && !before.contains(place);
+    for place in topics.iter().filter(made) {
+        server.lock().await.remove(place).await?;
+    }
+    for own in &owns {
+        let ended = timeout(VALUE_TIMEOUT, own.next()).await.map_err(|_| "it is deaf")?;
+        check(matches!(&ended, Err(Error::Unavailable { .. })), ended.err())?;
+        let to = Address::Inbox(own.address().ok_or("no address")?);
+        until("nobody answers into nothing", async || {
+            let sent = broker.publish(&to, Message::new("?")).await;
+            matches!(sent, Err(Error::NoInbox { .. })).then_some(())
+        })
+        .await?;
+    }
+    let again = inbox().await?;
+    let to = Address::Inbox(again.address().ok_or("no address")?);
+    broker.publish(&to, Message::new("direct")).await.map_err(text)?;
+    let got = next(&*again).await?;
+    check(body(&got) == "direct", body(&got))
+}
+
+async fn a_topic_whose_maker_was_killed_before_it_was_on_record_is_removed(server: Server) -> Outcome {
+    let options = Options {
+        silence_max: Duration::from_secs(6),
+        call_timeout: Duration::from_millis(2500),
+        ..Options::default()
+    };
+    let owner = Kafka::connect(&server.lock().await.url(), options).await.map_err(text)?;
+    let number = uuid::Uuid::new_v4().simple().to_string();
+    let begun = format!("sluice.flow.begun.{number}");
+    let others = [format!("others.flow.begun.{number}"), format!("sluice.other.begun.{number}")];
+    for place in others.iter().chain([&begun]) {
+        server.lock().await.make(place).await?;
+    }
+    let spec = TopicSpec::with(topic(Class::Flow, &format!("kept:{number}")), "reader");
+    owner.ensure(&spec).await.map_err(text)?;
+    let kept = place(&server, &spec.topic).await?;
+    until("what was begun is removed", async || {
+        let topics = server.lock().await.topics().await.ok()?;
+        (!topics.contains(&begun)).then_some(())
+    })
+    .await?;
+    let topics = server.lock().await.topics().await?;
+    check(others.iter().chain([&kept]).all(|place| topics.contains(place)), &topics)
 }

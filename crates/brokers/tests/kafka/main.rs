@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "the harness tells what it ran")]
 
 mod access;
+mod beside;
 mod conformance;
 mod faults;
 #[path = "../harness/mod.rs"]
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
     if let Some(ended) = victim::role() {
         return ended;
     }
-    let cases = [conformance::cases(), faults::cases(), holds::cases(), access::cases()];
+    let cases = [conformance::cases(), faults::cases(), beside::cases(), holds::cases(), access::cases()];
     harness::main(
         cases.into_iter().flatten().collect(),
         KafkaServer::missing(),

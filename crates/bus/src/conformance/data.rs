@@ -67,6 +67,7 @@ async fn a_message_published_before_its_reader_is_kept(bench: &Bench<'_>) -> Out
 
 async fn readers_of_one_subscription_compete(bench: &Bench<'_>) -> Outcome {
     let ends = bench.connect().await?;
+    bench.needs(&ends, Promise::ReadersCompete)?;
     let spec = bench.made(&ends, Class::Flow, "compete").await?;
     let (one, two) = (ends.reader(&spec, 1).await?, ends.reader(&spec, 1).await?);
     ends.send(&spec.topic, "a").await?;

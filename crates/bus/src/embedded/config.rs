@@ -36,6 +36,9 @@ pub struct Config {
     /// Where the log ended when it was closed, if that is known and nothing was written since. A log that does not end
     /// there is refused, and nothing of it is cut.
     pub end: Option<LogEnd>,
+    /// A folder, made if need be, into which a file of the log is copied before its torn end is cut. Without, which is the
+    /// default, the end of a log that was not closed is cut as what nobody was told is kept.
+    pub set_aside: Option<PathBuf>,
     /// Bytes of messages kept in memory over all queues, 256 MiB. Beyond it `flow` messages stay in the log alone and
     /// are read again for delivery, `request` topics are full, inboxes lose what is newest.
     pub memory_bytes_max: usize,
@@ -58,8 +61,10 @@ pub struct Config {
     /// How long a publish to a `flow` topic waits for space on a full disk before it fails with
     /// [`crate::Error::Disk`], 5 s.
     pub disk_wait_max: Duration,
-    /// Bytes of unsettled `flow` messages above which [`super::Pressure::is_high`], 1 GiB. Nothing stops there by
-    /// itself; the doors should.
+    /// Bytes of unsettled `flow` messages above which [`super::Pressure::is_high`], 1 GiB, those counted several times of which
+    /// stages make more ([`crate::property::GROWTH`]; once after a restart). One workspace alone should be let in up to three
+    /// quarters of it; above it, those that have less than an equal share of it, up to four times the mark in all. Nothing
+    /// stops there by itself; the doors should ([`super::Broker::excess`]).
     pub high_water_bytes: u64,
 }
 
@@ -70,6 +75,7 @@ impl Default for Config {
             create: true,
             is_looked_at: false,
             end: None,
+            set_aside: None,
             memory_bytes_max: 256 << 20,
             queue_bytes_max: 64 << 20,
             request_messages_max: 10_000,

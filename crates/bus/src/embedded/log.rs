@@ -38,7 +38,7 @@ mod writer;
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -177,7 +177,8 @@ impl Log {
         let faults = Arc::new(DiskFaults::default());
         let recovered = recover::open(dir, &table.config, &faults)?;
         let (mut tail, cut_bytes) = (recovered.tail, recovered.cut_bytes);
-        tail.full = is_looked_at || !tail.reserve(table.config.disk_reserve_bytes).map_err(failed)?;
+        let no_reserve = |error: io::Error| unusable(&dir.join(tail::RESERVE), &error);
+        tail.full = is_looked_at || !tail.reserve(table.config.disk_reserve_bytes).map_err(no_reserve)?;
         fill(table, &tail);
         let shared = Arc::new(Shared {
             table: table.clone(),
@@ -452,10 +453,12 @@ fn misplaced(segment: &Segment) -> String {
 fn lock_folder(dir: &Path, is_looked_at: bool) -> Result<Option<File>> {
     let path = dir.join("lock");
     let failed = |error: io::Error| unusable(&path, &error);
-    let opened = match is_looked_at {
-        true => File::open(&path),
-        false => File::options().create(true).truncate(false).write(true).open(&path),
+    let mut options = File::options();
+    match is_looked_at {
+        true => options.read(true),
+        false => options.create(true).truncate(false).write(true),
     };
+    let opened = options.custom_flags(segment::NO_LINK).open(&path);
     let file = match opened {
         Err(error) if is_looked_at && error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
@@ -472,10 +475,9 @@ fn lock_folder(dir: &Path, is_looked_at: bool) -> Result<Option<File>> {
     };
     match locked {
         Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(wrong(format!(
-            "{} is in use by another broker; stop it, or use another folder",
-            dir.display()
-        ))),
+        Err(TryLockError::WouldBlock) => Err(Error::LogUnopened {
+            reason: format!("{} is in use by another broker; stop it, or use another folder", dir.display()),
+        }),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
@@ -498,7 +500,7 @@ fn fill(table: &Table, tail: &Tail) {
             bytes,
             deadline: None,
             _share: None,
-            _backlog: table.backlog.take(bytes),
+            _backlog: Some(topic.waiting.take(bytes as u64)),
         });
         let mut state = topic.lock();
         for pending in &live.pending {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::backlog::Part;
 use crate::message::{Message, Verdict};
 
 /// Bytes that bodies may take in memory, over all queues of a broker.
@@ -28,10 +29,6 @@ impl Budget {
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
         let share = Share { budget: self.clone(), bytes };
         (before.saturating_add(bytes) <= self.bytes_max).then_some(share)
-    }
-
-    pub(super) fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
     }
 
     pub(super) const fn bytes_max(&self) -> usize {
@@ -64,7 +61,7 @@ pub(super) struct Stored {
     pub(super) deadline: Option<Instant>,
     pub(super) _share: Option<Share>,
     /// Its part of the backlog, for `flow` messages.
-    pub(super) _backlog: Option<Share>,
+    pub(super) _backlog: Option<Part>,
 }
 
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use std::task::Waker;
 use sluice_schema::Topic;
 use tokio::time::Instant;
 
+use super::backlog::{Backlog, Waiting};
 use super::config::Config;
 use super::own::Own;
 use super::queue::{Budget, Entry, Queue, Stored};
@@ -16,6 +17,9 @@ use crate::{Error, Result};
 
 /// Memory that a waiting message costs beside its body and properties, in bytes, roughly.
 const OVERHEAD_BYTES: usize = 128;
+
+/// The most that a message may be said to become.
+const GROWTH_MAX: u64 = 16;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -32,6 +36,8 @@ pub(super) struct TopicState {
     pub(super) topic: Topic,
     /// Its number in the log; 0 where there is none.
     pub(super) id: u64,
+    /// What waits in it.
+    pub(super) waiting: Arc<Waiting>,
     state: Mutex<State>,
 }
 
@@ -44,8 +50,9 @@ pub(super) struct State {
 }
 
 impl TopicState {
-    pub(super) fn new(topic: Topic, id: u64) -> Self {
-        Self { topic, id, state: Mutex::default() }
+    fn new(topic: Topic, id: u64, backlog: &Arc<Backlog>) -> Self {
+        let waiting = backlog.of(&topic);
+        Self { topic, id, waiting, state: Mutex::default() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -77,6 +84,7 @@ impl TopicState {
     /// Puts a `flow` message into every subscription.
     pub(super) fn enqueue(&self, id: u64, message: Message, table: &Table) -> Result<()> {
         let bytes = message.size_bytes() + OVERHEAD_BYTES;
+        let weight_bytes = (bytes as u64).saturating_mul(growth(&message));
         let mut state = self.lock();
         self.check_open(&state)?;
         let in_memory =
@@ -92,7 +100,7 @@ impl TopicState {
             bytes,
             deadline: None,
             _share: share,
-            _backlog: table.backlog.take(bytes),
+            _backlog: Some(self.waiting.take(weight_bytes)),
         });
         let wakers = push(&mut state.queues, &stored);
         drop(state);
@@ -219,6 +227,12 @@ fn unseen(name: &str) -> SeenSubscription {
     }
 }
 
+/// How many times its bytes a message counts for in the backlog, as its sender says, within reason.
+fn growth(message: &Message) -> u64 {
+    let said = message.get(property::GROWTH).and_then(|text| text.parse().ok());
+    said.unwrap_or(1).clamp(1, GROWTH_MAX)
+}
+
 /// Readers to wake once the lock is gone; the usual one costs no allocation.
 #[derive(Default)]
 struct Wakers {
@@ -250,7 +264,7 @@ pub(super) struct Table {
     pub(super) config: Config,
     pub(super) memory: Arc<Budget>,
     /// Bytes of unsettled `flow` messages; counted, not bounded here.
-    pub(super) backlog: Arc<Budget>,
+    pub(super) backlog: Arc<Backlog>,
     topics: RwLock<HashMap<Topic, Arc<TopicState>>>,
     inboxes: RwLock<HashMap<Arc<str>, Arc<Own>>>,
     /// What everybody gets once it has stopped.
@@ -261,7 +275,7 @@ impl Table {
     pub(super) fn new(config: Config) -> Self {
         Self {
             memory: Arc::new(Budget::new(config.memory_bytes_max)),
-            backlog: Arc::new(Budget::new(usize::MAX)),
+            backlog: Backlog::new(config.high_water_bytes),
             config,
             topics: RwLock::default(),
             inboxes: RwLock::default(),
@@ -300,8 +314,9 @@ impl Table {
         if self.check_running().is_err() {
             return;
         }
-        let state =
-            topics.entry(topic.clone()).or_insert_with(|| Arc::new(TopicState::new(topic.clone(), id)));
+        let state = topics
+            .entry(topic.clone())
+            .or_insert_with(|| Arc::new(TopicState::new(topic.clone(), id, &self.backlog)));
         state.add_queues(queues);
     }
 

@@ -67,6 +67,8 @@ pub(crate) struct Faults {
     pub(crate) retiring: Notify,
     /// Whether publishes of dead letters have to wait.
     pub(crate) are_letters_held: watch::Sender<bool>,
+    /// Whether the disk has no room for dead letters.
+    pub(crate) has_no_room: AtomicBool,
     /// Publishes of dead letters that wait.
     pub(crate) letters_held: AtomicUsize,
     /// Whether listings of everything have to wait, and with them all that is done unasked.
@@ -286,6 +288,9 @@ impl Broker for Faulty {
                 }
                 if what.starts_with("publish ") {
                     self.faults.letter_passes().await;
+                    if self.faults.has_no_room.load(Ordering::SeqCst) {
+                        return Err(Error::Disk { reason: "it is full; free some space".to_owned() });
+                    }
                 }
                 if what.contains("delete(processor:") {
                     self.faults.withdrawal_passes().await;

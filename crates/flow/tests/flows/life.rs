@@ -245,6 +245,22 @@ async fn a_stop_waits_for_the_dead_letters_to_be_kept_by_somebody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_a_full_disk_holds_up_names_the_way_out_that_works() {
+    let world =
+        World::with_options(|options| options.answer_within = std::time::Duration::from_secs(5)).await;
+    world.put_size_and_blueprint().await;
+    ok(&world.start("f1", "demo").await);
+    world.publish("flow:tg:load:acme:f1", "m1").await;
+    world.faults.has_no_room.store(true, std::sync::atomic::Ordering::SeqCst);
+    let told = |said: &str| {
+        said.contains("it is full") && said.contains("--drain discard") && said.contains("loses")
+    };
+    world.until("it says what to do", || async { told(&error_of("timeout", &world.stop("f1").await)) }).await;
+    ok(&world.stop_with("f1", Some("discard")).await);
+    world.assert_nothing_left("after what was left was given up").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn parking_is_told_and_goes_on_many_messages_at_once() {
     let world =
         World::with_options(|options| options.answer_within = std::time::Duration::from_secs(5)).await;
@@ -412,7 +428,7 @@ async fn on_a_full_disk_flows_can_be_stopped_and_none_is_started() {
         ok(&world.start(id, "demo").await);
     }
     world.fill_the_disk().await;
-    let said = error(&world.start("f3", "demo").await);
+    let said = error_of("config-unavailable", &world.start("f3", "demo").await);
     assert!(said.contains("is full"), "{said}");
     assert!(world.disk.played() > 0);
     for id in ["f1", "f2"] {

@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice_bus::{Broker as _, BrokerAdmin as _, Subscription, TopicSpec};
 use sluice_gateway::{Error, Parts};
+use sluice_schema::Topic;
 use sluice_schema::message as m;
 use sluice_sdk::ConfigWatch;
 use tokio::sync::Notify;
 
-use crate::world::{PATIENCE, World, options, wait_for};
+use crate::world::{self, PATIENCE, World, options, wait_for};
 
 const EMBEDDINGS: &str = "/api/v1/flow/f/service/embeddings";
 
@@ -84,6 +86,25 @@ async fn a_flow_that_cannot_be_called_is_a_typed_error() {
     let (status, said) = world.ask(EMBEDDINGS, &json!({"texts": 7})).await;
     assert_eq!((status, &said["error"]["type"]), (200, &json!("request-error")));
     assert!(said["error"]["message"].as_str().unwrap().contains("texts"), "{said}");
+}
+
+#[tokio::test]
+async fn a_store_that_takes_nothing_is_a_typed_error_for_later() {
+    let world = World::new().await;
+    world.put_flow("default", "f", "f", &["embeddings"], None).await;
+    let refuse = |asked: Value, _| async move {
+        Err(m::Error::new(asked["texts"][0].as_str().unwrap_or_default(), "full"))
+    };
+    world.serve("default", "f", "embeddings", refuse).await;
+    for (kind, status) in [("store-unavailable", 503), ("config-unavailable", 503), ("unexpected-error", 200)]
+    {
+        let asked = json!({"texts": [kind]}).to_string();
+        let answer = world.post(EMBEDDINGS, Some("tg_admin"), asked).await;
+        assert_eq!(answer.status(), status, "{kind}");
+        assert_eq!(answer.headers().contains_key("retry-after"), status == 503, "{kind}");
+        let said = answer.json::<Value>().await.unwrap();
+        assert_eq!(said["error"], json!({"type": kind, "message": "full"}), "{kind}");
+    }
 }
 
 #[tokio::test]
@@ -197,6 +218,52 @@ async fn above_the_high_water_mark_only_new_work_is_refused() {
     }
     assert_eq!(world.ask(EMBEDDINGS, &json!({"texts": ["a"]})).await.0, 200);
     assert_eq!(world.ask("/api/v1/librarian", &json!({"operation": "list-documents"})).await.0, 200);
+}
+
+/// What a text becomes counts from the start, so that what waits later is not many times what was let in.
+#[tokio::test]
+async fn a_workspace_with_too_much_waiting_keeps_no_other_out() {
+    let world = World::new().await;
+    let mut readers = Vec::new();
+    for workspace in ["default", "other"] {
+        let topic = Topic::parse(&format!("flow:tg:text-load:{workspace}:in")).unwrap();
+        world.broker.ensure(&TopicSpec::with(topic.clone(), "chunker")).await.unwrap();
+        let shared = Subscription::Shared { topic, name: "chunker".to_owned(), prefetch: 100 };
+        readers.push(world.broker.subscribe(&shared).await.unwrap());
+        world.put_flow(workspace, "in", "in", &["text-load"], None).await;
+        world.serve_system(workspace, "librarian", |_, _| async { Ok(json!({})) }).await;
+    }
+    let load = "/api/v1/flow/in/service/text-load";
+    let of = |workspace: &str, bytes: usize| json!({"workspace": workspace, "id": "d", "text": "YWFh".repeat(bytes / 4)});
+    let bytes = usize::try_from(world::HIGH_WATER_BYTES / 40).unwrap();
+    let mut taken = 0;
+    let (answer, refused) = loop {
+        let answer = world.post(load, Some("tg_admin"), of("default", bytes).to_string()).await;
+        match answer.status().as_u16() {
+            200 => taken += 1,
+            status => break (answer, status),
+        }
+        assert!(taken < 40, "nothing bounds what waits");
+    };
+    assert_eq!(refused, 429);
+    // A text is three quarters as long as it was sent, and counts six times.
+    assert_eq!(taken, 7);
+    let said = answer.json::<Value>().await.unwrap();
+    let text = said["error"].as_str().unwrap();
+    assert!(text.contains("workspace 'default'") && text.contains("flow 'in'"), "{text}");
+    assert_eq!(said["type"], "backlog-high");
+    let add = |workspace: &str| {
+        json!({"workspace": workspace, "operation": "add-processing", "processing-metadata": {"id": "p"}})
+            .to_string()
+    };
+    assert_eq!(world.post("/api/v1/librarian", Some("tg_admin"), add("default")).await.status(), 429);
+    assert_eq!(world.post(load, Some("tg_admin"), of("other", 1_000).to_string()).await.status(), 200);
+    assert_eq!(world.post("/api/v1/librarian", Some("tg_admin"), add("other")).await.status(), 200);
+    // What is worked off makes room.
+    for _ in 0..3 {
+        readers[0].next().await.unwrap().ack();
+    }
+    assert_eq!(world.post(load, Some("tg_admin"), of("default", 1_000).to_string()).await.status(), 200);
 }
 
 #[tokio::test]

@@ -227,6 +227,47 @@ async fn answers_that_are_not_taken_count_for_their_caller_and_keep_out_nobody_e
 }
 
 #[tokio::test]
+async fn a_caller_that_is_asked_about_again_does_not_give_way_to_strangers() {
+    let mut options = options();
+    options.trust_timeout = Duration::from_millis(1);
+    let world = World::with(options).await;
+    world.with_embeddings().await;
+    assert_eq!(embeds(&world, "tg_default").await, 200);
+    *world.iam.pause.lock().unwrap() = SHORT;
+    let flood = async {
+        tokio::time::sleep(SHORT / 4).await;
+        let mut held = Vec::new();
+        for n in 0..600 {
+            let guess = format!("Authorization: Bearer tg_{n}\r\n");
+            held.push(say(&world, &half_body(EMBEDDINGS, &guess)).await);
+        }
+        held
+    };
+    let (said, held) = tokio::join!(embeds_anew(&world, "tg_default"), flood);
+    assert!(said.contains("200 OK") && said.contains("vectors"), "{said}");
+    assert!(world.metric("sluice_gateway_connections_evicted_total").unwrap() > 0.0);
+    drop(held);
+}
+
+/// It counts as known only for as long as it is asked about.
+#[tokio::test]
+async fn a_credential_that_is_accepted_no_more_ends_its_connection() {
+    let mut options = options();
+    options.trust_timeout = Duration::from_millis(1);
+    let world = World::with(options).await;
+    world.with_embeddings().await;
+    assert_eq!(embeds(&world, "tg_default").await, 200);
+    world.iam.revoked.lock().unwrap().replace("tg_default".to_owned());
+    let body = r#"{"texts":["a"]}"#;
+    let head = format!(
+        "POST {EMBEDDINGS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer tg_default\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let said = rest(&mut say(&world, &head).await).await;
+    assert!(said.starts_with("HTTP/1.1 401"), "{said}");
+}
+
+#[tokio::test]
 async fn silent_connections_give_way_to_those_that_say_something() {
     let mut options = options();
     options.connections_max = 40;

@@ -71,7 +71,14 @@ impl Broker for Pressed {
         let bytes = u64::from(self.high.load(Ordering::SeqCst));
         Some(sluice_bus::contract::Pressure { bytes, high_water_bytes: 1, disk_full: false })
     }
+    fn excess(&self, workspace: &str) -> Option<sluice_bus::contract::Excess> {
+        let whole = self.high.load(Ordering::SeqCst).then_some(sluice_bus::contract::Excess::Whole);
+        whole.or_else(|| self.inner.excess(workspace))
+    }
 }
+
+/// Of what waits in flows.
+pub(crate) const HIGH_WATER_BYTES: u64 = 8 << 20;
 
 type Values = BTreeMap<(String, String, String), String>;
 
@@ -218,7 +225,9 @@ impl World {
     pub(crate) async fn unread(options: Options, broken: bool) -> Self {
         // Another test may have installed it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let broker = Arc::new(Embedded::in_memory());
+        let config =
+            sluice_bus::embedded::Config { high_water_bytes: HIGH_WATER_BYTES, ..Default::default() };
+        let broker = Arc::new(Embedded::open(config).unwrap());
         let pressure = Arc::new(AtomicBool::new(false));
         let away = Arc::new(AtomicBool::new(false));
         let refusing = Arc::new(AtomicBool::new(false));

@@ -10,19 +10,21 @@ mod folder;
 mod tensors;
 mod wordpiece;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use sluice_schema::address;
 use tokio::sync::Semaphore;
 
 use self::bert::{Bert, Shape};
 use self::tensors::Tensors;
 use self::wordpiece::WordPiece;
-use crate::provider::ModelError;
+use crate::provider::{ModelError, shown};
 
 /// A model that is run here.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LocalConfig {
     /// The folder of the model, or an `http://` or `https://` URL under which its files lie.
     pub source: String,
@@ -30,6 +32,12 @@ pub struct LocalConfig {
     pub cache: PathBuf,
     /// Texts that are embedded at once. Default: one per processor.
     pub threads_max: usize,
+}
+
+impl fmt::Debug for LocalConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalConfig").field("source", &place(&self.source)).finish_non_exhaustive()
+    }
 }
 
 impl LocalConfig {
@@ -51,8 +59,8 @@ impl Local {
         let folder = folder::ready(&config.source, &config.cache).await?;
         let read = tokio::task::spawn_blocking(move || SentenceModel::read(&folder));
         let model = read.await.map_err(|e| ModelError::Unfit(e.to_string()))?;
-        let told =
-            |reason| ModelError::Unfit(format!("the model in '{}' cannot be used: {reason}", config.source));
+        let place = place(&config.source);
+        let told = |reason| ModelError::Unfit(format!("the model in {place} cannot be used: {reason}"));
         Ok(Self {
             model: Arc::new(model.map_err(told)?),
             threads: Arc::new(Semaphore::new(config.threads_max.max(1))),
@@ -71,6 +79,17 @@ impl Local {
             tokio::task::spawn_blocking(work).await.map_err(|e| ModelError::Unfit(e.to_string()))
         };
         futures_util::future::try_join_all(texts.into_iter().map(one)).await
+    }
+}
+
+/// A source as it may be shown: what is no folder may be an address with a password, mistyped.
+fn place(source: &str) -> String {
+    if folder::is_url(source) {
+        return shown(source);
+    }
+    match address::is_harmless(source) || Path::new(source).is_dir() {
+        true => format!("'{source}'"),
+        false => "the folder that was given".to_owned(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use sluice_schema::ceilings::PROMPT_RECORD_BYTES_MAX as RECORD_BYTES_MAX;
-use sluice_sdk::View;
+use sluice_sdk::{ConfigError, Values};
 
 use super::results::ResponseType;
 use crate::renderer::child::SYSTEM_DEFAULT;
@@ -34,9 +34,26 @@ pub(crate) struct Record {
     pub(crate) schema: String,
 }
 
+/// The texts of records that a question needs.
+pub(crate) struct Texts {
+    template: Option<Arc<str>>,
+    system: Option<Arc<str>>,
+}
+
+impl Texts {
+    pub(crate) async fn of(values: &Values, id: &str) -> Result<Self, ConfigError> {
+        let template = values.get(&format!("{TEMPLATE_PREFIX}{id}")).await?;
+        Ok(Self { template, system: values.get(SYSTEM).await? })
+    }
+
+    pub(crate) const fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+}
+
 /// The record of a prompt.
-pub(crate) fn find(view: &View, workspace: &str, id: &str) -> Result<Record, String> {
-    let Some(text) = view.get(PROMPT, workspace, &format!("{TEMPLATE_PREFIX}{id}")) else {
+pub(crate) fn find(texts: &Texts, id: &str) -> Result<Record, String> {
+    let Some(text) = &texts.template else {
         return Err(format!(
             "there is no prompt '{id}'; put it as config type '{PROMPT}', key '{TEMPLATE_PREFIX}{id}'"
         ));
@@ -45,8 +62,8 @@ pub(crate) fn find(view: &View, workspace: &str, id: &str) -> Result<Record, Str
 }
 
 /// The system prompt, and why the record of it cannot be used, if that is so.
-pub(crate) fn system(view: &View, workspace: &str) -> (String, Option<String>) {
-    match view.get(PROMPT, workspace, SYSTEM).map(read_system) {
+pub(crate) fn system(texts: &Texts) -> (String, Option<String>) {
+    match texts.system.as_ref().map(read_system) {
         None => (SYSTEM_DEFAULT.to_owned(), None),
         Some(Ok(text)) => (text, None),
         Some(Err(reason)) => (SYSTEM_DEFAULT.to_owned(), Some(reason)),
@@ -140,7 +157,8 @@ mod tests {
             let reason = prompts.render(id, &terms(&[])).unwrap_err();
             assert!(reason.contains(expected), "{id}: {reason}");
         }
-        assert!(find(&View::default(), "w", "unknown").unwrap_err().contains("template.unknown"));
+        let nothing = Texts { template: None, system: None };
+        assert!(find(&nothing, "unknown").unwrap_err().contains("template.unknown"));
     }
 
     #[test]
@@ -157,7 +175,8 @@ mod tests {
             let prompts = Prompts::new(&[("system", system), ("template.a", r#"{"prompt": ""}"#)]);
             assert_eq!(prompts.render("a", &terms(&[])).unwrap().0, "Be helpful.");
         }
-        assert_eq!(system(&View::default(), "w"), ("Be helpful.".to_owned(), None));
+        let nothing = Texts { template: None, system: None };
+        assert_eq!(system(&nothing), ("Be helpful.".to_owned(), None));
     }
 
     fn standard() -> Vec<(&'static str, &'static str)> {

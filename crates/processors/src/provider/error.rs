@@ -3,16 +3,9 @@
 /// Why a model could not be asked, or did not answer. [`ModelError::kind`] is the `type` that callers see.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
-    /// The base URL is not one.
-    #[error(
-        "'{url}' is not the base URL of a model provider: {reason}; use one like http://localhost:11434/v1"
-    )]
-    BadUrl {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// The base URL is not one. It is not repeated: it may hold a password.
+    #[error("the base URL of a model provider cannot be used: {0}; use one like http://localhost:11434/v1")]
+    BadUrl(String),
     /// The provider cannot do this.
     #[error("{0}")]
     Unfit(String),
@@ -88,7 +81,7 @@ impl ModelError {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::BadUrl { .. } | Self::Unfit(_) | Self::NoClient(_) | Self::NoModel { .. } => "llm-error",
+            Self::BadUrl(_) | Self::Unfit(_) | Self::NoClient(_) | Self::NoModel { .. } => "llm-error",
             Self::Unavailable { .. } => "provider-unavailable",
             Self::RateLimited { .. } => "rate-limited",
             Self::Refused { .. } => "provider-refused",

@@ -5,14 +5,15 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url};
 use serde_json::Value;
+use sluice_schema::address;
 use sluice_sdk::Backoff;
 use tokio::time::{Instant, timeout_at};
 
 use super::frames::{Frames, Framing};
-use super::{Dialect, ModelConfig, ModelError};
+use super::{Dialect, ModelConfig, ModelError, Secret};
 
 /// Longest pause between tries when the provider asks for none.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -25,7 +26,7 @@ const REASON_CHARS_MAX: usize = 300;
 /// A provider that can be asked.
 pub(crate) struct Service {
     http: reqwest::Client,
-    /// The base URL without anything that could be a password.
+    /// The base URL without anything that could be a password, for messages.
     shown: String,
     root: String,
     pub(crate) config: ModelConfig,
@@ -65,18 +66,21 @@ pub(crate) enum Opened {
 
 impl Service {
     pub(crate) fn new(config: ModelConfig) -> Result<Self, ModelError> {
-        let url = Url::parse(config.base_url.trim());
-        let shown = url.as_ref().map_or_else(|_| config.base_url.clone(), shown);
-        let bad = |reason: String| ModelError::BadUrl { url: shown.clone(), reason };
-        let url = url.map_err(|e| bad(e.to_string()))?;
+        let url = Url::parse(config.base_url.trim()).map_err(|e| ModelError::BadUrl(e.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(bad("it begins with neither http:// nor https://".to_owned()));
+            return Err(ModelError::BadUrl("it begins with neither http:// nor https://".to_owned()));
+        }
+        let is_sendable = |key: &Secret| HeaderValue::from_str(key.reveal()).is_ok();
+        if !config.api_key.as_ref().is_none_or(is_sendable) {
+            let reason = "the key of the model's provider cannot be sent: it holds a line break or another character that no \
+                          header can have";
+            return Err(ModelError::Unfit(reason.to_owned()));
         }
         // Somebody else in the process may have installed one already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().connect_timeout(config.connect_timeout).build();
         let http = http.map_err(|e| ModelError::NoClient(causes(&e)))?;
-        Ok(Self { http, root: root(config.dialect, &url), shown, config })
+        Ok(Self { http, root: root(config.dialect, &url), shown: shown(&config.base_url), config })
     }
 
     /// Asks, and reads the answer in one piece, until there is one, a final refusal, no try left or no time.
@@ -302,14 +306,9 @@ fn late(url: &str, what: &'static str, timeout: Duration) -> ModelError {
     ModelError::TimedOut { url: url.to_owned(), what, timeout_ms: timeout.as_millis() }
 }
 
-/// A URL without user, password and query.
-fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    // Fails for URLs that have no user anyway.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.as_str().trim_end_matches('/').to_owned()
+/// A base URL without anything that could be a secret.
+pub(crate) fn shown(url: &str) -> String {
+    address::shown(url).unwrap_or_else(|| "the address that was given".to_owned())
 }
 
 /// Where a dialect's paths begin, whether or not the base URL says it.
@@ -355,7 +354,7 @@ fn causes(error: &reqwest::Error) -> String {
 fn without_url(error: &reqwest::Error) -> String {
     let text = error.to_string();
     match error.url() {
-        Some(url) => text.replace(url.as_str(), &shown(url)),
+        Some(url) => text.replace(url.as_str(), &shown(url.as_str())),
         None => text,
     }
 }
@@ -401,10 +400,16 @@ mod tests {
 
     #[test]
     fn passwords_and_keys_are_not_told() {
-        let url = Url::parse("http://me:pw@host:1/v1?key=abc").unwrap();
-        assert_eq!(shown(&url), "http://host:1/v1");
-        let mut config = ModelConfig::new("http://host");
-        config.api_key = Some(super::super::Secret::new("sk-1"));
+        for wrong in ["https://u:hush@h:99999/v1", "u:hush@h/v1", "https//u:hush@h", "ftp://u:hush@h"] {
+            let told = Service::new(ModelConfig::new(wrong)).err().map(|error| error.to_string());
+            assert!(told.as_ref().is_some_and(|told| !told.contains("hush")), "{wrong}: {told:?}");
+        }
+        let mut config = ModelConfig::new("http://me:pw@host:1/v1?key=abc");
+        config.api_key = Some(Secret::new("hush\nhush"));
+        let told = Service::new(config.clone()).err().map(|error| error.to_string()).unwrap();
+        assert!(told.contains("cannot be sent") && !told.contains("hush"), "{told}");
+        config.api_key = Some(Secret::new("sk-1"));
+        assert_eq!(Service::new(config.clone()).unwrap().shown, "http://host:1/v1");
         let service = Service::new(config).unwrap();
         let body = r#"{"error": {"message": "Incorrect API key provided: sk-1."}}"#;
         assert_eq!(service.reason(body), "Incorrect API key provided: ***.");

@@ -83,7 +83,6 @@ impl World {
             .with(renderer());
         let roster =
             Roster::new().add::<TextCompletion>().add::<Prompt>().add::<Embeddings>().add::<VectorQuery>();
-        watch.ready(&["prompt"]).await;
         Host::new(process.clone(), roster, watch, resources, HostOptions::default()).start();
         Self {
             text: client(&process, "text-completion").await,

@@ -15,10 +15,20 @@ impl Error {
     pub const OUTCOME_UNKNOWN: &'static str = "outcome-unknown";
     /// The type of a write that config's store did not take: nothing happened, the same write may succeed later.
     pub const CONFIG_UNAVAILABLE: &'static str = "config-unavailable";
+    /// The type of a write that a service's store did not take, as on a full disk: as [`Error::CONFIG_UNAVAILABLE`].
+    pub const STORE_UNAVAILABLE: &'static str = "store-unavailable";
     /// The type of an error that says that something is larger than is accepted, or than one answer may be.
     pub const TOO_LARGE: &'static str = "too-large";
+    /// The type of an error that says that too many large answers are under way: the same question may be answered later.
+    pub const OVERLOADED: &'static str = "overloaded";
     /// The type of an error that says that the next page cannot be told any more: begin again with the first.
     pub const PAGE_EXPIRED: &'static str = "page-expired";
+
+    /// Whether nothing happened because a service's store takes nothing at the moment.
+    #[must_use]
+    pub fn is_store_unavailable(&self) -> bool {
+        [Self::STORE_UNAVAILABLE, Self::CONFIG_UNAVAILABLE].contains(&self.r#type.as_str())
+    }
 }
 
 message! {

@@ -10,12 +10,11 @@ use serde::Serialize;
 use sluice_bus::{Client, Message, Sender};
 use sluice_schema::record::ProcessorEntry;
 use sluice_schema::{Class, Exchange, Topic};
-use tokio::sync::watch;
 
 use super::roster::{CatalogueSlot, SlotUse};
 use super::{BindError, Failure};
 use crate::metrics::ProducerLabels;
-use crate::{ConfigWatch, Process, Progress, Recorded, View};
+use crate::{ConfigWatch, Process, Progress, Recorded, Values};
 
 /// What a program lends its processors, one value per type: stores, model settings, …
 #[derive(Clone, Default)]
@@ -55,6 +54,7 @@ pub struct Ports {
     pub(crate) recording: bool,
     pub(crate) used: Vec<CatalogueSlot>,
     pub(crate) follows: Vec<Topic>,
+    pub(crate) values: Vec<Values>,
 }
 
 impl Ports {
@@ -175,10 +175,12 @@ impl Ports {
             .map_err(|error| BindError::BadTopic { slot: "librarian".to_owned(), reason: error.to_string() })
     }
 
-    /// Config of these types, now and as it changes.
+    /// Config of a type in the workspace of the flow, as it is when it is asked for.
     #[must_use]
-    pub fn config(&self, types: &[&str]) -> watch::Receiver<Arc<View>> {
-        self.watch.interest(types)
+    pub fn config(&mut self, kind: &str) -> Values {
+        let values = self.watch.values(kind, &self.workspace);
+        self.values.push(values.clone());
+        values
     }
 
     pub(crate) fn topic(&self, slot: &str, recorded_class: Class) -> Result<Option<Topic>, BindError> {

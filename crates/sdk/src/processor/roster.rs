@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use futures_util::future::{join_all, try_join_all};
 use sluice_bus::{BoxFuture, Error, Inbox, Renewing, Subscription};
 use sluice_schema::record::ProcessorEntry;
 use tokio_util::sync::CancellationToken;
 
 use super::{BindError, Input, Inputs, Lane, Ports, Processor, Resources};
 use crate::service::{Point, Served, take};
-use crate::{ConfigWatch, HostOptions, Process};
+use crate::{ConfigWatch, HostOptions, Process, Values};
 
 /// What a slot is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +171,7 @@ impl Variant {
             recording,
             used: Vec::new(),
             follows: Vec::new(),
+            values: Vec::new(),
         }
     }
 
@@ -240,7 +242,10 @@ impl<P: Processor> Kind for Of<P> {
                     take(&*inbox, concurrency, &process, &stop, work).await.map_or(Ok(()), Err)
                 });
             }
-            futures_util::future::try_join_all(taking).await?;
+            // Once it is attached: one that is not yet binds again and again.
+            let warm = stop.run_until_cancelled(join_all(ports.values.iter().map(Values::warm)));
+            let (took, _) = futures_util::join!(try_join_all(taking), warm);
+            took?;
             Ok(())
         })
     }

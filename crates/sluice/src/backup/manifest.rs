@@ -14,7 +14,9 @@ use crate::exit::{Code, Told};
 
 pub(super) const FILE: &str = "sluice-backup.json";
 /// The newest format that this version reads.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+/// The newest without the generation of the folder.
+const FORMAT_UNCOUNTED: u32 = 2;
 /// The format of a backup without a log, in which nothing is damaged and every file rests under its own name.
 const FORMAT_PLAIN: u32 = 1;
 /// The longest name of a file in a backup.
@@ -26,6 +28,9 @@ const NAME_BYTES_MAX: usize = 128;
 pub(crate) struct Manifest {
     /// Id of the data folder it was made of.
     pub(crate) folder: String,
+    /// How far that had come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u64>,
     /// The version that made it.
     pub(crate) version: String,
     /// Seconds since 1970.
@@ -107,6 +112,7 @@ impl Manifest {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self {
             folder,
+            generation: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             made: now.as_secs(),
             formats,
@@ -162,13 +168,18 @@ impl Manifest {
             fs::File::open(dir.join(part))?.sync_all()?;
         }
         // The oldest that can say it, so that earlier versions read what they understand.
-        let format = if self.is_plain() { FORMAT_PLAIN } else { FORMAT };
+        let format = match self.generation {
+            Some(_) => FORMAT,
+            None if self.is_plain() => FORMAT_PLAIN,
+            None => FORMAT_UNCOUNTED,
+        };
         let sealed = Sealed { format, sha256: self.digest()?, backup: self };
         write_whole(&dir.join(FILE), &serde_json::to_vec(&sealed)?)?;
         Ok(fs::File::open(dir)?.sync_all()?)
     }
 
-    fn digest(&self) -> anyhow::Result<String> {
+    /// By which one backup is told from another.
+    pub(super) fn digest(&self) -> anyhow::Result<String> {
         Ok(hex(&Sha256::digest(serde_json::to_vec(self)?)))
     }
 

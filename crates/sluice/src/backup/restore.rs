@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use sluice_bus::embedded::Config;
-use sluice_store::{Batch, Embedded as Store, FolderLock, Options, Tables};
+use sluice_store::{Batch, Embedded as Store, Options, Tables};
 
-use super::files::copy_whole;
-use super::{BLOBS, CHUNKS, LOG, Manifest, OBJECTS, Summary, verify};
+use super::files::{NotCopied, copy_whole};
+use super::{BLOBS, CHUNKS, Checked, LOG, Manifest, OBJECTS, Summary, check, is_within};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
-use crate::folder::{self, Folder};
+use crate::folder::{self, FilledFrom, Folder, Taken};
 
 /// What one commit writes, roughly.
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
@@ -25,43 +25,64 @@ pub(crate) async fn restore(
     data: &Path,
     objects: Option<(String, sluice_databases::Settings)>,
 ) -> anyhow::Result<(Summary, Vec<String>)> {
-    let manifest = read_whole(dir)?;
+    // Held to the end: nothing is removed from the backup meanwhile.
+    let Checked { manifest, reading: _reading, .. } = read_whole(dir).await?;
     folder::check_formats(&manifest.formats)?;
     if let (Some(kept), None) = (&manifest.objects, &objects) {
         return Err(Told::usage(format!("the content of these documents rested in {}", kept.url))
             .next("name the object store that it is to be put into with --objects")
             .into());
     }
-    let (backup, place) = (fs::canonicalize(dir)?, std::path::absolute(data)?);
-    if place.starts_with(std::path::absolute(dir)?) || place.starts_with(backup) {
+    if is_within(data, dir)? {
         return Err(Told::usage("a data folder inside the backup would work in it")
             .next("name a folder elsewhere with --data NEW")
             .into());
     }
-    let lock = folder::take_empty(data)?;
-    let folder = Folder::restoring(data, lock.clone())?;
-    fill(dir, data, manifest, objects, lock, &folder).await.map_err(|error| {
-        let code = error.downcast_ref::<Told>().map_or(Code::Failed, |told| told.code);
-        let next = format!(
-            "see whether '{}' has room and may be written; remove it, then restore again",
-            data.display()
-        );
-        Told::new(code, format!("the backup was not restored: {error:#}")).next(next).into()
-    })
+    let taken = Taken::empty(data)?;
+    let filled = fill(dir, data, manifest, objects, &taken).await;
+    filled.map_err(|error| taken.failed("the backup was not restored", &error))
 }
 
-/// Puts all of a backup into a folder that is in use by nobody else.
+/// Puts all of a backup into a folder that is in use by nobody else, and closes that, whatever comes of it.
 async fn fill(
     dir: &Path,
     data: &Path,
     manifest: Manifest,
     objects: Option<(String, sluice_databases::Settings)>,
-    lock: FolderLock,
-    folder: &Folder,
+    taken: &Taken,
 ) -> anyhow::Result<(Summary, Vec<String>)> {
-    let store = Store::open_held(data, lock, &Options::default())?;
+    let folder = Folder::restoring(data, taken.lock(), FilledFrom::Backup(manifest.digest()?))?;
+    let store = Arc::new(Store::open_held(data, taken.lock(), &Options::default())?);
+    let mut bus = None;
+    let poured = async {
+        let (summary, url) = pour(dir, data, &manifest, objects, &store).await?;
+        if !manifest.log.is_empty() {
+            let opened = Bus::embed(Config::in_dir(data.join(folder::BROKER)));
+            bus = Some(opened.context("the log cannot be opened")?);
+        }
+        folder.restored(&store, bus.as_ref().and_then(Bus::embedded), url.as_deref()).await?;
+        anyhow::Ok(summary)
+    };
+    let poured = poured.await;
+    if poured.is_err() {
+        if let Some(bus) = &bus {
+            bus.close().await;
+        }
+        store.close().await;
+    }
+    Ok((poured?, manifest.damaged))
+}
+
+/// Copies rows, files and objects; where the objects are now.
+async fn pour(
+    dir: &Path,
+    data: &Path,
+    manifest: &Manifest,
+    objects: Option<(String, sluice_databases::Settings)>,
+    store: &Store,
+) -> anyhow::Result<(Summary, Option<String>)> {
     let mut summary = Summary::default();
-    rows(dir, &manifest, &*store.tables(), &mut summary).await?;
+    rows(dir, manifest, &*store.tables(), &mut summary).await?;
     store.set_formats(&manifest.formats).await?;
     // Readers that saw later versions than the backup holds must not take the restored config for old news.
     sluice_config::begin_history(&*store.tables())
@@ -75,31 +96,24 @@ async fn fill(
         // Files that were missing already are named to whoever restores: a start need not refuse the folder for them.
         store.accept_lost(&store.audit_blobs().await?).await?;
     }
-    let url = match &objects {
+    let url = match objects {
         Some((url, settings)) if manifest.objects.is_some() => {
-            upload(dir, &manifest, url, settings, &store, &mut summary).await?;
-            Some(url.as_str())
+            upload(dir, manifest, &url, &settings, store, &mut summary).await?;
+            Some(url)
         }
         _ => None,
     };
-    let bus = match manifest.log.is_empty() {
-        true => None,
-        false => {
-            Some(Bus::embed(Config::in_dir(data.join(folder::BROKER))).context("the log cannot be opened")?)
-        }
-    };
-    folder.restored(&Arc::new(store), bus.as_ref().and_then(Bus::embedded), url).await?;
-    Ok((summary, manifest.damaged))
+    Ok((summary, url))
 }
 
 /// The manifest of a backup of which nothing is missing or damaged.
-fn read_whole(dir: &Path) -> anyhow::Result<Manifest> {
-    let Some(manifest) = Manifest::read(dir)? else {
+async fn read_whole(dir: &Path) -> anyhow::Result<Checked> {
+    let Some(checked) = check(dir).await? else {
         return Err(Told::new(Code::NotFound, format!("there is no backup in '{}'", dir.display()))
             .next("name the folder that was given to 'sluice backup'")
             .into());
     };
-    let wrong = verify(dir, &manifest);
+    let wrong = &checked.wrong;
     if !wrong.is_empty() {
         let named: Vec<&str> = wrong.iter().take(NAMED_MAX).map(String::as_str).collect();
         let more = wrong.len().saturating_sub(NAMED_MAX);
@@ -109,7 +123,14 @@ fn read_whole(dir: &Path) -> anyhow::Result<Manifest> {
             .next("take another copy of it; nothing was restored")
             .into());
     }
-    Ok(manifest)
+    Ok(checked)
+}
+
+/// How a backup that was whole a moment ago, and is not any more, is told.
+fn unread(place: &str, reason: impl std::fmt::Display) -> Told {
+    Told::new(Code::Failed, format!("'{place}' of the backup: {reason}")).next(
+        "see what changes the backup or what its disk lacks, then restore again, or take another copy of it",
+    )
 }
 
 async fn rows(
@@ -121,7 +142,8 @@ async fn rows(
     for table in &manifest.tables {
         let (mut batch, mut bytes) = (Batch::new(), 0);
         for chunk in &table.chunks {
-            let content = fs::read(dir.join(CHUNKS).join(&chunk.sha256))?;
+            let content = fs::read(dir.join(CHUNKS).join(&chunk.sha256))
+                .map_err(|error| unread(&format!("{CHUNKS}/{}", chunk.sha256), error))?;
             let mut rest = &content[..];
             while !rest.is_empty() {
                 let (key, value) = (part(&mut rest)?, part(&mut rest)?);
@@ -164,16 +186,21 @@ fn copy_files(dir: &Path, data: &Path, manifest: &Manifest) -> anyhow::Result<u6
         let to = data.join(place);
         fs::create_dir_all(&to)?;
         for item in items {
-            let sums = copy_whole(item.reader(dir, part), item.bytes, &to.join(&item.name))?;
+            let place = format!("{part}/{}", item.name);
+            let copied = copy_whole(item.reader(dir, part), item.bytes, &to.join(&item.name));
+            let sums = copied.map_err(|error| match error {
+                NotCopied::From(reason) => anyhow::Error::from(unread(&place, reason)),
+                error @ NotCopied::To(..) => error.into(),
+            })?;
             if sums.sha256 != item.sha256 {
-                bail!("'{part}/{}' of '{}' was changed while it was restored", item.name, dir.display());
+                return Err(unread(&place, "it was changed while it was restored").into());
             }
             bytes += item.bytes;
         }
         File::open(&to)?.sync_all()?;
     }
     if let Some(place) = manifest.key_place() {
-        let key = fs::read(dir.join(place))?;
+        let key = fs::read(dir.join(place)).map_err(|error| unread(place, error))?;
         copy_whole(&key[..], key.len() as u64, &data.join(folder::ADMIN_KEY))?;
     }
     Ok(bytes)

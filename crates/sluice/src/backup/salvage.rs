@@ -14,10 +14,10 @@ use sluice_store::{Embedded as Store, Options};
 
 use self::names::Names;
 use super::files::NotCopied;
-use super::{ADMIN_KEY, copy_whole, refuse_backup};
+use super::{ADMIN_KEY, copy_whole, is_within};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
-use crate::folder::{self, Folder};
+use crate::folder::{self, FilledFrom, Folder, Taken};
 
 /// Bytes of content looked at in one step.
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
@@ -42,24 +42,74 @@ pub(crate) struct Found {
 
 /// Copies what can be read of a folder that no process works in.
 pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
-    refuse_backup(old)?;
+    Folder::insist(old).map_err(|told| match told.code {
+        Code::NotFound => told.next("name the damaged data folder: sluice salvage FOLDER --data NEW"),
+        _ => told,
+    })?;
+    if is_within(old, data)? && is_within(data, old)? {
+        let what = format!("'{}' and '{}' are one folder", old.display(), data.display());
+        return Err(Told::usage(what).next("name a new folder with --data NEW").into());
+    }
+    if is_within(data, old)? {
+        return Err(Told::usage("a data folder inside the damaged one would change that")
+            .next("name a folder elsewhere with --data NEW, on another disk at best")
+            .into());
+    }
     let _held = Untouched::hold(old)?;
     let salvage = Salvage::open(old).map_err(|error| {
         Told::new(Code::Failed, error.to_string()).next("restore a backup: sluice restore BACKUP --data NEW")
     })?;
-    let About { formats, folder: id } = salvage.about()?;
-    folder::check_formats(&formats)?;
-    let lock = folder::take_empty(data)?;
-    let folder = Folder::restoring(data, lock.clone())?;
+    let about = salvage.about()?;
+    folder::check_formats(&about.formats)?;
+    let taken = Taken::empty(data)?;
+    let filled = fill(old, data, salvage, about, &taken).await;
+    filled.map_err(|error| taken.failed("nothing was salvaged", &error))
+}
+
+/// Copies it into a folder that is in use by nobody else, and closes that, whatever comes of it.
+async fn fill(
+    old: &Path,
+    data: &Path,
+    salvage: Salvage,
+    about: About,
+    taken: &Taken,
+) -> anyhow::Result<Found> {
+    let folder = Folder::restoring(data, taken.lock(), FilledFrom::Damaged)?;
     let options = Options { owners: Some(sluice_library::OWNERS), ..Options::default() };
-    let store = Store::open_held(data, lock, &options)?;
+    let store = Arc::new(Store::open_held(data, taken.lock(), &options)?);
+    let mut bus = None;
+    let poured = async {
+        let (found, url) = pour(old, data, salvage, about, &store, &folder, &mut bus).await?;
+        folder.restored(&store, bus.as_ref().and_then(Bus::embedded), url.as_deref()).await?;
+        anyhow::Ok(found)
+    };
+    let poured = poured.await;
+    if poured.is_err() {
+        if let Some(bus) = &bus {
+            bus.close().await;
+        }
+        store.close().await;
+    }
+    poured
+}
+
+/// Copies rows, content, log and key; where the objects are.
+async fn pour(
+    old: &Path,
+    data: &Path,
+    salvage: Salvage,
+    about: About,
+    store: &Store,
+    folder: &Folder,
+    bus: &mut Option<Bus>,
+) -> anyhow::Result<(Found, Option<String>)> {
     let mut found = Found::default();
-    let is_incomplete = rows(salvage, &store, &mut found).await?;
-    store.set_formats(&formats).await?;
+    let is_incomplete = rows(salvage, store, &mut found).await?;
+    store.set_formats(&about.formats).await?;
     let url = sluice_databases::used_by(&*store.tables()).await?;
-    if let (Some(url), Some(id)) = (&url, id) {
+    if let (Some(url), Some(id)) = (&url, about.folder) {
         // The bucket is marked with it.
-        folder.take_the_place_of(id).await;
+        folder.take_the_place_of(id, about.generation.unwrap_or(0)).await;
         found.next.push(format!(
             "its content rests in {url}, which the new folder uses from now on: do not start on the old one any more"
         ));
@@ -70,8 +120,8 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
         let told = |one: Owner| format!("the content of {}: it is not known any more where it is", one.name);
         found.lost.extend(unplaced.into_iter().map(told));
     }
-    content(old, data, &store, &mut found).await?;
-    let bus = log(old, data, &mut found)?;
+    content(old, data, store, &mut found).await?;
+    *bus = log(old, data, &mut found)?;
     let has_key = sluice_iam::knows_admin_key(&*store.tables()).await?;
     match fs::read(old.join(folder::ADMIN_KEY)) {
         Ok(key) => {
@@ -84,8 +134,7 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
             found.next.push("start with --accept-loss admin-key, which makes a new one".to_owned());
         }
     }
-    folder.restored(&Arc::new(store), bus.as_ref().and_then(Bus::embedded), url.as_deref()).await?;
-    Ok(found)
+    Ok((found, url))
 }
 
 /// Rows, and what follows from those that are lost; whether any are.

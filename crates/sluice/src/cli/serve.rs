@@ -8,6 +8,7 @@ use clap::Args as ClapArgs;
 use clap::builder::FalseyValueParser;
 use sluice_gateway::{Host, Network, WebOrigin};
 use sluice_processors::Dialect;
+use sluice_schema::address;
 
 use crate::folder::Loss;
 
@@ -33,7 +34,13 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Serve {
     /// Address that the gateway serves on
-    #[arg(long, env = "SLUICE_LISTEN", default_value = "127.0.0.1:8888", value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        env = "SLUICE_LISTEN",
+        hide_env_values = true,
+        default_value = "127.0.0.1:8888",
+        value_name = "HOST:PORT"
+    )]
     pub(crate) listen: Listen,
     /// Let everybody in without a key; only on a loopback address unless forced
     #[arg(long, env = "SLUICE_NO_AUTH", value_parser = FalseyValueParser::new())]
@@ -66,13 +73,31 @@ pub(crate) struct Serve {
 #[command(next_help_heading = "Gateway")]
 pub(crate) struct Door {
     /// Origin whose pages may use the gateway from a browser, for example `https://app.example.org`; may be repeated
-    #[arg(long, env = "SLUICE_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SLUICE_ALLOW_ORIGIN",
+        hide_env_values = true,
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
     pub(crate) allow_origin: Vec<WebOrigin>,
     /// Host that a proxy in front sends, for example sluice.example.org; may be repeated
-    #[arg(long, env = "SLUICE_ALLOW_HOST", value_name = "HOST", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SLUICE_ALLOW_HOST",
+        hide_env_values = true,
+        value_name = "HOST",
+        value_delimiter = ','
+    )]
     pub(crate) allow_host: Vec<Host>,
     /// Address or range of proxies whose X-Forwarded-For is believed, for example 10.0.0.0/8; may be repeated
-    #[arg(long, env = "SLUICE_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "SLUICE_TRUSTED_PROXY",
+        hide_env_values = true,
+        value_name = "NETWORK",
+        value_delimiter = ','
+    )]
     pub(crate) trusted_proxy: Vec<Network>,
     /// Serve with TLS: file of the certificate (PEM), followed by those of its issuers; read again when it changes
     #[arg(long, env = "SLUICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
@@ -112,10 +137,10 @@ impl FromStr for Listen {
 pub(crate) struct Objects {
     /// Bucket and folder of an S3-compatible object store that keeps the content of documents, for example
     /// s3://bucket/sluice; without it the data folder does
-    #[arg(long, env = "SLUICE_OBJECTS", value_name = "URL")]
+    #[arg(long, env = "SLUICE_OBJECTS", hide_env_values = true, value_name = "URL")]
     pub(crate) objects: Option<String>,
     /// Where that object store is, for example http://127.0.0.1:9000; without it the one of the region
-    #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL")]
+    #[arg(long, env = "AWS_ENDPOINT_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) objects_endpoint: Option<String>,
     /// Its region; default us-east-1
     #[arg(long, env = "AWS_REGION", value_name = "NAME")]
@@ -133,7 +158,9 @@ pub(crate) struct Objects {
 
 impl std::fmt::Debug for Objects {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Objects").field("objects", &self.objects).finish_non_exhaustive()
+        // Addresses may hold passwords, here and below.
+        let objects = self.objects.as_deref().and_then(address::shown);
+        f.debug_struct("Objects").field("objects", &objects).finish_non_exhaustive()
     }
 }
 
@@ -203,7 +230,7 @@ impl std::fmt::Debug for Broker {
 #[command(next_help_heading = "Language model")]
 pub(crate) struct Model {
     /// Base address of the model's provider, for example http://127.0.0.1:11434
-    #[arg(long, env = "SLUICE_LLM_URL", value_name = "URL")]
+    #[arg(long, env = "SLUICE_LLM_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) llm_url: Option<String>,
     /// What the provider speaks: openai, anthropic or ollama; without it its address tells
     #[arg(long, env = "SLUICE_LLM_DIALECT", value_name = "NAME", requires = "llm_url")]
@@ -222,7 +249,7 @@ pub(crate) struct Model {
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model")
-            .field("llm_url", &self.llm_url)
+            .field("llm_url", &self.llm_url.as_deref().and_then(address::shown))
             .field("llm_model", &self.llm_model)
             .field("llm_key", &self.llm_key.as_ref().map(|_| "***"))
             .finish_non_exhaustive()
@@ -234,7 +261,13 @@ impl std::fmt::Debug for Model {
 #[command(next_help_heading = "Embeddings (offline unless one of these is set)")]
 pub(crate) struct Embeddings {
     /// Base address of a provider of embeddings
-    #[arg(long, env = "SLUICE_EMBEDDINGS_URL", value_name = "URL", conflicts_with = "embeddings_local")]
+    #[arg(
+        long,
+        env = "SLUICE_EMBEDDINGS_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        conflicts_with = "embeddings_local"
+    )]
     pub(crate) embeddings_url: Option<String>,
     /// What the provider speaks: openai or ollama; without it its address tells
     #[arg(long, env = "SLUICE_EMBEDDINGS_DIALECT", value_name = "NAME", requires = "embeddings_url")]
@@ -249,15 +282,15 @@ pub(crate) struct Embeddings {
     #[arg(long, env = "SLUICE_EMBEDDINGS_KEY_FILE", value_name = "FILE", conflicts_with = "embeddings_key")]
     pub(crate) embeddings_key_file: Option<PathBuf>,
     /// A BERT-family model that is run here: a folder, or the URL under which its files lie (kept in DATA/models)
-    #[arg(long, env = "SLUICE_EMBEDDINGS_LOCAL", value_name = "FOLDER|URL")]
+    #[arg(long, env = "SLUICE_EMBEDDINGS_LOCAL", hide_env_values = true, value_name = "FOLDER|URL")]
     pub(crate) embeddings_local: Option<String>,
 }
 
 impl std::fmt::Debug for Embeddings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Embeddings")
-            .field("embeddings_url", &self.embeddings_url)
-            .field("embeddings_local", &self.embeddings_local)
+            .field("embeddings_url", &self.embeddings_url.as_deref().and_then(address::shown))
+            .field("embeddings_local", &self.embeddings_local.as_deref().and_then(address::shown))
             .field("embeddings_model", &self.embeddings_model)
             .field("embeddings_key", &self.embeddings_key.as_ref().map(|_| "***"))
             .finish_non_exhaustive()

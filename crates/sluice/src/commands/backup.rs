@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
 use serde_json::json;
 
 use super::up;
 use crate::api::data_folder;
-use crate::backup::{self, Found, Source, Summary};
+use crate::backup::{self, Checked, Found, How, Source, Summary};
 use crate::cli::{Backup, Output, Restore, Salvage, Target, Verify};
 use crate::control;
 use crate::exit::{Code, Told};
@@ -31,14 +31,14 @@ const NEXT_OF_FOLDER: &str = "restore the last whole backup with `sluice restore
 pub(super) async fn make(target: &Target, command: Backup) -> anyhow::Result<Code> {
     let data = data_folder(target)?;
     let dir = std::path::absolute(&command.dir)?;
-    let data_is_at = std::path::absolute(&data)?;
-    if dir.starts_with(&data_is_at) {
+    if backup::is_within(&dir, &data)? {
         return Err(Told::usage("a backup inside the data folder would be lost together with it")
             .next("name a folder elsewhere, on another disk at best")
             .into());
     }
     // First, since the process that works there may hold what is there no more.
-    let summary = match control::ask_for_backup(&data, &dir).await? {
+    let timeout = Duration::from_secs(target.timeout);
+    let summary = match control::ask_for_backup(&data, &dir, command.older, timeout).await? {
         Some(summary) => summary,
         None => {
             Folder::insist(&data)?;
@@ -68,11 +68,13 @@ async fn of_stopped(data: &Path, command: Backup, dir: &Path) -> anyhow::Result<
         let source = Source {
             path: data.to_owned(),
             folder: opened.folder.id().await,
+            restored_from: opened.folder.restored_from().await,
             store: opened.store.clone(),
             broker: opened.bus.as_ref().and_then(|bus| bus.embedded().cloned()),
             objects,
         };
-        backup::make(Arc::new(source), dir).await
+        let how = How { older: command.older, ..How::default() };
+        backup::make(Arc::new(source), dir, &how).await
     };
     let made = made.await;
     opened.close().await;
@@ -122,13 +124,10 @@ pub(super) async fn salvage(target: &Target, command: Salvage) -> anyhow::Result
 
 pub(super) async fn verify(target: &Target, command: Verify) -> anyhow::Result<Code> {
     let dir: PathBuf = command.dir;
-    let (what, wrong, next) = match backup::Manifest::read(&dir)? {
-        Some(manifest) => {
-            let (place, damaged) = (dir.clone(), manifest.damaged.clone());
-            let wrong = tokio::task::spawn_blocking(move || backup::verify(&place, &manifest));
-            let wrong = wrong.await.context("the check was cut off")?;
+    let (what, wrong, next) = match backup::check(&dir).await? {
+        Some(Checked { manifest, wrong, .. }) => {
             let next = if wrong.is_empty() { NEXT_OF_DAMAGED } else { NEXT_OF_BACKUP };
-            let named = damaged.iter().map(|one| format!("was backed up as it is: {}", plain(one)));
+            let named = manifest.damaged.iter().map(|one| format!("was backed up as it is: {}", plain(one)));
             ("backup", wrong.into_iter().chain(named).collect(), next)
         }
         None if Folder::is_at(&dir) => ("data folder", folder::verify(&dir).await?, NEXT_OF_FOLDER),

@@ -20,14 +20,9 @@ pub(super) async fn run(api: &Api, output: Output, command: Blueprint) -> anyhow
             })
         }
         Blueprint::Show { name } => {
-            let answer =
-                api.call("flow", json!({"operation": "get-blueprint", "blueprint-name": name})).await?;
-            let Some(text) = answer["blueprint-definition"].as_str().filter(|text| !text.is_empty()) else {
-                return Err(Told::new(Code::NotFound, format!("there is no blueprint '{name}'"))
-                    .next("sluice blueprint ls")
-                    .into());
-            };
-            let definition: Value = serde_json::from_str(text).context("the stored blueprint is not JSON")?;
+            let text = get(api, &name).await?;
+            let definition: Value =
+                serde_json::from_str(&text).context("the stored blueprint is not JSON")?;
             show(output, &definition, |value| serde_json::to_string_pretty(value).unwrap_or_default())
         }
         Blueprint::Put { name, file, standard: true } => {
@@ -45,12 +40,27 @@ pub(super) async fn run(api: &Api, output: Output, command: Blueprint) -> anyhow
             show(output, &json!({"blueprint": name}), |_| format!("Put blueprint '{name}'."))
         }
         Blueprint::Rm { name } => {
+            // The service deletes what is not there without a word; what cannot be read is deleted all the same.
+            if let Err(error) = get(api, &name).await
+                && error.downcast_ref::<Told>().is_some_and(|told| told.code == Code::NotFound)
+            {
+                return Err(error);
+            }
             api.call("flow", json!({"operation": "delete-blueprint", "blueprint-name": name})).await?;
             show(output, &json!({"deleted": name}), |_| {
                 format!("Deleted blueprint '{name}'; running flows keep theirs.")
             })
         }
     }
+}
+
+/// The text of a blueprint.
+async fn get(api: &Api, name: &str) -> anyhow::Result<String> {
+    let answer = api.call("flow", json!({"operation": "get-blueprint", "blueprint-name": name})).await?;
+    let text = answer["blueprint-definition"].as_str().filter(|text| !text.is_empty());
+    let not_there =
+        || Told::new(Code::NotFound, format!("there is no blueprint '{name}'")).next("sluice blueprint ls");
+    Ok(text.ok_or_else(not_there)?.to_owned())
 }
 
 pub(super) async fn put(api: &Api, name: &str, definition: &str) -> anyhow::Result<()> {

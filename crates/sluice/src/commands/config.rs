@@ -8,6 +8,9 @@ use crate::cli::{Config, Output};
 use crate::exit::{Code, Told};
 use crate::output::{show, table};
 
+/// How often a value is looked for again that somebody else writes at the same time.
+const REMOVE_TRIES_MAX: u32 = 8;
+
 pub(super) async fn run(api: &Api, output: Output, command: Config) -> anyhow::Result<()> {
     match command {
         Config::Get { r#type, key } => get(api, output, &r#type, &key).await,
@@ -30,8 +33,7 @@ pub(super) async fn run(api: &Api, output: Output, command: Config) -> anyhow::R
             })
         }
         Config::Rm { r#type, key } => {
-            let keys = json!([{"type": r#type, "key": key}]);
-            let answer = api.call("config", json!({"operation": "delete", "keys": keys})).await?;
+            let answer = remove(api, &r#type, &key).await?;
             show(output, &json!({"version": answer["version"]}), |_| format!("Deleted {}/{key}.", r#type))
         }
         Config::Show => {
@@ -48,13 +50,46 @@ pub(super) async fn run(api: &Api, output: Output, command: Config) -> anyhow::R
     }
 }
 
+/// Deletes a value that is there. That it was there and that this deleted it is told by its version, which the delete expects.
+async fn remove(api: &Api, kind: &str, key: &str) -> anyhow::Result<Value> {
+    let keys = json!([{"type": kind, "key": key}]);
+    let mut tries = 0;
+    loop {
+        let mut body = json!({"operation": "delete", "keys": keys});
+        // What cannot be read can be deleted all the same.
+        if let Ok(answer) = api.call("config", json!({"operation": "get", "keys": keys})).await {
+            let found = &answer["values"][0];
+            if !found["value"].is_string() {
+                return Err(not_there(kind, key).into());
+            }
+            // A service that is not ours tells no versions.
+            if let Some(version) = found["version"].as_i64().filter(|version| *version > 0) {
+                body["if"] = json!([{"type": kind, "key": key, "version": version}]);
+            }
+        }
+        tries += 1;
+        match api.call("config", body).await {
+            // Somebody wrote or deleted it meanwhile.
+            Err(error) if tries < REMOVE_TRIES_MAX && is_conflict(&error) => {}
+            done => return done,
+        }
+    }
+}
+
+fn is_conflict(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Told>().is_some_and(|told| told.code == Code::Differs)
+}
+
+fn not_there(kind: &str, key: &str) -> Told {
+    Told::new(Code::NotFound, format!("there is no value {kind}/{key}"))
+        .next(format!("sluice config ls {kind}"))
+}
+
 async fn get(api: &Api, output: Output, kind: &str, key: &str) -> anyhow::Result<()> {
     let keys = json!([{"type": kind, "key": key}]);
     let answer = api.call("config", json!({"operation": "get", "keys": keys})).await?;
     let Some(text) = answer["values"][0]["value"].as_str() else {
-        return Err(Told::new(Code::NotFound, format!("there is no value {kind}/{key}"))
-            .next(format!("sluice config ls {kind}"))
-            .into());
+        return Err(not_there(kind, key).into());
     };
     let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
     show(output, &value, |value| match value {

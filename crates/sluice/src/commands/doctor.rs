@@ -411,6 +411,10 @@ async fn services_found(api: &Api) -> Vec<Value> {
     findings
 }
 
+fn told_kind(error: &anyhow::Error) -> Option<&str> {
+    error.downcast_ref::<Told>().map(|told| &*told.kind)
+}
+
 /// What the answers of the services say together: one cause is told once.
 fn words(answers: &[(&str, anyhow::Result<()>)]) -> Vec<Value> {
     let told =
@@ -473,8 +477,22 @@ async fn store_found(api: &Api) -> Value {
         let aborted = api.call("librarian", abort).await;
         taken.and(aborted)
     });
-    match wrote.await {
-        Ok(_) => works("store-writes", "the library's store takes what is written"),
+    store_told(wrote.await.map(drop))
+}
+
+fn store_told(wrote: anyhow::Result<()>) -> Value {
+    match wrote {
+        Ok(()) => works("store-writes", "the library's store takes what is written"),
+        // The gateway lets nothing new in, so the store was not asked.
+        Err(error) if told_kind(&error) == Some("backlog-high") => {
+            let text = format!("whether the library's store takes what is written was not tried: {error}");
+            finding(
+                "info",
+                "store-not-tried",
+                text,
+                "see what waits: sluice flow watch FLOW; ask again afterwards",
+            )
+        }
         Err(error) => {
             let next = "free space on the disk of the library's data folder, look after the object store if --objects names one, or read the library's log";
             finding("error", "store-refuses", format!("the library's store takes nothing: {error}"), next)
@@ -612,6 +630,16 @@ mod tests {
         let expected = "Does not work:\n  about b [b]\n    try: look\nWill hurt:\n  about c [c]\n    try: look\nWorth knowing:\n  about a [a]\n    try: look";
         assert_eq!(said, expected);
         assert!(told(&json!([finding("info", "a")])).ends_with("Nothing is wrong."));
+    }
+
+    #[test]
+    fn a_backlog_is_not_blamed_on_the_store() {
+        let store = |kind: &str| store_told(refused(Code::Failed, kind));
+        assert_eq!(
+            (&store("backlog-high")["code"], &store("")["code"]),
+            (&json!("store-not-tried"), &json!("store-refuses"))
+        );
+        assert!(is_fine(&store("backlog-high")), "the backlog has a finding of its own");
     }
 
     fn refused(code: Code, kind: &str) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use sluice_gateway::{Tls, TlsFiles};
 use sluice_processors::{DecodingConfig, EmbedderConfig, LocalConfig, ModelConfig, Secret};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::address;
 use crate::api::data_folder;
 use crate::bus::Remote;
 use crate::cli::{Broker, Decoding, Door, Embeddings, Listen, Model, Objects, Run, Serve, Target, Up};
@@ -152,13 +153,17 @@ fn gateway(listen: Listen, door: Door, open: Option<bool>) -> anyhow::Result<slu
 
 pub(super) fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_databases::Settings)>> {
     let Some(url) = args.objects else { return Ok(None) };
+    address::OBJECTS.read_bare(&url)?;
+    if let Some(endpoint) = &args.objects_endpoint {
+        address::OBJECTS_ENDPOINT.read_bare(endpoint)?;
+    }
     let secret = match &args.objects_secret_file {
         Some(file) => Some(
             std::fs::read_to_string(file).with_context(|| format!("'{}' cannot be read", file.display()))?,
         ),
         None => std::env::var("AWS_SECRET_ACCESS_KEY").ok(),
     };
-    let secret = secret.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+    let secret = secret.map(|text| line(&text));
     if args.objects_key.is_some() != secret.is_some() {
         return Err(Told::usage("a key to the object store has an id and a secret, and one of them is missing")
             .next("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give --objects-key and --objects-secret-file")
@@ -169,7 +174,9 @@ pub(super) fn objects(args: Objects) -> anyhow::Result<Option<(String, sluice_da
         region: args.objects_region,
         access_key: args.objects_key,
         secret_key: secret.map(sluice_databases::Secret::new),
-        session_token: std::env::var("AWS_SESSION_TOKEN").ok().map(sluice_databases::Secret::new),
+        session_token: std::env::var("AWS_SESSION_TOKEN")
+            .ok()
+            .map(|text| sluice_databases::Secret::new(line(&text))),
         ca: args.objects_ca,
         ..Default::default()
     };
@@ -198,6 +205,7 @@ pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
 
 pub(super) fn model(args: Model) -> anyhow::Result<Option<ModelConfig>> {
     let Some(url) = args.llm_url else { return Ok(None) };
+    address::MODEL.read(&url)?;
     let mut config = ModelConfig::new(url);
     config.dialect = args.llm_dialect.unwrap_or(config.dialect);
     config.model = args.llm_model;
@@ -207,6 +215,7 @@ pub(super) fn model(args: Model) -> anyhow::Result<Option<ModelConfig>> {
 
 fn embedder(args: Embeddings, data: Option<&Path>) -> anyhow::Result<EmbedderConfig> {
     if let Some(source) = args.embeddings_local {
+        address::check_local_model(&source)?;
         let is_fetched = source.contains("://");
         let Some(data) = data.or((!is_fetched).then_some(Path::new(""))) else {
             return Err(Told::usage("a model that is fetched needs a folder to be kept in")
@@ -216,6 +225,7 @@ fn embedder(args: Embeddings, data: Option<&Path>) -> anyhow::Result<EmbedderCon
         return Ok(EmbedderConfig::Local(LocalConfig::new(source, data.join("models"))));
     }
     let Some(url) = args.embeddings_url else { return Ok(EmbedderConfig::Hashing) };
+    address::EMBEDDINGS.read(&url)?;
     let mut config = ModelConfig::new(url);
     config.dialect = args.embeddings_dialect.unwrap_or(config.dialect);
     config.model = args.embeddings_model;
@@ -225,12 +235,17 @@ fn embedder(args: Embeddings, data: Option<&Path>) -> anyhow::Result<EmbedderCon
 
 fn key(typed: Option<String>, file: Option<&Path>) -> anyhow::Result<Option<Secret>> {
     if let Some(typed) = typed {
-        return Ok(Some(Secret::new(typed)));
+        return Ok(Some(Secret::new(line(&typed))));
     }
     let read = |file: &Path| {
         Secret::from_file(file).with_context(|| format!("the key file '{}' cannot be read", file.display()))
     };
     file.map(read).transpose()
+}
+
+/// A secret without the line end that editors and files add.
+fn line(text: &str) -> String {
+    text.trim_end_matches(['\r', '\n']).to_owned()
 }
 
 pub(super) fn remote(broker: Broker) -> anyhow::Result<Option<Remote>> {
@@ -239,8 +254,10 @@ pub(super) fn remote(broker: Broker) -> anyhow::Result<Option<Remote>> {
         std::fs::read_to_string(file).with_context(|| format!("'{}' cannot be read", file.display()))
     };
     let from_file = broker.broker_password_file.as_deref().map(read).transpose()?;
-    let password =
-        broker.broker_password.or(from_file.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()));
+    let password = broker.broker_password.or(from_file).map(|text| line(&text));
+    if let Some(management) = &broker.broker_management {
+        address::MANAGEMENT.read(management)?;
+    }
     let settings = sluice_brokers::Settings {
         password: password.map(sluice_brokers::Secret::new),
         management: broker.broker_management.map(sluice_brokers::Secret::new),

@@ -8,11 +8,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 
+use super::kinds;
 use crate::exit::{Code, Told};
 
 /// Moves these parts of a folder into a new one inside it; where that is. If one of them cannot be moved, none is.
 pub(super) fn move_parts(path: &Path, parts: &[&str]) -> anyhow::Result<PathBuf> {
     move_parts_by(path, parts, |from, to| fs::rename(from, to))
+}
+
+/// A folder that is not there yet, for what is set aside.
+pub(super) fn place(path: &Path) -> PathBuf {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    path.join(format!("set-aside-{now}"))
 }
 
 fn move_parts_by(
@@ -23,15 +30,14 @@ fn move_parts_by(
     let failed = || format!("what is in '{}' could not be set aside", path.display());
     let disk = fs::metadata(path).with_context(failed)?.dev();
     let mut there = Vec::new();
-    for name in parts.iter().filter(|name| !is_empty_or_absent(&path.join(name))) {
+    for name in parts.iter().filter(|name| !may_stay(path, name)) {
         // What is mounted there cannot be moved away.
         if fs::symlink_metadata(path.join(name)).with_context(failed)?.dev() != disk {
             return Err(stays(&path.join(name), "it is a mount of its own").into());
         }
         there.push(*name);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let aside = path.join(format!("set-aside-{now}"));
+    let aside = place(path);
     fs::create_dir(&aside).with_context(failed)?;
     for (at, name) in there.iter().enumerate() {
         if let Err(error) = rename(&path.join(name), &aside.join(name)) {
@@ -46,10 +52,12 @@ fn move_parts_by(
     Ok(aside)
 }
 
-/// A folder that nothing is in may stay, be it a mount or not.
-fn is_empty_or_absent(path: &Path) -> bool {
-    match fs::symlink_metadata(path) {
-        Ok(there) => there.is_dir() && fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none()),
+/// A folder that nothing is in may stay, be it a mount or not, unless it is in the place of a file.
+fn may_stay(folder: &Path, name: &str) -> bool {
+    let path = folder.join(name);
+    let is_empty = || fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
+    match fs::symlink_metadata(&path) {
+        Ok(there) => there.is_dir() && kinds::may_be_empty_folder(name) && is_empty(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }

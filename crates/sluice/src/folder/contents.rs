@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use sluice_store::embedded::on_disk;
 
-use super::{ADMIN_KEY, BLOBS, BROKER, STORE_FILE};
+use super::{ADMIN_KEY, BLOBS, BROKER, STORE_FILE, kinds};
 
 /// What is in a folder.
 #[derive(Debug, Clone, Copy)]
@@ -19,14 +19,11 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// Fails for what cannot be read: that is not missing.
+    /// Fails for what cannot be read, or is something else than it should be: that is not missing.
     pub(super) fn of(path: &Path) -> anyhow::Result<Self> {
+        kinds::check(path)?;
         let blobs = entries(&path.join(BLOBS))?;
-        let mut logs = entries(&path.join(BROKER))?;
-        logs.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("log-")));
-        for log in &logs {
-            fs::File::open(log).with_context(|| unreadable(log))?;
-        }
+        let logs = logs(path)?;
         Ok(Self {
             store: holds(&path.join(STORE_FILE))?,
             blobs: !blobs.is_empty(),
@@ -91,6 +88,14 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     listed.map(|entry| Ok(entry.with_context(|| unreadable(folder))?.path())).collect()
 }
 
+/// The names of the log's files.
+pub(super) fn logs(path: &Path) -> anyhow::Result<Vec<String>> {
+    let files = entries(&path.join(BROKER))?;
+    let names =
+        files.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.starts_with("log-")).collect())
+}
+
 /// Whether something is in a file; nothing is in one that is not there.
 fn holds(file: &Path) -> anyhow::Result<bool> {
     match fs::metadata(file) {
@@ -99,8 +104,16 @@ fn holds(file: &Path) -> anyhow::Result<bool> {
     }
 }
 
-fn unreadable(part: &Path) -> String {
-    format!("'{}' is there, but cannot be read; see who owns it, and with which permissions", part.display())
+pub(super) fn unreadable(part: &Path) -> String {
+    unusable(part, "read")
+}
+
+/// What is said of a part with which this process may not do what it has to.
+pub(super) fn unusable(part: &Path, done: &str) -> String {
+    format!(
+        "'{}' is there, but cannot be {done}; see who owns it, and with which permissions",
+        part.display()
+    )
 }
 
 pub(super) fn holds_something(file: &Path) -> bool {

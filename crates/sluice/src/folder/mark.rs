@@ -1,7 +1,7 @@
 //! The mark of a data folder: a small file outside the store that says what the folder should hold.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -12,8 +12,10 @@ use sluice_bus::embedded::LogEnd;
 /// The file's name.
 pub(crate) const FILE: &str = "sluice.json";
 const UNFINISHED: &str = "sluice.json.new";
-/// The format that this version writes.
-const FORMAT: u32 = 1;
+/// The newest format that this version reads.
+const FORMAT: u32 = 2;
+/// The format of a mark that says nothing of a backup or a damaged folder.
+const FORMAT_PLAIN: u32 = 1;
 /// No folder is started so often.
 const GENERATION_MAX: u64 = 1 << 48;
 
@@ -31,6 +33,12 @@ pub(crate) struct Mark {
     /// A backup is being restored into it.
     #[serde(default)]
     pub(crate) is_restoring: bool,
+    /// Together with that: it is no backup, but what could be read of a damaged folder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_salvaging: bool,
+    /// Digest of the backup that it was restored from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restored_from: Option<String>,
     /// It was stopped in good order, and every part is exactly at its generation.
     pub(crate) is_closed: bool,
     /// Which file on which disk this was written into. A copy of a folder that was not closed is told by it.
@@ -116,11 +124,13 @@ impl Mark {
     /// A mark for a folder that has none.
     pub(crate) fn new(folder: String) -> Self {
         Self {
-            format: FORMAT,
+            format: FORMAT_PLAIN,
             folder,
             generation: 0,
             is_fresh: false,
             is_restoring: false,
+            is_salvaging: false,
+            restored_from: None,
             is_closed: false,
             file: None,
             store: None,
@@ -158,6 +168,8 @@ impl Mark {
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         self.file = Some(FileId::of(&file.metadata()?));
+        // The oldest that can say it, so that earlier versions read what they understand.
+        self.format = if self.is_salvaging || self.restored_from.is_some() { FORMAT } else { FORMAT_PLAIN };
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
         file.write_all(text.as_bytes())?;
@@ -177,7 +189,17 @@ impl FileId {
 
 /// Reads what is in the place of the mark.
 pub(crate) fn read(folder: &Path) -> Found {
-    let text = match fs::read(folder.join(FILE)) {
+    let read = || {
+        // A pipe in its place is not waited for.
+        let no_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let mut file = OpenOptions::new().read(true).custom_flags(no_wait).open(folder.join(FILE))?;
+        let mut text = Vec::new();
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        file.read_to_end(&mut text).map(|_| text)
+    };
+    let text = match read() {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Nothing,
         Err(error) => return Found::Unusable(format!("it cannot be read: {error}")),
@@ -241,7 +263,7 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         };
-        assert!(told(r#"{"format": 2, "shape": "new"}"#).contains("newer version"));
+        assert!(told(r#"{"format": 3, "shape": "new"}"#).contains("newer version"));
         for damaged in ["", "{", "null", r#"{"format": 1}"#] {
             assert!(told(damaged).contains("damaged"), "{damaged}");
         }

@@ -1,7 +1,9 @@
-//! A data folder that a backup is restored into: refused to every start until all of it is there.
+//! A data folder that a backup is restored into, or what can be read of a damaged one: refused to every start until all of it
+//! is there.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sluice_bus::embedded::Embedded as Broker;
@@ -14,11 +16,27 @@ use super::{
 };
 use crate::exit::{Code, Told};
 
+/// The file that locks a folder.
+const LOCK: &str = "sluice.lock";
+/// A file system of its own begins with a folder for what it finds lost.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Where what is put into a new folder comes from.
+pub(crate) enum FilledFrom {
+    /// The backup with this digest.
+    Backup(String),
+    Damaged,
+}
+
 impl Folder {
-    /// A folder that a backup is to be restored into. Until [`Folder::restored`] it is refused to every start.
-    pub(crate) fn restoring(path: &Path, lock: FolderLock) -> anyhow::Result<Self> {
+    /// A folder that is to be filled. Until [`Folder::restored`] it is refused to every start.
+    pub(crate) fn restoring(path: &Path, lock: FolderLock, from: FilledFrom) -> anyhow::Result<Self> {
         let mut mark = Mark::new(uuid::Uuid::new_v4().to_string());
         mark.is_restoring = true;
+        match from {
+            FilledFrom::Backup(digest) => mark.restored_from = Some(digest),
+            FilledFrom::Damaged => mark.is_salvaging = true,
+        }
         let state = State { mark, store_at: 0, broker_at: 0, written: (0, (0, 0)) };
         let folder = Self {
             path: path.to_owned(),
@@ -31,9 +49,12 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Takes on the id of a folder that is not used any more, because something outside of it is marked with that.
-    pub(crate) async fn take_the_place_of(&self, id: String) {
-        self.state.lock().await.mark.folder = id;
+    /// Takes on the id of a folder that is not used any more, because something outside of it is marked with that. It goes on
+    /// from where that had come to: a backup of that one is not newer.
+    pub(crate) async fn take_the_place_of(&self, id: String, generation: u64) {
+        let mut state = self.state.lock().await;
+        state.mark.folder = id;
+        state.mark.generation = generation;
     }
 
     /// Marks a folder that a backup was restored into as whole, and closes it.
@@ -50,9 +71,11 @@ impl Folder {
             state.mark.has_admin_key = holds_something(&self.path.join(ADMIN_KEY));
             state.mark.objects = objects.map(str::to_owned);
             // The parts carry the id of the folder that was backed up until they are stamped.
-            self.stamp(&mut state, 1, store, broker).await?;
-            state.mark.generation = 1;
+            let first = state.mark.generation + 1;
+            self.stamp(&mut state, first, store, broker).await?;
+            state.mark.generation = first;
             state.mark.is_restoring = false;
+            state.mark.is_salvaging = false;
         }
         self.close(store, broker).await
     }
@@ -81,26 +104,103 @@ pub(crate) fn log_end(path: &Path) -> Option<sluice_bus::embedded::LogEnd> {
     }
 }
 
-/// Takes a folder that nothing is in, making it if it is not there.
-pub(crate) fn take_empty(path: &Path) -> anyhow::Result<FolderLock> {
-    keep_private();
-    fs::create_dir_all(path).with_context(|| format!("'{}' cannot be made", path.display()))?;
-    let lock = FolderLock::take(path)?;
-    if Folder::is_at(path) || !Contents::of(path)?.is_empty() {
-        let what = format!("there is a data folder in '{}' already", path.display());
-        return Err(Told::new(Code::Failed, what)
-            .next("restore into a folder that is empty or not there")
-            .into());
+/// A folder that nothing was in, held to be filled: in the end all is in it, or nothing.
+pub(crate) struct Taken {
+    path: PathBuf,
+    lock: FolderLock,
+    /// Folders that were made for it, the innermost first.
+    made: Vec<PathBuf>,
+    had_lock: bool,
+}
+
+impl Taken {
+    /// Takes a folder that nothing is in, making it if it is not there.
+    pub(crate) fn empty(path: &Path) -> anyhow::Result<Self> {
+        keep_private();
+        let is_missing = |folder: &&Path| {
+            let is_there = folder.symlink_metadata().is_ok();
+            !folder.as_os_str().is_empty() && !is_there
+        };
+        let made: Vec<PathBuf> = path.ancestors().take_while(is_missing).map(Path::to_owned).collect();
+        let had_lock = path.join(LOCK).exists();
+        let taken = fs::create_dir_all(path)
+            .with_context(|| format!("'{}' cannot be made", path.display()))
+            .and_then(|()| take_empty(path));
+        match taken {
+            Ok(lock) => Ok(Self { path: path.to_owned(), lock, made, had_lock }),
+            Err(error) => {
+                remove_empty(&made);
+                Err(error)
+            }
+        }
     }
-    // A file system of its own begins with a folder for what it finds lost.
-    let is_other = |name: &std::ffi::OsStr| name != "sluice.lock" && name != "lost+found";
+
+    pub(crate) fn lock(&self) -> FolderLock {
+        self.lock.clone()
+    }
+
+    /// Removes all that was put into it, which nobody has open any more; answers whether nothing is left.
+    pub(crate) fn give_up(self) -> bool {
+        let is_ours = |name: &OsStr| name != LOST_AND_FOUND && !(self.had_lock && name == LOCK);
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let mut is_gone = true;
+        for entry in entries.filter(|entry| is_ours(&entry.file_name())) {
+            let removed = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
+                _ => fs::remove_file(entry.path()),
+            };
+            is_gone &= removed.is_ok();
+        }
+        remove_empty(&self.made);
+        is_gone
+    }
+
+    /// How a failure to fill it is told; nothing of what was put into it stays.
+    pub(crate) fn failed(self, what: &str, error: &anyhow::Error) -> anyhow::Error {
+        let shown = self.path.display().to_string();
+        let told = error.chain().find_map(|cause| cause.downcast_ref::<Told>());
+        let next = told.and_then(|told| told.next.clone());
+        let code = told.map_or(Code::Failed, |told| told.code);
+        let is_refused = |cause: &(dyn std::error::Error + 'static)| {
+            matches!(cause.downcast_ref(), Some(sluice_store::Error::Refused { .. }))
+        };
+        let next = next.unwrap_or_else(|| match error.chain().any(is_refused) {
+            true => "see to that, then run it again".to_owned(),
+            false => {
+                format!("see whether '{shown}' has room and may be written, then run it again, or name another folder with --data NEW")
+            }
+        });
+        let left = match self.give_up() {
+            true => "",
+            false => "; remove what is left of it in that folder",
+        };
+        Told::new(code, format!("{what}: {error:#}")).next(format!("{next}{left}")).into()
+    }
+}
+
+/// Removes folders in which nothing is.
+fn remove_empty(folders: &[PathBuf]) {
+    for folder in folders {
+        // One that something is in is somebody's.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+fn take_empty(path: &Path) -> anyhow::Result<FolderLock> {
+    let lock = FolderLock::take(path)?;
+    let refused = |what: String| {
+        Err(Told::new(Code::Failed, what)
+            .next("name a folder that is empty or not there with --data NEW")
+            .into())
+    };
+    if Folder::is_at(path) || !Contents::of(path)?.is_empty() {
+        return refused(format!("there is a data folder in '{}' already", path.display()));
+    }
+    let is_other = |name: &OsStr| name != LOCK && name != LOST_AND_FOUND;
     let mut entries = fs::read_dir(path).with_context(|| format!("'{}' cannot be read", path.display()))?;
     if let Some(other) = entries.find_map(|entry| Some(entry.ok()?.file_name()).filter(|name| is_other(name)))
     {
-        let what = format!("'{}' is not empty: '{}' is in it", path.display(), other.display());
-        return Err(Told::new(Code::Failed, what)
-            .next("restore into a folder that is empty or not there")
-            .into());
+        return refused(format!("'{}' is not empty: '{}' is in it", path.display(), other.display()));
     }
     Ok(lock)
 }

@@ -264,8 +264,8 @@ pub(crate) const KINDS: &[Kind] = &[
         // A number of its own follows.
         place: |topic| format!("sluice.{}.{}.", topic.class(), topic.name().replace(':', "-")),
         before: "sluice.",
-        // Which topics there are, who holds a name, and the topics of inboxes: docs/kafka.md.
         stops_late: true,
-        never_removed: &["sluice.registry", "sluice.leases", "sluice.inbox."],
+        // Which topics there are, and who holds a name: docs/kafka.md.
+        never_removed: &["sluice.registry", "sluice.leases"],
     },
 ];

@@ -10,10 +10,14 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use rustix::fs::OFlags;
+
 use super::unusable;
 use crate::{Error, Result};
 
 const FILE: &str = "sluice.lock";
+/// How a file is opened that is written over: nothing that a link in its place leads to is, and a pipe is not waited for.
+pub(super) const NO_LINK: i32 = OFlags::NONBLOCK.union(OFlags::NOFOLLOW).bits().cast_signed();
 
 /// A held folder; it is free when the last clone is dropped.
 #[derive(Debug, Clone)]
@@ -108,10 +112,16 @@ fn hold(folder: &Path) -> Result<File> {
 
 /// Locks the file in a folder, making it if it is not there, and puts down who holds it.
 fn take_file(folder: &Path) -> Result<File> {
-    let failed = |e: io::Error| unusable(folder, &e);
+    let path = folder.join(FILE);
+    let failed = |e: io::Error| unusable(&path, &e);
+    let is_other = |there: std::fs::Metadata| !there.is_file();
+    if std::fs::symlink_metadata(&path).is_ok_and(is_other) {
+        let what = format!("'{}' is no file of its own", path.display());
+        return Err(Error::unavailable(format!("{what}; move it away, it is made again")));
+    }
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(folder.join(FILE)).map_err(failed)?;
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(NO_LINK);
+    let mut file = options.open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(locked(folder)),
@@ -125,14 +135,18 @@ fn take_file(folder: &Path) -> Result<File> {
 
 /// Whether a process holds the file in a folder.
 fn is_file_locked(folder: &Path) -> bool {
-    File::open(folder.join(FILE)).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    open_file(folder).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+fn open_file(folder: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(NO_LINK).open(folder.join(FILE))
 }
 
 fn locked(folder: &Path) -> Error {
     // Where nobody holds the file, it names a process that ended.
     let pid = is_file_locked(folder).then(|| {
         let mut pid = String::new();
-        File::open(folder.join(FILE)).and_then(|mut file| file.read_to_string(&mut pid)).map(|_| pid)
+        open_file(folder).and_then(|mut file| file.read_to_string(&mut pid)).map(|_| pid)
     });
     let pid = pid.and_then(io::Result::ok).map(|pid| pid.trim().to_owned()).filter(|pid| !pid.is_empty());
     let pid = pid.unwrap_or_else(|| "(unknown)".to_owned());
@@ -187,6 +201,19 @@ mod tests {
         is_refused("removed");
         assert!(!file.exists(), "whoever is refused makes nothing");
         drop(held);
+        FolderLock::take(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn what_a_link_in_place_of_the_lock_leads_to_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, target) = (folder.path().join(FILE), folder.path().join("target"));
+        std::fs::write(&target, "somebody's").unwrap();
+        std::os::unix::fs::symlink(&target, &file).unwrap();
+        let error = FolderLock::take(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(FILE) && error.contains("move it away"), "{error}");
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "somebody's");
+        std::fs::remove_file(&file).unwrap();
         FolderLock::take(folder.path()).unwrap();
     }
 

@@ -144,6 +144,11 @@ pub(super) fn folder_of(key: &[u8], value: &[u8]) -> Option<String> {
     (key == FOLDER.as_bytes()).then(|| text_of(value))
 }
 
+/// The generation that the store had come to, if a row tells it.
+pub(super) fn generation_of(key: &[u8], value: &[u8]) -> Option<u64> {
+    (key == GENERATION.as_bytes()).then(|| text_of(value).parse().ok()).flatten()
+}
+
 fn write_formats(database: &Database, formats: &[(&str, u32)]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {

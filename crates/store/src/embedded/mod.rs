@@ -284,7 +284,7 @@ pub(crate) fn unusable(folder: &Path, error: &std::io::Error) -> Error {
         return Error::Disk { folder: folder.display().to_string(), reason: error.to_string() };
     }
     Error::unavailable(format!(
-        "the data folder '{}' cannot be used: {error}; check that it exists and may be written",
+        "'{}' cannot be used: {error}; see that it is there, who owns it, and with which permissions",
         folder.display()
     ))
 }

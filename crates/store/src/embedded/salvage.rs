@@ -46,6 +46,8 @@ pub struct About {
     pub formats: Vec<(String, u32)>,
     /// Id of the data folder that it belongs to.
     pub folder: Option<String>,
+    /// How far that had come.
+    pub generation: Option<u64>,
 }
 
 /// Rows that were not found as they were written last.
@@ -146,6 +148,7 @@ impl Salvage {
         let mut take = |key: &[u8], value: &[u8]| {
             about.formats.extend(meta::format_of(key, value));
             about.folder = meta::folder_of(key, value).or(about.folder.take());
+            about.generation = meta::generation_of(key, value).or(about.generation.take());
             Ok(())
         };
         self.table(meta::TABLE, &mut take, &mut Vec::new())?;

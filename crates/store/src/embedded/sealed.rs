@@ -619,7 +619,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
-    super::unusable(path.parent().unwrap_or(path), error)
+    super::unusable(path, error)
 }
 
 fn encode_head(id: &[u8; ID_BYTES], engine: &[u8; ENGINE_HEADER_BYTES]) -> [u8; HEAD_BYTES] {

@@ -135,7 +135,7 @@ impl EmbeddedTables {
     pub(crate) fn look(folder: &Path, held: Untouched, options: &Options) -> Result<Self> {
         let state = Arc::new(DiskState::new(Arc::clone(&options.faults), Arc::clone(&held.unclosed)));
         let path = folder.join(FILE);
-        check_not_empty(folder, &path)?;
+        check_not_empty(&path)?;
         let file = Arc::new(Sealed::look(&path)?);
         let overlay = Overlay::new(Arc::clone(&file));
         let database = open_engine(&path, file, overlay, options.cache_bytes_max, &state)?;
@@ -413,13 +413,16 @@ pub(super) fn open_database(
 ) -> Result<Opened> {
     let path = folder.join(FILE);
     if !create {
-        check_not_empty(folder, &path)?;
+        check_not_empty(&path)?;
     }
     open_file(&path, cache_bytes, state)
 }
 
-fn check_not_empty(folder: &Path, path: &Path) -> Result<()> {
-    let there = std::fs::metadata(path).map_err(|e| super::unusable(folder, &e))?;
+fn check_not_empty(path: &Path) -> Result<()> {
+    let there = std::fs::metadata(path).map_err(|e| super::unusable(path, &e))?;
+    if !there.is_file() {
+        return Err(Error::unavailable(format!("'{}' is no file; move it away", path.display())));
+    }
     if there.len() == 0 {
         return Err(Error::damaged(format!("'{}'", path.display()), &"it is empty"));
     }

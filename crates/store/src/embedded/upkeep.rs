@@ -132,7 +132,8 @@ fn asked(folder: &Path) -> PathBuf {
 
 /// Makes a file that nobody else may read.
 fn create_private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(super::lock::NO_LINK).open(path)
 }
 
 fn now_seconds() -> u64 {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::ops::Bound;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -13,6 +14,7 @@ use redb::{ReadableDatabase as _, ReadableTable as _, TableHandle as _, WriteTra
 use tokio::sync::mpsc;
 
 use super::disk::{DiskState, is_full};
+use super::lock::NO_LINK;
 use super::meta;
 use super::sealed::{damaged_file, put_in_place};
 use super::tables::{
@@ -34,18 +36,27 @@ type OpenTable<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
 struct Reserve {
     path: PathBuf,
     bytes: u64,
+    /// Why it could not be made at the last try, where that was not for want of room.
+    why: Option<String>,
 }
 
 impl Reserve {
     /// Makes the reserve whole, or leaves it as it is; answers whether it is whole.
-    fn ensure(&self, state: &DiskState) -> bool {
+    fn ensure(&mut self, state: &DiskState) -> bool {
         let before = self.len();
-        let is_whole = self.grow(state).is_ok();
-        if !is_whole {
+        let grown = self.grow(state);
+        if grown.is_err() {
             // A part more would take the room that removals need.
             self.shrink_to(before, state);
         }
-        is_whole
+        let other = grown.as_ref().err().filter(|error| !is_full(error));
+        self.why = other.map(|error| {
+            let reserve = self.path.display();
+            format!(
+                "'{reserve}', which holds room for removals, cannot be made: {error}; move away what is there"
+            )
+        });
+        grown.is_ok()
     }
 
     /// Takes what room there is, for the next to open the store.
@@ -56,7 +67,7 @@ impl Reserve {
     }
 
     fn len(&self) -> u64 {
-        std::fs::metadata(&self.path).map_or(0, |file| file.len())
+        std::fs::symlink_metadata(&self.path).map_or(0, |there| if there.is_file() { there.len() } else { 0 })
     }
 
     fn grow(&self, state: &DiskState) -> std::io::Result<()> {
@@ -64,7 +75,8 @@ impl Reserve {
         if left == 0 {
             return Ok(());
         }
-        let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).append(true).custom_flags(NO_LINK).open(&self.path)?;
         // Not zeros: a file system that stores zeros as nothing would reserve nothing.
         let block = [0xa5_u8; 64 * 1024];
         while left > 0 {
@@ -78,7 +90,7 @@ impl Reserve {
 
     fn shrink_to(&self, bytes: u64, state: &DiskState) {
         let now = self.len();
-        let file = OpenOptions::new().write(true).open(&self.path);
+        let file = OpenOptions::new().write(true).custom_flags(NO_LINK).open(&self.path);
         if bytes < now && file.and_then(|file| file.set_len(bytes)).is_ok() {
             state.faults.free_space(now - bytes);
         }
@@ -140,7 +152,7 @@ impl Writer {
         reserve_bytes: u64,
         hold: Hold,
     ) -> Self {
-        let reserve = Reserve { path: shared.folder.join("reserve"), bytes: reserve_bytes };
+        let reserve = Reserve { path: shared.folder.join("reserve"), bytes: reserve_bytes, why: None };
         Self { shared, waiting, short: false, reserve, _hold: hold }
     }
 
@@ -240,7 +252,11 @@ impl Writer {
         }
         let (first, ordinary): (Vec<_>, Vec<_>) = gathered.into_iter().partition(Work::may_use_reserve);
         for work in ordinary {
-            let _ = work.done.send(Err(self.disk_full("its reserve is used up")));
+            let refused = match &self.reserve.why {
+                Some(why) => Error::unavailable(why.clone()),
+                None => self.disk_full("its reserve is used up"),
+            };
+            let _ = work.done.send(Err(refused));
         }
         if !first.is_empty() {
             self.reserve.release(&self.shared.state);

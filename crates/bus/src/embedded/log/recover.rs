@@ -1,8 +1,8 @@
 //! Reads a log back. A torn end is cut; damage to what was promised refuses to open and names the place.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,6 +54,9 @@ pub(super) fn open(dir: &Path, config: &Config, faults: &Arc<DiskFaults>) -> Res
         )));
     }
     if !config.is_looked_at {
+        if cut_bytes > 0 {
+            tell_cut(&segment, offset, cut_bytes, config)?;
+        }
         cut(&segment, offset).map_err(failed)?;
     }
     let tail = Tail::resume(dir, ledger, segment, offset, config.segment_bytes, faults.clone());
@@ -118,7 +121,9 @@ fn replay(
     ledger: &mut Ledger,
 ) -> Result<(Arc<Segment>, u64, u64), Error> {
     let failed = |error: io::Error| unusable(path, &error);
-    let file = OpenOptions::new().read(true).write(!place.is_looked_at).open(path).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(!place.is_looked_at).custom_flags(segment::NO_WAIT);
+    let file = options.open(path).map_err(failed)?;
     let file_bytes = file.metadata().map_err(failed)?.len();
     let mut header = [0; HEADER_BYTES];
     let head = file.read_exact_at(&mut header, 0).ok().and_then(|()| frame::read_header(&header));
@@ -152,12 +157,6 @@ fn replay(
             return Err(damaged(path, end));
         }
         torn_bytes = used_bytes(&segment, end, file_bytes).map_err(failed)?;
-        if torn_bytes > 0 && !place.is_looked_at {
-            tracing::warn!(
-                file = %path.display(), from = end, bytes = torn_bytes,
-                "the log was not closed and its end is torn: what was not acknowledged yet is cut"
-            );
-        }
     }
     Ok((segment, end, torn_bytes))
 }
@@ -168,6 +167,28 @@ fn check_before(ledger: &Ledger, number: u64, bytes: u64) -> Result<(), Error> {
         Some(held) if held.bytes < bytes => Err(damaged(&held.segment.path, held.bytes)),
         _ => Ok(()),
     }
+}
+
+/// Tells of a torn end that is about to be cut. Where nobody knows that it was never promised, its file is copied first.
+fn tell_cut(segment: &Segment, from: u64, bytes: u64, config: &Config) -> Result<(), Error> {
+    let file = segment.path.display();
+    let Some(aside) = &config.set_aside else {
+        let what = "the log was not closed and its end is torn: what was not acknowledged yet is cut";
+        tracing::warn!(%file, from, bytes, "{what}");
+        return Ok(());
+    };
+    let copy = aside.join(segment.path.file_name().unwrap_or_default());
+    let copied = || {
+        std::fs::create_dir_all(aside)?;
+        std::fs::copy(&segment.path, &copy)?;
+        File::open(&copy)?.sync_all()?;
+        segment::sync_dir(aside)
+    };
+    copied().map_err(|error| unusable(&copy, &error))?;
+    let what = "the end of the log is torn: what lies behind its last whole record is cut, and may have been acknowledged; \
+                the file is set aside as it was";
+    tracing::warn!(%file, from, bytes, aside = %copy.display(), "{what}");
+    Ok(())
 }
 
 /// Cuts what lies behind the last sound record.
@@ -349,7 +370,22 @@ pub(super) const fn wrong(reason: String) -> Error {
 /// What the system says of a file or the folder while the log is opened.
 pub(super) fn unusable(path: &Path, error: &io::Error) -> Error {
     let reason = format!("{}: {error}", path.display());
-    if segment::is_full(error) { disk(reason) } else { wrong(reason) }
+    match error.kind() {
+        _ if segment::is_full(error) => disk(reason),
+        // What is there is not lost: the wrong user asks for it, or something else lies in its place.
+        ErrorKind::PermissionDenied
+        | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory => unopened(&reason),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => unopened(&reason),
+        _ => wrong(reason),
+    }
+}
+
+fn unopened(reason: &str) -> Error {
+    Error::LogUnopened {
+        reason: format!("{reason}; see what it is, who owns it, and with which permissions"),
+    }
 }
 
 fn damaged(path: &Path, offset: u64) -> Error {
@@ -418,6 +454,36 @@ mod tests {
         frame::write(&mut frame, place, segment.seal, end + 60, |out| frame::put_settled(out, 1, 2));
         segment.file.write_all_at(&frame, place).unwrap();
         assert!(proven_after(&segment, end, file_bytes).unwrap());
+    }
+
+    #[test]
+    fn what_is_cut_of_an_end_that_may_have_been_promised_is_set_aside_first() {
+        let (folder, first, opened) = reopened(true);
+        assert!(opened.is_err());
+        let path = folder.path().join("log-0000000000000001");
+        let whole = std::fs::read(&path).unwrap();
+        // Half of the first message is all that is left.
+        let torn = &whole[..usize::try_from(first).unwrap() + 20];
+        std::fs::write(&path, torn).unwrap();
+        let aside = folder.path().join("aside/broker");
+        let config = Config { set_aside: Some(aside.clone()), ..Config::default() };
+        let opened = open(folder.path(), &config, &Arc::default()).unwrap();
+        assert_eq!((opened.tail.offset, opened.cut_bytes > 0), (first, true));
+        assert_eq!(std::fs::read(aside.join("log-0000000000000001")).unwrap(), torn);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), first);
+    }
+
+    #[test]
+    fn what_this_process_may_not_use_is_not_told_as_damage() {
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem, ErrorKind::IsADirectory] {
+            let told = unusable(Path::new("d/log-1"), &kind.into());
+            assert!(matches!(told, Error::LogUnopened { .. }), "{told}");
+            assert!(
+                told.to_string().contains("d/log-1") && told.to_string().contains("who owns it"),
+                "{told}"
+            );
+        }
+        assert!(matches!(unusable(Path::new("d"), &ErrorKind::UnexpectedEof.into()), Error::Log { .. }));
     }
 
     #[test]

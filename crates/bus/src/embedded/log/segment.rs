@@ -2,13 +2,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::OFlags;
+
 use super::super::topic::lock;
 use super::frame::{self, Seal};
+
+/// How a file is opened in whose place something may lie that is none: a pipe is not waited for.
+pub(super) const NO_WAIT: i32 = OFlags::NONBLOCK.bits().cast_signed();
+/// The same for a file that is written over: nothing that a link in its place leads to is.
+pub(super) const NO_LINK: i32 = OFlags::NONBLOCK.union(OFlags::NOFOLLOW).bits().cast_signed();
 
 const PREFIX: &str = "log-";
 const UNFINISHED: &str = ".new";
@@ -38,8 +45,9 @@ impl Segment {
         let path = dir.join(format!("{PREFIX}{number:016}"));
         let unfinished = path.with_extension(&UNFINISHED[1..]);
         let made = (|| {
-            let file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(true).custom_flags(NO_LINK);
+            let file = options.open(&unfinished)?;
             faults.charge(bytes.len() as u64)?;
             file.write_all_at(&bytes, 0)?;
             file.sync_all()?;

@@ -1,7 +1,7 @@
 //! The end of the log, where everything is written, behind one lock with the ledger.
 
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// How far a file is filled with zeros ahead of its end. A sync then finds neither size nor blocks changed and leaves
 /// the file system's journal alone, which makes it about twice as fast.
 const AHEAD_BYTES: u64 = 1 << 20;
-const RESERVE: &str = "reserve";
+pub(super) const RESERVE: &str = "reserve";
 
 pub(super) struct Tail {
     pub(super) ledger: Ledger,
@@ -109,12 +109,14 @@ impl Tail {
             return Ok(true);
         }
         let path = self.dir.join(RESERVE);
-        if path.metadata().is_ok_and(|there| there.len() == bytes) {
+        if std::fs::symlink_metadata(&path).is_ok_and(|there| there.is_file() && there.len() == bytes) {
             self.has_reserve = true;
             return Ok(true);
         }
         let made = self.faults.charge(bytes).and_then(|()| {
-            let mut file = std::fs::File::create(&path)?;
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).custom_flags(segment::NO_LINK);
+            let mut file = options.open(&path)?;
             // Zeros that are written take real space; a hole would not.
             let zeros = vec![0; bytes.min(AHEAD_BYTES) as usize];
             let mut left = bytes;

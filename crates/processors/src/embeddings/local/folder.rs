@@ -7,7 +7,7 @@ use reqwest::{StatusCode, Url};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use crate::provider::ModelError;
+use crate::provider::{ModelError, shown};
 
 /// Files of a model, whether it can do without, and how large they may be.
 const FILES: [(&str, bool, u64); 5] = [
@@ -21,19 +21,24 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence while a file comes.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Whether a model is to be fetched.
+pub(super) fn is_url(source: &str) -> bool {
+    source.starts_with("http://") || source.starts_with("https://")
+}
+
 /// The folder of a model. What comes from a URL is kept under `cache` by its URL, and is there whole or not at all.
 pub(super) async fn ready(source: &str, cache: &Path) -> Result<PathBuf, ModelError> {
-    if !source.starts_with("http://") && !source.starts_with("https://") {
+    if !is_url(source) {
         return Ok(PathBuf::from(source));
     }
-    let bad = |reason: String| ModelError::BadUrl { url: source.to_owned(), reason };
-    let base = Url::parse(&format!("{}/", source.trim_end_matches('/'))).map_err(|e| bad(e.to_string()))?;
+    let base = Url::parse(&format!("{}/", source.trim_end_matches('/')))
+        .map_err(|e| ModelError::BadUrl(e.to_string()))?;
     let name: String = Sha256::digest(base.as_str())[..12].iter().map(|byte| format!("{byte:02x}")).collect();
     let folder = cache.join(&name);
     if tokio::fs::try_exists(&folder).await.unwrap_or(false) {
         return Ok(folder);
     }
-    tracing::info!(source, folder = %folder.display(), "a model is fetched; it is kept for the next start");
+    tracing::info!(source = shown(source), folder = %folder.display(), "a model is fetched; it is kept for the next start");
     let partial = cache.join(format!("{name}.part-{}", uuid::Uuid::new_v4()));
     let fetched = fetch_all(&base, &partial).await;
     let done = match fetched {
@@ -59,7 +64,7 @@ async fn fetch_all(base: &Url, folder: &Path) -> Result<(), ModelError> {
     for (name, is_needed, bytes_max) in FILES {
         let url = base.join(name).map_err(|e| ModelError::Unfit(e.to_string()))?;
         let unavailable = |reason: String| ModelError::Unavailable {
-            url: base.to_string(),
+            url: shown(base.as_str()),
             reason: format!("'{name}': {reason}"),
         };
         let answer = http.get(url).send().await.map_err(|e| unavailable(e.without_url().to_string()))?;
@@ -69,7 +74,7 @@ async fn fetch_all(base: &Url, folder: &Path) -> Result<(), ModelError> {
         if !answer.status().is_success() {
             let reason =
                 format!("'{name}': {}; give the URL under which the model's files lie", answer.status());
-            return Err(ModelError::Refused { url: base.to_string(), reason });
+            return Err(ModelError::Refused { url: shown(base.as_str()), reason });
         }
         save(answer, &folder.join(name), bytes_max).await.map_err(unavailable)?;
     }
