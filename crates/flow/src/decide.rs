@@ -17,6 +17,7 @@ use crate::memory::{
     nth_name, own_key, own_value, scoped_key, scoped_value, unchanged,
 };
 use crate::plan;
+use crate::texts::Text;
 
 /// The longest drain that may be asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -70,6 +71,14 @@ pub(crate) enum Refusal {
         what: String,
         /// Why.
         reason: String,
+    },
+    /// Not a refusal yet: this text is to be read first.
+    #[error("{kind} '{key}' is not at hand; ask again")]
+    Elsewhere {
+        /// Its config type.
+        kind: &'static str,
+        /// Its place.
+        key: FlowKey,
     },
     /// Somebody may have obeyed it, or refused, and died before the broker knew; a flow may have come or gone since.
     #[error(
@@ -137,20 +146,24 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     FlowId::parse(ask.id)?;
     check_ceilings(records, &ask)?;
     let named = FlowKey::new(ask.workspace.as_str(), ask.blueprint);
-    let text = records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)?.as_ref();
-    let text = text.map_err(|reason| unreadable(format!("blueprint '{}'", ask.blueprint), reason))?;
+    let text = match records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)? {
+        Text::Kept(text) | Text::Same(text) => text,
+        Text::Elsewhere => return Err(Refusal::Elsewhere { kind: record::BLUEPRINT, key: named }),
+        Text::Unreadable(reason) => {
+            return Err(unreadable(format!("blueprint '{}'", ask.blueprint), reason));
+        }
+    };
     let blueprint = Blueprint::read(text)?;
     let cannot_be_read = RefCell::new(None);
     let type_of = |name: &str| {
         let at = FlowKey::new(ask.workspace.as_str(), name);
-        let text = records.parameter_types.get(&at)?.as_ref();
-        match text {
-            Ok(text) => Some(ParameterType::read(text)),
-            Err(reason) => {
-                cannot_be_read.replace(Some(unreadable(format!("parameter type '{name}'"), reason)));
-                None
-            }
-        }
+        let refusal = match records.parameter_types.get(&at)? {
+            Text::Kept(text) | Text::Same(text) => return Some(ParameterType::read(text)),
+            Text::Elsewhere => Refusal::Elsewhere { kind: record::PARAMETER_TYPE, key: at },
+            Text::Unreadable(reason) => unreadable(format!("parameter type '{name}'"), reason),
+        };
+        cannot_be_read.replace(Some(refusal));
+        None
     };
     let declared = blueprint.parameters();
     let parameters = blueprint::resolve_parameters(declared, ask.given, type_of);
@@ -493,10 +506,10 @@ mod tests {
             "interfaces": {}, "parameters": {"p": {"type": "p"}}}"#;
         let large = format!("{{\"flow\": {{}}, \"blueprint\": {{}}, \"pad\": \"{}\"}}", "{p}".repeat(1_000));
         for (name, text) in [("demo", blueprint), ("large", &large)] {
-            records.blueprints.insert(FlowKey::new("acme", name), Ok(text.into()));
+            records.blueprints.put(FlowKey::new("acme", name), Some(Text::Kept(text.into())));
         }
-        let of_type = Ok(r#"{"type": "string"}"#.into());
-        records.parameter_types.insert(FlowKey::new("acme", "p"), of_type);
+        let of_type = Text::Kept(r#"{"type": "string"}"#.into());
+        records.parameter_types.put(FlowKey::new("acme", "p"), Some(of_type));
         let start = |records: &Records, blueprint: &str, description: &str, p: &str| {
             let given = Map::from_iter([("p".to_owned(), Value::String(p.to_owned()))]);
             let asked = Asked { id: "r1", is_repeated: false };

@@ -15,6 +15,7 @@ use crate::board::Board;
 use crate::lead::Leader;
 use crate::memory::{FlowKey, LEDGER, ONLY, Records, Want};
 use crate::plan::Sight;
+use crate::texts::Text;
 use crate::view;
 
 /// What was looked at. A part that could not be seen says why.
@@ -157,7 +158,7 @@ fn unreadable(looked: &Looked<'_>, found: &mut Vec<Found>) {
         [(record::BLUEPRINT, &records.blueprints), (record::PARAMETER_TYPE, &records.parameter_types)];
     for (kind, texts) in types {
         for (key, text) in texts.iter().filter(|(key, _)| *key.workspace == *own) {
-            if let Err(reason) = text {
+            if let Text::Unreadable(reason) = text {
                 let effect = "no flow that uses it can be started";
                 tell(format!("config value '{kind}/{}'", key.id), reason, effect);
             }

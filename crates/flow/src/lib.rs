@@ -25,6 +25,7 @@ pub mod plan;
 mod reconcile;
 mod service;
 mod tended;
+pub mod texts;
 mod view;
 
 use std::sync::Arc;

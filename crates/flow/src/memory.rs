@@ -12,9 +12,9 @@ use sluice_bus::Naming;
 use sluice_schema::Topic;
 use sluice_schema::message::{ConfigValue, Expectation, ScopedKey};
 use sluice_schema::record::{self, Flow, ProcessorEntry};
-use sluice_sdk::config::Page;
 
 use crate::blueprint::{OwnedTopic, Topology};
+use crate::texts::{Stripped, Text, Texts};
 
 /// Config type of wishes, in [`record::FLOWS`].
 pub const WISH: &str = "flow-wish";
@@ -200,9 +200,6 @@ pub struct Recorded<T> {
 /// An entry's place: workspace, processor, variant.
 pub type EntryKey = (Arc<str>, Arc<str>, Arc<str>);
 
-/// Texts by workspace and name; why, where one cannot be read.
-pub type Texts = BTreeMap<FlowKey, Result<Arc<str>, String>>;
-
 /// All that config holds about flows, in one snapshot.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Records {
@@ -218,9 +215,9 @@ pub struct Records {
     pub runs: BTreeMap<FlowKey, Recorded<Named>>,
     /// Counters of shared sections, by workspace and blueprint.
     pub shared: BTreeMap<FlowKey, Recorded<Named>>,
-    /// Blueprints, by workspace and name; why, where one cannot be read.
+    /// Blueprints.
     pub blueprints: Texts,
-    /// Parameter types, by workspace and name; why, where one cannot be read.
+    /// Parameter types.
     pub parameter_types: Texts,
     /// Number of the last decision.
     pub ledger: Option<Recorded<i64>>,
@@ -244,7 +241,8 @@ impl Records {
     ];
 
     /// Takes in a page of what config holds, where entries call topics by such names.
-    pub fn take(&mut self, page: Page, naming: Naming) {
+    pub(crate) fn take(&mut self, stripped: Stripped, naming: Naming) {
+        let Stripped { page, same, elsewhere } = stripped;
         if page.is_whole {
             *self = Self::default();
         }
@@ -259,6 +257,24 @@ impl Records {
             let text = Some(Err(DAMAGED));
             self.set(&damaged.workspace, &damaged.r#type, &damaged.key, text, VERSION_UNKNOWN, naming);
         }
+        for at in same {
+            let Some(texts) = self.texts(&at.r#type) else { continue };
+            let text = texts.same(&at.key);
+            texts.put(FlowKey::new(&at.workspace, &at.key), Some(text));
+        }
+        for at in elsewhere {
+            let Some(texts) = self.texts(&at.r#type) else { continue };
+            texts.put(FlowKey::new(&at.workspace, &at.key), Some(Text::Elsewhere));
+        }
+    }
+
+    /// Texts of a kind that has any.
+    pub(crate) fn texts(&mut self, kind: &str) -> Option<&mut Texts> {
+        match kind {
+            record::BLUEPRINT => Some(&mut self.blueprints),
+            record::PARAMETER_TYPE => Some(&mut self.parameter_types),
+            _ => None,
+        }
     }
 
     fn set(
@@ -270,9 +286,6 @@ impl Records {
         version: i64,
         naming: Naming,
     ) {
-        let as_is = |known: &Texts| {
-            text.map(|text| text.map(|text| same_as_template(known, key, text)).map_err(str::to_owned))
-        };
         let is_ours = workspace == record::FLOWS;
         let own = || FlowKey::read(key);
         match kind {
@@ -285,16 +298,15 @@ impl Records {
                 put(&mut self.workspaces, Some(key.into()), text.map(|_| ()));
             }
             record::FLOW => put(&mut self.flows, Some(FlowKey::new(workspace, key)), read(text, version)),
-            record::BLUEPRINT => {
-                let text = as_is(&self.blueprints);
-                put(&mut self.blueprints, Some(FlowKey::new(workspace, key)), text);
-            }
-            record::PARAMETER_TYPE => {
-                let text = as_is(&self.parameter_types);
-                put(&mut self.parameter_types, Some(FlowKey::new(workspace, key)), text);
-            }
             _ => {
-                if let Some(processor) = kind.strip_prefix(record::PROCESSOR_PREFIX) {
+                if let Some(texts) = self.texts(kind) {
+                    let at = FlowKey::new(workspace, key);
+                    let text = text.map(|text| match text {
+                        Ok(text) => texts.of(&at, text),
+                        Err(reason) => Text::Unreadable(reason.to_owned()),
+                    });
+                    texts.put(at, text);
+                } else if let Some(processor) = kind.strip_prefix(record::PROCESSOR_PREFIX) {
                     let at = (workspace.into(), processor.into(), key.into());
                     put(
                         &mut self.entries,
@@ -304,14 +316,6 @@ impl Records {
                 }
             }
         }
-    }
-}
-
-/// A text to keep. Each workspace begins with a copy of the template, which is kept once.
-fn same_as_template(known: &Texts, key: &str, text: &str) -> Arc<str> {
-    match known.get(&FlowKey::new(record::TEMPLATE, key)) {
-        Some(Ok(template)) if **template == *text => template.clone(),
-        _ => text.into(),
     }
 }
 
@@ -365,21 +369,4 @@ pub(crate) fn unchanged<T>(at: ScopedKey, read: Option<&Recorded<T>>) -> Expecta
 
 pub(crate) fn expect(at: ScopedKey, version: i64) -> Expectation {
     Expectation { workspace: at.workspace, r#type: at.r#type, key: at.key, version }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_copy_of_the_template_is_kept_once() {
-        let mut records = Records::default();
-        let value =
-            |workspace: &str, text: &str| sluice_sdk::config::value(workspace, record::BLUEPRINT, "b", text);
-        let values = vec![value(record::TEMPLATE, "{}"), value("a", "{}"), value("b", "{\"other\": 1}")];
-        records.take(Page { is_whole: true, values, ..Page::default() }, Naming::IDENTIFIERS);
-        let text = |workspace: &str| records.blueprints[&FlowKey::new(workspace, "b")].clone().unwrap();
-        assert!(Arc::ptr_eq(&text(record::TEMPLATE), &text("a")));
-        assert_eq!(&*text("b"), "{\"other\": 1}");
-    }
 }

@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::board::Board;
 use crate::memory::Records;
+use crate::texts::{Strip, Stripped};
 
 /// The copy. One fetch is under way at most; who asks meanwhile waits and then asks for what came after.
 pub(crate) struct Mirror {
@@ -46,15 +47,16 @@ impl Mirror {
         let mut state = self.state.lock().await;
         let types = Records::TYPES.map(str::to_owned);
         // What was known stays as it was until the last page is there.
-        let mut pages: Vec<Page> = Vec::new();
-        let fetched = self.config.fetch(&types, &state.position, |page| pages.push(page));
+        let mut strip = Strip::new(&state.records.blueprints, &state.records.parameter_types);
+        let mut pages: Vec<Stripped> = Vec::new();
+        let fetched = self.config.fetch(&types, &state.position, |page: Page| pages.push(strip.page(page)));
         let position = Box::pin(fetched).await?;
-        if pages.iter().any(|page| page.is_whole) && state.position != Position::default() {
+        if pages.iter().any(|stripped| stripped.page.is_whole) && state.position != Position::default() {
             self.board.clear();
             self.histories.fetch_add(1, Ordering::SeqCst);
         }
         state.position = position;
-        if pages.iter().any(|page| page.is_whole || !page.values.is_empty() || !page.deleted.is_empty()) {
+        if pages.iter().any(Stripped::changes) {
             let mut records = Arc::unwrap_or_clone(std::mem::take(&mut state.records));
             pages.into_iter().for_each(|page| records.take(page, self.naming));
             state.records = Arc::new(records);

@@ -23,6 +23,7 @@ use crate::doctor;
 use crate::lead::Leader;
 use crate::memory::{Drain, FlowKey, Records, Wish};
 use crate::mirror::Mirror;
+use crate::texts::Text;
 use crate::view;
 
 /// Times a decision is made anew because somebody else decided meanwhile.
@@ -170,7 +171,8 @@ impl Desk {
 
     async fn list_blueprints(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
         let records = self.mirror.refresh().await?;
-        let names = records.blueprints.keys().filter(|key| *key.workspace == *ws.as_str());
+        let keys = records.blueprints.iter().map(|(key, _)| key);
+        let names = keys.filter(|key| *key.workspace == *ws.as_str());
         let items = names.map(|key| (&*key.id, key.id.to_string()));
         let page = self.page(ask).fill(&ask.cursor, items, |name| json_bytes(name)).map_err(Error::List)?;
         Ok(FlowResponse { blueprint_names: page.items, cursor: page.cursor, ..Default::default() })
@@ -371,8 +373,20 @@ impl Desk {
         let _one_at_a_time = self.deciding.lock().await;
         let mut doubt = None;
         for _ in 0..TRIES_MAX {
-            let records = self.mirror.refresh().await?;
-            let (wish, mut write) = match decide(&records)? {
+            let mut records = self.mirror.refresh().await?;
+            let decided = loop {
+                match decide(&records) {
+                    Err(Refusal::Elsewhere { kind, key }) => {
+                        let found = self.config.get(&key.workspace, kind, &key.id).await?;
+                        let text = found.and_then(|value| value.value).map(|text| Text::Kept(text.into()));
+                        if let Some(texts) = Arc::make_mut(&mut records).texts(kind) {
+                            texts.put(key, text);
+                        }
+                    }
+                    decided => break decided?,
+                }
+            };
+            let (wish, mut write) = match decided {
                 Decision::Join(wish) => {
                     // The loop may have looked before the wish was there.
                     self.poke.notify_one();

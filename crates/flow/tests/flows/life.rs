@@ -700,3 +700,24 @@ async fn flows_and_blueprints_are_listed_in_pages() {
     assert_eq!(names.blueprint_names, ["b4", "b5", "demo"]);
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blueprints_of_others_that_take_all_room_keep_no_flow_from_being_started() {
+    let world = World::new().await;
+    // More than the copies of all workspaces may take together.
+    let large = json!({"pad": "x".repeat(1_000_000)}).to_string();
+    for n in 0..36 {
+        world.put_value(&format!("other{}", n / 12), "flow-blueprint", &format!("large{n}"), &large).await;
+    }
+    assert_eq!(world.list().await.len(), 0);
+    world.put_size_and_blueprint().await;
+    for _ in 0..2 {
+        ok(&world.start("f1", "demo").await);
+        ok(&world.stop("f1").await);
+    }
+    let names = FlowRequest { operation: "list-blueprints".into(), ..Default::default() };
+    assert!(world.call(names).await.blueprint_names.contains(&"demo".to_owned()));
+    let refused = world.start("f2", "large1").await;
+    assert!(refused.error.unwrap().message.contains("Blueprint does not exist"));
+    world.end().await;
+}
