@@ -7,6 +7,7 @@ mod common;
 mod provider;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use common::{PATIENCE, Up, ends, sluice, text};
@@ -263,6 +264,10 @@ fn told_to_stop_as_soon_as_it_serves_it_stops_in_good_order() {
     for _ in 0..3 {
         assert_eq!(Up::start(&folder.path().join("data")).terminate(), 0);
     }
+    // As a terminal does that is closed.
+    let mut up = Up::start(&folder.path().join("data"));
+    let told = Command::new("kill").args(["-HUP", &up.pid().to_string()]).status().unwrap();
+    assert!(told.success() && up.ended() == 0, "{}", up.log());
 }
 
 #[test]

@@ -471,6 +471,14 @@ fn secrets_and_contents_are_in_no_log_error_metric_child_or_process_list() {
     canaries.are_not_in("command lines and environments of children", &children.join("\n"));
     let own = std::fs::read(format!("/proc/{}/cmdline", up.pid())).unwrap();
     canaries.are_not_in("the command line", &String::from_utf8_lossy(&own));
+    // A key in a wrong place is none the less a key.
+    let wrong = format!("{WRONG_TOKEN}-{}", "x".repeat(20));
+    for head in [
+        format!("GET /api/v1/{wrong} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Request-Id: mine-{wrong}"),
+        format!("GET /api/metrics HTTP/1.1\r\nHost: {wrong}.example"),
+    ] {
+        raw(&up, &head, "");
+    }
     let metrics = raw(&up, &format!("GET /api/metrics HTTP/1.1\r\n{}", bearer(&up.key())), "");
     assert!(metrics.contains("tg_gateway_request"), "{metrics}");
     canaries.are_not_in("metrics", &metrics);

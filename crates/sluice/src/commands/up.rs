@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use sluice_gateway::{Tls, TlsFiles};
 use sluice_processors::{DecodingConfig, EmbedderConfig, LocalConfig, ModelConfig, Secret};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::address;
 use crate::api::data_folder;
@@ -191,16 +191,38 @@ fn decoding(args: &Decoding) -> DecodingConfig {
     config
 }
 
-/// Waits for SIGINT or SIGTERM, from the call on: what comes before the wait is not missed.
+/// Waits for SIGINT, SIGTERM or SIGHUP, which a terminal that closes sends, from the call on: what comes before the wait is not
+/// missed.
 pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be awaited")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be awaited")?;
+    // Somebody who lets it go on without a terminal (`nohup`) has it ignored, which awaiting it would undo.
+    let mut hang_up = match is_hang_up_ignored() {
+        true => None,
+        false => Some(signal(SignalKind::hangup()).context("SIGHUP cannot be awaited")?),
+    };
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            () = hung_up(hang_up.as_mut()) => {}
         }
     })
+}
+
+async fn hung_up(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether this process was started with SIGHUP ignored, where the system tells.
+fn is_hang_up_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    ignored & 1 == 1
 }
 
 pub(super) fn model(args: Model) -> anyhow::Result<Option<ModelConfig>> {
