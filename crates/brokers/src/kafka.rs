@@ -97,7 +97,6 @@ pub const TRAITS_BESIDE: Traits = Traits {
     not_promised: &[
         TRAITS.not_promised[0],
         TRAITS.not_promised[1],
-        TRAITS.not_promised[2],
         (
             Promise::ReadersCompete,
             "a topic has one partition, as TrustGraph 2.11 expects, and one reader has that at a time",

@@ -260,7 +260,11 @@ const SECTIONS: &[Section] = &[
             "their_prompt_service_answers_with_our_model",
             "a_published_client_reaches_them_through_our_gateway",
         ]),
-        beside_on_kafka: Ok(&["strangers_and_ours_read_the_same_subscription_in_turns"]),
+        beside_on_kafka: Ok(&[
+            "strangers_and_ours_read_the_same_subscription_in_turns",
+            "their_prompt_service_answers_with_our_model",
+            "a_published_client_reaches_them_through_our_gateway",
+        ]),
     },
     Section {
         title: "Seen",
@@ -301,9 +305,7 @@ const SECTIONS: &[Section] = &[
             "a_stop_names_one_of_theirs_that_hangs_and_is_done_when_it_lets_go",
             "the_last_stranger_that_leaves_takes_no_subscription_along",
         ]),
-        beside_on_kafka: Err(
-            "what their processes have in hand and how many there are is not shown by the broker",
-        ),
+        beside_on_kafka: Ok(&["their_prompt_service_answers_with_our_model"]),
     },
     Section {
         title: "Removed is gone",

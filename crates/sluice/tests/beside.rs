@@ -25,6 +25,9 @@ mod cluster;
 mod common;
 #[path = "drop_in/harness.rs"]
 mod harness;
+#[cfg(all(feature = "kafka", feature = "pulsar"))]
+#[path = "beside/kafkas.rs"]
+mod kafkas;
 #[path = "beside/late.rs"]
 mod late;
 #[path = "drop_in/model.rs"]
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         },
     ];
     on_pulsar(&mut groups);
+    on_kafka(&mut groups);
     let ended = harness::run(&Asked::read(std::env::args().skip(1)), groups);
     server::stop();
     ended
@@ -94,6 +98,31 @@ fn on_pulsar(groups: &mut Vec<Group<World>>) {
 
 #[cfg(not(feature = "pulsar"))]
 fn on_pulsar(_groups: &mut Vec<Group<World>>) {}
+
+/// The same on Kafka, but for what needs two readers of one subscription at work.
+#[cfg(all(feature = "kafka", feature = "pulsar"))]
+fn on_kafka(groups: &mut Vec<Group<World>>) {
+    let missing = || {
+        let is_asked = std::env::var("SLUICE_BESIDE").is_ok_and(|on| on == "kafka");
+        let not_asked = (!is_asked).then_some("it takes long: SLUICE_BESIDE=kafka runs it");
+        not_asked.or_else(kafkas::missing).or_else(clients::python_missing)
+    };
+    for (start, prefix, rows) in [
+        (
+            World::attached_on_kafka as fn() -> World,
+            "attached::on_kafka",
+            &[attached::CASES, attached::COMPLETION_CASES].concat(),
+        ),
+        (World::empty_on_kafka, "replicas::on_kafka", &replicas::CASES[..2].to_vec()),
+        (World::empty_on_kafka, "late::on_kafka", &late::CASES[..1].to_vec()),
+    ] {
+        let cases = cases(prefix, rows).into_iter().map(|case| Case { missing, ..case });
+        groups.push(Group { start, cases: cases.collect() });
+    }
+}
+
+#[cfg(not(all(feature = "kafka", feature = "pulsar")))]
+fn on_kafka(_groups: &mut Vec<Group<World>>) {}
 
 fn cases(prefix: &str, rows: &[Row]) -> Vec<Case<World>> {
     let case = |&(name, run): &Row| Case { name: format!("{prefix}::{name}"), missing, run: Box::new(run) };

@@ -408,7 +408,12 @@ impl Admin {
         }
         let mut subscriptions = Vec::with_capacity(entry.subscriptions.len());
         for name in &entry.subscriptions {
-            subscriptions.push(seen_subscription(name, self.lag(&place, name).await?));
+            let mut seen = seen_subscription(name, self.lag(&place, name).await?);
+            if self.is_beside() && seen.exists {
+                let group = self.groups.name(&place, name);
+                seen.consumers = Some(group::readers(&self.client, &group, self.within()?).await?);
+            }
+            subscriptions.push(seen);
         }
         Ok(Seen { exists: true, subscriptions, ..self.absent(topic) })
     }

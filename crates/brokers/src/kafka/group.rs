@@ -7,8 +7,8 @@ use std::time::Duration;
 use krafka::admin::{
     AdminClient, AlterConsumerGroupOffsetsOptions, AlterShareGroupOffsetsOptions, ConfigOp, ConfigResource,
     ConsumerGroupLagOptions, DeleteConsumerGroupsOptions, DescribeConfigsOptions,
-    DescribeShareGroupOffsetsOptions, GroupOffset, IncrementalAlterConfigsOptions,
-    ListConsumerGroupOffsetsOptions,
+    DescribeConsumerGroupsOptions, DescribeShareGroupOffsetsOptions, GroupOffset,
+    IncrementalAlterConfigsOptions, ListConsumerGroupOffsetsOptions,
 };
 use krafka::consumer::TopicPartition;
 use krafka::error::ErrorCode;
@@ -133,6 +133,19 @@ async fn behind(admin: &AdminClient, group: &str, place: &str, within: Duration)
         }),
         Ok(None) => Ok(Lag::Absent),
         Ok(Some(Err(error))) | Err(error) if is_absent(&error) => Ok(Lag::Absent),
+        Ok(Some(Err(error))) | Err(error) => Err(fault::of(&error, &doing)),
+    }
+}
+
+/// How many read from a classic group; those that were killed count until the group misses them.
+pub(super) async fn readers(admin: &AdminClient, group: &str, within: Duration) -> Result<u64> {
+    let doing = format!("looking at the readers of the group '{group}'");
+    let options = DescribeConsumerGroupsOptions::default().timeout(within);
+    let found = admin.describe_consumer_groups([group], options).await;
+    match found.map(|mut found| found.remove(group)) {
+        Ok(Some(Ok(found))) => Ok(found.members.len() as u64),
+        Ok(None) => Ok(0),
+        Ok(Some(Err(error))) | Err(error) if is_absent(&error) => Ok(0),
         Ok(Some(Err(error))) | Err(error) => Err(fault::of(&error, &doing)),
     }
 }

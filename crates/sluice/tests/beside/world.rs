@@ -14,6 +14,8 @@ use crate::clients;
 use crate::cluster::Cluster;
 use crate::common::cases::Shape;
 use crate::common::{Up, until};
+#[cfg(all(feature = "kafka", feature = "pulsar"))]
+use crate::kafkas::Kafkas;
 use crate::model::Model;
 use crate::program::{self, Said};
 use crate::server::{self, Server};
@@ -38,6 +40,8 @@ enum Place {
     Vhost(Arc<Server>, String),
     #[cfg(feature = "pulsar")]
     Cluster(Cluster),
+    #[cfg(all(feature = "kafka", feature = "pulsar"))]
+    Kafka(Kafkas),
 }
 
 pub(crate) struct World {
@@ -77,6 +81,19 @@ impl World {
         let cluster = Cluster::start();
         let broker = cluster.url();
         Self::at(Place::Cluster(cluster), &["--broker", &broker])
+    }
+
+    /// Nothing of theirs, on a Kafka broker of its own.
+    #[cfg(all(feature = "kafka", feature = "pulsar"))]
+    pub(crate) fn empty_on_kafka() -> Self {
+        let kafka = Kafkas::start();
+        let broker = kafka.url();
+        Self::at(Place::Kafka(kafka), &["--broker", &broker])
+    }
+
+    #[cfg(all(feature = "kafka", feature = "pulsar"))]
+    pub(crate) fn attached_on_kafka() -> Self {
+        Self::empty_on_kafka().with_theirs()
     }
 
     #[cfg(feature = "pulsar")]
@@ -130,6 +147,8 @@ impl World {
             Place::Vhost(server, vhost) => Theirs::start(program, id, &server.url(vhost), more),
             #[cfg(feature = "pulsar")]
             Place::Cluster(cluster) => cluster.theirs(program, id, more),
+            #[cfg(all(feature = "kafka", feature = "pulsar"))]
+            Place::Kafka(kafka) => kafka.theirs(program, id, more),
         }
     }
 
@@ -247,6 +266,8 @@ impl World {
             Place::Vhost(server, vhost) => server.names(vhost),
             #[cfg(feature = "pulsar")]
             Place::Cluster(cluster) => cluster.names(),
+            #[cfg(all(feature = "kafka", feature = "pulsar"))]
+            Place::Kafka(kafka) => kafka.names(),
         }
     }
 
@@ -261,6 +282,8 @@ impl World {
             Place::Vhost(server, vhost) => server.plant(vhost, topic, subscription),
             #[cfg(feature = "pulsar")]
             Place::Cluster(cluster) => cluster.plant(topic, subscription),
+            #[cfg(all(feature = "kafka", feature = "pulsar"))]
+            Place::Kafka(kafka) => kafka.plant(topic, subscription),
         }
     }
 
@@ -270,6 +293,8 @@ impl World {
             Place::Vhost(server, vhost) => server.cut_theirs(vhost),
             #[cfg(feature = "pulsar")]
             Place::Cluster(_) => panic!("no case on Pulsar cuts theirs off"),
+            #[cfg(all(feature = "kafka", feature = "pulsar"))]
+            Place::Kafka(_) => panic!("no case on Kafka cuts theirs off"),
         }
     }
 }

@@ -20,6 +20,7 @@ const PYTHON_PROCESSORS: &[&str] = &["trustgraph-base==2.11.1", "trustgraph-flow
 const PYTHON_PROCESSORS_IMPORTS: &[&str] = &[
     "aio-pika",
     "aiohttp",
+    "aiokafka",
     "ibis",
     "jsonschema",
     "prometheus_client",
