@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sluice_schema::ceilings::json_bytes;
+use sluice_schema::ceilings::{self, json_bytes};
 use sluice_schema::message::{self, ConfigKey, ConfigResponse, ConfigValue, ScopedKey};
 use sluice_schema::{listing, record, wire};
 use sluice_store::{Found, KeyRange, Tables, contract::Read as Look};
@@ -61,12 +61,25 @@ impl Reader {
         let size_key = match read {
             Read::Values { workspace, config_type } => layout::size_key(workspace, config_type),
             Read::Dump { workspace } => layout::size_key(workspace, ""),
-            _ => return 0,
+            Read::Get { workspace, keys } => {
+                let named: BTreeSet<_> = keys.iter().map(|key| (&key.r#type, &key.key)).collect();
+                // A value may be named again and again.
+                if named.len() < keys.len() {
+                    return keys.len().saturating_mul(ceilings::VALUE_BYTES_MAX);
+                }
+                layout::size_key(workspace, "")
+            }
+            // Only services of ours ask like this, in pages.
+            Read::Everywhere { .. } | Read::Many { .. } | Read::List { .. } => return 0,
         };
         let found = self.tables.read(vec![Look::get(layout::SIZE, size_key)]).await;
         let row = found.ok().and_then(|mut found| found.pop()).and_then(Found::into_value);
         let size = row.and_then(|row| layout::Size::decode(&row)).unwrap_or_default();
-        usize::try_from(size.bytes).unwrap_or(usize::MAX)
+        let all = usize::try_from(size.bytes).unwrap_or(usize::MAX);
+        match read {
+            Read::Get { keys, .. } => all.min(keys.len().saturating_mul(ceilings::VALUE_BYTES_MAX)),
+            _ => all,
+        }
     }
 }
 

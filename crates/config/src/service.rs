@@ -124,7 +124,9 @@ impl Service {
             Operation::Read(read, paging) => {
                 let max = self.process.broker.limits().message_bytes_max;
                 // As rows, as an answer, and as its message.
-                responder.room(self.reader.bytes(&read).await.min(max).saturating_mul(3)).await?;
+                let asked = usize::try_from(paging.bytes_max).ok().filter(|bytes| *bytes > 0).unwrap_or(max);
+                let bytes = self.reader.bytes(&read).await.min(asked).min(max);
+                responder.room(bytes.saturating_mul(3)).await?;
                 self.read(read, paging).await
             }
             Operation::Write(write) => self.write(Write { asked: Some(asked), ..write }).await,

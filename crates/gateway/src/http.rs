@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use serde_json::{Map, Value};
-use sluice_schema::message::{self, IamRequest};
+use sluice_schema::message::IamRequest;
 use sluice_schema::operation::{self, Kind};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -180,9 +180,12 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, mut request: Requ
     };
     match entered.await {
         Ok(part) => {
-            let is_for_later = part.reply.error.as_ref().is_some_and(message::Error::is_store_unavailable);
             let response = json_of(&part.reply.body, part.held);
-            if is_for_later { refusal::repaired_first(response) } else { response }
+            match &part.reply.error {
+                Some(error) if error.is_store_unavailable() => refusal::repaired_first(response),
+                Some(error) if error.is_overloaded() => refusal::too_many_first(response),
+                _ => response,
+            }
         }
         Err(refusal) => refuse(hall, refusal, body, &origin).await,
     }

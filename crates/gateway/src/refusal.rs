@@ -280,6 +280,12 @@ pub(crate) fn repaired_first(mut answer: Response) -> Response {
     later(answer, RETRY_AFTER_REPAIR_SECONDS)
 }
 
+/// The answer of a service that has too much under way: the same call may succeed soon.
+pub(crate) fn too_many_first(mut answer: Response) -> Response {
+    *answer.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    later(answer, RETRY_AFTER_REPAIR_SECONDS)
+}
+
 fn later(mut response: Response, seconds: &'static str) -> Response {
     response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(seconds));
     response

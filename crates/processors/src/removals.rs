@@ -12,6 +12,7 @@ use sluice_sdk::{
     Backoff, ConfigWatch, Process, Processor as _, Resources, Roster, Suspects, View, suspects,
 };
 use sluice_store::{Batch, BoxFuture, Result, Scope, Stores};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -99,7 +100,7 @@ fn follow(
                 };
                 let stop = stop.clone();
                 process.tasks.spawn(format!("removals/{kind}/{workspace}"), async move {
-                    stop.run_until_cancelled(reader.run()).await;
+                    stop.run_until_cancelled(Arc::new(reader).run()).await;
                 });
             }
             stop
@@ -120,7 +121,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(self) {
+    async fn run(self: Arc<Self>) {
         let topic = system::removals(&WorkspaceId::existing(&self.workspace));
         if let Err(error) = self.derived.sweep(self.kind, &self.workspace).await {
             tracing::warn!(workspace = &*self.workspace, kind = self.kind, %error, "old removals stay on record");
@@ -140,7 +141,7 @@ impl Reader {
         }
     }
 
-    async fn read(&self, topic: &Topic, attempt: &mut u32) -> Error {
+    async fn read(self: &Arc<Self>, topic: &Topic, attempt: &mut u32) -> Error {
         let name = self.kind.to_owned();
         let to = Subscription::Shared { topic: topic.clone(), name, prefetch: PREFETCH };
         let inbox = match self.broker.subscribe(&to).await {
@@ -149,13 +150,28 @@ impl Reader {
         };
         *attempt = 0;
         let mut failures = 0;
+        // Those that wait, kept in hand: given back, they would be counted again.
+        let mut waiting = JoinSet::new();
         loop {
+            while waiting.try_join_next().is_some() {}
             let next = match inbox.next().await {
                 Ok(delivery) if self.suspects.is_suspect(&delivery) => inbox.begin(delivery).await,
                 next => next,
             };
             match next {
-                Ok(delivery) => self.take(delivery.cut_by(&self.stop), &mut failures).await,
+                Ok(delivery) => {
+                    let delivery = delivery.cut_by(&self.stop);
+                    match self.wait(&delivery) {
+                        None => self.take(delivery, &mut failures).await,
+                        Some(left) => {
+                            let reader = self.clone();
+                            waiting.spawn(async move {
+                                tokio::time::sleep(left).await;
+                                reader.take(delivery, &mut 0).await;
+                            });
+                        }
+                    }
+                }
                 Err(error) => return error,
             }
         }
@@ -168,22 +184,20 @@ impl Reader {
             return None;
         }
         let wanted = LIVED_MIN * 2_u32.pow(ends - ATTEMPTS_MAX);
-        wanted.checked_sub(self.began.elapsed()).filter(|left| !left.is_zero())
+        let left = wanted.checked_sub(self.began.elapsed()).filter(|left| !left.is_zero())?;
+        let (workspace, kind, reason) = (&*self.workspace, self.kind, suspects::reason(delivery));
+        tracing::warn!(
+            workspace,
+            kind,
+            reason,
+            ?left,
+            "a removal waits until this process has lived for longer"
+        );
+        Some(left)
     }
 
     async fn take(&self, delivery: Delivery, failures: &mut u32) {
         let (kind, workspace) = (self.kind, &*self.workspace);
-        if let Some(left) = self.wait(&delivery) {
-            let reason = suspects::reason(&delivery);
-            tracing::warn!(
-                workspace,
-                kind,
-                reason,
-                ?left,
-                "a removal waits until this process has lived for longer"
-            );
-            return delivery.untried(left);
-        }
         if self.suspects.is_spent(&delivery, HOPELESS) {
             let (removal, reason) =
                 (wire::decode::<Removal>(&delivery.message.body), suspects::reason(&delivery));
@@ -316,7 +330,7 @@ mod tests {
             }
         };
         let is_settled = tokio::select! {
-            () = reader.run() => false,
+            () = Arc::new(reader).run() => false,
             () = settled => true,
             // It waits for a minute or more.
             () = tokio::time::sleep(Duration::from_secs(2)) => false,

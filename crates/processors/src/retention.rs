@@ -15,6 +15,7 @@ use sluice_schema::message::{ConfigKey, ConfigRequest, LibrarianRequest, Term, T
 use sluice_schema::{WorkspaceId, exchange, record, system};
 use sluice_sdk::{ConfigClient, ConfigError, ConfigWatch, Process};
 use sluice_store::{Cursor, Error, Pattern, Result, Scope, Stores};
+use tokio::time::Instant;
 
 use crate::derived::Derived;
 use crate::provenance::{self, PROV, RDF_TYPE, RETRIEVAL_GRAPH, TG, iri};
@@ -93,6 +94,7 @@ pub(crate) async fn follow(process: Process, derived: Derived, watch: ConfigWatc
     let changes = watch.changes(&[RETENTION, COLLECTION]);
     let (mut seen, mut config) = (HashMap::new(), None);
     let mut only: Option<BTreeSet<String>> = None;
+    let mut due = Instant::now() + INTERVAL;
     loop {
         let view = watch.view();
         let live = view.entries(record::WORKSPACE, record::WORKSPACES).map(|(workspace, _)| workspace);
@@ -101,7 +103,11 @@ pub(crate) async fn follow(process: Process, derived: Derived, watch: ConfigWatc
                 tracing::warn!(workspace = &**workspace, %error, "old traces of questions stay for now");
             }
         }
-        let changed = tokio::time::timeout(INTERVAL, changes.next()).await.ok();
+        // All in their turn, however often some change.
+        let changed = tokio::time::timeout_at(due, changes.next()).await.ok();
+        if changed.is_none() {
+            due = Instant::now() + INTERVAL;
+        }
         only = changed.filter(|changed| !changed.all).map(|changed| changed.workspaces);
     }
 }

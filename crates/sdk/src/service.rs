@@ -22,14 +22,15 @@ use crate::Process;
 use crate::suspects::{self, ALONE_TIMEOUT, ELSEWHERE_PAUSE};
 use crate::tasks::{Backoff, panic_text};
 
-/// How long requests under way may take to finish once a service stops.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests under way may take to finish once a service stops: less than its process has to stop, so that what is cut goes
+/// back by itself.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// Room for large answers that are being made, over all services of a process, in KiB.
 pub(crate) const ANSWERS_KIB_MAX: usize = 512 << 10;
 /// What making an answer may take without room.
 const SMALL_BYTES: usize = 1 << 20;
 /// How long room is waited for.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long work that is cut may take to end.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pauses between tries to attach.
@@ -200,7 +201,8 @@ impl<X: Exchange> Responder<X> {
     /// # Errors
     /// As [`Broker::publish`]; `Absent` means that nobody waits any more.
     pub async fn part(&self, part: &X::Response) -> Result<(), Error> {
-        let answer = Message::new(body(part, &self.room)).with(property::ID, &self.id);
+        // A part may wait for a slow reader, which is bounded elsewhere.
+        let answer = Message::new(wire::encode(part)).with(property::ID, &self.id);
         self.to.send(&*self.broker, &answer).await
     }
 }

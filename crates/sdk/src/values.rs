@@ -86,7 +86,10 @@ impl Values {
             Some(Err(error)) => Some(error),
             None => None,
         };
-        self.look(|scope| scope.failed = Some((Instant::now(), error.clone())));
+        // What is wrong with one value says nothing of the others.
+        if !matches!(error, Some(ConfigError::Refused { .. })) {
+            self.look(|scope| scope.failed = Some((Instant::now(), error.clone())));
+        }
         match (known, error) {
             (None, Some(error)) => Err(error),
             (known, _) => Ok(known.flatten()),

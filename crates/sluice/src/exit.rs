@@ -1,6 +1,7 @@
 //! Exit codes, and how a failure is told: what happened, why, and what to do next.
 
 use std::fmt;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// How the command ended; others script against these numbers.
@@ -59,13 +60,15 @@ impl std::error::Error for Told {}
 
 /// Prints a failure with its causes and returns its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error}");
+    // Where nobody can be told, as after a terminal was closed, the exit code says it.
+    let mut to = std::io::stderr().lock();
+    let _ = writeln!(to, "error: {error}");
     for cause in error.chain().skip(1) {
-        eprintln!("  because: {cause}");
+        let _ = writeln!(to, "  because: {cause}");
     }
     let told = error.chain().find_map(|cause| cause.downcast_ref::<Told>());
     if let Some(next) = told.and_then(|told| told.next.as_ref()) {
-        eprintln!("  try: {next}");
+        let _ = writeln!(to, "  try: {next}");
     }
     told.map_or(Code::Failed, |told| told.code).into()
 }

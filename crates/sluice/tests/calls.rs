@@ -23,7 +23,7 @@ const CALL_BYTES: u64 = 64 * 1024 * 1024;
 /// The same for one whose answer is as large as it may be.
 const ANSWER_BYTES: u64 = 128 * 1024 * 1024;
 /// Small questions for large answers that come at once.
-const QUESTIONS: usize = 16;
+const QUESTIONS: usize = 20;
 /// Memory that large answers may take together: what is made of them, and what waits to be taken.
 const ANSWERS_BYTES: u64 = 1536 * 1024 * 1024;
 /// Memory that each byte of a body may take.
@@ -291,7 +291,7 @@ fn no_call_ends_the_process_and_memory_is_in_proportion_to_its_body() {
 #[test]
 fn small_questions_for_large_answers_take_bounded_memory_however_many_come() {
     let world = World::start();
-    let add = json!({"operation": "add-document", "content": "YWFh".repeat(8 * MIB),
+    let add = json!({"operation": "add-document", "content": "YWFh".repeat(6 * MIB),
         "document-metadata": {"id": "large", "kind": "text/plain", "title": "large", "time": 1}});
     let added = world.post("/api/v1/librarian", &add.to_string());
     assert!(added.starts_with("HTTP/1.1 200") && !added.contains("error"), "{added}");
@@ -314,7 +314,7 @@ fn small_questions_for_large_answers_take_bounded_memory_however_many_come() {
         // Of each answer only the beginning is kept, so that this process stays small.
         let answers: Vec<String> = std::thread::scope(|scope| {
             let asked: Vec<_> =
-                (0..100).map(|_| scope.spawn(|| ask().chars().take(300).collect::<String>())).collect();
+                (0..QUESTIONS).map(|_| scope.spawn(|| ask().chars().take(300).collect::<String>())).collect();
             asked.into_iter().map(|answer| answer.join().unwrap()).collect()
         });
         let is_answered = |answer: &&String| answer.starts_with("HTTP/1.1 200");

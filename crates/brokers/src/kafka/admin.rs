@@ -111,8 +111,7 @@ impl Admin {
                 name: topic.to_string(),
                 wanted: format!("a topic made {}", beside(self.is_beside())),
                 found: format!(
-                    "one made {}; start with the address that it was made with and stop all flows, or give this one a cluster of \
-                     its own",
+                    "one made {}; go on with the address that it was made with, or give this one a cluster of its own",
                     beside(!self.is_beside())
                 ),
             });
@@ -195,8 +194,10 @@ impl Admin {
         if self.book.registry.is_there(topic, &entry.id) {
             return Ok(());
         }
-        // Another owner has made one meanwhile: theirs counts.
-        self.delete(&place).await?;
+        // Another owner has made one meanwhile: theirs counts. Beside others both are one topic.
+        if !self.is_beside() {
+            self.delete(&place).await?;
+        }
         Err(Error::Unavailable { reason: format!("'{topic}' was made by another owner at the same time") })
     }
 
@@ -207,8 +208,11 @@ impl Admin {
         // Those on record may have been removed at the broker.
         for name in subscriptions.iter().filter(|name| entry.subscriptions.contains(name)) {
             if self.lag(&place, name).await? == Lag::Absent {
-                let end = self.book.offset(&place, OffsetSpec::Latest).await?;
-                self.make_group(&place, name, end).await?;
+                // Beside others the broker forgets where a group stands that nobody reads: what waited comes again, and nothing is
+                // passed over.
+                let from = if self.is_beside() { OffsetSpec::Earliest } else { OffsetSpec::Latest };
+                let from = self.book.offset(&place, from).await?;
+                self.make_group(&place, name, from).await?;
             }
         }
         if missing.is_empty() {

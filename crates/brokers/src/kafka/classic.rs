@@ -34,6 +34,8 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member is missed until its messages go to another one: as short as the broker lets it, unless configured otherwise.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Messages in hand, however many are wanted.
+const PREFETCH_MAX: usize = 128;
 /// How long what is in hand is waited for when the group moves the partition.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a member has to leave.
@@ -114,7 +116,9 @@ type Writing = Boxed<'static, std::result::Result<(), KrafkaError>>;
 type Asking = Boxed<'static, std::result::Result<Vec<ConsumerRecord>, KrafkaError>>;
 
 /// Reads until it is stopped or what is read is gone.
-pub(super) async fn run(parts: Parts, begun: oneshot::Sender<Result<()>>) {
+pub(super) async fn run(mut parts: Parts, begun: oneshot::Sender<Result<()>>) {
+    // What is written of those in hand has to fit beside the offset.
+    parts.prefetch = parts.prefetch.min(PREFETCH_MAX);
     let (events, told) = mpsc::unbounded_channel();
     let consumer = match join(&parts, events).await {
         Ok(consumer) => consumer,

@@ -88,7 +88,7 @@ impl Inboxes {
     /// A new inbox, on record. Ends with the token.
     async fn add(&self, own: &Arc<Own>) -> Result<CancellationToken> {
         let mut held = self.open.lock().await;
-        let open = match held.as_ref() {
+        let open = match held.as_ref().filter(|open| !open.gone.is_cancelled()) {
             Some(open) => open.clone(),
             None => held.insert(Arc::new(self.make().await?)).clone(),
         };

@@ -27,7 +27,7 @@ type Unrecorded = HashMap<String, Instant>;
 pub(super) async fn run(core: Weak<Core>, stop: CancellationToken) {
     let mut pauses = Pauses::new();
     let mut unrecorded = Unrecorded::new();
-    let mut renewed = Instant::now();
+    let mut renewed: Option<Instant> = None;
     loop {
         let Some((silence_max, kept)) =
             core.upgrade().map(|core| (core.options.silence_max, core.groups.kept()))
@@ -44,10 +44,10 @@ pub(super) async fn run(core: Weak<Core>, stop: CancellationToken) {
             tracing::debug!(%error, "what others left behind could not be removed yet");
         }
         if let Some(kept) = kept
-            && renewed.elapsed() >= kept / RENEWALS
+            && renewed.is_none_or(|renewed| renewed.elapsed() >= kept / RENEWALS)
         {
             match renew(&core).await {
-                Ok(()) => renewed = Instant::now(),
+                Ok(()) => renewed = Some(Instant::now()),
                 Err(error) => tracing::debug!(%error, "where groups stand could not be written again yet"),
             }
         }
@@ -56,14 +56,16 @@ pub(super) async fn run(core: Weak<Core>, stop: CancellationToken) {
 
 /// Keeps the broker from forgetting where groups stand that nobody reads.
 async fn renew(core: &Core) -> Result<()> {
+    let mut failed = None;
     for (topic, entry) in core.book.registry.topics("") {
         let place = entry.place(&topic);
         for name in &entry.subscriptions {
             let group = core.groups.name(&place, name);
-            group::renew(&core.client, &group, &place, core.options.call_timeout).await?;
+            let renewed = group::renew(&core.client, &group, &place, core.options.call_timeout).await;
+            failed = failed.or(renewed.err());
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 async fn look(core: &Core, silence_max: Duration, unrecorded: &mut Unrecorded) -> Result<()> {

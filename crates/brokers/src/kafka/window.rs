@@ -75,6 +75,9 @@ impl<M: Clone> Window<M> {
             return;
         }
         self.end = offset + 1;
+        // What is not there any more is done: the broker dropped it.
+        let behind = self.earlier.split_off(&offset);
+        self.is_changed |= !std::mem::replace(&mut self.earlier, behind).is_empty();
         let attempts = self.earlier.remove(&offset);
         let is_done = attempts.is_none() && offset < self.earlier_end;
         if is_done || !is_wanted {
@@ -330,6 +333,17 @@ mod tests {
         window.arrived(1, 1, false);
         assert!(window.is_changed());
         assert_eq!(window.note(0), (0, "sluice-1 2 0:0".to_owned()));
+    }
+
+    #[test]
+    fn what_the_broker_has_dropped_is_done() {
+        let mut window = Window::new(500, "sluice-1 4 0:1 2:1 3:0");
+        window.arrived(502, 502, true);
+        assert!(window.is_changed());
+        assert_eq!(window.note(0), (502, "sluice-1 2 0:1 1:0".to_owned()));
+        window.arrived(700, 700, true);
+        assert_eq!(hand_out(&mut window, 9, &mut 0), [(1, 502, 2), (2, 700, 1)]);
+        assert_eq!(window.note(0), (502, "sluice-1 199 0:2 198:1".to_owned()));
     }
 
     #[test]

@@ -24,6 +24,12 @@ impl Error {
     /// The type of an error that says that the next page cannot be told any more: begin again with the first.
     pub const PAGE_EXPIRED: &'static str = "page-expired";
 
+    /// Whether nothing happened because too much is under way.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.r#type == Self::OVERLOADED
+    }
+
     /// Whether nothing happened because a service's store takes nothing at the moment.
     #[must_use]
     pub fn is_store_unavailable(&self) -> bool {

@@ -244,7 +244,12 @@ impl<P: Processor> Kind for Of<P> {
             }
             // Once it is attached: one that is not yet binds again and again.
             let warm = stop.run_until_cancelled(join_all(ports.values.iter().map(Values::warm)));
-            let (took, _) = futures_util::join!(try_join_all(taking), warm);
+            let mut taking = std::pin::pin!(try_join_all(taking));
+            let mut warm = std::pin::pin!(warm);
+            let took = tokio::select! {
+                took = &mut taking => took,
+                _ = &mut warm => taking.await,
+            };
             took?;
             Ok(())
         })

@@ -182,7 +182,9 @@ fn tell_cut(segment: &Segment, from: u64, bytes: u64, config: &Config) -> Result
         std::fs::create_dir_all(aside)?;
         std::fs::copy(&segment.path, &copy)?;
         File::open(&copy)?.sync_all()?;
-        segment::sync_dir(aside)
+        // With the folders that were made for it.
+        let folders = aside.ancestors().take(3);
+        folders.filter(|folder| !folder.as_os_str().is_empty()).try_for_each(segment::sync_dir)
     };
     copied().map_err(|error| unusable(&copy, &error))?;
     let what = "the end of the log is torn: what lies behind its last whole record is cut, and may have been acknowledged; \
