@@ -3,6 +3,7 @@
 //! A RabbitMQ that is there already is used only when `SLUICE_TEST_AMQP_URL` says so (with
 //! `SLUICE_TEST_AMQP_MANAGEMENT_URL` for its management API); it is neither stopped nor restarted.
 
+mod declares;
 #[cfg(feature = "kafka")]
 mod kafka;
 #[cfg(feature = "nats")]
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::Secret;
 use crate::rabbitmq::{Options, RabbitMq};
+pub use declares::Declares;
 #[cfg(feature = "kafka")]
 pub use kafka::KafkaServer;
 #[cfg(feature = "nats")]

@@ -7,15 +7,17 @@
     reason = "a measurement that fails may panic, and prints"
 )]
 
-#[path = "../../brokers/benches/bare/mod.rs"]
+#[path = "../../brokers/benches/bare/rabbitmq.rs"]
 #[expect(clippy::disallowed_methods, reason = "its tasks end with the run")]
 mod bare;
 mod support;
+#[path = "../../brokers/benches/bare/waiting.rs"]
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use bare::Bare;
+use bare::Rabbit;
 use sluice_brokers::testing::RabbitServer;
 use sluice_bus::Embedded;
 use support::{BODY, Bed, Measured, SPAN};
@@ -43,7 +45,7 @@ fn main() {
 async fn run() {
     let server = RabbitServer::start().await.unwrap();
     let vhost = server.vhost().await.unwrap();
-    let bare = Arc::new(Bare::start(&server.url(&vhost), PREFETCH, BODY).await);
+    let bare = Arc::new(Rabbit::start(&server.url(&vhost), PREFETCH, BODY).await);
     let end = async || server.connect(&vhost).await.unwrap();
     let ends = [end().await, end().await, end().await];
     let over_rabbit = Bed::start(ends.clone()).await;
@@ -76,7 +78,7 @@ async fn run() {
 }
 
 /// The bare client, asked again as soon as it has its answer.
-async fn ask(bare: &Arc<Bare>, callers: usize) -> Measured {
+async fn ask(bare: &Arc<Rabbit>, callers: usize) -> Measured {
     let mut running = JoinSet::new();
     let started = Instant::now();
     for _ in 0..callers {

@@ -1,105 +1,34 @@
-//! The client library alone, as what our ends are measured beside.
+//! The client libraries alone, as what our ends are measured beside: a client and a service that do nothing else, and two
+//! hops, each confirmed as our link has it confirmed.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
+#[cfg(feature = "pulsar")]
+pub(crate) mod pulsar;
+pub(crate) mod rabbitmq;
+mod waiting;
 
-use futures_util::StreamExt;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
-use tokio::sync::oneshot;
+use sluice_bus::BoxFuture;
 
-/// A client and a service that does nothing, without any of our ends: two hops, each confirmed.
-pub(crate) struct Bare {
-    publishing: Channel,
-    waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>,
-    request: ShortString,
-    replies: ShortString,
-    body: &'static str,
-    connections: Vec<Connection>,
-}
+/// The header that says where an answer goes.
+#[cfg(any(feature = "nats", feature = "pulsar"))]
+const REPLY_TO: &str = "reply-to";
 
-impl Bare {
-    pub(crate) async fn start(url: &str, prefetch: u16, body: &'static str) -> Self {
-        let mut connections = Vec::new();
-        let mut channels = Vec::new();
-        for _ in 0..4 {
-            let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-            channels.push(connection.create_channel().await.unwrap());
-            connections.push(connection);
-        }
-        let [publishing, reading, serving, answering]: [Channel; 4] = channels.try_into().ok().unwrap();
-        for channel in [&publishing, &answering] {
-            channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        }
-        serving.basic_qos(prefetch, BasicQosOptions::default()).await.unwrap();
-        let (request, replies) =
-            (format!("bare-{prefetch}").into(), format!("bare-replies-{prefetch}").into());
-        let requests = consume(&serving, &request, false).await;
-        let answers = consume(&reading, &replies, true).await;
-        let waiting: Arc<Mutex<HashMap<String, oneshot::Sender<()>>>> = Arc::default();
-        tokio::spawn(requests.for_each(move |delivery| {
-            let answering = answering.clone();
-            tokio::spawn(async move {
-                // The server ends with the run, under its consumers.
-                let Ok(delivery) = delivery else { return };
-                let to = delivery.properties.reply_to().clone().unwrap();
-                let properties = delivery.properties.clone();
-                publish(&answering, to, &delivery.data, properties).await;
-                delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
-            });
-            async {}
-        }));
-        let waiters = waiting.clone();
-        tokio::spawn(answers.for_each(move |delivery| {
-            if let Ok(delivery) = delivery {
-                let waiter = waiters.lock().unwrap().remove(&id_of(&delivery.properties));
-                waiter.map(|waiter| waiter.send(()));
-            }
-            async {}
-        }));
-        Self { publishing, waiting, request, replies, body, connections }
-    }
-
+pub(crate) trait Bare: Send + Sync {
     /// One question and its answer.
-    pub(crate) async fn ask(&self) {
-        let id = uuid::Uuid::new_v4().to_string();
-        let (answered, answer) = oneshot::channel();
-        self.waiting.lock().unwrap().insert(id.clone(), answered);
-        let mut headers = FieldTable::default();
-        headers.insert("id".into(), AMQPValue::LongString(id.into()));
-        let replies = self.replies.clone();
-        let properties = BasicProperties::default().with_headers(headers).with_reply_to(replies);
-        publish(&self.publishing, self.request.clone(), self.body.as_bytes(), properties).await;
-        answer.await.unwrap();
+    fn ask(&self) -> BoxFuture<'_, ()>;
+    /// Disconnects.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Bare for rabbitmq::Rabbit {
+    fn ask(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.ask())
     }
 
-    /// Disconnects; the library panics when its runtime ends first.
-    pub(crate) async fn close(&self) {
-        for connection in &self.connections {
-            // Its consumers may be closing their channels already.
-            let _ = connection.close(200, "done".into()).await;
-        }
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.close())
     }
-}
-
-async fn consume(channel: &Channel, queue: &ShortString, no_ack: bool) -> Consumer {
-    let none = FieldTable::default;
-    channel.queue_declare(queue.clone(), QueueDeclareOptions::default(), none()).await.unwrap();
-    let options = BasicConsumeOptions { no_ack, ..Default::default() };
-    channel.basic_consume(queue.clone(), "".into(), options, none()).await.unwrap()
-}
-
-async fn publish(channel: &Channel, to: ShortString, body: &[u8], properties: BasicProperties) {
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    let confirm = channel.basic_publish("".into(), to, options, body, properties).await.unwrap();
-    assert!(confirm.await.unwrap().is_ack());
-}
-
-fn id_of(properties: &BasicProperties) -> String {
-    let headers = properties.headers().as_ref().unwrap();
-    String::from_utf8(headers.inner()["id"].as_long_string().unwrap().as_bytes().to_vec()).unwrap()
 }

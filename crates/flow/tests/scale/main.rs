@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use futures_util::{StreamExt, stream};
 use sluice_brokers::testing::RabbitServer;
-use world::World;
+use world::{World, connect};
 
 const NAME: &str = "many_flows_of_forty_processors_start_stop_and_leave_nothing";
 const PROCESSORS: usize = 40;
@@ -34,17 +34,26 @@ fn main() {
 }
 
 async fn many(flows: usize) {
-    let world = World::new(&[PROCESSORS]).await;
+    let server = RabbitServer::start().await.unwrap();
+    let vhost = server.vhost().await.unwrap();
+    let world = World::new(connect(&server, &vhost).await, &[PROCESSORS]).await;
     let ids: Vec<_> = (0..flows).map(|n| format!("f{n}")).collect();
     let begun = Instant::now();
     stream::iter(&ids).for_each_concurrent(CALLERS, |id| world.start(id, PROCESSORS)).await;
     let started = begun.elapsed();
     // An exchange per stage and one for the last output; a queue per stage.
-    assert_eq!(world.names().await.len(), flows * (2 * PROCESSORS + 1));
+    assert_eq!(names(&server, &vhost).await.len(), flows * (2 * PROCESSORS + 1));
     let begun = Instant::now();
     stream::iter(&ids).for_each_concurrent(CALLERS, |id| world.stop(id)).await;
     let stopped = begun.elapsed();
-    assert_eq!(world.names().await, Vec::<String>::new());
+    assert_eq!(names(&server, &vhost).await, Vec::<String>::new());
     println!("{flows} flows of {PROCESSORS} processors: started in {started:.1?}, stopped in {stopped:.1?}");
     world.end().await;
+}
+
+/// Exchanges and queues of flows that the broker has.
+async fn names(server: &RabbitServer, vhost: &str) -> Vec<String> {
+    let mut names = server.names(vhost).await.unwrap();
+    names.retain(|name| name.starts_with("tg.flow.stage-"));
+    names
 }

@@ -3,15 +3,15 @@
 #![allow(dead_code, reason = "the test and the bench each use a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should end")]
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use sluice_brokers::testing::RabbitServer;
-use sluice_bus::{BrokerAdmin, Client, TopicSpec};
+use sluice_brokers::{Connection, Settings};
+use sluice_bus::{Client, TopicSpec};
 use sluice_flow::{Options, Parts};
 use sluice_schema::message::{FlowRequest, FlowResponse};
-use sluice_schema::{Topic, exchange};
+use sluice_schema::{Class, Topic, exchange};
 use sluice_sdk::{Catalogue, ConfigClient, ConfigWatch, Process};
 use tokio_util::sync::CancellationToken;
 
@@ -21,20 +21,24 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) struct World {
-    pub(crate) server: RabbitServer,
-    pub(crate) vhost: String,
     client: Client<exchange::Flow>,
     process: Process,
     store: sluice_store::Embedded,
-    broker: sluice_brokers::rabbitmq::RabbitMq,
+    broker: Connection,
     _folder: tempfile::TempDir,
 }
 
 /// The topics of [`blueprint`] in a run, each with its only reader.
-pub(crate) fn topics(processors: usize, run: &str) -> Vec<(String, Option<String>)> {
-    let topic = |n: usize| format!("flow:tg:stage-{n}:acme:{run}");
-    let read = (0..processors).map(|n| (topic(n), Some(format!("stage-{n}--acme--{run}--input"))));
-    read.chain([(topic(processors), None)]).collect()
+pub(crate) fn topics(processors: usize, run: &str) -> Vec<TopicSpec> {
+    let topic = |n: usize| Topic::tg(Class::Flow, format!("stage-{n}:acme:{run}")).unwrap();
+    let read = (0..processors).map(|n| TopicSpec::with(topic(n), format!("stage-{n}--acme--{run}--input")));
+    read.chain([TopicSpec::bare(topic(processors))]).collect()
+}
+
+/// Our end of a vhost, with the management API.
+pub(crate) async fn connect(server: &RabbitServer, vhost: &str) -> Connection {
+    let settings = Settings { management: server.options().management, ..Settings::default() };
+    sluice_brokers::connect(&server.url(vhost), settings).await.unwrap()
 }
 
 /// A pipeline of processors, each with an input, an output and a service that it asks.
@@ -53,15 +57,12 @@ fn blueprint(processors: usize) -> Value {
 }
 
 impl World {
-    /// A world with a blueprint `of-N` for each of these numbers of processors.
-    pub(crate) async fn new(sizes: &[usize]) -> Self {
-        let server = RabbitServer::start().await.unwrap();
-        let vhost = server.vhost().await.unwrap();
-        let broker = server.connect(&vhost).await.unwrap();
+    /// A world on a broker, with a blueprint `of-N` for each of these numbers of processors.
+    pub(crate) async fn new(broker: Connection, sizes: &[usize]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = sluice_store::Embedded::open(folder.path()).unwrap();
-        let admin: Arc<dyn BrokerAdmin> = Arc::new(broker.clone());
-        let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+        let admin = broker.admin.clone();
+        let process = Process::new(broker.broker.clone(), CancellationToken::new());
         let parts =
             sluice_config::Parts { process: process.clone(), admin: admin.clone(), tables: store.tables() };
         sluice_config::start(parts).await.unwrap();
@@ -90,7 +91,7 @@ impl World {
         .await;
         let (ask, answers) = (topic("request:tg:flow:acme"), topic("response:tg:flow:acme"));
         let client = Client::new(&process.replies, ask, &answers).await.unwrap();
-        Self { server, vhost, client, process, store, broker, _folder: folder }
+        Self { client, process, store, broker, _folder: folder }
     }
 
     pub(crate) async fn start(&self, id: &str, processors: usize) {
@@ -122,16 +123,9 @@ impl World {
         self.client.call(&request, DEADLINE).await.unwrap()
     }
 
-    /// Exchanges and queues of flows that the broker has.
-    pub(crate) async fn names(&self) -> Vec<String> {
-        let mut names = self.server.names(&self.vhost).await.unwrap();
-        names.retain(|name| name.starts_with("tg.flow.stage-"));
-        names
-    }
-
     pub(crate) async fn end(self) {
         self.process.shutdown(Duration::from_secs(10)).await;
-        self.broker.shutdown().await;
+        self.broker.close().await;
         self.store.close().await;
     }
 }
