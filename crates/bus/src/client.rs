@@ -16,7 +16,6 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::marker::PhantomData;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::{Address, Broker, Inbox, InboxAddress};
 use crate::message::{Message, property};
+use crate::shares::Shares;
 use crate::{Error, ErrorKind, Renewing, Result, trace};
 
 mod lost;
@@ -41,6 +41,9 @@ const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Askers that have left and whose workers are not told yet; more are not told.
 const LEAVING_MAX: usize = 1_024;
+/// Pauses before a full service is asked again.
+const FULL_PAUSE_MIN: Duration = Duration::from_millis(50);
+const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
 const REATTACH_DELAY_MIN: Duration = Duration::from_millis(100);
 const REATTACH_DELAY_MAX: Duration = Duration::from_secs(2);
 
@@ -107,8 +110,8 @@ pub struct Replies {
 struct Shared {
     broker: Arc<dyn Broker>,
     waiting: Mutex<HashMap<Box<str>, Waiter>>,
-    /// Bytes of parts that wait unread, of all calls.
-    unread_bytes: Arc<AtomicUsize>,
+    /// Bytes of parts that wait unread, of all calls, by the workspace that is asked.
+    unread: Arc<Shares>,
     followed: Mutex<HashMap<Topic, usize>>,
     inbox: watch::Sender<Option<Arc<Renewing>>>,
     /// Questions of other processes that are worked on here.
@@ -164,7 +167,7 @@ impl Replies {
             leaving_now: Mutex::new(Some(leaving_now)),
             broker,
             waiting: Mutex::new(HashMap::new()),
-            unread_bytes: Arc::default(),
+            unread: Shares::new(parts::ALL_UNREAD_BYTES_MAX),
             followed: Mutex::new(HashMap::new()),
             inbox: watch::Sender::new(None),
         };
@@ -350,7 +353,7 @@ impl Replies {
         }
         let ttl_ms = patience.total.as_millis().to_string();
         question.set(property::TTL, &ttl_ms);
-        let (sender, parts) = parts::parts(&self.shared.unread_bytes);
+        let (sender, parts) = parts::parts(&self.shared.unread, to);
         let left = CancellationToken::new();
         let waiter = Waiter { to: to.clone(), parts: sender, left, is_begun: false, taken_by: None };
         lock(&self.shared.waiting).insert(id.as_str().into(), waiter);
@@ -551,13 +554,25 @@ impl<X: Exchange> Client<X> {
         self.stream_message(Message::new(wire::encode(question)), patience).await
     }
 
-    /// As [`Client::stream`] with properties (a trace id) already set.
+    /// As [`Client::stream`] with properties (a trace id) already set. Where the service has too many questions waiting, this
+    /// waits with them, as long as the call may take.
     ///
     /// # Errors
     /// As [`Replies::ask`].
     pub async fn stream_message(&self, question: Message, patience: Patience) -> Result<Call<X>> {
-        let raw = self.replies.ask(&self.request, question, patience).await?;
-        Ok(Call { raw, ended: false, exchange: PhantomData })
+        let until = Instant::now() + patience.total;
+        let mut pause = FULL_PAUSE_MIN;
+        loop {
+            let left = Patience { total: until.saturating_duration_since(Instant::now()), ..patience };
+            match self.replies.ask(&self.request, question.clone(), left).await {
+                // Nothing was published.
+                Err(Error::Full { .. }) if left.total > pause => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(FULL_PAUSE_MAX);
+                }
+                raw => return raw.map(|raw| Call { raw, ended: false, exchange: PhantomData }),
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod letter;
 pub mod losses;
 pub mod message;
 pub mod renewing;
+pub mod shares;
 pub mod trace;
 
 pub use client::{Call, Client, Following, Foreign, Patience, RawCall, Replies, Sender};

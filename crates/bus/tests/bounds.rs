@@ -39,6 +39,38 @@ async fn requests_are_bounded_in_bytes() {
 }
 
 #[tokio::test]
+async fn what_waits_in_some_workspaces_keeps_no_request_of_others_out() {
+    let broker = Embedded::open(Config { memory_bytes_max: 2_000_000, ..Config::default() }).unwrap();
+    let ask = async |name: &str, bytes: usize| {
+        let service = topic(name);
+        broker.ensure(&TopicSpec::with(service.clone(), "service")).await.unwrap();
+        broker.publish(&Address::Topic(service), Message::new(vec![b' '; bytes])).await
+    };
+    let fill = async |name: &str| {
+        let mut bytes = 1 << 20;
+        while bytes > 100 {
+            if ask(name, bytes).await.is_err() {
+                bytes /= 2;
+            }
+        }
+    };
+    // Messages of flows that nobody reads, then questions that nobody answers.
+    let queued = topic("flow:tg:input:w0:f");
+    broker.ensure(&TopicSpec::with(queued.clone(), "reader")).await.unwrap();
+    while broker.publish(&Address::Topic(queued.clone()), Message::new(vec![b' '; 100_000])).await.is_ok() {}
+    for n in 0..8 {
+        fill(&format!("request:tg:service:w{n}:f")).await;
+    }
+    for name in
+        ["request:tg:iam", "request:tg:config:w0", "request:tg:librarian:w9", "request:tg:service:w9:f"]
+    {
+        assert!(ask(name, 50_000).await.is_ok(), "{name}");
+    }
+    let full = ask("request:tg:service:w0:f", 50_000).await.unwrap_err();
+    assert!(matches!(full, Error::Full { .. }), "{full}");
+}
+
+#[tokio::test]
 async fn a_reader_that_never_reads_loses_the_newest_and_stops_nobody() {
     let broker = Embedded::open(Config { inbox_messages_max: 3, ..Config::default() }).unwrap();
     let news = topic("notify:tg:news");

@@ -56,30 +56,45 @@ struct Seen {
 }
 
 impl Reader {
-    /// How much is there of what is asked for, where one question may ask for much; what cannot be read is told by its answer.
-    pub(crate) async fn bytes(&self, read: &Read) -> usize {
-        let size_key = match read {
-            Read::Values { workspace, config_type } => layout::size_key(workspace, config_type),
-            Read::Dump { workspace } => layout::size_key(workspace, ""),
-            Read::Get { workspace, keys } => {
-                let named: BTreeSet<_> = keys.iter().map(|key| (&key.r#type, &key.key)).collect();
-                // A value may be named again and again.
-                if named.len() < keys.len() {
-                    return keys.len().saturating_mul(ceilings::VALUE_BYTES_MAX);
-                }
-                layout::size_key(workspace, "")
+    /// The most that an answer can be in pages of so many bytes, by what is on record of its workspace; `None` where that is not
+    /// known before it is made. What cannot be read is told by the answer.
+    pub(crate) async fn bytes(&self, read: &Read, page_bytes: usize) -> Option<usize> {
+        let value_max = |config_type: &String| ceilings::value_bytes_max(config_type);
+        match read {
+            // One value alone is always in a page.
+            Read::Values { workspace, config_type } => {
+                let all = self.size(workspace, config_type).await;
+                Some(all.min(page_bytes.max(value_max(config_type))))
             }
-            // Only services of ours ask like this, in pages.
-            Read::Everywhere { .. } | Read::Many { .. } | Read::List { .. } => return 0,
-        };
+            Read::Dump { workspace } => {
+                let all = self.size(workspace, "").await;
+                Some(all.min(page_bytes.max(ceilings::ONTOLOGY_BYTES_MAX)))
+            }
+            // It comes in no pages.
+            Read::Get { workspace, keys } => {
+                // One alone is small, or shows when it is read.
+                if let [only] = &keys[..]
+                    && value_max(&only.r#type) <= ceilings::VALUE_BYTES_MAX
+                {
+                    return Some(0);
+                }
+                let named: BTreeSet<_> = keys.iter().map(|key| (&key.r#type, &key.key)).collect();
+                let largest = keys.iter().map(|key| value_max(&key.r#type)).sum();
+                // A value may be named again and again.
+                let is_once = named.len() == keys.len();
+                Some(if is_once { self.size(workspace, "").await.min(largest) } else { largest })
+            }
+            Read::Everywhere { .. } | Read::Many { .. } | Read::List { .. } => None,
+        }
+    }
+
+    /// What a type of a workspace takes, or with no type all of it.
+    async fn size(&self, workspace: &str, config_type: &str) -> usize {
+        let size_key = layout::size_key(workspace, config_type);
         let found = self.tables.read(vec![Look::get(layout::SIZE, size_key)]).await;
         let row = found.ok().and_then(|mut found| found.pop()).and_then(Found::into_value);
         let size = row.and_then(|row| layout::Size::decode(&row)).unwrap_or_default();
-        let all = usize::try_from(size.bytes).unwrap_or(usize::MAX);
-        match read {
-            Read::Get { keys, .. } => all.min(keys.len().saturating_mul(ceilings::VALUE_BYTES_MAX)),
-            _ => all,
-        }
+        usize::try_from(size.bytes).unwrap_or(usize::MAX)
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) enum Operation {
 }
 
 /// Questions. Each is answered from one snapshot.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Read {
     Get { workspace: String, keys: Vec<ConfigKey> },
     List { workspace: String, config_type: String },

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use sluice_bus::{Address, Message, TopicSpec};
 use sluice_schema::message::{self, ConfigPush, ConfigResponse};
-use sluice_schema::{Class, Exchange, Topic, wire};
-use sluice_sdk::{Backoff, Point, Process, Responder, owned, service::serve};
+use sluice_schema::{Class, Exchange, Topic, listing, wire};
+use sluice_sdk::service::{SMALL_PAGE_BYTES, serve};
+use sluice_sdk::{Backoff, Point, Process, Responder, owned};
 use tokio_util::sync::CancellationToken;
 
 use crate::hosting::{self, Hosting, SERVED_TIMEOUT};
@@ -122,12 +123,27 @@ impl Service {
     ) -> Result<ConfigResponse, message::Error> {
         match request::parse(door, body)? {
             Operation::Read(read, paging) => {
-                let max = self.process.broker.limits().message_bytes_max;
-                // As rows, as an answer, and as its message.
-                let asked = usize::try_from(paging.bytes_max).ok().filter(|bytes| *bytes > 0).unwrap_or(max);
-                let bytes = self.reader.bytes(&read).await.min(asked).min(max);
-                responder.room(bytes.saturating_mul(3)).await?;
-                self.read(read, paging).await
+                let max = responder.answer_bytes_max();
+                let page_bytes = listing::page_bytes(paging.bytes_max, max).unwrap_or(max);
+                match self.reader.bytes(&read, page_bytes).await {
+                    Some(bytes) => responder.room_for(bytes.min(max)).await?,
+                    // How large it is shows in a small page of it; what goes on behind a page is large.
+                    None if paging.cursor.is_empty() && page_bytes > SMALL_PAGE_BYTES => {
+                        let small = Paging { bytes_max: SMALL_PAGE_BYTES as i64, cursor: String::new() };
+                        let answer = self.read(read.clone(), small).await?;
+                        if answer.cursor.is_empty() {
+                            return Ok(answer);
+                        }
+                        drop(answer);
+                        responder.room_for(page_bytes).await?;
+                    }
+                    None => responder.room_for(page_bytes).await?,
+                }
+                let answer = self.read(read, paging).await?;
+                if let [only] = &answer.values[..] {
+                    responder.room_for(only.value.as_ref().map_or(0, String::len)).await?;
+                }
+                Ok(answer)
             }
             Operation::Write(write) => self.write(Write { asked: Some(asked), ..write }).await,
         }

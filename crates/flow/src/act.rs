@@ -10,7 +10,7 @@ use sluice_bus::{
     Address, BoxFuture, Broker, BrokerAdmin, Delivery, ErrorKind, Seen, SeenSubscription, Subscription,
     TopicSpec, letter, property,
 };
-use sluice_schema::message::{self, DeadLetter, ScopedKey};
+use sluice_schema::message::{DeadLetter, ScopedKey};
 use sluice_schema::record::{self, Flow};
 use sluice_schema::{Topic, WorkspaceId, system};
 use sluice_sdk::{Apply, ConfigClient, ConfigError};
@@ -105,9 +105,7 @@ impl Error {
         match self {
             Self::Bus { source, .. } => source.kind() == ErrorKind::Refused,
             // Its store may be well again the next time.
-            Self::Config { source: ConfigError::Refused { kind, .. }, .. } => {
-                kind != message::Error::OUTCOME_UNKNOWN && kind != message::Error::CONFIG_UNAVAILABLE
-            }
+            Self::Config { source: source @ ConfigError::Refused { .. }, .. } => !source.is_unasked(),
             Self::Config { .. } => false,
             Self::NoDeadLetters { .. } | Self::NoRoomToPark { .. } | Self::TimedOut { .. } => false,
         }

@@ -72,13 +72,15 @@ pub(crate) enum Refusal {
         /// Why.
         reason: String,
     },
-    /// Not a refusal yet: this text is to be read first.
-    #[error("{kind} '{key}' is not at hand; ask again")]
+    /// Not a refusal yet: these texts of a workspace are to be read first.
+    #[error("{} texts of type {kind} are not at hand; ask again", .names.len())]
     Elsewhere {
-        /// Its config type.
+        /// The workspace.
+        workspace: WorkspaceId,
+        /// Their config type.
         kind: &'static str,
-        /// Its place.
-        key: FlowKey,
+        /// Their names.
+        names: BTreeSet<String>,
     },
     /// Somebody may have obeyed it, or refused, and died before the broker knew; a flow may have come or gone since.
     #[error(
@@ -148,27 +150,45 @@ pub(crate) fn start(records: &Records, ports: &Ports, ask: Start<'_>) -> Result<
     let named = FlowKey::new(ask.workspace.as_str(), ask.blueprint);
     let text = match records.blueprints.get(&named).ok_or(Refusal::NoBlueprint)? {
         Text::Kept(text) | Text::Same(text) => text,
-        Text::Elsewhere => return Err(Refusal::Elsewhere { kind: record::BLUEPRINT, key: named }),
+        Text::Elsewhere => {
+            let names = BTreeSet::from([ask.blueprint.to_owned()]);
+            return Err(Refusal::Elsewhere {
+                workspace: ask.workspace.clone(),
+                kind: record::BLUEPRINT,
+                names,
+            });
+        }
         Text::Unreadable(reason) => {
             return Err(unreadable(format!("blueprint '{}'", ask.blueprint), reason));
         }
     };
     let blueprint = Blueprint::read(text)?;
+    // All of them at once: each look at a blueprint takes its time, and others wait meanwhile.
+    let elsewhere = RefCell::new(BTreeSet::new());
     let cannot_be_read = RefCell::new(None);
     let type_of = |name: &str| {
         let at = FlowKey::new(ask.workspace.as_str(), name);
-        let refusal = match records.parameter_types.get(&at)? {
+        match records.parameter_types.get(&at)? {
             Text::Kept(text) | Text::Same(text) => return Some(ParameterType::read(text)),
-            Text::Elsewhere => Refusal::Elsewhere { kind: record::PARAMETER_TYPE, key: at },
-            Text::Unreadable(reason) => unreadable(format!("parameter type '{name}'"), reason),
-        };
-        cannot_be_read.replace(Some(refusal));
+            Text::Elsewhere => _ = elsewhere.borrow_mut().insert(name.to_owned()),
+            Text::Unreadable(reason) => {
+                cannot_be_read.replace(Some(unreadable(format!("parameter type '{name}'"), reason)));
+            }
+        }
         None
     };
     let declared = blueprint.parameters();
     let parameters = blueprint::resolve_parameters(declared, ask.given, type_of);
     if let Some(refusal) = cannot_be_read.take() {
         return Err(refusal);
+    }
+    let names = elsewhere.take();
+    if !names.is_empty() {
+        return Err(Refusal::Elsewhere {
+            workspace: ask.workspace.clone(),
+            kind: record::PARAMETER_TYPE,
+            names,
+        });
     }
     let parameters = parameters?;
     // Before it is filled in: each placeholder may become the longest value.
@@ -534,6 +554,29 @@ mod tests {
             records.wishes.insert(FlowKey::new("acme", &format!("g{n}")), recorded);
         }
         refused(start(&records, "demo", "", "v"), "1000 flows");
+    }
+
+    #[test]
+    fn all_texts_that_a_start_needs_and_are_not_kept_are_named_at_once() {
+        let (ports, workspace) = (Ports::new(false), WorkspaceId::existing("acme"));
+        let mut records = Records::default();
+        let declared: Vec<String> = (0..500).map(|n| format!(r#""p{n}": {{"type": "t{n}"}}"#)).collect();
+        let blueprint =
+            format!(r#"{{"flow": {{}}, "blueprint": {{}}, "parameters": {{{}}}}}"#, declared.join(", "));
+        records.blueprints.put(FlowKey::new("acme", "demo"), Some(Text::Kept(blueprint.into())));
+        let of_type = |n: usize| FlowKey::new("acme", &format!("t{n}"));
+        (0..500).for_each(|n| records.parameter_types.put(of_type(n), Some(Text::Elsewhere)));
+        let start = |records: &Records| {
+            let (given, asked) = (Map::new(), Asked { id: "r1", is_repeated: false });
+            let (workspace, drain) = (&workspace, Drain::Discard);
+            let (blueprint, description) = ("demo", "");
+            let ask = Start { workspace, id: "f1", blueprint, description, given: &given, asked, drain };
+            super::start(records, &ports, ask)
+        };
+        let Err(Refusal::Elsewhere { kind, names, .. }) = start(&records) else { panic!("not at hand") };
+        assert_eq!((kind, names.len()), (record::PARAMETER_TYPE, 500));
+        (0..500).for_each(|n| records.parameter_types.put(of_type(n), None));
+        assert!(matches!(start(&records), Ok(Decision::Write(..))));
     }
 
     #[test]

@@ -128,6 +128,7 @@ pub async fn start(parts: Parts) {
         answer_within: options.answer_within,
         message_bytes_max: process.broker.limits().message_bytes_max,
         deciding: Mutex::new(()),
+        turns: service::Turns::default(),
     };
     let doors = service::Doors { process: process.clone(), desk: Arc::new(desk) };
     sluice_sdk::workspaces::serve_workspaces(&process, admin, &watch, doors).await;

@@ -257,10 +257,9 @@ impl Records {
             let text = Some(Err(DAMAGED));
             self.set(&damaged.workspace, &damaged.r#type, &damaged.key, text, VERSION_UNKNOWN, naming);
         }
-        for at in same {
+        for (at, template) in same {
             let Some(texts) = self.texts(&at.r#type) else { continue };
-            let text = texts.same(&at.key);
-            texts.put(FlowKey::new(&at.workspace, &at.key), Some(text));
+            texts.put(FlowKey::new(&at.workspace, &at.key), Some(Text::Same(template)));
         }
         for at in elsewhere {
             let Some(texts) = self.texts(&at.r#type) else { continue };

@@ -1,9 +1,10 @@
 //! The wire: reads a request, writes the wish, waits for the report.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 use sluice_bus::{BrokerAdmin, PoisonBound, TopicSpec};
 use sluice_schema::ceilings::json_bytes;
@@ -12,7 +13,7 @@ use sluice_schema::message::{self, ConfigKey, FlowRequest, FlowResponse, FlowRow
 use sluice_schema::{Topic, WorkspaceId, exchange, ids, record, system, wire};
 use sluice_sdk::workspaces::WorkspaceService;
 use sluice_sdk::{ConfigClient, ConfigError, Point, Process, Responder, service};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,8 @@ use crate::view;
 const TRIES_MAX: u32 = 16;
 /// How often a service that does not act itself asks how far the one that acts has got.
 const STANDBY_POLL: Duration = Duration::from_millis(250);
+/// Texts read at once for one decision.
+const READS_MAX: usize = 16;
 /// How long each look of a doctor may take.
 const DOCTOR_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -47,6 +50,28 @@ pub(crate) struct Desk {
     pub(crate) message_bytes_max: usize,
     /// One decision at a time: the next sees the one before.
     pub(crate) deciding: Mutex<()>,
+    /// And one of each workspace that waits for that, so that many of one keep no other waiting.
+    pub(crate) turns: Turns,
+}
+
+/// Whose turn it is in each workspace.
+#[derive(Default)]
+pub(crate) struct Turns(std::sync::Mutex<HashMap<Box<str>, Weak<Mutex<()>>>>);
+
+impl Turns {
+    async fn take(&self, workspace: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = turns.get(workspace).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                turns.retain(|_, turn| turn.strong_count() > 0);
+                let turn = Arc::default();
+                turns.insert(workspace.into(), Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
 }
 
 /// Serves one request topic per workspace.
@@ -72,7 +97,7 @@ impl WorkspaceService for Doors {
             let (desk, workspace) = (desk.clone(), id.clone());
             async move {
                 let asked = Asked { id: responder.id(), is_repeated: responder.is_repeated() };
-                desk.answer(&workspace, request, asked).await.map_err(|error| error.told())
+                desk.answer(&workspace, request, asked, &responder).await.map_err(|error| error.told())
             }
         };
         let attached = service::serve::<exchange::Flow, _, _>(&self.process, point, stop.clone(), handler);
@@ -113,14 +138,13 @@ impl Error {
             Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::TOO_LARGE => {
                 message::Error::TOO_LARGE
             }
-            Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::CONFIG_UNAVAILABLE => {
-                message::Error::CONFIG_UNAVAILABLE
-            }
+            // Nothing is wrong with the request: it may succeed later.
+            Self::Config(error) => error.for_later().unwrap_or("flow-error"),
             _ => "flow-error",
         };
         let text = match &self {
-            Self::Config(ConfigError::Refused { message: text, .. })
-                if kind == message::Error::CONFIG_UNAVAILABLE =>
+            Self::Config(error @ ConfigError::Refused { message: text, .. })
+                if error.for_later().is_some() =>
             {
                 text.clone()
             }
@@ -154,13 +178,14 @@ impl Desk {
         ws: &WorkspaceId,
         ask: FlowRequest,
         asked: Asked<'_>,
+        answer: &Responder<exchange::Flow>,
     ) -> Result<FlowResponse, Error> {
         match ask.operation.as_str() {
-            "list-blueprints" => self.list_blueprints(ws, &ask).await,
-            "get-blueprint" => self.get_blueprint(ws, &ask).await,
+            "list-blueprints" => self.list_blueprints(ws, &ask, answer).await,
+            "get-blueprint" => self.get_blueprint(ws, &ask, answer).await,
             "put-blueprint" => self.put_blueprint(ws, &ask).await,
             "delete-blueprint" => self.delete_blueprint(ws, &ask).await,
-            "list-flows" => self.list_flows(ws, &ask).await,
+            "list-flows" => self.list_flows(ws, &ask, answer).await,
             "get-flow" | "status" => self.get_flow(ws, &ask).await,
             "doctor" => self.doctor(ws).await,
             "start-flow" => self.start_flow(ws, &ask, asked).await,
@@ -169,24 +194,33 @@ impl Desk {
         }
     }
 
-    async fn list_blueprints(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+    async fn list_blueprints(
+        &self,
+        ws: &WorkspaceId,
+        ask: &FlowRequest,
+        answer: &Responder<exchange::Flow>,
+    ) -> Result<FlowResponse, Error> {
         let records = self.mirror.refresh().await?;
-        let keys = records.blueprints.iter().map(|(key, _)| key);
-        let names = keys.filter(|key| *key.workspace == *ws.as_str());
-        let items = names.map(|key| (&*key.id, key.id.to_string()));
-        let page = self.page(ask).fill(&ask.cursor, items, |name| json_bytes(name)).map_err(Error::List)?;
+        let list = |page: Page<String>| {
+            let keys = records.blueprints.iter().map(|(key, _)| key);
+            let names = keys.filter(|key| *key.workspace == *ws.as_str());
+            let items = names.map(|key| (&*key.id, key.id.to_string()));
+            std::future::ready(page.fill(&ask.cursor, items, |name| json_bytes(name)))
+        };
+        let page = answer.list(ask.bytes_max, list).await.map_err(Error::List)?;
         Ok(FlowResponse { blueprint_names: page.items, cursor: page.cursor, ..Default::default() })
     }
 
-    /// An empty page of a list.
-    fn page<T>(&self, ask: &FlowRequest) -> Page<T> {
-        Page::new(ask.bytes_max, self.message_bytes_max)
-    }
-
-    async fn get_blueprint(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+    async fn get_blueprint(
+        &self,
+        ws: &WorkspaceId,
+        ask: &FlowRequest,
+        answer: &Responder<exchange::Flow>,
+    ) -> Result<FlowResponse, Error> {
         let name = blueprint_name(ask)?;
         let found = self.config.get(ws.as_str(), record::BLUEPRINT, name).await?;
         let blueprint_definition = found.and_then(|value| value.value).ok_or(Refusal::NoBlueprint)?;
+        answer.room_for(blueprint_definition.len()).await.map_err(Error::List)?;
         Ok(FlowResponse { blueprint_definition, ..Default::default() })
     }
 
@@ -206,12 +240,20 @@ impl Desk {
         Ok(FlowResponse::default())
     }
 
-    async fn list_flows(&self, ws: &WorkspaceId, ask: &FlowRequest) -> Result<FlowResponse, Error> {
+    async fn list_flows(
+        &self,
+        ws: &WorkspaceId,
+        ask: &FlowRequest,
+        answer: &Responder<exchange::Flow>,
+    ) -> Result<FlowResponse, Error> {
         let records = self.mirror.refresh().await?;
         let keys = view::ids(ws, &records);
-        let items = keys.iter().map(|key| (&*key.id, view::row(key, &records, &self.board)));
-        let bytes = |row: &FlowRow| wire::encode(row).len() + json_bytes(&row.id);
-        let page = self.page(ask).fill(&ask.cursor, items, bytes).map_err(Error::List)?;
+        let list = |page: Page<FlowRow>| {
+            let items = keys.iter().map(|key| (&*key.id, view::row(key, &records, &self.board)));
+            let bytes = |row: &FlowRow| wire::encode(row).len() + json_bytes(&row.id);
+            std::future::ready(page.fill(&ask.cursor, items, bytes))
+        };
+        let page = answer.list(ask.bytes_max, list).await.map_err(Error::List)?;
         Ok(FlowResponse {
             flow_ids: page.items.iter().map(|row| row.id.clone()).collect(),
             flows: page.items,
@@ -329,7 +371,7 @@ impl Desk {
             asked,
             drain: Drain::Discard,
         };
-        let wish = self.decide(|records| decide::start(records, &self.ports, start)).await?;
+        let wish = self.decide(ws.as_str(), |records| decide::start(records, &self.ports, start)).await?;
         let key = FlowKey::new(ws.as_str(), &ask.flow_id);
         let report = self.started(&key, &wish, deadline).await?;
         Ok(answer(&report))
@@ -353,7 +395,9 @@ impl Desk {
                 ..Default::default()
             });
         }
-        let wish = self.decide(|records| decide::stop(records, &self.ports, &key, drain, asked)).await?;
+        let wish = self
+            .decide(ws.as_str(), |records| decide::stop(records, &self.ports, &key, drain, asked))
+            .await?;
         let report = self.stopped(&key, &wish, deadline).await?;
         Ok(answer(&report))
     }
@@ -368,19 +412,27 @@ impl Desk {
     /// Decides on fresh records and writes the decision; anew when somebody else was faster.
     async fn decide(
         &self,
+        workspace: &str,
         decide: impl Fn(&Records) -> Result<Decision, Refusal>,
     ) -> Result<Box<Wish>, Error> {
+        let _turn = self.turns.take(workspace).await;
         let _one_at_a_time = self.deciding.lock().await;
         let mut doubt = None;
         for _ in 0..TRIES_MAX {
             let mut records = self.mirror.refresh().await?;
             let decided = loop {
                 match decide(&records) {
-                    Err(Refusal::Elsewhere { kind, key }) => {
-                        let found = self.config.get(&key.workspace, kind, &key.id).await?;
-                        let text = found.and_then(|value| value.value).map(|text| Text::Kept(text.into()));
+                    Err(Refusal::Elsewhere { workspace, kind, names }) => {
+                        let workspace = workspace.as_str();
+                        let read = stream::iter(names).map(async |name| {
+                            let found = self.config.get(workspace, kind, &name).await?;
+                            let text =
+                                found.and_then(|value| value.value).map(|text| Text::Kept(text.into()));
+                            Ok::<_, ConfigError>((FlowKey::new(workspace, &name), text))
+                        });
+                        let read: Vec<_> = read.buffer_unordered(READS_MAX).try_collect().await?;
                         if let Some(texts) = Arc::make_mut(&mut records).texts(kind) {
-                            texts.put(key, text);
+                            read.into_iter().for_each(|(key, text)| texts.put(key, text));
                         }
                     }
                     decided => break decided?,

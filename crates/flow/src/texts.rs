@@ -81,11 +81,6 @@ impl Texts {
             Text::Elsewhere | Text::Unreadable(_) => None,
         }
     }
-
-    /// That a text is the same as the template's, as far as that is still known.
-    pub(crate) fn same(&self, name: &str) -> Text {
-        self.template(name).map_or(Text::Elsewhere, |template| Text::Same(template.clone()))
-    }
 }
 
 /// Takes out of pages, as they come, what is not to be kept, so that nobody holds all of it at once.
@@ -98,7 +93,8 @@ pub(crate) struct Strip {
 #[derive(Default)]
 pub(crate) struct Stripped {
     pub(crate) page: Page,
-    pub(crate) same: Vec<ScopedKey>,
+    /// With the template's text that each of them is the same as.
+    pub(crate) same: Vec<(ScopedKey, Arc<str>)>,
     pub(crate) elsewhere: Vec<ScopedKey>,
 }
 
@@ -106,7 +102,7 @@ impl Stripped {
     /// Whether it tells anything.
     pub(crate) fn changes(&self) -> bool {
         let Page { is_whole, values, deleted, .. } = &self.page;
-        let is_empty = [&self.same, &self.elsewhere, deleted].iter().all(|keys| keys.is_empty());
+        let is_empty = self.same.is_empty() && self.elsewhere.is_empty() && deleted.is_empty();
         *is_whole || !values.is_empty() || !is_empty
     }
 }
@@ -144,16 +140,17 @@ impl Strip {
                 self.templates.insert(name, text.into());
                 return true;
             }
-            let list = if self.templates.get(&name).is_some_and(|template| **template == *text) {
-                &mut same
+            let template = self.templates.get(&name).filter(|template| ***template == *text).cloned();
+            let (r#type, key) = name;
+            let at = ScopedKey { workspace: value.workspace.clone(), r#type, key };
+            if let Some(template) = template {
+                same.push((at, template));
             } else if let Some(left) = self.room_bytes.checked_sub(text.len()) {
                 self.room_bytes = left;
                 return true;
             } else {
-                &mut elsewhere
-            };
-            let (r#type, key) = name;
-            list.push(ScopedKey { workspace: value.workspace.clone(), r#type, key });
+                elsewhere.push(at);
+            }
             false
         });
         Stripped { page, same, elsewhere }
@@ -193,6 +190,10 @@ mod tests {
         take(&mut records, false, vec![value(record::TEMPLATE, "{\"new\": 1}"), value("c", "{\"new\": 1}")]);
         assert_eq!(*text(&records, "a"), Text::Same("{}".into()));
         assert_eq!(*text(&records, "c"), Text::Same("{\"new\": 1}".into()));
+        // Also where both are told of at once, and the template after it.
+        let newest = value(record::TEMPLATE, "{\"newest\": 1}");
+        take(&mut records, false, vec![value("0d", "{\"new\": 1}"), newest]);
+        assert_eq!(*text(&records, "0d"), Text::Same("{\"new\": 1}".into()));
     }
 
     #[test]

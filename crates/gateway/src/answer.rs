@@ -4,25 +4,29 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
+use sluice_bus::shares::{Share, Shares};
 use sluice_bus::{Broker, Error, RawCall};
 use sluice_schema::api::{self, Reply};
+use sluice_schema::{ceilings, message};
 use tokio_util::sync::CancellationToken;
 
-use crate::identity::{self, Identity};
+use crate::identity;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
-use crate::shares::{Share, Shares};
 
 /// Answers up to this size are counted nowhere: as many as there are calls take little.
 const SMALL_BYTES: usize = 64 << 10;
+/// What an answer may weigh: vectors of three thousand numbers for each of two thousand texts do.
+const WEIGHT_BYTES_MAX: usize = 1 << 30;
+/// What a value takes of its weight once an answer is read: nothing of it grows then.
+const WEIGHT_PARTS: usize = 4;
+const TOO_MANY_VALUES: &str = "the answer has too many values for its size; ask for less of it, for lists by pages: 'bytes_max', for example 4194304";
 const ANSWERS_FULL: &str =
     "you have too many bytes of answers under way; take those that you asked for, then try again";
 
 /// An answer that comes in parts. Dropping it stops waiting.
 pub(crate) struct Answer {
     source: Source,
-    /// What the call counts for in its workspace.
-    _share: Option<Share>,
     service: &'static str,
     started: Instant,
     metrics: Metrics,
@@ -30,17 +34,32 @@ pub(crate) struct Answer {
     taker: Taker,
 }
 
+/// What a call under way counts for, and by which name its answers do.
+pub(crate) struct CallShare {
+    pub(crate) holder: String,
+    pub(crate) _taken: Share,
+}
+
 /// Who takes an answer, and what large answers count in until they are taken.
 pub(crate) struct Taker {
-    pub(crate) caller: Option<Arc<Identity>>,
+    /// `None` for a call without a credential.
+    pub(crate) share: Option<CallShare>,
     pub(crate) answers: Arc<Shares>,
 }
 
 impl Taker {
-    /// What a part of an answer counts for, if its caller may have so much.
-    fn hold(&self, bytes: usize) -> Result<Option<Share>, Refusal> {
-        let Some(caller) = self.caller.as_ref().filter(|_| bytes > SMALL_BYTES) else { return Ok(None) };
-        self.answers.take(&caller.handle, bytes).map(Some).ok_or(Refusal::Overloaded(ANSWERS_FULL))
+    /// What a part of an answer counts for, if its caller may have so much: what it takes once it is read.
+    fn hold(&self, part: &[u8]) -> Result<Option<Share>, Refusal> {
+        let Some(share) = self.share.as_ref().filter(|_| part.len() > SMALL_BYTES) else { return Ok(None) };
+        let weight = ceilings::weigh(part);
+        if weight > WEIGHT_BYTES_MAX {
+            return Err(Refusal::failed(message::Error::TOO_LARGE, TOO_MANY_VALUES));
+        }
+        let takes = part.len().max(weight / WEIGHT_PARTS);
+        // One that is heavier than all answers may be still comes alone.
+        let mut held = self.answers.share(&share.holder, 0);
+        let fits = held.grow(takes.min(held.most()));
+        if fits { Ok(Some(held)) } else { Err(Refusal::Overloaded(ANSWERS_FULL)) }
     }
 }
 
@@ -69,13 +88,17 @@ pub(crate) struct Stream {
 impl Answer {
     pub(crate) fn new(
         source: Source,
-        share: Option<Share>,
         service: &'static str,
         started: Instant,
         metrics: Metrics,
         taker: Taker,
     ) -> Self {
-        Self { source, _share: share, service, started, metrics, ended: false, taker }
+        Self { source, service, started, metrics, ended: false, taker }
+    }
+
+    /// Whether the call is counted as under way.
+    pub(crate) const fn is_counted(&self) -> bool {
+        self.taker.share.is_some()
     }
 
     /// The next part that the caller is sent; nothing is asked for after the last or after a refusal. Cancel-safe.
@@ -130,9 +153,9 @@ impl Stream {
                 biased;
                 message = self.raw.next() => message.map_err(|error| lost(&error, self.asked.service().name, self.raw.broker()))?,
                 refusal = ended_early(self.gone.as_ref()) => return Err(refusal),
-                () = self.cut.cancelled() => return Err(Refusal::failed("gateway-error", "the gateway is stopping")),
+                () = self.cut.cancelled() => return Err(Refusal::stopping()),
             };
-            let held = taker.hold(message.body.len())?;
+            let held = taker.hold(&message.body)?;
             let reply = self.asked.decode(&message.body).map_err(|error| {
                 metrics.unreadable_answers.inc();
                 tracing::error!(%error, "an answer cannot be read");
@@ -165,7 +188,7 @@ fn lost(error: &Error, service: &str, broker: &dyn Broker) -> Refusal {
     match error {
         Error::TimedOut { .. } if service == "iam" => identity::cannot_ask(error, broker),
         Error::TimedOut { .. } => Refusal::failed("gateway-error", "Timeout"),
-        Error::Full { .. } => Refusal::failed("gateway-overloaded", "the answer was not read fast enough"),
+        Error::Full { .. } => Refusal::Overloaded("the answer was not read fast enough"),
         Error::QuestionLost { .. } if service == "iam" => identity::cannot_ask(error, broker),
         Error::QuestionLost { .. } => Refusal::question_lost(service),
         _ => Refusal::failed("gateway-error", "the answer was lost"),

@@ -4,8 +4,8 @@
 //! in one pass that allocates nothing, and what is out of proportion is refused unread.
 
 use bytes::Bytes;
-use memchr::memchr2;
 use serde_json::{Map, Value};
+use sluice_schema::ceilings::weigh;
 use tokio::sync::Semaphore;
 
 use crate::hall::Room;
@@ -17,44 +17,6 @@ pub(crate) const INLINE_BYTES_MAX: usize = 1 << 20;
 const WEIGHT_BYTES_MIN: usize = 16 << 20;
 /// How many times its length a larger body may weigh.
 const WEIGHT_FACTOR_MAX: usize = 8;
-
-// What parts of a value take in memory, with the slack of growing containers.
-const VALUE_BYTES: usize = 112;
-const MEMBER_BYTES: usize = 160;
-const CONTAINER_BYTES: usize = 320;
-const STRING_BYTES: usize = 32;
-
-/// How many bytes a JSON text takes once it is read, at most. For what is not JSON the number means nothing.
-pub(crate) fn weigh(json: &[u8]) -> usize {
-    let mut weight = json.len();
-    let mut at = 0;
-    while let Some(byte) = json.get(at) {
-        at += 1;
-        weight += match byte {
-            b',' => VALUE_BYTES,
-            b':' => MEMBER_BYTES,
-            b'[' | b'{' => CONTAINER_BYTES + VALUE_BYTES,
-            b'"' => {
-                at = end_of_string(json, at);
-                STRING_BYTES
-            }
-            _ => 0,
-        };
-    }
-    weight
-}
-
-/// Where a string ends that begins before `at`.
-fn end_of_string(json: &[u8], mut at: usize) -> usize {
-    while let Some(found) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
-        at += found;
-        if json[at] == b'"' {
-            return at + 1;
-        }
-        at += 2;
-    }
-    json.len()
-}
 
 /// The weight of a text, if it is in proportion to its length.
 pub(crate) fn check(json: &[u8]) -> Result<usize, Refusal> {

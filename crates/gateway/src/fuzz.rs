@@ -18,7 +18,6 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-use crate::body;
 use crate::forwarded;
 use crate::frame::{self, Frame};
 use crate::hall::{self, Call, Door};
@@ -97,7 +96,7 @@ fn any_body_is_weighed_for_more_than_it_takes_and_becomes_a_typed_question() {
     sluice_fuzz::run("bodies", &corpus("bodies"), 5_000, &[], &|input| {
         let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
         let (path, text) = (String::from_utf8_lossy(&input[..end]), &input[input.len().min(end + 1)..]);
-        let weight = body::weigh(text);
+        let weight = sluice_schema::ceilings::weigh(text);
         let Ok(value) = serde_json::from_slice::<Value>(text) else { return };
         assert!(weight + size_of::<Value>() >= takes(&value), "{weight} for {} bytes", text.len());
         let Value::Object(members) = value else { return };

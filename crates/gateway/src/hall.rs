@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
+use sluice_bus::shares::{Share, Shares};
 use sluice_bus::{Address, Error, ErrorKind, Message, Patience, RawCall, Replies, property};
 use sluice_schema::api::{self, Caller, Service};
 use sluice_schema::operation::{self, Access, Kind, Level, Operation, Parameters};
@@ -17,14 +18,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Options;
-use crate::answer::{Answer, Source, Stream, Taker};
+use crate::answer::{Answer, CallShare, Source, Stream, Taker};
 use crate::browser::Browsers;
 use crate::identity::{self, Gatekeeper, Identity, Origin, Permission};
 use crate::metrics::Metrics;
 use crate::refusal::{BUS_UNAVAILABLE, PROCESS_TROUBLED, Refusal};
 use crate::routes::{Flow, Route, Routes, Services, Snapshot};
-use crate::shares::{Share, Shares};
+use crate::{NoRoom, Options};
 
 /// Pauses between looks at a queue that was announced a moment ago and is not there yet.
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
@@ -49,15 +49,17 @@ pub(crate) struct Hall {
     pub(crate) browsers: Browsers,
     pub(crate) metrics: Metrics,
     pub(crate) process: Process,
+    no_room: Option<NoRoom>,
     routes: Routes,
     config: ConfigWatch,
     iam: Arc<Route>,
-    /// Calls under way, by who makes them.
+    /// Calls that come in, by who makes them.
     calls: Arc<Shares>,
-    /// The same by the workspace in which they are made.
-    in_workspaces: Arc<Shares>,
+    /// Calls under way, by where: see [`holder`].
+    under_way: Arc<Shares>,
     /// Bytes of bodies, by whose they are.
     bodies: Arc<Shares>,
+    /// Bytes of answers, by where they are asked for and by whom.
     answers: Arc<Shares>,
     /// Calls without a credential, by address.
     public_calls: Arc<Shares>,
@@ -94,10 +96,20 @@ pub(crate) struct Call<'a> {
     pub(crate) origin: &'a Origin,
 }
 
-/// Room for one call and its body, given back when dropped.
+/// Room for one call that comes in and its body, given back when dropped.
 pub(crate) struct Room {
-    _call: Share,
+    call: Share,
     body: Share,
+}
+
+/// What a call under way counts for: its workspace, apart for flows, whose processors may take long, so that with whatever is under
+/// way in one workspace there is room in others and for what undoes it. What happens in no workspace counts for its caller.
+fn holder(caller: &Identity, workspace: &str, flow: Option<&str>) -> String {
+    match (workspace, flow) {
+        ("", _) => format!("\n{}", caller.handle),
+        (workspace, None) => workspace.to_owned(),
+        (workspace, Some(_)) => format!("{workspace}\nflows"),
+    }
 }
 
 impl Room {
@@ -116,9 +128,12 @@ impl Room {
         self.grow_to(bytes)
     }
 
-    /// Gives back what the body took, once it is on its way; the call itself stays counted.
-    pub(crate) fn release_body(&mut self) {
+    /// Gives back what the body took, and the call itself where it is counted as under way now.
+    pub(crate) fn is_asked(&mut self, answer: &Answer) {
         self.body.clear();
+        if answer.is_counted() {
+            self.call.clear();
+        }
     }
 }
 
@@ -134,6 +149,7 @@ impl Hall {
         routes: Routes,
         metrics: Metrics,
         options: Options,
+        no_room: Option<NoRoom>,
         stop: CancellationToken,
     ) -> Self {
         let replies = process.replies.clone();
@@ -142,11 +158,12 @@ impl Hall {
             browsers: Browsers::new(&options),
             metrics,
             process,
+            no_room,
             routes,
             config,
             iam: Arc::new(Route::new(system::iam_request(), system::iam_response())),
             calls: Shares::new(options.calls_max),
-            in_workspaces: Shares::new(options.calls_max),
+            under_way: Shares::new(options.calls_max),
             bodies: Shares::new(options.bodies_bytes_max),
             answers: Shares::new(options.answers_bytes_max),
             public_calls: Shares::new(options.public_calls_max),
@@ -172,6 +189,9 @@ impl Hall {
         if let Some(reason) = self.process.trouble.reason() {
             return Err(Refusal::CannotAsk { kind: PROCESS_TROUBLED, reason: reason.to_string().into() });
         }
+        if let Some(why) = self.no_room.as_ref().and_then(|no_room| no_room()) {
+            return Err(Refusal::no_room(why));
+        }
         self.gate.look().await
     }
 
@@ -184,7 +204,7 @@ impl Hall {
     pub(crate) fn room_for(&self, caller: &Identity, body: Option<Share>) -> Result<Room, Refusal> {
         let call = self.calls.take(&caller.handle, 1).ok_or(Refusal::Overloaded(CALLS_FULL))?;
         let body = body.unwrap_or_else(|| self.bodies.share(&caller.handle, SMALL_BODY_BYTES));
-        Ok(Room { _call: call, body })
+        Ok(Room { call, body })
     }
 
     /// A share in the bytes of bodies, with nothing in it yet.
@@ -196,7 +216,7 @@ impl Hall {
     pub(crate) fn public_room(&self, origin: &Origin) -> Result<Room, Refusal> {
         let address = origin.address().map_or_else(String::new, |address| address.to_string());
         let call = self.public_calls.take(&address, 1).ok_or(Refusal::Overloaded(PUBLIC_FULL))?;
-        Ok(Room { _call: call, body: self.public_bodies.share(&address, 0) })
+        Ok(Room { call, body: self.public_bodies.share(&address, 0) })
     }
 
     /// Takes a call through every step up to the question being asked.
@@ -204,14 +224,14 @@ impl Hall {
         let started = Instant::now();
         let operation = find(&call);
         let label = operation.as_ref().map_or("unknown", |operation| label(operation));
-        let taker = Taker { caller: call.caller.clone(), answers: self.answers.clone() };
         let entered = match operation {
             Ok(operation) => self.walk(call, operation).await,
             Err(refusal) => Err(refusal),
         };
         match entered {
             Ok((source, share)) => {
-                Ok(Answer::new(source, share, label, started, self.metrics.clone(), taker))
+                let taker = Taker { share, answers: self.answers.clone() };
+                Ok(Answer::new(source, label, started, self.metrics.clone(), taker))
             }
             Err(refusal) => {
                 self.metrics.called(label, false, started.elapsed());
@@ -224,13 +244,14 @@ impl Hall {
         &self,
         call: Call<'_>,
         operation: &'static Operation,
-    ) -> Result<(Source, Option<Share>), Refusal> {
+    ) -> Result<(Source, Option<CallShare>), Refusal> {
         let service = api::find(call.service).ok_or(Refusal::UnknownKind)?;
         match (&call.caller, operation.level) {
             (None, _) if operation.access != Access::Public => Err(Refusal::Unauthenticated),
-            (_, Level::System) => {
+            (caller, Level::System) => {
+                let share = caller.as_ref().map(|caller| self.take_call(caller, "", None)).transpose()?;
                 let asked = Box::pin(self.ask_iam(call, operation, service));
-                asked.await.map(|source| (source, None))
+                asked.await.map(|source| (source, share))
             }
             (None, Level::Workspace | Level::Flow) => Err(Refusal::Unauthenticated),
             (Some(caller), Level::Workspace | Level::Flow) => {
@@ -247,11 +268,10 @@ impl Hall {
         caller: &Identity,
         operation: &'static Operation,
         service: &'static Service,
-    ) -> Result<(Source, Share), Refusal> {
+    ) -> Result<(Source, CallShare), Refusal> {
         let workspace = workspace_of(&call, caller)?;
         self.permit(caller, operation, Some(&workspace), call.flow, None, call.origin).await?;
-        let share = self.in_workspaces.take(&workspace, 1);
-        let share = share.ok_or(Refusal::Overloaded(WORKSPACE_FULL))?;
+        let share = self.take_call(caller, &workspace, call.flow)?;
         let snapshot = self.snapshot_with(&workspace).await?;
         let services =
             snapshot.workspace(&workspace).map(|found| found.services.clone()).ok_or(Refusal::NoWorkspace)?;
@@ -273,6 +293,18 @@ impl Hall {
             }
         };
         Ok((source, share))
+    }
+
+    fn take_call(
+        &self,
+        caller: &Identity,
+        workspace: &str,
+        flow: Option<&str>,
+    ) -> Result<CallShare, Refusal> {
+        let holder = holder(caller, workspace, flow);
+        let full = if workspace.is_empty() { CALLS_FULL } else { WORKSPACE_FULL };
+        let taken = self.under_way.take(&holder, 1).ok_or(Refusal::Overloaded(full))?;
+        Ok(CallShare { holder: format!("{holder}\n{}", caller.handle), _taken: taken })
     }
 
     async fn permit(
@@ -504,7 +536,12 @@ impl Hall {
             | Error::NoSubscription { .. }
             | Error::Unroutable { .. }
             | Error::NoInbox { .. } => {
-                Refusal::failed(kind, format!("nobody serves {service} at the moment"))
+                let text = format!("nobody serves {service} at the moment");
+                match kind {
+                    // A flow's service that is on record may only just start.
+                    "flow-error" => Refusal::Later(message::Error::new(kind, text)),
+                    _ => Refusal::failed(kind, text),
+                }
             }
             Error::NoReader { .. } => Refusal::Later(message::Error::new(
                 kind,

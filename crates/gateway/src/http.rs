@@ -35,8 +35,8 @@ use crate::hall::{Call, Door, Hall, Room};
 use crate::identity::{self, Credential, Identity, Origin};
 use crate::listener::Peer;
 use crate::refusal::{self, Refusal, TurnedAway};
-use crate::shares::Share;
 use crate::socket;
+use sluice_bus::shares::Share;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -173,7 +173,7 @@ async fn serve(hall: &Hall, flow: Option<&str>, service: &str, mut request: Requ
         let body = body::object(bytes, &mut room, &hall.body_readers).await?;
         let call = Call { door: Door::Http, caller, workspace: None, flow, service, body, origin: &origin };
         let answer = hall.enter(call).await?;
-        room.release_body();
+        room.is_asked(&answer);
         let part = answer.only().await?;
         hall.gate.hears(&origin, service, &part.reply);
         Ok(part)
@@ -356,7 +356,7 @@ async fn document_stream(
 ) -> Result<Response, Refusal> {
     let origin = origin(&mut request);
     let caller = hall.gate.authenticate(&credential(request.headers())?, &origin).await?;
-    let room = hall.room(&caller)?;
+    let mut room = hall.room(&caller)?;
     let document = query.document_id.filter(|id| !id.is_empty());
     let Some(document) = document else {
         return Err(Refusal::Rejected("Missing required parameter: document-id".to_owned()));
@@ -372,6 +372,7 @@ async fn document_stream(
     let call =
         Call { door: Door::Socket, caller: Some(caller), workspace, flow, service, body, origin: &origin };
     let mut answer = hall.enter(call).await?;
+    room.is_asked(&answer);
     let first = content(&mut answer).await;
     let first = match first {
         Err(Refusal::Failed(error)) if error.r#type == "not-found" => {
@@ -380,8 +381,16 @@ async fn document_stream(
             );
         }
         Err(Refusal::Failed(error)) => {
-            let told = json(&serde_json::json!({"error": error.message}));
-            return Ok((StatusCode::BAD_GATEWAY, told).into_response());
+            let status = match error.r#type.as_str() {
+                "request-error" => StatusCode::BAD_REQUEST,
+                _ => StatusCode::BAD_GATEWAY,
+            };
+            let told = (status, json(&serde_json::json!({"error": error.message}))).into_response();
+            return Ok(match &error {
+                error if error.is_store_unavailable() => refusal::repaired_first(told),
+                error if error.is_overloaded() => refusal::too_many_first(told),
+                _ => told,
+            });
         }
         outcome => outcome?,
     };

@@ -22,7 +22,7 @@
 //! let process = Process::new(Arc::new(Embedded::in_memory()), Default::default());
 //! let watch = ConfigWatch::start(&process, Duration::from_secs(30));
 //! let options = Options::new("127.0.0.1:0".parse()?);
-//! let gateway = sluice_gateway::start(Parts { process, watch, options }).await?;
+//! let gateway = sluice_gateway::start(Parts { process, watch, options, no_room: None }).await?;
 //! println!("listening on {}", gateway.local_addr);
 //! gateway.shutdown().await;
 //! # Ok(()) }
@@ -58,7 +58,6 @@ mod options;
 mod outbox;
 mod refusal;
 mod routes;
-mod shares;
 mod socket;
 mod stream;
 mod tls;
@@ -83,7 +82,12 @@ pub struct Parts {
     pub watch: ConfigWatch,
     /// Its settings.
     pub options: Options,
+    /// Of a process that keeps data: why it refuses what it is to keep, while it does.
+    pub no_room: Option<NoRoom>,
 }
+
+/// Tells why there is no room, while there is none. Anybody may read it: it names no place on the machine.
+pub type NoRoom = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +133,7 @@ impl Gateway {
 /// # Errors
 /// When the address cannot be listened on.
 pub async fn start(parts: Parts) -> Result<Gateway, Error> {
-    let Parts { process, watch, options } = parts;
+    let Parts { process, watch, options, no_room } = parts;
     let address = options.listen;
     let listen = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => Error::InUse { address },
@@ -152,7 +156,7 @@ pub async fn start(parts: Parts) -> Result<Gateway, Error> {
             let _ = stop.run_until_cancelled(tls.watch()).await;
         });
     }
-    let hall = Arc::new(Hall::new(process, watch, routes, metrics, options, stop.clone()));
+    let hall = Arc::new(Hall::new(process, watch, routes, metrics, options, no_room, stop.clone()));
     let (stopping, done) = (stop.clone(), stopped.clone());
     tasks.spawn("gateway/http", async move {
         let cut_off = CancellationToken::new();

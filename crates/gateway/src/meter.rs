@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::shares::Share;
+use sluice_bus::shares::Share;
 
 /// Bytes of an unfinished message that cost nothing.
 const FREE_BYTES: usize = 32 << 10;
@@ -265,7 +265,7 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
-    use crate::shares::Shares;
+    use sluice_bus::shares::Shares;
 
     const TEXT: u8 = 0x01;
     const CONTINUED: u8 = 0x00;

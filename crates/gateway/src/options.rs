@@ -32,10 +32,12 @@ pub struct Options {
     pub frame_bytes_max: usize,
     /// Bodies of all calls under way together, unfinished ones included; shared as the calls are. Default 256 MiB.
     pub bodies_bytes_max: usize,
-    /// Answers that their callers have not taken yet, large ones only; shared as the calls are. Default 512 MiB.
+    /// Answers that their callers have not taken yet, large ones only, by what they take once they are read; shared as the
+    /// calls are. Default 256 MiB.
     pub answers_bytes_max: usize,
-    /// Calls under way in the whole gateway. Above it, callers that have more than their share are told to come later,
-    /// so that one cannot keep out others; together they have at most twice as many. Default 1024.
+    /// Calls that come in, and calls under way, in the whole gateway. Above it, callers that have more than their share of the first,
+    /// and workspaces that have more of the second, are told to come later, so that one cannot keep out others;
+    /// [`sluice_bus::shares`] says how many there are together. Default 1024.
     pub calls_max: usize,
     /// Calls without a credential under way; a bound of their own, shared in the same way by address. Default 32.
     pub public_calls_max: usize,
@@ -101,7 +103,7 @@ impl Options {
             body_bytes_max: 64 << 20,
             frame_bytes_max: 50 << 20,
             bodies_bytes_max: 256 << 20,
-            answers_bytes_max: 512 << 20,
+            answers_bytes_max: 256 << 20,
             calls_max: 1_024,
             public_calls_max: 32,
             public_body_bytes_max: 8 << 10,

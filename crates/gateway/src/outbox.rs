@@ -8,8 +8,8 @@ use futures_util::stream::SplitSink;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::shares::Share;
 use crate::socket::Socket;
+use sluice_bus::shares::Share;
 
 /// Frames in the outbox, beside its bound in bytes.
 const UNREAD_FRAMES_MAX: usize = 256;

@@ -97,6 +97,14 @@ impl Refusal {
         Self::CannotAsk { kind: BUS_UNAVAILABLE, reason: reason.into() }
     }
 
+    /// The store of this process takes nothing that needs room.
+    pub(crate) fn no_room(why: &str) -> Self {
+        let reason = format!(
+            "the store takes nothing new at the moment: {why}; what is kept can be read and removed; try again later"
+        );
+        Self::CannotAsk { kind: message::Error::STORE_UNAVAILABLE, reason: reason.into() }
+    }
+
     /// More waits in flows than may.
     pub(crate) fn backlogged(workspace: &str, excess: &Excess) -> Self {
         let mib = |bytes: &u64| bytes >> 20;
@@ -105,12 +113,15 @@ impl Refusal {
                 "the flows have more queued than they may, all workspaces together; try again in a moment"
                     .to_owned()
             }
-            Excess::Own { bytes, share_bytes, flow } => format!(
-                "the flows of workspace '{workspace}' have more queued than they may: {} of {} MiB, most in flow '{}'; try again in a moment",
-                mib(bytes),
-                mib(share_bytes),
-                flow.as_deref().unwrap_or_default()
-            ),
+            Excess::Own { bytes, share_bytes, flow } => {
+                // What waits for a service is in no flow.
+                let most = flow.as_ref().map_or_else(String::new, |flow| format!(", most in flow '{flow}'"));
+                format!(
+                    "the flows of workspace '{workspace}' have more queued than they may: {} of {} MiB{most}; try again in a moment",
+                    mib(bytes),
+                    mib(share_bytes)
+                )
+            }
         })
     }
 
@@ -126,6 +137,11 @@ impl Refusal {
             "the queue of {service} was removed at the message broker with what waited in it, and nothing shows that anybody works on this call: send it again; if it changes something, look first whether that was done"
         );
         Self::Later(message::Error::new("gateway-error", text))
+    }
+
+    /// Whatever the call was about, this process answers it no more.
+    pub(crate) fn stopping() -> Self {
+        Self::Later(message::Error::new("gateway-error", "the gateway is stopping"))
     }
 
     /// What the refusal is called towards a socket.
@@ -289,4 +305,20 @@ pub(crate) fn too_many_first(mut answer: Response) -> Response {
 fn later(mut response: Response, seconds: &'static str) -> Response {
     response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(seconds));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backlog_names_its_flow_where_there_is_one() {
+        let told = |flow: Option<&str>| {
+            let excess =
+                Excess::Own { bytes: 9 << 20, share_bytes: 6 << 20, flow: flow.map(ToOwned::to_owned) };
+            Refusal::backlogged("w", &excess).typed().message
+        };
+        assert!(told(Some("f1")).contains("9 of 6 MiB, most in flow 'f1'; try"), "{}", told(Some("f1")));
+        assert!(told(None).contains("9 of 6 MiB; try"), "{}", told(None));
+    }
 }

@@ -562,7 +562,7 @@ impl Session {
 
     fn admit(&self, request: &Request, stopping: bool) -> Result<Option<Room>, Refusal> {
         if stopping {
-            return Err(Refusal::failed("gateway-error", "the gateway is stopping"));
+            return Err(Refusal::stopping());
         }
         if self.waiting.len() >= self.hall.options.socket_waiting_max {
             return Err(Refusal::Overloaded(TOO_MANY_WAIT));
@@ -693,7 +693,7 @@ async fn answer(
             return (sameness, not_accepted);
         }
     };
-    room.release_body();
+    room.is_asked(&answer);
     loop {
         let (text, last, held) = match answer.next().await {
             Ok(Part { reply, held }) => {

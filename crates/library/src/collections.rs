@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use sluice_schema::ids::Name;
-use sluice_schema::listing::Page;
+use sluice_schema::listing::{self, Page};
 use sluice_schema::message::{
     self, CollectionManagementRequest, CollectionManagementResponse, CollectionMetadata, ConfigValue,
     Expectation,
 };
-use sluice_schema::{WorkspaceId, ceilings, wire};
+use sluice_schema::{WorkspaceId, ceilings, exchange, wire};
 use sluice_sdk::config::value;
-use sluice_sdk::{Apply, ConfigClient, ConfigError, Position};
+use sluice_sdk::service::SMALL_PAGE_BYTES;
+use sluice_sdk::{Apply, ConfigClient, ConfigError, Position, Responder};
 use sluice_store::Batch;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -56,11 +57,12 @@ impl Collections {
         &self,
         workspace: &str,
         request: CollectionManagementRequest,
+        responder: &Responder<exchange::Collections>,
     ) -> Result<CollectionManagementResponse, Error> {
         let mut cursor = String::new();
         let collections = match request.operation.as_str() {
             "list-collections" => {
-                let page = self.list(workspace, &request).await.map_err(failed("list"))?;
+                let page = self.list(workspace, &request, responder).await.map_err(failed("list"))?;
                 cursor = page.cursor;
                 page.items
             }
@@ -80,8 +82,17 @@ impl Collections {
         &self,
         workspace: &str,
         request: &CollectionManagementRequest,
+        responder: &Responder<exchange::Collections>,
     ) -> Result<Page<CollectionMetadata>, Error> {
-        let values = self.config.getvalues(workspace, COLLECTION).await?;
+        // Whether there is much of it shows in a first, small page.
+        let small = self.config.getvalues_page(workspace, COLLECTION, SMALL_PAGE_BYTES as i64).await?;
+        let values = if small.cursor.is_empty() {
+            small.values
+        } else {
+            drop(small);
+            responder.room_for(ceilings::TYPE_BYTES_MAX).await?;
+            self.config.getvalues(workspace, COLLECTION).await?
+        };
         let mut collections: Vec<CollectionMetadata> = values.iter().filter_map(read).collect();
         if !request.tag_filter.is_empty() {
             collections.retain(|one| one.tags.iter().any(|tag| request.tag_filter.contains(tag)));
@@ -92,7 +103,7 @@ impl Collections {
         let places: Vec<String> = collections.iter().map(|one| one.collection.clone()).collect();
         let items = places.iter().map(String::as_str).zip(collections);
         let page = Page::new(request.bytes_max, self.message_bytes_max);
-        page.fill(&request.cursor, items, |one| wire::encode(one).len()).map_err(Error::Told)
+        page.fill(&request.cursor, items, |one| listing::row_bytes(&wire::encode(one))).map_err(Error::Told)
     }
 
     async fn update(
@@ -205,11 +216,15 @@ fn failed(verb: &str) -> impl Fn(Error) -> Error + '_ {
         }
         Error::Config(inner) => {
             let what = if verb == "list" { "query" } else { verb };
-            Error::request(format!(
+            let text = format!(
                 "Failed to {verb} collection{}: Config {what} failed: {}",
                 plural(verb),
                 cause(&inner)
-            ))
+            );
+            match inner.for_later() {
+                Some(later) => Error::Told(message::Error::new(later, text)),
+                None => Error::request(text),
+            }
         }
         Error::Request(text) => {
             Error::request(format!("Failed to {verb} collection{}: {text}", plural(verb)))

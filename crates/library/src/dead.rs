@@ -19,8 +19,8 @@ use sluice_schema::message::{
     DeadLetter, DeadLettersRequest as Request, DeadLettersResponse as Response, Error as Told, KeptLetter,
     Metadata,
 };
-use sluice_schema::{Class, Topic, WorkspaceId, record, system};
-use sluice_sdk::ConfigClient;
+use sluice_schema::{Class, Topic, WorkspaceId, exchange, record, system};
+use sluice_sdk::{ConfigClient, Responder};
 use sluice_store::{Batch, Found, KeyRange, Read};
 
 use crate::Error;
@@ -287,11 +287,11 @@ impl DeadLetters {
         workspace: &str,
         held: &Held,
         request: Request,
-        trace: Option<&str>,
+        responder: &Responder<exchange::DeadLetters>,
     ) -> Result<Response, Told> {
         let outcome = match request.operation.as_str() {
             "list" => self.list(workspace, &request).await,
-            "export" => self.export(workspace, &request).await,
+            "export" => self.export(workspace, &request, responder).await,
             "replay" => self.replay(workspace, held, &request).await,
             "remove" => self.remove(workspace, held, &request).await,
             "" => Err(Error::request("Null operation")),
@@ -299,7 +299,7 @@ impl DeadLetters {
                 "Invalid operation: {other}; dead letters know list, export, replay and remove"
             ))),
         };
-        outcome.map_err(|error| error.told(&request.operation, trace))
+        outcome.map_err(|error| error.told(&request.operation, responder.trace()))
     }
 
     /// A page of letters without their bodies, newest first.
@@ -312,9 +312,17 @@ impl DeadLetters {
     }
 
     /// A page of whole letters, newest first.
-    async fn export(&self, workspace: &str, request: &Request) -> Result<Response, Error> {
+    async fn export(
+        &self,
+        workspace: &str,
+        request: &Request,
+        responder: &Responder<exchange::DeadLetters>,
+    ) -> Result<Response, Error> {
         let room = Room { letters: limit(request), bytes: PAGE_BYTES, is_with_bodies: true };
         let (chosen, remaining) = self.choose(workspace, request, Order::NewestFirst, room).await?;
+        let told = chosen.iter().map(|(_, head)| head).filter(|head| self.fits_an_answer(head));
+        let bytes: u64 = told.map(Head::shown_bytes).sum();
+        responder.room_for(usize::try_from(bytes).unwrap_or(usize::MAX)).await?;
         let mut page = Response { remaining, ..Default::default() };
         for (place, head) in chosen {
             // One that is kept is the last of its page, so that the next one begins behind it.

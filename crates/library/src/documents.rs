@@ -12,7 +12,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sluice_schema::listing::Page;
+use sluice_schema::listing::{self, Page};
 use sluice_schema::message::{Criteria, DocumentMetadata};
 use sluice_schema::{ceilings, wire};
 use sluice_store::embedded::{Owner, Owners};
@@ -435,7 +435,7 @@ impl Documents {
         self.rows
             .scan_range(DOCUMENTS, range, LISTED_ROWS, |key, raw| {
                 let document: Document = rows::decode(DOCUMENTS, key, raw)?;
-                take(&mut page, document, raw.len(), criteria)
+                take(&mut page, document, listing::row_bytes(raw), criteria)
             })
             .await?;
         Ok(page)
@@ -474,7 +474,7 @@ impl Documents {
                 // One that went between the two reads is not there any more.
                 let Some(raw) = raw else { continue };
                 let document: Document = rows::decode(DOCUMENTS, key, &raw)?;
-                if !take(&mut page, document, raw.len(), criteria)? {
+                if !take(&mut page, document, listing::row_bytes(&raw), criteria)? {
                     return Ok(page);
                 }
             }

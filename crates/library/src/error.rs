@@ -1,5 +1,6 @@
 //! What can go wrong in the library, and how the caller is told.
 
+use sluice_bus::ErrorKind as BusErrorKind;
 use sluice_schema::message;
 use sluice_sdk::ConfigError;
 use sluice_store::ErrorKind;
@@ -28,6 +29,9 @@ pub enum Error {
     /// The bus failed.
     #[error("the library could not reach the bus")]
     Bus(#[from] sluice_bus::Error),
+    /// What was asked for is on record and goes on by itself, but did not come to its end yet.
+    #[error("it is on record, and is finished as soon as that is possible")]
+    OnRecord(#[source] Box<Error>),
     /// What rests in the store cannot be read.
     #[error("the stored record of {what} cannot be read: {reason}")]
     Damaged {
@@ -38,6 +42,12 @@ pub enum Error {
     },
 }
 
+impl From<message::Error> for Error {
+    fn from(told: message::Error) -> Self {
+        Self::Told(told)
+    }
+}
+
 impl Error {
     pub(crate) fn request(text: impl Into<String>) -> Self {
         Self::Request(text.into())
@@ -45,20 +55,34 @@ impl Error {
 
     /// The error as it goes to the caller; what is not the caller's fault is logged here, once, with its cause.
     pub(crate) fn told(self, operation: &str, trace: Option<&str>) -> message::Error {
-        let kind = match &self {
-            Self::Told(error) => return error.clone(),
-            Self::Request(_) => return message::Error::new("request-error", self.to_string()),
-            Self::NotFound(_) => return message::Error::new("not-found", self.to_string()),
-            Self::Exists(_) => return message::Error::new("unexpected-error", self.to_string()),
-            Self::Store(error) if error.kind() == ErrorKind::Unavailable => message::Error::STORE_UNAVAILABLE,
-            Self::Config(ConfigError::Refused { kind, .. }) if kind == message::Error::CONFIG_UNAVAILABLE => {
-                kind
-            }
-            Self::Store(_) | Self::Config(_) | Self::Bus(_) | Self::Damaged { .. } => "unexpected-error",
-        };
+        if let Self::Told(error) = &self {
+            return error.clone();
+        }
         let cause = cause(&self);
-        tracing::error!(operation, trace, cause, "a library call failed");
-        message::Error::new(kind, cause)
+        if !matches!(self, Self::Request(_) | Self::NotFound(_) | Self::Exists(_)) {
+            tracing::error!(operation, trace, cause, "a library call failed");
+        }
+        message::Error::new(self.kind(), cause)
+    }
+
+    /// The type by which callers tell it from others.
+    fn kind(&self) -> &str {
+        const UNEXPECTED: &str = "unexpected-error";
+        match self {
+            Self::Told(error) => &error.r#type,
+            Self::Request(_) => "request-error",
+            Self::NotFound(_) => "not-found",
+            Self::Store(error) if error.kind() == ErrorKind::Unavailable => message::Error::STORE_UNAVAILABLE,
+            Self::Config(error) => error.for_later().unwrap_or(UNEXPECTED),
+            Self::Bus(sluice_bus::Error::Full { .. }) => message::Error::OVERLOADED,
+            Self::Bus(error) => match error.kind() {
+                BusErrorKind::Absent | BusErrorKind::Unavailable => message::Error::BUS_UNAVAILABLE,
+                BusErrorKind::OutcomeUnknown => message::Error::OUTCOME_UNKNOWN,
+                BusErrorKind::Refused => UNEXPECTED,
+            },
+            Self::OnRecord(error) => error.kind(),
+            Self::Exists(_) | Self::Store(_) | Self::Damaged { .. } => UNEXPECTED,
+        }
     }
 }
 
@@ -86,5 +110,25 @@ mod tests {
         assert!(told.message.contains("disk of 'd' is full"), "{told:?}");
         let damaged = sluice_store::Error::Damaged { what: "a row".to_owned(), reason: "torn".to_owned() };
         assert_eq!(Error::Store(damaged).told("add-document", None).r#type, "unexpected-error");
+        let away = sluice_bus::Error::Unavailable { reason: "x".to_owned() };
+        let away = Error::Config(ConfigError::Bus(away)).told("add-processing", None);
+        assert_eq!(
+            away.r#type, "config-unavailable",
+            "nothing was done, and the same call may succeed later"
+        );
+    }
+
+    #[test]
+    fn a_broker_that_takes_nothing_is_told_as_that_and_so_is_that_a_removal_goes_on() {
+        let disk = || sluice_bus::Error::Disk { reason: "full".to_owned() };
+        let told = Error::OnRecord(Box::new(Error::Bus(disk()))).told("remove-document", None);
+        assert_eq!(told.r#type, "bus-unavailable");
+        assert!(told.is_store_unavailable() && told.message.contains("on record"), "{told:?}");
+        assert_eq!(Error::Bus(disk()).told("add-document", None).r#type, "bus-unavailable");
+        let topic = "flow:tg:in:w:f".parse().unwrap();
+        let full = sluice_bus::Error::Full { topic, limit: 1, unit: "messages" };
+        assert!(Error::Bus(full).told("add-document", None).is_overloaded());
+        let refused = sluice_bus::Error::Refused { reason: "never".to_owned() };
+        assert_eq!(Error::Bus(refused).told("add-document", None).r#type, "unexpected-error");
     }
 }

@@ -35,4 +35,5 @@ mod uploads;
 pub use dead::Limits;
 pub use documents::OWNERS;
 pub use error::Error;
+pub use progress::log_lost;
 pub use service::{Parts, start};

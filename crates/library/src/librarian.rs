@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use sluice_bus::{ErrorKind, trace};
 use sluice_schema::exchange;
-use sluice_schema::listing::Page;
 use sluice_schema::message::{
     DocumentMetadata, Error as Told, LibrarianRequest as Request, LibrarianResponse as Response,
     ProcessingMetadata,
@@ -106,13 +105,14 @@ impl Librarian {
                 Response { content: self.whole(workspace, &found, responder).await?, ..ok }
             }
             "list-documents" => {
-                let page = self.page(&request);
                 let (children, criteria) = (request.include_children, &request.criteria);
-                let list = self.documents.list(workspace, children, criteria, cursor, page).await?;
+                let list = |page| self.documents.list(workspace, children, criteria, cursor, page);
+                let list = responder.list(request.bytes_max, list).await?;
                 Response { document_metadatas: list.items, cursor: list.cursor, ..ok }
             }
             "list-children" => {
-                let list = self.documents.children(workspace, id, cursor, self.page(&request)).await?;
+                let list = |page| self.documents.children(workspace, id, cursor, page);
+                let list = responder.list(request.bytes_max, list).await?;
                 Response { document_metadatas: list.items, cursor: list.cursor, ..ok }
             }
             "add-processing" => {
@@ -124,7 +124,8 @@ impl Librarian {
                 ok
             }
             "list-processing" => {
-                let list = self.processings.list(workspace, cursor, self.page(&request)).await?;
+                let list = |page| self.processings.list(workspace, cursor, page);
+                let list = responder.list(request.bytes_max, list).await?;
                 Response { processing_metadatas: list.items, cursor: list.cursor, ..ok }
             }
             "begin-upload" => {
@@ -139,8 +140,12 @@ impl Librarian {
             }
             "get-upload-status" => self.uploads.status(workspace, upload).await?,
             "list-uploads" => {
-                let list = self.uploads.list(workspace, cursor, self.page(&request)).await?;
+                let list = |page| self.uploads.list(workspace, cursor, page);
+                let list = responder.list(request.bytes_max, list).await?;
                 Response { upload_sessions: list.items, cursor: list.cursor, ..ok }
+            }
+            "get-progress" if request.lost => {
+                Response { progress: self.progress.lost(workspace, &request.flow).await?, ..ok }
             }
             "get-progress" => {
                 let mut documents = request.document_ids;
@@ -244,21 +249,16 @@ impl Librarian {
         }
     }
 
-    /// An empty page of a list.
-    fn page<T>(&self, request: &Request) -> Page<T> {
-        Page::new(request.bytes_max, self.message_bytes_max)
-    }
-
     /// The most content that fits a message as base64.
     fn content_bytes_max(&self) -> u64 {
         (self.message_bytes_max.saturating_sub(FRAME_BYTES) as u64 / 4 * 3).max(1)
     }
 }
 
-/// Content is in memory as it is, as base64, and as base64 in its message.
+/// Content is in memory as it is and as base64, then as base64 and as that in its message.
 async fn take_room(responder: &Responder<exchange::Librarian>, content_bytes: u64) -> Result<(), Error> {
     let bytes = usize::try_from(content_bytes).unwrap_or(usize::MAX);
-    responder.room(bytes.saturating_mul(4)).await.map_err(Error::Told)
+    responder.room((bytes / 3).saturating_mul(8)).await.map_err(Error::Told)
 }
 
 fn document(given: Option<DocumentMetadata>) -> Result<DocumentMetadata, Error> {

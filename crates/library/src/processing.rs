@@ -4,7 +4,8 @@
 //! Everything that can be wrong is checked first. Then the record is written, then the messages are published, then the
 //! record says so, then the caller is answered. A crash in between leaves a record that says it was not sent; it is sent
 //! again at the next start, or when the caller repeats the call. So what was accepted is sent at least once, and a
-//! repeated call sends nothing twice into one run.
+//! repeated call sends nothing twice into one run, unless the broker's log was lost since and nothing says that the document
+//! was through.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_bus::{Address, Broker, ErrorKind, Message, property};
-use sluice_schema::listing::Page;
+use sluice_schema::listing::{self, Page};
 use sluice_schema::message::{self as m, DocumentMetadata, ProcessingMetadata};
 use sluice_schema::{Class, Topic, ceilings, record, wire};
 use sluice_sdk::ConfigClient;
@@ -20,14 +21,16 @@ use sluice_store::{Batch, Found, KeyRange, Read};
 
 use crate::collections::Collections;
 use crate::documents::{Document, Documents};
-use crate::progress::Progress;
+use crate::progress::{Entry, Lost, Progress};
 use crate::removals::{Removals, Scope};
-use crate::rows::{self, Rows, check_id, key, prefix};
-use crate::{Error, provenance};
+use crate::rows::{self, Row, Rows, check_id, key, prefix};
+use crate::{Error, clock, provenance};
 
 const PROCESSING: &str = "library-processing";
 /// By document and record.
 const OF_DOCUMENT: &str = "library-processing-of";
+/// The interface of flows that index chunks.
+const KEYWORD_INDEX: &str = "keyword-index";
 /// Records read at once.
 const LISTED_ROWS: usize = 256;
 
@@ -39,6 +42,9 @@ struct Processing {
     /// Which pass of the document it is; what is made in it carries this number.
     #[serde(default)]
     pass: i64,
+    /// When that began, in milliseconds since 1970; 0 in records of earlier versions.
+    #[serde(default)]
+    begun_ms: i64,
     /// Whether the messages are on their way.
     sent: bool,
 }
@@ -63,7 +69,35 @@ struct Entrance {
     load: Address,
     /// The text goes straight to the chunker.
     is_text: bool,
+    /// Chunks are indexed.
+    has_index: bool,
     triples: Option<Address>,
+}
+
+/// What is put down where a document could not be sent: nothing, or what was known of a pass of it that may be lost.
+#[derive(Default)]
+struct Unsent {
+    /// The record, and what was counted.
+    lost: Option<(Bytes, Lost)>,
+}
+
+impl Unsent {
+    fn undo(self, workspace: &str, row: &Processing) -> Batch {
+        let (row_key, document) = (key(&[workspace, &row.metadata.id]), &row.metadata.document_id);
+        let mut batch = Batch::new();
+        batch.expect_value(PROCESSING, &row_key, rows::encode(row));
+        match self.lost {
+            Some((record, lost)) => {
+                batch.put(PROCESSING, &row_key, record);
+                Progress::put_back(workspace, document, &row.run, lost, &mut batch);
+            }
+            None => {
+                batch.delete(PROCESSING, &row_key);
+                Progress::undo(workspace, document, &row.run, &mut batch);
+            }
+        }
+        batch
+    }
 }
 
 impl Processings {
@@ -93,11 +127,20 @@ impl Processings {
             )));
         }
         let entrance = self.entrance(workspace, &wanted.flow, &document.metadata).await?;
+        let (document_id, collection) = (wanted.document_id.clone(), wanted.collection.clone());
         // The same record for a later run of the flow is no repetition: that run has not seen the document.
-        if known.as_ref().is_some_and(|known| known.is.sent && known.is.run == entrance.run) {
+        let in_run = known.as_ref().filter(|known| known.is.run == entrance.run);
+        let lost = match in_run {
+            Some(Row { is: Processing { run, pass, begun_ms, .. }, .. }) => {
+                self.progress
+                    .lost_pass(workspace, (document_id.as_str(), run.as_str()), *pass, *begun_ms)
+                    .await?
+            }
+            None => None,
+        };
+        if in_run.is_some_and(|known| known.is.sent) && lost.is_none() {
             return Ok(());
         }
-        let (document_id, collection) = (wanted.document_id.clone(), wanted.collection.clone());
         let scopes = [
             Scope::of(&document_id, &collection),
             Scope::document(&document_id),
@@ -108,22 +151,25 @@ impl Processings {
         self.removals.restore(workspace, &scopes).await?;
         self.collections.ensure(workspace, &collection).await?;
         let pass = self.removals.passes.next(workspace).await?;
-        let row = Processing { metadata: wanted, run: entrance.run.clone(), pass, sent: false };
+        let (run, begun_ms) = (entrance.run.clone(), clock::milliseconds());
+        let row = Processing { metadata: wanted, run, pass, begun_ms, sent: false };
         let raw = rows::encode(&row);
         batch.put(OF_DOCUMENT, key(&[workspace, &document_id, &row.metadata.id]), Bytes::new());
         // What a call before this one may have sent is being counted already.
-        let is_counted = known.as_ref().is_some_and(|known| known.is.run == entrance.run);
-        batch.expect(PROCESSING, &row_key, known.map(|row| row.raw)).put(PROCESSING, &row_key, raw);
+        let is_counted = in_run.is_some() && lost.is_none();
+        let known = known.map(|row| row.raw);
+        let unsent = Unsent { lost: lost.and_then(|lost| Some((known.clone()?, lost))) };
+        batch.expect(PROCESSING, &row_key, known).put(PROCESSING, &row_key, raw);
         if !is_counted {
-            self.progress
-                .begin(workspace, &row.metadata, &entrance.run, pass, entrance.is_text, &mut batch)
-                .await?;
+            let Entrance { run, is_text, has_index, .. } = &entrance;
+            let entry = Entry { run, pass, is_text: *is_text, has_index: *has_index };
+            self.progress.begin(workspace, &row.metadata, entry, &mut batch).await?;
         }
         match self.documents.rows.commit(batch).await {
             Err(error) if rows::is_conflict(&error) => return Err(busy(&row.metadata.id)),
             done => done?,
         }
-        self.send(workspace, row, &document, &entrance, trace).await
+        self.send(workspace, row, unsent, &document, &entrance, trace).await
     }
 
     /// Publishes what a recorded document needs to enter its flow, and records that it did.
@@ -131,19 +177,17 @@ impl Processings {
         &self,
         workspace: &str,
         row: Processing,
+        unsent: Unsent,
         document: &Document,
         entrance: &Entrance,
         trace: Option<&str>,
     ) -> Result<(), Error> {
         let row_key = key(&[workspace, &row.metadata.id]);
         if let Err(error) = self.publish(&row, document, entrance, trace).await {
-            if error.kind() != ErrorKind::OutcomeUnknown {
-                let mut batch = Batch::new();
-                batch.expect_value(PROCESSING, &row_key, rows::encode(&row)).delete(PROCESSING, &row_key);
-                Progress::undo(workspace, &row.metadata.document_id, &row.run, &mut batch);
-                if let Err(error) = self.documents.rows.commit(batch).await {
-                    tracing::warn!(workspace, processing = row.metadata.id, %error, "a record of what was not sent stays");
-                }
+            if error.kind() != ErrorKind::OutcomeUnknown
+                && let Err(error) = self.documents.rows.commit(unsent.undo(workspace, &row)).await
+            {
+                tracing::warn!(workspace, processing = row.metadata.id, %error, "a record of what was not sent stays");
             }
             if error.kind() == ErrorKind::Absent {
                 return Err(Error::request(format!(
@@ -249,7 +293,7 @@ impl Processings {
         if entrance.run != row.run {
             return Err(Error::request(format!("flow '{}' was started again since", row.metadata.flow)));
         }
-        self.send(workspace, row, &document, &entrance, None).await
+        self.send(workspace, row, Unsent::default(), &document, &entrance, None).await
     }
 
     /// Removes a record, with what flows made of its document in its collection unless another record wants that too.
@@ -285,7 +329,7 @@ impl Processings {
             .scan_range(PROCESSING, range, LISTED_ROWS, |key, raw| {
                 let row: Processing = rows::decode(PROCESSING, key, raw)?;
                 // The row is larger than what is told of it.
-                page.take(&rows::last_part(key), raw.len(), row.metadata).map_err(Error::Told)
+                page.take(&rows::last_part(key), listing::row_bytes(raw), row.metadata).map_err(Error::Told)
             })
             .await?;
         Ok(page)
@@ -398,6 +442,7 @@ fn entrance(flow: &str, record: &record::Flow, document: &DocumentMetadata) -> R
                 run: record.run.clone().unwrap_or_else(|| flow.to_owned()),
                 load,
                 is_text: interface == "text-load",
+                has_index: record.interfaces.contains_key(KEYWORD_INDEX),
                 triples: door("triples-store")?,
             });
         }

@@ -5,14 +5,19 @@
 //! counts as it was read; whoever loses that race counts again from what is there.
 //!
 //! Complete means: every announced text is done or has failed, and every announced chunk is stored or has failed.
+//!
+//! Lost means: the broker's log was lost after it was put through a flow, and nothing says that what is counted of it was done
+//! by then. Its messages may have been in that log, so it is not told as complete until it was put through again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_schema::ids::is_run_name;
 use sluice_schema::message::{DocumentProgress, PieceFailure, ProcessingMetadata, StageReport};
-use sluice_store::{Batch, Found, Read};
+use sluice_store::{Batch, Found, Read, Tables};
+use tokio::sync::OnceCell;
 
 use crate::Error;
 use crate::clock;
@@ -21,6 +26,9 @@ use crate::rows::{self, Rows, key, prefix};
 
 pub(crate) const PROGRESS: &str = "library-progress";
 const PIECES: &str = "library-pieces";
+/// One row: when the broker's log was lost last, in milliseconds since 1970.
+const LOST: &str = "library-lost";
+const LOG: &[u8] = b"log";
 
 /// Failures kept per document, with their reasons.
 const FAILURES_MAX: usize = 50;
@@ -76,6 +84,30 @@ fn marks_of(report: &StageReport) -> (Unit, Marks) {
     (unit, Marks(marks))
 }
 
+/// Puts down that the broker's log was lost, or a part of it, before the library is started on these tables.
+///
+/// # Errors
+/// What writing says.
+pub async fn log_lost(tables: &dyn Tables) -> sluice_store::Result<()> {
+    let mut batch = Batch::new();
+    batch.put(LOST, LOG, rows::encode(&clock::milliseconds())).essential();
+    tables.commit(batch).await
+}
+
+/// A document on its way into a flow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    pub(crate) run: &'a str,
+    pub(crate) pass: i64,
+    /// It is its own first text; of other kinds the decoder tells.
+    pub(crate) is_text: bool,
+    /// The flow indexes its chunks, and says so.
+    pub(crate) has_index: bool,
+}
+
+/// The row of counts of a pass that may be lost, to be put back if nothing comes of the next one.
+pub(crate) struct Lost(Option<Bytes>);
+
 /// The row of counts of one document in one run of a flow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -85,6 +117,8 @@ struct Tally {
     started_ms: i64,
     /// The pass that is counted, see [`sluice_bus::property::PASS`]; 0 if only reports tell of it.
     pass: i64,
+    /// The flow indexes chunks. What that does is no part of being complete.
+    has_index: bool,
     texts_announced: i64,
     texts_done: i64,
     announced: i64,
@@ -177,12 +211,24 @@ impl Tally {
             && !(self.unexplained && self.failures.is_empty())
     }
 
-    fn shown(&self, document_id: &str, flow: &str, now_ms: i64) -> DocumentProgress {
+    /// Whether all that is counted of it is done.
+    fn is_through(&self) -> bool {
+        let has_index = self.has_index || self.indexed > 0;
+        self.is_complete() && (!has_index || self.indexed >= self.announced)
+    }
+
+    /// Whether messages of it may have been lost with the broker's log.
+    fn is_lost(&self, log_lost_ms: i64) -> bool {
+        (1..log_lost_ms).contains(&self.started_ms) && !self.is_through()
+    }
+
+    fn shown(&self, document_id: &str, flow: &str, now_ms: i64, log_lost_ms: i64) -> DocumentProgress {
         let rate_per_minute = if self.is_complete() { 0.0 } else { self.rate_per_minute(now_ms) };
+        let lost = self.is_lost(log_lost_ms);
         DocumentProgress {
             started: self.started_ms / 1_000,
             rate_per_minute,
-            remaining_seconds: self.remaining_seconds(rate_per_minute),
+            remaining_seconds: self.remaining_seconds(rate_per_minute).filter(|_| !lost),
             document_id: document_id.to_owned(),
             flow: flow.to_owned(),
             collection: self.collection.clone(),
@@ -193,7 +239,8 @@ impl Tally {
             indexed: self.indexed,
             stored: self.stored,
             failed: self.failed,
-            complete: self.is_complete(),
+            complete: self.is_complete() && !lost,
+            lost,
             failures: self
                 .failures
                 .iter()
@@ -258,11 +305,36 @@ impl<'a> News<'a> {
 #[derive(Clone)]
 pub(crate) struct Progress {
     rows: Rows,
+    /// When the broker's log was lost last, once it is known; 0 if it never was.
+    log_lost_ms: Arc<OnceCell<i64>>,
 }
 
 impl Progress {
     pub(crate) fn new(rows: Rows) -> Self {
-        Self { rows }
+        Self { rows, log_lost_ms: Arc::default() }
+    }
+
+    async fn log_lost_ms(&self) -> Result<i64, Error> {
+        let read =
+            || async { Ok::<_, Error>(self.rows.get::<i64>(LOST, LOG).await?.map_or(0, |row| row.is)) };
+        self.log_lost_ms.get_or_try_init(read).await.copied()
+    }
+
+    /// What is known of a pass of a document of which messages may have been lost with the broker's log.
+    pub(crate) async fn lost_pass(
+        &self,
+        workspace: &str,
+        (document, run): (&str, &str),
+        pass: i64,
+        begun_ms: i64,
+    ) -> Result<Option<Lost>, Error> {
+        // Its number may be ahead of the time.
+        if begun_ms >= self.log_lost_ms().await? {
+            return Ok(None);
+        }
+        let tally = self.rows.get::<Tally>(PROGRESS, &key(&[workspace, document, run])).await?;
+        let is_through = tally.as_ref().is_some_and(|tally| tally.is.pass == pass && tally.is.is_through());
+        Ok((!is_through).then(|| Lost(tally.map(|tally| tally.raw))))
     }
 
     /// Counts reports. On return they count for good; counting them again changes nothing.
@@ -371,17 +443,15 @@ impl Progress {
     }
 
     /// Adds to `batch`: counting starts afresh for a document that is put through a flow. What is known of its earlier
-    /// runs and passes in this flow goes, and what reports still tell of them does not count. A plain text is its own first
-    /// text; of other kinds the decoder tells.
+    /// runs and passes in this flow goes, and what reports still tell of them does not count.
     pub(crate) async fn begin(
         &self,
         workspace: &str,
         processing: &ProcessingMetadata,
-        run: &str,
-        pass: i64,
-        is_text: bool,
+        entry: Entry<'_>,
         batch: &mut Batch,
     ) -> Result<(), Error> {
+        let Entry { run, pass, is_text, has_index } = entry;
         let document = &processing.document_id;
         for known_run in self.runs(workspace, document).await? {
             if flow_of(&known_run) != flow_of(run) {
@@ -396,6 +466,7 @@ impl Progress {
             collection: processing.collection.clone(),
             started_ms: clock::milliseconds(),
             pass,
+            has_index,
             ..Default::default()
         };
         if is_text {
@@ -446,6 +517,14 @@ impl Progress {
             .delete_prefix(PIECES, prefix(&[workspace, document, run]));
     }
 
+    /// Adds to `batch`: a pass that may be lost is told as that again, because the next one never went in.
+    pub(crate) fn put_back(workspace: &str, document: &str, run: &str, lost: Lost, batch: &mut Batch) {
+        Self::undo(workspace, document, run, batch);
+        if let Lost(Some(tally)) = lost {
+            batch.put(PROGRESS, key(&[workspace, document, run]), tally);
+        }
+    }
+
     /// Progress of the documents named, or else of all up to the bound, in one flow or in all; of several runs of a flow
     /// the latest. A flow may be named by its id or by the name of its run. A document that nothing is known of is left
     /// out. Of one document it is told which of `chunks` have their vectors.
@@ -475,6 +554,10 @@ impl Progress {
             )));
         }
         let mut latest = BTreeMap::new();
+        let log_lost_ms = self.log_lost_ms().await?;
+        let show = |((document, flow), (_, _, tally)): ((String, String), (i64, String, Tally))| {
+            tally.shown(&document, &flow, clock::milliseconds(), log_lost_ms)
+        };
         if documents.is_empty() {
             self.latest(workspace, prefix(&[workspace]), flow, &mut latest).await?;
             // The last document's flows may exceed the bound.
@@ -492,6 +575,30 @@ impl Progress {
             }
         }
         Ok(shown)
+    }
+
+    /// Documents of which messages may have been lost with the broker's log, up to the bound, without their failures.
+    pub(crate) async fn lost(&self, workspace: &str, flow: &str) -> Result<Vec<DocumentProgress>, Error> {
+        let (log_lost_ms, now_ms) = (self.log_lost_ms().await?, clock::milliseconds());
+        let mut lost = Vec::new();
+        if log_lost_ms == 0 {
+            return Ok(lost);
+        }
+        let start = prefix(&[workspace]).len();
+        self.rows
+            .scan(PROGRESS, &prefix(&[workspace]), |key, raw| {
+                let names = String::from_utf8_lossy(&key[start..]).into_owned();
+                let Some((document, run)) = names.split_once('\0') else { return Ok(true) };
+                let id = flow_of(run);
+                let tally: Tally = rows::decode(PROGRESS, key, raw)?;
+                if (flow.is_empty() || flow == run || flow == id) && tally.is_lost(log_lost_ms) {
+                    let shown = tally.shown(document, id, now_ms, log_lost_ms);
+                    lost.push(DocumentProgress { failures: Vec::new(), ..shown });
+                }
+                Ok(lost.len() < DOCUMENTS_MAX)
+            })
+            .await?;
+        Ok(lost)
     }
 
     /// Which of these chunks of a document have their vectors in a run.
@@ -556,10 +663,6 @@ impl Progress {
             .await?;
         Ok(runs)
     }
-}
-
-fn show(((document, flow), (_, _, tally)): ((String, String), (i64, String, Tally))) -> DocumentProgress {
-    tally.shown(&document, &flow, clock::milliseconds())
 }
 
 fn piece_key(workspace: &str, document: &str, run: &str, unit: Unit, piece: &str) -> Vec<u8> {

@@ -97,11 +97,10 @@ impl Removals {
         with.put(WISHES, &scope_key, rows::encode(&gone.until)).put(GONE, &scope_key, rows::encode(&gone));
         with.essential();
         self.rows.commit(with).await?;
-        let made_so = self.make_so(workspace, scope, gone.until).await;
-        if made_so.is_err() {
+        self.make_so(workspace, scope, gone.until).await.map_err(|error| {
             self.poke.send_replace(());
-        }
-        made_so
+            Error::OnRecord(Box::new(error))
+        })
     }
 
     /// Waits until nothing of this kind is being removed any more, by doing it. Adds to `batch` that it stays so.

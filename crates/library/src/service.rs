@@ -238,7 +238,7 @@ impl Library {
                 let (collections, workspace) = (collections.clone(), workspace.clone());
                 async move {
                     let operation = request.operation.clone();
-                    let outcome = collections.answer(&workspace, request).await;
+                    let outcome = collections.answer(&workspace, request, &responder).await;
                     outcome.map_err(|error| error.told(&operation, responder.trace()))
                 }
             },
@@ -261,7 +261,7 @@ impl Library {
             stop.clone(),
             move |request, responder| {
                 let (letters, workspace, held) = (letters.clone(), workspace.clone(), held.clone());
-                async move { letters.answer(&workspace, &held, request, responder.trace()).await }
+                async move { letters.answer(&workspace, &held, request, &responder).await }
             },
         );
         let waits = kept.clone();

@@ -119,7 +119,9 @@ async fn documents_with_many_parts_are_removed_on_a_full_disk_also_while_the_bro
     world.ok(about("remove-document", "doc")).await;
     assert_eq!(told(&*removals).await, "doc");
     full.broker_is_full.store(true, Ordering::SeqCst);
-    world.refused(about("remove-document", "other")).await;
+    let refused = world.refused(about("remove-document", "other")).await;
+    assert!(refused.is_store_unavailable() && refused.r#type == "bus-unavailable", "{refused:?}");
+    assert!(refused.message.starts_with("it is on record, and is finished as soon as"), "{refused:?}");
     assert_eq!((everything(&world).await.len(), blobs(&world).await), (0, 0), "what takes room is gone");
     full.broker_is_full.store(false, Ordering::SeqCst);
     full.is_full.store(false, Ordering::SeqCst);

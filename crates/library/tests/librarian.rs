@@ -671,3 +671,44 @@ async fn what_could_not_be_listed_later_is_refused_and_leaves_no_trace() {
     world.ok(about("remove-document", "large")).await;
     world.stop().await;
 }
+
+#[tokio::test]
+async fn what_is_large_in_the_library_takes_room_before_it_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::start(folder.path()).await;
+    for id in ["1", "2", "3"] {
+        let metadata = DocumentMetadata { comments: "x".repeat(200_000), ..metadata(id) };
+        world.ok(LibrarianRequest { document_metadata: Some(metadata), ..add(id, "text") }).await;
+        let described = format!(r#"{{"collection": "c{id}", "description": "{}"}}"#, "x".repeat(200_000));
+        world.config.put(WS, vec![value(WS, "collection", &format!("c{id}"), described)]).await.unwrap();
+    }
+    let letter = sluice_schema::message::DeadLetter {
+        id: "l".to_owned(),
+        workspace: WS.to_owned(),
+        topic: "flow:tg:chunks:default:f1".to_owned(),
+        body: base64("x".repeat(600_000)),
+        ..Default::default()
+    };
+    world.publish("flow:tg:dead-letters:default", letter).await;
+    world.letters(1).await;
+
+    let list = CollectionManagementRequest { operation: "list-collections".to_owned(), ..Default::default() };
+    let export =
+        sluice_schema::message::DeadLettersRequest { operation: "export".to_owned(), ..Default::default() };
+    let ask_all = async || {
+        let (documents, collections, letters) = tokio::join!(
+            world.ask(call("list-documents")),
+            world.collection(list.clone()),
+            world.dead(export.clone()),
+        );
+        let errors = [documents.error, collections.error, letters.error];
+        errors.map(|error| error.map(|error| error.r#type).unwrap_or_default())
+    };
+    let taken = world.process.take_all_room();
+    assert_eq!(ask_all().await, ["overloaded"; 3]);
+    world.ok(about("get-document-metadata", "1")).await;
+    world.ok(LibrarianRequest { bytes_max: 1, ..call("list-documents") }).await;
+    drop(taken);
+    assert_eq!(ask_all().await, [""; 3]);
+    world.stop().await;
+}

@@ -87,7 +87,11 @@ impl Metering {
         let model = usage.model.as_deref().unwrap_or_default();
         let price = match model {
             "" => None,
-            model => self.prices.get(model).await.map_err(Failure::again)?,
+            // What was used counts in any case: the answer that says so does not come again.
+            model => self.prices.get(model).await.unwrap_or_else(|error| {
+                tracing::warn!(workspace = self.workspace, model, %error, "the cost of a model cannot be read; it is not counted");
+                None
+            }),
         };
         let price = price.map(|text| serde_json::from_str(&text));
         let price = price.transpose().unwrap_or_else(|error| {
@@ -122,5 +126,19 @@ mod tests {
         assert!(text.contains(r#"tg_metering_tokens_total{model="m1",direction="output"} 10"#), "{text}");
         assert!(text.contains(r#"tg_metering_cost_usd_total{model="m1",direction="input"} 0.2"#), "{text}");
         assert!(!text.contains("unknown"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn tokens_count_although_config_cannot_be_asked_what_they_cost() {
+        let broker = std::sync::Arc::new(sluice_bus::Embedded::in_memory());
+        let process = sluice_sdk::Process::new(broker, tokio_util::sync::CancellationToken::new());
+        let watch = sluice_sdk::ConfigWatch::start(&process, std::time::Duration::from_secs(60));
+        let meters = Meters::registered(&process.metrics);
+        let metering = Metering { meters, prices: watch.values(TOKEN_COST, "w"), workspace: "w".to_owned() };
+        let usage =
+            TextCompletionResponse { in_token: Some(7), model: Some("m1".to_owned()), ..Default::default() };
+        Arc::new(metering).count(usage).await.unwrap();
+        let text = process.metrics.text();
+        assert!(text.contains(r#"tg_metering_tokens_total{model="m1",direction="input"} 7"#), "{text}");
     }
 }

@@ -14,7 +14,7 @@ use sluice_schema::exchange;
 use sluice_schema::message::{
     Error, PromptRequest, PromptResponse, TextCompletionRequest, TextCompletionResponse,
 };
-use sluice_sdk::{BindError, Inputs, Ports, Processor, Responder, Values};
+use sluice_sdk::{BindError, ConfigError, Inputs, Ports, Processor, Responder, Values};
 
 use self::records::{PROMPT, Record, Texts};
 use self::results::ResponseType;
@@ -62,9 +62,8 @@ impl Prompt {
         request: PromptRequest,
         answer: Responder<exchange::Prompt>,
     ) -> Result<PromptResponse, Error> {
-        let unread = |error| llm_error(format!("prompts cannot be read; ask again: {error}"));
-        let texts = Texts::of(&self.config, &request.id).await.map_err(unread)?;
-        if !texts.has_template() && self.config.is_empty().await.map_err(unread)? {
+        let texts = Texts::of(&self.config, &request.id).await.map_err(|error| unread(&error))?;
+        if !texts.has_template() && self.config.is_empty().await.map_err(|error| unread(&error))? {
             let reason = format!(
                 "workspace '{}' has no prompts; put the standard ones (config type '{PROMPT}') and ask again",
                 self.workspace
@@ -193,4 +192,27 @@ impl Usage {
 
 fn llm_error(reason: impl Into<String>) -> Error {
     Error::new("llm-error", reason)
+}
+
+/// That no prompt could be read: for later where config could not be asked, or has too much to do.
+fn unread(error: &ConfigError) -> Error {
+    let unasked = error.is_unasked().then_some(Error::CONFIG_UNAVAILABLE);
+    let kind = error.for_later().or(unasked).unwrap_or("llm-error");
+    Error::new(kind, format!("prompts cannot be read; ask again: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_that_cannot_be_asked_for_are_told_as_something_for_later() {
+        let refused = |kind: &str| ConfigError::Refused { kind: kind.to_owned(), message: "m".to_owned() };
+        let away = sluice_bus::Error::Unavailable { reason: "x".to_owned() };
+        assert_eq!(unread(&away.into()).r#type, Error::CONFIG_UNAVAILABLE);
+        let late = sluice_bus::Error::TimedOut { what: "config".to_owned(), after_ms: 1 };
+        assert_eq!(unread(&late.into()).r#type, Error::CONFIG_UNAVAILABLE);
+        assert_eq!(unread(&refused(Error::OVERLOADED)).r#type, Error::OVERLOADED);
+        assert_eq!(unread(&refused("config-error")).r#type, "llm-error");
+    }
 }

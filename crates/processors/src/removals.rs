@@ -29,6 +29,8 @@ const PREFETCH: u32 = 16;
 /// has to have lived before it tries: what has to be forgotten may only have been under way while it ended for another reason.
 const ATTEMPTS_MAX: u32 = 5;
 const LIVED_MIN: Duration = Duration::from_secs(60);
+/// At most, since brokers take back what is in hand for longer than half an hour, and count it.
+const LIVED_MAX: Duration = Duration::from_secs(15 * 60);
 /// And how often until it is given up.
 const HOPELESS: u32 = 12;
 
@@ -183,7 +185,7 @@ impl Reader {
         if self.suspects.is_spent(delivery, HOPELESS) {
             return None;
         }
-        let wanted = LIVED_MIN * 2_u32.pow(ends - ATTEMPTS_MAX);
+        let wanted = (LIVED_MIN * 2_u32.pow(ends - ATTEMPTS_MAX)).min(LIVED_MAX);
         let left = wanted.checked_sub(self.began.elapsed()).filter(|left| !left.is_zero())?;
         let (workspace, kind, reason) = (&*self.workspace, self.kind, suspects::reason(delivery));
         tracing::warn!(
@@ -353,6 +355,7 @@ mod tests {
         assert_eq!(becomes(5, young).await, (false, false), "it would end the process again and again");
         assert_eq!((becomes(5, old).await, becomes(6, old).await), ((true, true), (true, true)));
         assert_eq!(becomes(7, old).await, (false, false), "each end doubles the wait");
+        assert_eq!(becomes(11, LIVED_MAX).await, (true, true), "no longer than brokers leave it in hand");
         assert_eq!(becomes(12, old).await, (false, true), "it ends the process for ever");
     }
 }

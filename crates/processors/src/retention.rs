@@ -13,6 +13,7 @@ use serde::Deserialize;
 use sluice_bus::Client;
 use sluice_schema::message::{ConfigKey, ConfigRequest, LibrarianRequest, Term, Triple};
 use sluice_schema::{WorkspaceId, exchange, record, system};
+use sluice_sdk::values::Changes;
 use sluice_sdk::{ConfigClient, ConfigError, ConfigWatch, Process};
 use sluice_store::{Cursor, Error, Pattern, Result, Scope, Stores};
 use tokio::time::Instant;
@@ -92,24 +93,33 @@ pub(crate) async fn follow(process: Process, derived: Derived, watch: ConfigWatc
     watch.ready(&[record::WORKSPACE]).await;
     // Heard before anything is read, so that no change is missed in between.
     let changes = watch.changes(&[RETENTION, COLLECTION]);
-    let (mut seen, mut config) = (HashMap::new(), None);
+    let (mut seen, mut config) = (HashMap::<String, HashMap<String, Seen>>::new(), None);
     let mut only: Option<BTreeSet<String>> = None;
     let mut due = Instant::now() + INTERVAL;
     loop {
         let view = watch.view();
+        seen.retain(|workspace, _| view.get(record::WORKSPACE, record::WORKSPACES, workspace).is_some());
         let live = view.entries(record::WORKSPACE, record::WORKSPACES).map(|(workspace, _)| workspace);
         for workspace in live.filter(|live| only.as_ref().is_none_or(|only| only.contains(&***live))) {
-            if let Err(error) = trim_workspace(&process, &derived, &mut config, workspace, &mut seen).await {
+            let seen = seen.entry(workspace.to_string()).or_default();
+            if let Err(error) = trim_workspace(&process, &derived, &mut config, workspace, seen).await {
                 tracing::warn!(workspace = &**workspace, %error, "old traces of questions stay for now");
             }
         }
-        // All in their turn, however often some change.
-        let changed = tokio::time::timeout_at(due, changes.next()).await.ok();
-        if changed.is_none() {
-            due = Instant::now() + INTERVAL;
-        }
-        only = changed.filter(|changed| !changed.all).map(|changed| changed.workspaces);
+        only = next_turn(&changes, &mut due).await;
     }
+}
+
+/// Whose turn it is next: those that changed, or all of them. All have their turn once it is due, however often some change.
+async fn next_turn(changes: &Changes, due: &mut Instant) -> Option<BTreeSet<String>> {
+    let changed = match Instant::now() < *due {
+        true => tokio::time::timeout_at(*due, changes.next()).await.ok(),
+        false => None,
+    };
+    if changed.is_none() {
+        *due = Instant::now() + INTERVAL;
+    }
+    changed.filter(|changed| !changed.all).map(|changed| changed.workspaces)
 }
 
 async fn trim_workspace(
@@ -117,7 +127,7 @@ async fn trim_workspace(
     derived: &Derived,
     config: &mut Option<ConfigClient>,
     workspace: &str,
-    seen: &mut HashMap<[String; 2], Seen>,
+    seen: &mut HashMap<String, Seen>,
 ) -> Result<()> {
     let unread = |error: ConfigError| Error::Unavailable { reason: error.to_string() };
     let config = match config {
@@ -126,6 +136,7 @@ async fn trim_workspace(
     };
     let mut collections = BTreeSet::from_iter(config.list(workspace, COLLECTION).await.map_err(unread)?);
     collections.extend(derived.traced_collections(workspace).await?);
+    seen.retain(|collection, _| collections.contains(collection));
     for collection in collections {
         // No trace goes by a word that cannot be read.
         let retention = match Retention::of(config, workspace, &collection).await {
@@ -140,10 +151,9 @@ async fn trim_workspace(
             answers: Answers { process, workspace },
             scope: Scope::new(workspace, &collection),
         };
-        let place = [workspace.to_owned(), collection.clone()];
         let now = u64::try_from(provenance::now_seconds()).unwrap_or(0);
-        let found = traces.trim(retention, now, seen.get(&place)).await?;
-        seen.insert(place, found);
+        let found = traces.trim(retention, now, seen.get(&collection)).await?;
+        seen.insert(collection, found);
     }
     Ok(())
 }
@@ -373,6 +383,38 @@ mod tests {
         assert!(is_older("2026-01-01T00:00:00.5Z", "2026-01-01T00:00:01Z"));
         assert!(!is_older("2026-01-01T00:00:01+00:00", "2026-01-01T00:00:01.9Z"));
         assert!(!is_older("", "2026-01-01T00:00:01Z") && !is_older("2026-01-01T00:00:01Z", ""));
+    }
+
+    #[tokio::test]
+    async fn workspaces_that_keep_changing_take_no_turn_of_the_others() {
+        use sluice_bus::{Address, Broker as _, BrokerAdmin as _, Message, TopicSpec};
+        use sluice_schema::{message::ConfigPush, wire};
+
+        let broker = std::sync::Arc::new(sluice_bus::Embedded::in_memory());
+        let notices: sluice_schema::Topic = "notify:tg:config".parse().unwrap();
+        broker.ensure(&TopicSpec::bare(notices.clone())).await.unwrap();
+        broker.ensure(&TopicSpec::bare("response:tg:config".parse().unwrap())).await.unwrap();
+        let process = Process::new(broker.clone(), tokio_util::sync::CancellationToken::new());
+        let watch = ConfigWatch::start(&process, INTERVAL);
+        let changes = watch.changes(&[COLLECTION]);
+        let mut later = Instant::now() + INTERVAL;
+        assert_eq!(next_turn(&changes, &mut later).await, None, "nothing is known before notices are heard");
+        let tell = async || {
+            let changed = [(COLLECTION.to_owned(), vec!["w".to_owned()])];
+            let push = ConfigPush { version: 1, changes: changed.into(), ..ConfigPush::default() };
+            broker
+                .publish(&Address::Topic(notices.clone()), Message::new(wire::encode(&push)))
+                .await
+                .unwrap();
+        };
+        let only = Some(BTreeSet::from(["w".to_owned()]));
+        tell().await;
+        assert_eq!(next_turn(&changes, &mut later).await, only);
+        tell().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut due = Instant::now();
+        assert_eq!(next_turn(&changes, &mut due).await, None, "all are due");
+        assert_eq!(next_turn(&changes, &mut due).await, only, "what changed meanwhile is not forgotten");
     }
 
     #[test]

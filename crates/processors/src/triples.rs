@@ -13,6 +13,7 @@ use sluice_schema::ceilings::json_bytes;
 use sluice_schema::message::{Error, Term, Triple, Triples, TriplesQueryRequest, TriplesQueryResponse};
 use sluice_schema::vocabulary::is_label;
 use sluice_schema::{exchange, listing};
+use sluice_sdk::service::SMALL_PAGE_BYTES;
 use sluice_sdk::{BindError, Failure, Inputs, Ports, Processor, Responder};
 use sluice_store::{Batch, BoxFuture, Found, Pattern, Read, Scope, Stores, content};
 
@@ -291,6 +292,11 @@ impl TriplesQuery {
             }
             found.extend(page.triples);
             from = page.next.filter(|_| left > 0);
+            if !request.streaming && bytes > SMALL_PAGE_BYTES {
+                // As much as the rest will be, if it is like what came.
+                let about = bytes / found.len() * (found.len() + if from.is_some() { left } else { 0 });
+                answer.room_for(about.min(bytes_max)).await?;
+            }
             if from.is_none() {
                 return Ok(TriplesQueryResponse { error: None, triples: found, is_final: true });
             }

@@ -46,6 +46,21 @@ pub fn shown(text: &str) -> Option<String> {
         .then(|| format!("{scheme}://{at}{}", path.trim_end_matches('/')))
 }
 
+/// What is shown of the user of an address: `***` for what is no plain name, and may hold a password of which the colon was
+/// mistyped.
+///
+/// ```
+/// use sluice_schema::address::shown_user;
+///
+/// assert_eq!(shown_user("sluice-1"), "sluice-1");
+/// assert_eq!(shown_user("user;password"), "***");
+/// ```
+#[must_use]
+pub fn shown_user(user: &str) -> &str {
+    let is_plain = |c: char| c.is_alphanumeric() || ".-_".contains(c);
+    if user.chars().all(is_plain) { user } else { "***" }
+}
+
 /// Whether a password may stand behind the host of an address, because a character of it that ends a host was not written
 /// as `%XX`.
 #[must_use]

@@ -4,6 +4,8 @@
 //!
 //! Sizes are those that a text has in a message: what JSON escapes counts as it is written there.
 
+use memchr::memchr2;
+
 use crate::message::Error;
 
 /// A value of config.
@@ -67,6 +69,45 @@ pub fn cut(text: String, bytes_max: usize) -> String {
 #[must_use]
 pub fn value_bytes_max(config_type: &str) -> usize {
     if config_type == "ontology" { ONTOLOGY_BYTES_MAX } else { VALUE_BYTES_MAX }
+}
+
+// What parts of a value take in memory, with the slack of growing containers.
+const VALUE_BYTES: usize = 112;
+const MEMBER_BYTES: usize = 160;
+const CONTAINER_BYTES: usize = 320;
+const STRING_BYTES: usize = 32;
+
+/// How many bytes a JSON text takes once it is read, at most. For what is not JSON the number means nothing.
+#[must_use]
+pub fn weigh(json: &[u8]) -> usize {
+    let mut weight = json.len();
+    let mut at = 0;
+    while let Some(byte) = json.get(at) {
+        at += 1;
+        weight += match byte {
+            b',' => VALUE_BYTES,
+            b':' => MEMBER_BYTES,
+            b'[' | b'{' => CONTAINER_BYTES + VALUE_BYTES,
+            b'"' => {
+                at = end_of_string(json, at);
+                STRING_BYTES
+            }
+            _ => 0,
+        };
+    }
+    weight
+}
+
+/// Where a string ends that begins before `at`.
+fn end_of_string(json: &[u8], mut at: usize) -> usize {
+    while let Some(found) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if json[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    json.len()
 }
 
 /// What a text takes in a message, without its quotes.

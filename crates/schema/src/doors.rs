@@ -4,6 +4,8 @@
 //! A flow has its own topics: in space `tg`, named `…:{workspace}:{name}`, where the name is its run's or its
 //! blueprint's. It may call the system services of its own workspace. Everything else is somebody else's.
 
+use std::borrow::Cow;
+
 use crate::{Class, Topic, WorkspaceId, system};
 
 /// What a flow wants with a topic.
@@ -155,6 +157,17 @@ pub fn whose(topic: &Topic) -> Option<(WorkspaceId, Option<&str>)> {
     let (name, workspace, base) = (ends.next()?, ends.next()?, ends.next()?);
     let is_own = [name, workspace, base].iter().all(|part| !part.is_empty());
     is_own.then(|| (WorkspaceId::existing(workspace), Some(name)))
+}
+
+/// By what name a topic counts where workspaces share a bound: its workspace, apart for what is a flow's, so that services
+/// answer in a workspace whose flows have all they may; none for what is the whole system's.
+#[must_use]
+pub fn holder(topic: &Topic) -> Cow<'static, str> {
+    match whose(topic) {
+        None => Cow::Borrowed(""),
+        Some((workspace, None)) => Cow::Owned(workspace.to_string()),
+        Some((workspace, Some(_))) => Cow::Owned(format!("{workspace}:flows")),
+    }
 }
 
 /// Exactly `…:{workspace}:{name}`, and something before it. Neither part may hold a colon: `a:b` as a name would open

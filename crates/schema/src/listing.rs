@@ -5,6 +5,7 @@
 //! added or removed between two pages may or may not be told of; everything else is told once. Who asks for no pages gets
 //! the whole list, or an error of the type [`Error::TOO_LARGE`] that says how to ask, never a part of it.
 
+use crate::ceilings;
 use crate::message::Error;
 
 /// The smallest page, in bytes. As much is left in a message for what is around a list.
@@ -23,6 +24,16 @@ pub fn room(message_bytes_max: usize) -> usize {
 pub fn page_bytes(asked: i64, message_bytes_max: usize) -> Option<usize> {
     let asked = usize::try_from(asked).ok().filter(|bytes| *bytes > 0);
     asked.map(|bytes| bytes.clamp(PAGE_BYTES_MIN, room(message_bytes_max)))
+}
+
+/// How many times its length a row may weigh before it counts as longer: rows of texts weigh some ten times.
+const WEIGHT_FACTOR: usize = 16;
+
+/// What a row counts for in a list: its length as JSON, or more where it holds so many values that whoever reads it needs
+/// out of proportion more.
+#[must_use]
+pub fn row_bytes(json: &[u8]) -> usize {
+    json.len().max(ceilings::weigh(json) / WEIGHT_FACTOR)
 }
 
 /// That something does not fit one message.
@@ -110,6 +121,14 @@ mod tests {
     use super::*;
 
     const MESSAGE: usize = 1 << 20;
+
+    #[test]
+    fn a_row_of_nothing_but_values_counts_as_longer() {
+        let empty = format!("[{}0]", "\"\",".repeat(10_000));
+        assert!(row_bytes(empty.as_bytes()) > 2 * empty.len());
+        let texts = format!("[{}0]", "\"a longer text\",".repeat(10_000));
+        assert_eq!(row_bytes(texts.as_bytes()), texts.len());
+    }
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|n| format!("{n:05}")).collect()

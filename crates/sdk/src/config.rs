@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sluice_bus::{Client, Error as BusError, Replies};
+use sluice_bus::{Client, Error as BusError, ErrorKind, Replies};
 use sluice_schema::message::{
     ConfigKey, ConfigRequest, ConfigResponse, ConfigValue, Error, Expectation, ScopedKey,
 };
@@ -40,10 +40,31 @@ impl ConfigError {
     #[must_use]
     pub fn outcome_is_unknown(&self) -> bool {
         match self {
-            Self::Bus(error) => error.kind() == sluice_bus::ErrorKind::OutcomeUnknown,
+            Self::Bus(error) => error.kind() == ErrorKind::OutcomeUnknown,
             Self::Refused { kind, .. } => kind == Error::OUTCOME_UNKNOWN,
             Self::Conflict(_) => false,
         }
+    }
+
+    /// Where nothing happened, and the same call may succeed in a moment: the type of error that says so to others.
+    #[must_use]
+    pub fn for_later(&self) -> Option<&'static str> {
+        match self {
+            Self::Bus(error) => match error.kind() {
+                ErrorKind::Absent | ErrorKind::Unavailable => Some(Error::CONFIG_UNAVAILABLE),
+                ErrorKind::Refused | ErrorKind::OutcomeUnknown => None,
+            },
+            Self::Refused { kind, .. } => {
+                [Error::OVERLOADED, Error::CONFIG_UNAVAILABLE].into_iter().find(|later| later == kind)
+            }
+            Self::Conflict(_) => None,
+        }
+    }
+
+    /// Whether nothing is wrong with a question, which nobody answered.
+    #[must_use]
+    pub fn is_unasked(&self) -> bool {
+        self.for_later().is_some() || self.outcome_is_unknown()
     }
 }
 
@@ -184,6 +205,26 @@ impl ConfigClient {
         })
         .await?;
         Ok(known.into_values().collect())
+    }
+
+    /// A first page of the values of a type in a workspace, of about so many bytes; its `cursor` says whether there is more.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::call`].
+    pub async fn getvalues_page(
+        &self,
+        workspace: &str,
+        kind: &str,
+        bytes_max: i64,
+    ) -> Result<ConfigResponse, ConfigError> {
+        let request = ConfigRequest {
+            operation: "getvalues".to_owned(),
+            workspace: workspace.to_owned(),
+            r#type: kind.to_owned(),
+            bytes_max,
+            ..Default::default()
+        };
+        self.call(&request).await
     }
 
     /// Every key of a type in a workspace, however many they are.

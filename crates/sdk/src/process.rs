@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::owned::Missing;
-use crate::service::{ANSWERS_KIB_MAX, LATE_KIB_MAX};
+use crate::service::{LATE_KIB_MAX, Rooms};
 use crate::{Metrics, Suspects, Tasks};
 
 /// One per process, handed to every service in it. Cheap to clone.
@@ -32,8 +32,8 @@ pub struct Process {
     pub trouble: Trouble,
     /// Room for answers that are sent again.
     pub(crate) late: Arc<Semaphore>,
-    /// Room for large answers that are being made, in KiB.
-    pub(crate) answers: Arc<Semaphore>,
+    /// Room for large answers that are being made.
+    pub(crate) rooms: Arc<Rooms>,
 }
 
 /// Why nobody should rely on a process at the moment, although it answers. Cheap to clone.
@@ -73,8 +73,8 @@ impl Process {
         let suspects = Arc::default();
         let trouble = Trouble::default();
         let late = Arc::new(Semaphore::new(LATE_KIB_MAX));
-        let answers = Arc::new(Semaphore::new(ANSWERS_KIB_MAX));
-        Self { broker, replies, tasks, stop, metrics, suspects, missing, trouble, late, answers }
+        let rooms = Arc::default();
+        Self { broker, replies, tasks, stop, metrics, suspects, missing, trouble, late, rooms }
     }
 
     /// A part of this process that can be stopped before the rest: its own tasks and stop signal, the same broker, reply
@@ -83,6 +83,12 @@ impl Process {
     pub fn part(&self) -> Self {
         let stop = self.stop.child_token();
         Self { tasks: Tasks::new(stop.clone()), stop, ..self.clone() }
+    }
+
+    /// Lets nobody have room for a large answer until what this gives back is dropped. For tests of those who make them.
+    #[must_use]
+    pub fn take_all_room(&self) -> impl Sized + use<> {
+        self.rooms.close()
     }
 
     /// Gives the stop signal and waits for the tasks; at the deadline cuts what is left and returns the names.

@@ -3,32 +3,40 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use sluice_bus::shares::{Share, Shares};
 use sluice_bus::{
     Address, Broker, Delivery, Error, ErrorKind, Foreign, Inbox, InboxAddress, Message, Subscription,
     property, trace,
 };
-use sluice_schema::{Class, Exchange, Topic, message, wire};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use sluice_schema::listing::{self, Page};
+use sluice_schema::{Class, Exchange, Topic, doors, message, wire};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Process;
 use crate::suspects::{self, ALONE_TIMEOUT, ELSEWHERE_PAUSE};
-use crate::tasks::{Backoff, panic_text};
+use crate::tasks::{Backoff, lock, panic_text};
 
 /// How long requests under way may take to finish once a service stops: less than its process has to stop, so that what is cut goes
 /// back by itself.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
-/// Room for large answers that are being made, over all services of a process, in KiB.
-pub(crate) const ANSWERS_KIB_MAX: usize = 512 << 10;
+/// Room for large answers that are being made, over all services of a process, in KiB: one workspace alone may have all of it,
+/// several a little more together.
+const ANSWERS_KIB_MAX: usize = 256 << 10;
 /// What making an answer may take without room.
 const SMALL_BYTES: usize = 1 << 20;
+/// What an answer takes while it is made, times its size: as it was read, as an answer, and as its message.
+const COPIES: usize = 3;
+/// A page of a list that needs no room.
+pub const SMALL_PAGE_BYTES: usize = SMALL_BYTES / COPIES;
 /// How long room is waited for.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long work that is cut may take to end.
@@ -88,18 +96,89 @@ pub struct Responder<X: Exchange> {
     left: Option<CancellationToken>,
     foreign: Option<Foreign>,
     is_repeated: bool,
-    answers: Arc<Semaphore>,
+    served: Arc<Served>,
     room: Room,
     exchange: std::marker::PhantomData<fn(X)>,
 }
 
+/// Room for large answers that are being made, in KiB, which workspaces share: whatever others ask for, one finds its part.
+pub(crate) struct Rooms {
+    shares: Arc<Shares>,
+    /// Notified when some is given back.
+    given_back: Notify,
+    /// How many keep everybody waiting.
+    closed: AtomicUsize,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { shares: Shares::new(ANSWERS_KIB_MAX), given_back: Notify::new(), closed: AtomicUsize::new(0) }
+    }
+}
+
+impl Rooms {
+    /// Waits for so much.
+    async fn take(self: &Arc<Self>, holder: &str, bytes: usize) -> Taken {
+        let kib = (bytes >> 10).min(ANSWERS_KIB_MAX);
+        loop {
+            let mut given_back = std::pin::pin!(self.given_back.notified());
+            given_back.as_mut().enable();
+            if self.closed.load(Ordering::Acquire) == 0
+                && let Some(share) = self.shares.take(holder, kib)
+            {
+                return Taken { share: Mutex::new(share), rooms: self.clone() };
+            }
+            given_back.await;
+        }
+    }
+
+    /// Keeps everybody waiting until what this gives back is dropped.
+    pub(crate) fn close(self: &Arc<Self>) -> Closed {
+        self.closed.fetch_add(1, Ordering::AcqRel);
+        Closed(self.clone())
+    }
+}
+
+/// Keeps everybody waiting who wants room.
+pub(crate) struct Closed(Arc<Rooms>);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.closed.fetch_sub(1, Ordering::AcqRel);
+        self.0.given_back.notify_waiters();
+    }
+}
+
+/// Room that one answer has.
+struct Taken {
+    share: Mutex<Share>,
+    rooms: Arc<Rooms>,
+}
+
+impl Taken {
+    /// Gives back what is beyond so many bytes.
+    fn keep(&self, bytes: usize) {
+        let mut share = lock(&self.share);
+        let less = share.amount().saturating_sub(bytes.div_ceil(1 << 10));
+        share.shrink(less);
+        drop(share);
+        self.rooms.given_back.notify_waiters();
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.keep(0);
+    }
+}
+
 /// What an answer has taken of the room for large ones, until nobody in this process has its bytes any more.
-type Room = Arc<OnceLock<Arc<OwnedSemaphorePermit>>>;
+type Room = Arc<OnceLock<Arc<Taken>>>;
 
 /// The bytes of an answer, with their room.
 struct Roomy {
     bytes: Bytes,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: Arc<Taken>,
 }
 
 impl AsRef<[u8]> for Roomy {
@@ -111,13 +190,18 @@ impl AsRef<[u8]> for Roomy {
 fn body(answer: &impl serde::Serialize, room: &Room) -> Bytes {
     let bytes = wire::encode(answer);
     match room.get() {
-        Some(room) => Bytes::from_owner(Roomy { bytes, _room: room.clone() }),
+        Some(room) => {
+            // It is made: what making it took is free.
+            room.keep(bytes.len());
+            Bytes::from_owner(Roomy { bytes, _room: room.clone() })
+        }
         None => bytes,
     }
 }
 
 impl<X: Exchange> Responder<X> {
-    fn new(process: &Process, point: &Point, question: &Message, attempt: u32) -> Option<Self> {
+    fn new(served: &Arc<Served>, question: &Message, attempt: u32) -> Option<Self> {
+        let Served { process, point } = &**served;
         let id = question.get(property::ID)?;
         let asker = question.get(property::REPLY_TO);
         let asker = asker.map(|inbox| Address::Inbox(InboxAddress(inbox.into())));
@@ -135,7 +219,7 @@ impl<X: Exchange> Responder<X> {
             left: process.replies.left(question),
             foreign: process.replies.foreign(question),
             is_repeated: attempt > 1,
-            answers: process.answers.clone(),
+            served: served.clone(),
             room: Room::default(),
             exchange: std::marker::PhantomData,
         })
@@ -175,19 +259,52 @@ impl<X: Exchange> Responder<X> {
         if bytes < SMALL_BYTES {
             return Ok(());
         }
-        let kib = u32::try_from((bytes >> 10).min(ANSWERS_KIB_MAX)).unwrap_or(u32::MAX);
-        let taken = tokio::time::timeout(ROOM_TIMEOUT, self.answers.clone().acquire_many_owned(kib)).await;
-        match taken {
-            Ok(Ok(permit)) => {
-                // A second part of one answer has the room of the first.
-                let _ = self.room.set(Arc::new(permit));
+        // What has room waits for no more: another answer could wait for it in turn.
+        if self.room.get().is_some() {
+            return Ok(());
+        }
+        let holder = doors::holder(&self.served.point.request);
+        let taken = self.served.process.rooms.take(&holder, bytes);
+        match tokio::time::timeout(ROOM_TIMEOUT, taken).await {
+            Ok(taken) => {
+                let _ = self.room.set(Arc::new(taken));
                 Ok(())
             }
-            _ => Err(message::Error::new(
+            Err(_) => Err(message::Error::new(
                 message::Error::OVERLOADED,
                 "too many large answers are under way; ask for fewer at once, or try again in a moment",
             )),
         }
+    }
+
+    /// The same for an answer of so many bytes, with what making it takes beside.
+    ///
+    /// # Errors
+    /// As [`Responder::room`].
+    pub async fn room_for(&self, answer_bytes: usize) -> Result<(), message::Error> {
+        self.room(answer_bytes.saturating_mul(COPIES)).await
+    }
+
+    /// A list, with room for it where it is not small. How large it is shows when it is read: first as a small page.
+    ///
+    /// # Errors
+    /// Those of the list, and as [`Responder::room`].
+    pub async fn list<T, E, Fut>(&self, bytes_max: i64, list: impl Fn(Page<T>) -> Fut) -> Result<Page<T>, E>
+    where
+        E: From<message::Error>,
+        Fut: Future<Output = Result<Page<T>, E>>,
+    {
+        let max = self.answer_bytes_max();
+        let asked = listing::page_bytes(bytes_max, max).unwrap_or_else(|| listing::room(max));
+        if asked > SMALL_PAGE_BYTES {
+            let small = list(Page::new(SMALL_PAGE_BYTES as i64, max)).await?;
+            if small.cursor.is_empty() {
+                return Ok(small);
+            }
+            drop(small);
+            self.room_for(asked).await?;
+        }
+        list(Page::new(bytes_max, max)).await
     }
 
     /// The largest answer, in bytes: that of the broker's messages.
@@ -472,7 +589,7 @@ where
     // Looked at before anything reads it.
     let spent = process.suspects.is_spent(&delivery, HANDED_MAX).then(|| suspects::reason(&delivery));
     let question = std::mem::take(&mut delivery.message);
-    let Some(responder) = Responder::<X>::new(process, point, &question, delivery.attempt) else {
+    let Some(responder) = Responder::<X>::new(&served, &question, delivery.attempt) else {
         tracing::warn!(topic = %point.request, "a request without an id was dropped: nobody could read its answer");
         delivery.ack();
         return;

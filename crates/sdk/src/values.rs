@@ -4,19 +4,23 @@
 //! # Guarantees
 //! A value that was read is used until a notice says that its type may have changed in its workspace; from then on the
 //! next question reads it again. What was read before a notice is never taken for newer than it. Where the config service
-//! does not answer, the last value that is kept stays. What the bound puts out, the least recently used first, is read again.
+//! does not answer, the last value that is kept stays: who asks first waits a moment for a newer one, whoever asks after that
+//! has it at once, and it is looked beside them whether the service is back. A value that is not kept is waited for as long as
+//! for one call, however many others are read. What the bound puts out, the least recently used first, is read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use sluice_bus::Replies;
-use sluice_schema::message::{ConfigPush, ConfigRequest, ConfigResponse};
+use sluice_bus::{Error as BusError, Replies};
+use sluice_schema::message::{ConfigPush, ConfigResponse};
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::config::{ConfigClient, ConfigError};
+use crate::config::{CALL_TIMEOUT, ConfigClient, ConfigError};
 use crate::tasks::lock;
+use crate::{Process, Tasks};
 
 /// What a process keeps of such values, with their names.
 pub const KEPT_BYTES_MAX: usize = 32 << 20;
@@ -24,8 +28,9 @@ pub const KEPT_BYTES_MAX: usize = 32 << 20;
 const SMALL_BYTES_MAX: i64 = 1 << 20;
 /// What a value takes beside its texts.
 const ROW_BYTES: usize = 256;
-/// Reads under way in a process.
+/// Reads under way in a process, and of those of one type in one workspace.
 const READS_MAX: usize = 8;
+const SCOPE_READS_MAX: usize = 2;
 /// How long a newer value is waited for where an older one is known.
 const KNOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long nobody asks again for a type of a workspace after a read of it failed.
@@ -61,39 +66,37 @@ impl Values {
     /// # Errors
     /// As [`ConfigClient::call`], where the value is not known from before.
     pub async fn get(&self, key: &str) -> Result<Option<Arc<str>>, ConfigError> {
-        let look = || self.look(|scope| (scope.fresh(key), scope.reading.clone()));
-        let (fresh, reading) = look();
-        if let Some(value) = fresh {
+        if let Some(value) = self.look(|scope| scope.fresh(key)) {
             self.used(key);
             return Ok(value);
         }
-        let _alone = reading.lock().await;
-        if let (Some(value), _) = look() {
-            return Ok(value);
+        let (known, is_away) = self.look(|scope| (scope.known(key), scope.failed.is_some()));
+        let Some(known) = known else { return self.read_or_tell(key).await };
+        self.used(key);
+        if is_away {
+            self.ask_again(key);
+            return Ok(known);
         }
-        let (known, failed) = self.look(|scope| (scope.known(key), scope.failed()));
-        match (&known, failed) {
-            (Some(value), Some(_)) => return Ok(value.clone()),
-            (None, Some(Some(error))) => return Err(error),
-            _ => {}
+        let read = tokio::time::timeout(KNOWN_TIMEOUT, self.read_or_tell(key)).await;
+        if read.is_err() {
+            self.look(|scope| scope.failed = Some((Instant::now(), None)));
         }
-        let read = match &known {
-            Some(_) => tokio::time::timeout(KNOWN_TIMEOUT, self.read(key)).await.ok(),
-            None => Some(self.read(key).await),
+        Ok(read.ok().and_then(Result::ok).unwrap_or(known))
+    }
+
+    /// Reads a value beside whoever asks, who has an older one, unless that is done already or was a moment ago.
+    fn ask_again(&self, key: &str) {
+        let is_due = |scope: &mut Scope| {
+            !scope.has_just_failed() && !std::mem::replace(&mut scope.is_asked_again, true)
         };
-        let error = match read {
-            Some(Ok(value)) => return Ok(value),
-            Some(Err(error)) => Some(error),
-            None => None,
-        };
-        // What is wrong with one value says nothing of the others.
-        if !matches!(error, Some(ConfigError::Refused { .. })) {
-            self.look(|scope| scope.failed = Some((Instant::now(), error.clone())));
+        if !self.look(is_due) {
+            return;
         }
-        match (known, error) {
-            (None, Some(error)) => Err(error),
-            (known, _) => Ok(known.flatten()),
-        }
+        let asking = Asking(self.clone());
+        let (key, stop) = (key.to_owned(), self.held.keep.stop.clone());
+        self.held.keep.tasks.spawn("config/values", async move {
+            stop.run_until_cancelled(asking.0.read_or_tell(&key)).await;
+        });
     }
 
     /// Whether there is no value of the type in the workspace.
@@ -102,30 +105,73 @@ impl Values {
     /// As [`ConfigClient::call`].
     pub async fn is_empty(&self) -> Result<bool, ConfigError> {
         let seen = self.look(|scope| {
-            let has_one = scope.entries.values().any(|entry| entry.value.is_some());
-            (has_one || scope.is_whole()).then_some(!has_one)
+            // Where nobody can be asked, what was known last counts.
+            let counts = |told: u64| told == scope.told || scope.failed.is_some();
+            let has_one = scope.entries.values().any(|entry| counts(entry.told) && entry.value.is_some());
+            (has_one || scope.whole.is_some_and(counts)).then_some(!has_one)
         });
         match seen {
             Some(seen) => Ok(seen),
-            None => Ok(self.page(1).await?.values.is_empty()),
+            None => Ok(within(CALL_TIMEOUT, self.page(1)).await?.values.is_empty()),
         }
     }
 
     /// Reads what is there, so that it is known before it is needed. What fails is read again when it is.
     pub(crate) async fn warm(&self) {
-        let reading = self.look(|scope| scope.reading.clone());
-        let _alone = reading.lock().await;
-        if self.look(|scope| scope.is_whole() || !scope.entries.is_empty()) {
-            return;
-        }
-        if let Err(error) = self.read_small().await {
+        let warm = async {
+            let reading = self.look(|scope| scope.reading.clone());
+            let _alone = reading.lock().await;
+            if self.look(|scope| scope.is_whole() || !scope.entries.is_empty()) {
+                return Ok(false);
+            }
+            self.read_small().await
+        };
+        if let Err(error) = within(CALL_TIMEOUT, warm).await {
             tracing::debug!(kind = &*self.held.kind, workspace = &*self.held.workspace, %error, "read when needed");
         }
     }
 
+    /// Reads a value; where nobody can be asked, others learn of it.
+    async fn read_or_tell(&self, key: &str) -> Result<Option<Arc<str>>, ConfigError> {
+        let read = within(CALL_TIMEOUT, self.read(key)).await;
+        // What is wrong with one value says nothing of the others.
+        if let Some(error) = read.as_ref().err().filter(|error| error.is_unasked()) {
+            self.look(|scope| {
+                // Who was only told of an earlier failure has not asked.
+                if !scope.has_just_failed() {
+                    scope.failed = Some((Instant::now(), Some(error.clone())));
+                }
+            });
+        }
+        read
+    }
+
+    /// Reads a value: with all others where they are little, else by itself, beside others. Whoever waited for somebody else's
+    /// read has what came of it.
     async fn read(&self, key: &str) -> Result<Option<Arc<str>>, ConfigError> {
-        if !self.look(|scope| scope.is_large) && self.read_small().await? {
-            return Ok(self.look(|scope| scope.known(key)).flatten());
+        let done = || {
+            self.look(|scope| match scope.fresh(key) {
+                Some(value) => Some(Ok(value)),
+                None => scope.just_failed().map(Err),
+            })
+        };
+        if !self.look(|scope| scope.is_large) {
+            let reading = self.look(|scope| scope.reading.clone());
+            let _alone = reading.lock().await;
+            if let Some(done) = done() {
+                return done;
+            }
+            if !self.look(|scope| scope.is_large)
+                && self.read_small().await?
+                && let Some(value) = self.look(|scope| scope.known(key))
+            {
+                return Ok(value);
+            }
+        }
+        let turns = self.look(|scope| scope.turns.clone());
+        let _turn = turns.acquire().await;
+        if let Some(done) = done() {
+            return done;
         }
         let Held { keep, kind, workspace } = &*self.held;
         let told = self.look(|scope| scope.told);
@@ -142,7 +188,7 @@ impl Values {
         let answer = match self.page(SMALL_BYTES_MAX).await {
             Ok(answer) => answer,
             // One of the values may be damaged; the others can be read one by one.
-            Err(ConfigError::Refused { .. }) => {
+            Err(error @ ConfigError::Refused { .. }) if !error.is_unasked() => {
                 ConfigResponse { cursor: "more".to_owned(), ..Default::default() }
             }
             Err(error) => return Err(error),
@@ -155,6 +201,7 @@ impl Values {
         }
         if let Some(scope) = kept.scope(kind, workspace) {
             (scope.is_large, scope.whole) = (!is_small, is_small.then_some(told));
+            scope.failed = None;
         }
         for found in answer.values {
             kept.put(kind, workspace, found.key.into(), found.value.map(Arc::from), told);
@@ -167,14 +214,7 @@ impl Values {
         let Held { keep, kind, workspace } = &*self.held;
         let client = keep.client().await?;
         let _permit = keep.reads.acquire().await;
-        let request = ConfigRequest {
-            operation: "getvalues".to_owned(),
-            workspace: workspace.to_string(),
-            r#type: kind.to_string(),
-            bytes_max,
-            ..Default::default()
-        };
-        client.call(&request).await
+        client.getvalues_page(workspace, kind, bytes_max).await
     }
 
     /// Looks at what is kept of this type and workspace: it is there for as long as it is held.
@@ -190,9 +230,31 @@ impl Values {
     }
 }
 
+/// Somebody looks whether the service is back.
+struct Asking(Values);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.look(|scope| scope.is_asked_again = false);
+    }
+}
+
+/// What comes in time, waiting for one's turn included.
+async fn within<T>(
+    limit: Duration,
+    read: impl Future<Output = Result<T, ConfigError>>,
+) -> Result<T, ConfigError> {
+    tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
+        let after_ms = limit.as_millis().try_into().unwrap_or(u64::MAX);
+        Err(BusError::TimedOut { what: "config".to_owned(), after_ms }.into())
+    })
+}
+
 /// What a process keeps of values, and who is told of changes.
 pub(crate) struct Keep {
     replies: Replies,
+    tasks: Tasks,
+    stop: CancellationToken,
     client: OnceCell<ConfigClient>,
     reads: Semaphore,
     kept: Mutex<Kept>,
@@ -200,9 +262,11 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    pub(crate) fn new(replies: Replies) -> Self {
+    pub(crate) fn new(process: &Process) -> Self {
         Self {
-            replies,
+            replies: process.replies.clone(),
+            tasks: process.tasks.clone(),
+            stop: process.stop.clone(),
             client: OnceCell::new(),
             reads: Semaphore::new(READS_MAX),
             kept: Mutex::new(Kept { bytes_max: KEPT_BYTES_MAX, ..Kept::default() }),
@@ -226,12 +290,12 @@ impl Keep {
         for (kind, workspaces) in &push.changes {
             let Some(scopes) = kept.scopes.get_mut(&**kind) else { continue };
             for workspace in workspaces {
-                scopes.get_mut(&**workspace).into_iter().for_each(Scope::may_have_changed);
+                scopes.get_mut(&**workspace).into_iter().for_each(Scope::has_changed);
             }
         }
         for workspace in moved.clone() {
             let scopes = kept.scopes.values_mut().filter_map(|scopes| scopes.get_mut(&**workspace));
-            scopes.for_each(Scope::may_have_changed);
+            scopes.for_each(Scope::has_changed);
         }
         drop(kept);
         self.tell(|heard| {
@@ -321,7 +385,6 @@ struct Kept {
 }
 
 /// What is kept of a type in a workspace.
-#[derive(Default)]
 struct Scope {
     holders: usize,
     /// How often it may have changed. What was read before the last time is old.
@@ -331,9 +394,21 @@ struct Scope {
     /// It is more than is read in one go.
     is_large: bool,
     entries: HashMap<Arc<str>, Entry>,
-    /// Who reads, reads alone.
+    /// Who reads all of it, reads alone.
     reading: Arc<tokio::sync::Mutex<()>>,
+    /// For those who read one value.
+    turns: Arc<Semaphore>,
+    /// Nobody could be asked, then, with what was told if anything was; until something is read again.
     failed: Option<(Instant, Option<ConfigError>)>,
+    is_asked_again: bool,
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        let (holders, told, whole, is_large, entries, reading, failed, is_asked_again) = Default::default();
+        let turns = Arc::new(Semaphore::new(SCOPE_READS_MAX));
+        Self { holders, told, whole, is_large, entries, reading, turns, failed, is_asked_again }
+    }
 }
 
 struct Entry {
@@ -346,6 +421,12 @@ struct Entry {
 impl Scope {
     fn may_have_changed(&mut self) {
         self.told += 1;
+    }
+
+    /// The service said so, which is there then.
+    fn has_changed(&mut self) {
+        self.may_have_changed();
+        self.failed = None;
     }
 
     fn is_whole(&self) -> bool {
@@ -366,10 +447,14 @@ impl Scope {
         self.entries.get(key).map(|entry| entry.value.clone()).or(absent)
     }
 
-    /// A failure so short ago that nobody asks again yet.
-    fn failed(&self) -> Option<Option<ConfigError>> {
-        let (at, error) = self.failed.as_ref()?;
-        (at.elapsed() < FAILED_PAUSE).then(|| error.clone())
+    /// Whether a read failed so short ago that nobody asks again yet.
+    fn has_just_failed(&self) -> bool {
+        self.failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FAILED_PAUSE)
+    }
+
+    /// What such a read was told.
+    fn just_failed(&self) -> Option<ConfigError> {
+        self.failed.as_ref().filter(|_| self.has_just_failed()).and_then(|(_, error)| error.clone())
     }
 }
 
@@ -421,6 +506,10 @@ impl Kept {
         let bytes = ROW_BYTES + key.len() + value.as_deref().map_or(0, str::len);
         let Some(scope) = self.scope(kind, workspace) else { return };
         scope.failed = None;
+        // Reads of one value beside each other may end in any order.
+        if scope.entries.get(&key).is_some_and(|known| known.told > told) {
+            return;
+        }
         let old = scope.entries.insert(key.clone(), Entry { value, told, used, bytes });
         self.bytes += bytes;
         if let Some(old) = old {

@@ -201,7 +201,7 @@ impl ConfigWatch {
             metrics: process.metrics.clone(),
             fetches: watch::Sender::default(),
             service: Presence::default(),
-            keep: Arc::new(Keep::new(process.replies.clone())),
+            keep: Arc::new(Keep::new(process)),
         });
         let run = shared.clone();
         let parts = process.clone();
@@ -488,7 +488,7 @@ async fn read_alone(client: &ConfigClient, kind: String) -> Whole {
 
 /// Whether an error is about what was asked, not about a service that is away.
 fn is_about_the_question(error: &ConfigError) -> bool {
-    matches!(error, ConfigError::Refused { kind, .. } if kind != NO_OPERATION)
+    matches!(error, ConfigError::Refused { kind, .. } if kind != NO_OPERATION) && !error.is_unasked()
 }
 
 fn has_no_operation(error: &ConfigError) -> bool {

@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use sluice_bus::{Address, Broker as _, BrokerAdmin, Embedded, Message};
-use sluice_schema::message::ConfigPush;
-use sluice_schema::{record, wire};
+use sluice_bus::{Address, Broker as _, BrokerAdmin, Embedded, Message, TopicSpec};
+use sluice_schema::message::{ConfigPush, ConfigRequest, ConfigResponse, ConfigValue};
+use sluice_schema::{exchange, record, wire};
 use sluice_sdk::config::value;
 use sluice_sdk::values::KEPT_BYTES_MAX;
-use sluice_sdk::{ConfigClient, ConfigWatch, Process};
+use sluice_sdk::{ConfigClient, ConfigWatch, Point, Process};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -117,4 +118,111 @@ async fn a_value_is_as_new_as_the_last_notice_and_the_last_stays_while_config_is
         assert_eq!(values.get("never").await.unwrap(), None);
     }
     assert_eq!(world.process.shutdown(PATIENCE).await, Vec::<String>::new());
+}
+
+/// A config service of a test's making: everything is there, `slow` takes long, and while it is away nothing is answered.
+struct Fake {
+    process: Process,
+    broker: Embedded,
+    watch: ConfigWatch,
+    is_away: Arc<AtomicBool>,
+}
+
+impl Fake {
+    async fn start() -> Self {
+        let broker = Embedded::in_memory();
+        let process = Process::new(Arc::new(broker.clone()), CancellationToken::new());
+        let [request, response, notify] =
+            ["request", "response", "notify"].map(|class| format!("{class}:tg:config").parse().unwrap());
+        broker.ensure(&TopicSpec::with(request, "config")).await.unwrap();
+        for topic in [response, notify] {
+            broker.ensure(&TopicSpec::bare(topic)).await.unwrap();
+        }
+        let is_away = Arc::new(AtomicBool::new(false));
+        let seen = is_away.clone();
+        let [request, response] =
+            ["request", "response"].map(|class| format!("{class}:tg:config").parse().unwrap());
+        let point = Point::new(request, response, "config");
+        let answer = move |asked: ConfigRequest, _| {
+            let is_away = seen.load(Ordering::SeqCst);
+            async move {
+                if is_away || asked.keys.first().is_some_and(|key| key.key == "slow") {
+                    tokio::time::sleep(Duration::from_secs(6)).await;
+                }
+                let value = |key: String| ConfigValue { value: Some(key.clone()), key, ..Default::default() };
+                Ok(match asked.operation.as_str() {
+                    // There is much of it.
+                    "getvalues" => ConfigResponse { cursor: "more".to_owned(), ..Default::default() },
+                    _ => ConfigResponse {
+                        values: asked.keys.into_iter().map(|key| value(key.key)).collect(),
+                        ..Default::default()
+                    },
+                })
+            }
+        };
+        let stop = process.stop.child_token();
+        sluice_sdk::service::serve::<exchange::Config, _, _>(&process, point, stop, answer).cancelled().await;
+        let watch = ConfigWatch::start(&process, Duration::from_secs(3_600));
+        Self { process, broker, watch, is_away }
+    }
+
+    /// Notices may have been missed.
+    async fn doubt(&self) {
+        let changes = self.watch.changes(&[KIND]);
+        let push = wire::encode(&ConfigPush::default());
+        let notices = Address::Topic("notify:tg:config".parse().unwrap());
+        self.broker.publish(&notices, Message::new(push)).await.unwrap();
+        assert!(tokio::time::timeout(PATIENCE, changes.next()).await.unwrap().all);
+    }
+}
+
+#[tokio::test]
+async fn a_value_waits_for_no_read_of_another_one() {
+    let fake = Fake::start().await;
+    let values = fake.watch.values(KIND, "w");
+    assert_eq!(values.get("first").await.unwrap().as_deref(), Some("first"));
+    let beside = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let began = Instant::now();
+        for n in 0..20 {
+            assert_eq!(values.get(&format!("k{n}")).await.unwrap().as_deref(), Some(&*format!("k{n}")));
+        }
+        began.elapsed()
+    };
+    let (slow, took) = tokio::join!(values.get("slow"), beside);
+    assert_eq!(slow.unwrap().as_deref(), Some("slow"));
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(fake.process.shutdown(PATIENCE).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_known_value_is_there_at_once_while_config_is_away_and_read_again_when_it_is_back() {
+    let fake = Fake::start().await;
+    let values = fake.watch.values(KIND, "w");
+    assert_eq!(values.get("known").await.unwrap().as_deref(), Some("known"));
+    fake.is_away.store(true, Ordering::SeqCst);
+    fake.doubt().await;
+    let known = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let began = Instant::now();
+        assert_eq!(values.get("known").await.unwrap().as_deref(), Some("known"));
+        assert!(began.elapsed() < Duration::from_secs(4), "it is waited for a moment: {:?}", began.elapsed());
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            let asked = Instant::now();
+            assert_eq!(values.get("known").await.unwrap().as_deref(), Some("known"));
+            assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // Somebody waits for one that is not known all the time.
+    let (_, ()) = tokio::join!(values.get("unknown"), known);
+    fake.is_away.store(false, Ordering::SeqCst);
+    // What is read again is as new as the last notice, which an older one is not.
+    let began = Instant::now();
+    while values.get("other").await.is_err() {
+        assert!(began.elapsed() < PATIENCE, "it is never read again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(fake.process.shutdown(PATIENCE).await, Vec::<String>::new());
 }

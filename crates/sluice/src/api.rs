@@ -299,7 +299,7 @@ impl Api {
         let (status, bytes) = self.send(request).await?;
         let answer = read(&bytes);
         // What a service said is told in its words, whatever the status.
-        if (200..300).contains(&status) || (status == 503 && answer["error"].is_object()) {
+        if is_of_service(status, &answer) {
             return told_by_service(answer);
         }
         Err(self.refused(status, &answer).into())
@@ -457,6 +457,11 @@ fn read(bytes: &[u8]) -> Value {
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).trim().to_owned()))
 }
 
+/// Whether a service said this, and not the gateway.
+fn is_of_service(status: u16, answer: &Value) -> bool {
+    (200..300).contains(&status) || (matches!(status, 429 | 503) && answer["error"].is_object())
+}
+
 /// A failure that a service reports inside a good answer.
 fn told_by_service(answer: Value) -> anyhow::Result<Value> {
     let Some(error) = answer.get("error").and_then(Value::as_object) else { return Ok(answer) };
@@ -479,6 +484,13 @@ fn service_failure(error: &Map<String, Value>) -> Told {
     match (kind, code) {
         ("flow-error", Code::NotFound) if message == NO_BLUEPRINT => told.next("sluice blueprint ls"),
         ("flow-error", Code::NotFound) => told.next("sluice flow ls"),
+        ("overloaded", _) => told.next("try again in a moment"),
+        ("store-unavailable" | "config-unavailable", _) => {
+            told.next("run `sluice doctor`, which looks at the store and its disk, then try again")
+        }
+        ("bus-unavailable", _) => told.next(
+            "run `sluice doctor`, which looks at the broker, then look whether it is done, or try again",
+        ),
         ("outcome-unknown", _) => {
             told.next("look whether it happened, as with `sluice flow ls`, then ask again")
         }
@@ -522,6 +534,19 @@ fn percent(segment: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_service_said_is_told_in_its_words_whatever_the_status() {
+        let busy = json!({"error": {"type": "overloaded", "message": "too much is under way"}});
+        assert!([200, 429, 503].into_iter().all(|status| is_of_service(status, &busy)));
+        assert!(!is_of_service(429, &json!({"error": "too many calls"})) && !is_of_service(401, &busy));
+        let told = told_by_service(busy).unwrap_err().downcast::<Told>().unwrap();
+        assert_eq!(told.message, "overloaded: too much is under way");
+        assert_eq!(told.next.as_deref(), Some("try again in a moment"));
+        let full = json!({"error": {"type": "store-unavailable", "message": "its disk is full"}});
+        let told = told_by_service(full).unwrap_err().downcast::<Told>().unwrap();
+        assert!(told.next.unwrap_or_default().contains("sluice doctor"));
+    }
 
     #[test]
     fn a_service_failure_gets_the_right_exit_code() {

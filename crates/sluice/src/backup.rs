@@ -19,6 +19,7 @@
 
 mod files;
 mod hold;
+mod key;
 mod manifest;
 mod progress;
 mod restore;
@@ -36,16 +37,19 @@ use sluice_bus::embedded::{Embedded as Broker, LogFile};
 use sluice_store::{ContentFile, Embedded as Store, Snapshot};
 
 use self::files::{
-    NotCopied, Sums, copy_whole, hex, is_there, remove_unnamed, sums_of, version_of, write_whole,
+    NotCopied, Sums, check_kinds, check_lock, copy_whole, hex, is_there, remove_unnamed, sums_of, version_of,
+    write_whole,
 };
 pub(crate) use self::hold::{Checked, check};
 use self::hold::{Making, alone};
+use self::key::Key;
 use self::manifest::{Chunk, Item, Piece, Table};
 pub(crate) use self::manifest::{Manifest, Object};
 pub(crate) use self::progress::Progress;
 pub(crate) use self::restore::restore;
 pub(crate) use self::salvage::{Found, salvage};
 use crate::exit::{Code, Told};
+use crate::folder::{in_place_of_folder, open_file};
 
 const CHUNKS: &str = "chunks";
 const BLOBS: &str = "blobs";
@@ -103,15 +107,20 @@ pub(crate) struct How {
     pub(crate) progress: Progress,
 }
 
-/// Makes a backup in `dir`, or brings the one that is there up to date.
+/// Makes a backup in `dir`, or brings the one that is there up to date. The disk of `dir` may hold the thread that this runs on.
 pub(crate) async fn make(source: Arc<Source>, dir: &Path, how: &How) -> anyhow::Result<Summary> {
     make_alone(&source, dir, how).await.map_err(|error| explained(error, dir))
 }
 
 async fn make_alone(source: &Source, dir: &Path, how: &How) -> anyhow::Result<Summary> {
+    if let Some(what) = in_place_of_folder(dir) {
+        return Err(Told::new(Code::Failed, what).next("name another folder for the backup").into());
+    }
     fs::create_dir_all(dir).with_context(|| format!("'{}' cannot be made", dir.display()))?;
+    check_kinds(dir)?;
+    check_lock(dir)?;
     // What copies goes on for a moment when nobody waits for it any more, and holds it too.
-    let making = Arc::new(Making::begin(dir).await?);
+    let making = Arc::new(Making::begin(dir, &how.progress).await?);
     let mut tries = 0;
     let made = loop {
         match make_once(source, dir, how, &making).await {
@@ -137,6 +146,11 @@ fn explained(error: anyhow::Error, dir: &Path) -> anyhow::Error {
     let next = if error.chain().any(is_damage) {
         "`sluice doctor --verify` names all that is damaged; restore the last whole backup with `sluice restore DIR --data NEW`"
             .to_owned()
+    } else if let Some(folder) = error.chain().find_map(in_the_way) {
+        format!(
+            "move the folder '{}' away, which is in the place of a file, then make it again",
+            folder.display()
+        )
     } else {
         format!(
             "see whether '{}' has room and may be written, then make it again; or name another folder",
@@ -146,6 +160,14 @@ fn explained(error: anyhow::Error, dir: &Path) -> anyhow::Error {
     Told::new(Code::Failed, format!("no backup was made, and an earlier one is as it was: {error:#}"))
         .next(next)
         .into()
+}
+
+/// The folder for which a file could not be written.
+fn in_the_way<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Path> {
+    match cause.downcast_ref() {
+        Some(NotCopied::To(path, _)) if path.is_dir() => Some(path),
+        _ => None,
+    }
 }
 
 fn is_object_gone(error: &anyhow::Error) -> bool {
@@ -158,6 +180,7 @@ fn is_object_gone(error: &anyhow::Error) -> bool {
 async fn make_once(source: &Source, dir: &Path, how: &How, making: &Arc<Making>) -> anyhow::Result<Summary> {
     let generation = source.store.stamp()?.map(|stamp| stamp.generation);
     let before = prepare(dir, source, generation, how)?;
+    let key = Key::of(source, dir, before.as_ref()).await?;
     // One moment for both.
     let (log, snapshot) = match &source.broker {
         Some(broker) => broker.freeze(|| source.store.snapshot())?,
@@ -175,7 +198,7 @@ async fn make_once(source: &Source, dir: &Path, how: &How, making: &Arc<Making>)
         copy.tables(&snapshot, &mut manifest)?;
         copy.contents(&path, &snapshot, &mut manifest)?;
         copy.log(&log, &mut manifest)?;
-        copy.key(&path, &mut manifest)?;
+        copy.key(key, &mut manifest)?;
         anyhow::Ok((copy, manifest, snapshot))
     });
     let (mut copy, mut manifest, snapshot) = copied.await.context("the backup was cut off")??;
@@ -191,7 +214,7 @@ async fn make_once(source: &Source, dir: &Path, how: &How, making: &Arc<Making>)
         manifest.write(&to).map(|()| manifest)
     });
     let manifest = written.await.context("the backup was cut off")??;
-    if let Some(alone) = alone(dir).await {
+    if let Some(alone) = alone(dir, &how.progress).await {
         let (to, held) = (dir.to_owned(), making.clone());
         let removed = tokio::task::spawn_blocking(move || {
             let _held = (held, alone);
@@ -230,10 +253,11 @@ fn resolved(path: &Path) -> io::Result<PathBuf> {
 
 /// Refuses the folder of a backup where a data folder is wanted: what works in it would break the backup.
 pub(crate) fn refuse_backup(folder: &Path) -> Result<(), Told> {
-    if !folder.join(manifest::FILE).exists() {
+    let is_backup = crate::folder::is_there(&folder.join(manifest::FILE))?;
+    let folder = folder.display();
+    if !is_backup {
         return Ok(());
     }
-    let folder = folder.display();
     Err(Told::new(Code::Failed, format!("'{folder}' is a backup, not a data folder, and stays as it is"))
         .next(format!("sluice restore {folder} --data NEW, then use NEW")))
 }
@@ -285,15 +309,13 @@ fn prepare(
     }
     // In a backup, what others left beside it (a lock, `lost+found`) is in nobody's way.
     let is_new = before.is_none();
+    // Every backup begins with it: where it is missing, content or a key is somebody's, and not left by one that was cut short.
+    let is_begun = dir.join(CHUNKS).is_dir();
     let ours = [CHUNKS, BLOBS, LOG, OBJECTS, ADMIN_KEY];
     for entry in fs::read_dir(dir).with_context(|| format!("'{}' cannot be read", dir.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if is_new
-            && !ours.contains(&name.as_str())
-            && !name.starts_with(manifest::FILE)
-            && !name.starts_with(ADMIN_KEY)
-            && !name.ends_with(".new")
-        {
+        let is_left = ours.contains(&name.as_str()) || name.starts_with(ADMIN_KEY) || name.ends_with(".new");
+        if is_new && !name.starts_with(manifest::FILE) && !(is_begun && is_left) {
             let what = format!("'{}' is not empty and no backup: '{name}' is in it", dir.display());
             return Err(refused(what).into());
         }
@@ -310,6 +332,8 @@ struct Copy {
     before: Option<Manifest>,
     /// Digests of what the backup before this one holds, by place.
     known: HashMap<String, (u64, String)>,
+    /// The files of what that does not hold under its own name, by part and name.
+    renamed: HashMap<String, String>,
     /// Content that is not what was stored.
     damage: Vec<sluice_store::Error>,
     summary: Summary,
@@ -319,7 +343,8 @@ struct Copy {
 impl Copy {
     fn new(to: PathBuf, before: Option<Manifest>, progress: Progress) -> Self {
         let known = before.as_ref().map(Manifest::digests).unwrap_or_default();
-        Self { to, before, known, damage: Vec::new(), summary: Summary::default(), progress }
+        let renamed = before.as_ref().map(Manifest::renamed).unwrap_or_default();
+        Self { to, before, known, renamed, damage: Vec::new(), summary: Summary::default(), progress }
     }
 
     fn tables(&mut self, snapshot: &Snapshot, manifest: &mut Manifest) -> anyhow::Result<()> {
@@ -387,43 +412,67 @@ impl Copy {
         let contents = snapshot.contents()?;
         self.damage.extend(contents.damage);
         for content in contents.files {
-            let to = self.to.join(BLOBS).join(&content.name);
             let from = folder.join(BLOBS).join(&content.name);
-            let sums = match content_there(&to, &content, self.known_sum(BLOBS, &content), &self.progress) {
+            let mut file = self.file_of(BLOBS, &content.name);
+            let (to, known) = (self.to.join(BLOBS).join(&file), self.known_sum(BLOBS, &file));
+            let sums = match content_there(&to, &content, known, &self.progress) {
                 Some(sums) => sums,
-                None => match copy_content(&from, &content, &to, &self.progress) {
-                    Ok(sums) => {
-                        self.summary.copied_bytes += content.bytes;
-                        sums
+                None => {
+                    file = self.beside(BLOBS, &content.name, file);
+                    match copy_content(&from, &content, &self.to.join(BLOBS).join(&file), &self.progress) {
+                        Ok(sums) => {
+                            self.summary.copied_bytes += content.bytes;
+                            sums
+                        }
+                        // Known already: somebody started without it.
+                        Err(NotCopied::From(_)) if content.is_lost => continue,
+                        Err(NotCopied::From(reason)) => {
+                            self.damage.push(damaged(BLOBS, &content, &reason));
+                            continue;
+                        }
+                        Err(error) => return Err(error.into()),
                     }
-                    // Known already: somebody started without it.
-                    Err(NotCopied::From(_)) if content.is_lost => continue,
-                    Err(NotCopied::From(reason)) => {
-                        self.damage.push(damaged(BLOBS, &content, &reason));
-                        continue;
-                    }
-                    Err(error) => return Err(error.into()),
-                },
+                }
             };
-            let item = self.content(BLOBS, content, sums);
+            let item = self.content(BLOBS, content, file, sums);
             manifest.blobs.push(item);
         }
         Ok(())
     }
 
     /// Takes in content that is in the backup now, and names it if it is not what was stored.
-    fn content(&mut self, part: &str, content: ContentFile, sums: Sums) -> Item {
+    fn content(&mut self, part: &str, content: ContentFile, file: String, sums: Sums) -> Item {
         if content.digest.is_some_and(|digest| digest != sums.content) {
             self.damage.push(damaged(part, &content, "it does not match its digests"));
         }
         self.summary.files += 1;
         self.summary.bytes += content.bytes;
-        Item::new(content.name, content.bytes, sums.sha256)
+        let kept_as = Some(file).filter(|file| *file != content.name);
+        Item { kept_as, ..Item::new(content.name, content.bytes, sums.sha256) }
     }
 
-    /// The digest that content has in the backup before this one.
-    fn known_sum(&self, part: &str, content: &ContentFile) -> Option<String> {
-        self.known.get(&format!("{part}/{}", content.name)).map(|(_, sha256)| sha256.clone())
+    /// The file that content is in, in the backup before this one.
+    fn file_of(&self, part: &str, name: &str) -> String {
+        self.renamed.get(&format!("{part}/{name}")).cloned().unwrap_or_else(|| name.to_owned())
+    }
+
+    /// The file that it is copied to: not the one that the backup before this one names and holds. That is not what was stored,
+    /// but as that backup has it, and that is whole for as long as it stays.
+    fn beside(&self, part: &str, name: &str, file: String) -> String {
+        let place = format!("{part}/{file}");
+        let is_held = self.known.get(&place).is_some_and(|(bytes, sha256)| {
+            is_there(&self.to.join(&place), *bytes, |sums| sums.sha256 == *sha256)
+        });
+        match is_held {
+            false => file,
+            true if file == name => version_of(name),
+            true => name.to_owned(),
+        }
+    }
+
+    /// The digest that a file has in the backup before this one.
+    fn known_sum(&self, part: &str, file: &str) -> Option<String> {
+        self.known.get(&format!("{part}/{file}")).map(|(_, sha256)| sha256.clone())
     }
 
     fn log(&mut self, files: &[LogFile], manifest: &mut Manifest) -> anyhow::Result<()> {
@@ -471,16 +520,9 @@ impl Copy {
         Ok(item)
     }
 
-    fn key(&mut self, folder: &Path, manifest: &mut Manifest) -> anyhow::Result<()> {
-        let from = folder.join(ADMIN_KEY);
-        let key = match fs::read(&from) {
-            Ok(key) => key,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => {
-                manifest.damaged.push(format!("{ADMIN_KEY} cannot be read: {error}"));
-                return Ok(());
-            }
-        };
+    fn key(&mut self, key: Key, manifest: &mut Manifest) -> anyhow::Result<()> {
+        manifest.damaged.extend(key.wrong);
+        let Some(key) = key.bytes else { return Ok(()) };
         let sha256 = hex(&Sha256::digest(&key));
         let before =
             self.before.as_ref().and_then(|before| Some((before.key_place()?, before.admin_key.as_ref()?)));
@@ -506,33 +548,39 @@ impl Copy {
         let bucket = sluice_databases::Bucket::open(url, settings)?;
         let mut objects = Object { url: url.to_owned(), files: Vec::new() };
         for content in sluice_databases::objects_in(|table, after| snapshot.page(table, after))? {
-            let (to, known) = (self.to.join(OBJECTS).join(&content.name), self.known_sum(OBJECTS, &content));
-            let (there, of_file) = (to.clone(), content.clone());
-            let progress = self.progress.clone();
+            let mut file = self.file_of(OBJECTS, &content.name);
+            let (there, known) = (self.to.join(OBJECTS).join(&file), self.known_sum(OBJECTS, &file));
+            let (of_file, progress) = (content.clone(), self.progress.clone());
             progress.add(1);
             let looked =
                 tokio::task::spawn_blocking(move || content_there(&there, &of_file, known, &progress));
             let sums = match looked.await.context("the backup was cut off")? {
                 Some(sums) => sums,
-                None => match bucket.fetch(&content.name, content.bytes, &to).await {
-                    Ok(()) => {
-                        self.summary.copied_bytes += content.bytes;
-                        let copied = tokio::task::spawn_blocking(move || File::open(to).and_then(sums_of));
-                        copied.await.context("the backup was cut off")??.1
+                None => {
+                    file = self.beside(OBJECTS, &content.name, file);
+                    let to = self.to.join(OBJECTS).join(&file);
+                    match bucket.fetch(&content.name, content.bytes, &to).await {
+                        Ok(()) => {
+                            self.summary.copied_bytes += content.bytes;
+                            let copied =
+                                tokio::task::spawn_blocking(move || File::open(to).and_then(sums_of));
+                            copied.await.context("the backup was cut off")??.1
+                        }
+                        Err(error @ sluice_store::Error::Damaged { .. }) => {
+                            self.damage.push(damaged(OBJECTS, &content, &error.to_string()));
+                            continue;
+                        }
+                        Err(error) => {
+                            return Err(anyhow::Error::from(error).context(format!(
+                                "object '{}' cannot be copied; if its document was just removed, make the backup again",
+                                content.name
+                            )));
+                        }
                     }
-                    Err(error @ sluice_store::Error::Damaged { .. }) => {
-                        self.damage.push(damaged(OBJECTS, &content, &error.to_string()));
-                        continue;
-                    }
-                    Err(error) => {
-                        return Err(anyhow::Error::from(error).context(format!(
-                            "object '{}' cannot be copied; if its document was just removed, make the backup again",
-                            content.name
-                        )));
-                    }
-                },
+                }
             };
-            objects.files.push(self.content(OBJECTS, content, sums));
+            let item = self.content(OBJECTS, content, file, sums);
+            objects.files.push(item);
         }
         manifest.objects = Some(objects);
         Ok(())
@@ -554,7 +602,7 @@ fn content_there(
     progress: &Progress,
 ) -> Option<Sums> {
     let found = fs::metadata(to).ok()?.len();
-    let sums = || File::open(to).and_then(|file| sums_of(progress.of(file))).ok();
+    let sums = || open_file(to).and_then(|file| sums_of(progress.of(file))).ok();
     let sums = (found == content.bytes).then(sums).flatten()?.1;
     let is_whole = match content.digest {
         Some(digest) => sums.content == digest,
@@ -569,7 +617,7 @@ fn copy_content(
     to: &Path,
     progress: &Progress,
 ) -> Result<Sums, NotCopied> {
-    let opened = File::open(from).map_err(|error| NotCopied::From(format!("it cannot be read: {error}")))?;
+    let opened = open_file(from).map_err(|error| NotCopied::From(format!("it cannot be read: {error}")))?;
     copy_whole(progress.of(opened), content.bytes, to)
 }
 
@@ -580,7 +628,7 @@ fn damaged(part: &str, content: &ContentFile, reason: &str) -> sluice_store::Err
 /// Reads all of a backup and compares it with its manifest; what is wrong with it, nothing if all is well.
 fn verify(dir: &Path, manifest: &Manifest) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut check = |place: String, bytes: u64, sha256: &str| match File::open(dir.join(&place))
+    let mut check = |place: String, bytes: u64, sha256: &str| match open_file(&dir.join(&place))
         .and_then(sums_of)
     {
         Ok((found, sums)) if found == bytes && sums.sha256 == sha256 => {}
@@ -589,6 +637,9 @@ fn verify(dir: &Path, manifest: &Manifest) -> Vec<String> {
         }
         Ok(_) => wrong.push(format!("{place} is damaged: its content is not what was backed up")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => wrong.push(format!("{place} is missing")),
+        Err(error) if dir.join(&place).is_dir() => {
+            wrong.push(format!("{place} cannot be read: {error}; move that away first"))
+        }
         Err(error) => wrong.push(format!("{place} cannot be read: {error}")),
     };
     for (sha256, bytes) in manifest.pieces() {

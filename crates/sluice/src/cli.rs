@@ -472,17 +472,20 @@ pub(crate) enum Doc {
         /// Id of the document
         id: String,
     },
-    /// Send the pieces of documents that failed through their flows again
+    /// Send the pieces of documents that failed through their flows again, and documents of which messages were lost
     #[command(
-        after_help = "Examples:\n  sluice doc retry urn:sluice:doc:3f2a…\n  sluice doc retry urn:sluice:doc:3f2a… --flow f2"
+        after_help = "Examples:\n  sluice doc retry urn:sluice:doc:3f2a…\n  sluice doc retry urn:sluice:doc:3f2a… --flow f2\n  sluice doc retry --lost"
     )]
     Retry {
         /// Ids of documents
-        #[arg(required = true)]
+        #[arg(required_unless_present = "lost")]
         ids: Vec<String>,
-        /// Only what failed in this flow
+        /// Only what failed or was lost in this flow
         #[arg(long)]
         flow: Option<String>,
+        /// All documents that were under way when the broker's log was lost
+        #[arg(long, conflicts_with = "ids")]
+        lost: bool,
     },
     /// Remove documents from the library, with everything that flows made of them
     #[command(after_help = "Example:\n  sluice doc rm urn:sluice:doc:3f2a…")]

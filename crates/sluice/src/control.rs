@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::apart;
 use crate::backup::{self, How, Source, Summary};
 use crate::exit::{Code, Told};
 
@@ -26,6 +28,11 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 const ASKERS_MAX: usize = 16;
 /// How often whoever waits is told that a backup goes on.
 const WORD_EVERY: Duration = Duration::from_millis(500);
+/// A backup that has not gone on for so long is reported once.
+const STILL: Duration = Duration::from_secs(60);
+/// What to do about a backup that is being made already.
+const NEXT_OF_RUNNING: &str = "try again when it is done; where it does not go on, see whether the disk that it is made on hangs, \
+    and start the process again if that is gone for good";
 /// What is said of a question of another version.
 const UNREADABLE: &str = "the question cannot be read";
 
@@ -66,6 +73,11 @@ pub(crate) fn listen(folder: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
+/// Where the socket of a folder is.
+pub(crate) fn place(folder: &Path) -> PathBuf {
+    folder.join(FILE)
+}
+
 /// Removes the socket of a process that ended.
 pub(crate) fn remove(folder: &Path) {
     // Where it stays, nobody answers on it.
@@ -74,47 +86,70 @@ pub(crate) fn remove(folder: &Path) {
 
 /// Waits until the socket in a folder is there no more.
 pub(crate) async fn gone(folder: impl Fn() -> PathBuf) {
-    while folder().join(FILE).exists() {
+    while place(&folder()).exists() {
         tokio::time::sleep(crate::folder::PULSE).await;
     }
 }
 
 /// Where a backup is being made, if one is.
-#[derive(Default)]
-struct Running(Mutex<Option<PathBuf>>);
+#[derive(Clone, Default)]
+pub(crate) struct Running(Arc<Mutex<Option<PathBuf>>>);
 
 /// Ends with the backup.
-struct Run<'a>(&'a Running);
+struct Run(Running);
 
 impl Running {
     /// Begins one; if there is one, says where.
-    fn begin(&self, dir: &Path) -> Result<Run<'_>, PathBuf> {
+    fn begin(&self, dir: &Path) -> Result<Run, PathBuf> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*running {
             Some(other) => Err(other.clone()),
             None => {
                 *running = Some(dir.to_owned());
-                Ok(Run(self))
+                Ok(Run(self.clone()))
             }
         }
     }
 }
 
-impl Drop for Run<'_> {
+impl Drop for Run {
     fn drop(&mut self) {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
+/// Why a folder is in use by a process that no command reaches.
+pub(crate) fn unreached(folder: &Path, error: anyhow::Error) -> anyhow::Error {
+    let is_locked = |cause: &(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(sluice_store::Error::Locked { .. }))
+    };
+    if !error.chain().any(is_locked) {
+        return error;
+    }
+    let socket = place(folder);
+    let (is, next) = match std::fs::symlink_metadata(&socket) {
+        Ok(it) if it.file_type().is_socket() => {
+            ("leads to nobody", "run this as the user of that process, or stop it first")
+        }
+        Ok(_) => (
+            "is no socket",
+            "move away what is there, and the process makes its socket within seconds; or stop it first",
+        ),
+        Err(_) => ("is not there", "wait until the process serves, which makes its socket; or stop it first"),
+    };
+    Told::new(Code::Failed, format!("{error:#}: it is not reached, since '{}' {is}", socket.display()))
+        .next(next)
+        .into()
+}
+
 /// Answers commands; one backup is made at a time.
-pub(crate) async fn serve(listener: UnixListener, source: impl Fn() -> Source) {
-    let running = Running::default();
+pub(crate) async fn serve(listener: UnixListener, running: &Running, source: impl Fn() -> Source) {
     let mut answers = FuturesUnordered::new();
     loop {
         // Both may be dropped at any time: what was begun stays in `answers`.
         tokio::select! {
             accepted = listener.accept(), if answers.len() < ASKERS_MAX => match accepted {
-                Ok((stream, _)) => answers.push(answer(stream, source(), &running)),
+                Ok((stream, _)) => answers.push(answer(stream, source(), running)),
                 Err(error) => {
                     tracing::warn!(%error, "commands on this machine cannot be answered");
                     tokio::time::sleep(WORD_EVERY).await;
@@ -162,34 +197,41 @@ async fn make(
     how: How,
     running: &Running,
 ) -> Answer {
-    let _run = match running.begin(dir) {
+    let run = match running.begin(dir) {
         Ok(run) => run,
         Err(other) => {
             let message =
                 format!("no backup was made: this process is making one in '{}' already", other.display());
-            return Answer::Failed { message, next: Some("try again when it is done".to_owned()) };
+            return Answer::Failed { message, next: Some(NEXT_OF_RUNNING.to_owned()) };
         }
     };
-    let mut making = std::pin::pin!(backup::make(Arc::new(source), dir, &how));
+    let (to, how_made) = (dir.to_owned(), how.clone());
+    let mut making = std::pin::pin!(apart::run(move || async move {
+        // Where a disk holds the thread, there is one such thread at most.
+        let _run = run;
+        backup::make(Arc::new(source), &to, &how_made).await
+    }));
     let mut words = tokio::time::interval(WORD_EVERY);
-    let mut told = None;
+    let (mut told, mut goes_on_at, mut is_reported) = (None, Instant::now(), false);
     let made = loop {
         tokio::select! {
             made = &mut making => break made,
             _ = words.tick() => {
                 let come_to = Some(how.progress.come_to());
-                if told != come_to
-                    && let Some(stream) = asker.as_deref_mut()
-                {
-                    told = come_to;
-                    if say(stream, &Answer::Working).await.is_err() {
+                if told != come_to {
+                    (told, goes_on_at) = (come_to, Instant::now());
+                    if let Some(stream) = asker.as_deref_mut()
+                        && say(stream, &Answer::Working).await.is_err()
+                    {
                         asker = None;
                     }
+                } else if goes_on_at.elapsed() > STILL && !std::mem::replace(&mut is_reported, true) {
+                    tracing::warn!(dir = %dir.display(), "a backup does not go on: see whether the disk that it is made on hangs; no other one is made meanwhile");
                 }
             }
         }
     };
-    match made {
+    match made.and_then(|made| made) {
         Ok(summary) => {
             tracing::info!(dir = %dir.display(), bytes = summary.bytes, copied = summary.copied_bytes, "a backup was made");
             Answer::Done(summary)
@@ -227,6 +269,15 @@ pub(crate) async fn ask_for_backup(
     };
     let Ok(stream) = connected else { return Ok(None) };
     let mut stream = BufReader::new(stream);
+    if dir.to_str().is_none() {
+        let what = format!(
+            "the process that works in '{}' is named the folder of a backup as text",
+            folder.display()
+        );
+        return Err(Told::usage(format!("{what}, and '{}' is no UTF-8", dir.display()))
+            .next("name another folder, or a link to this one")
+            .into());
+    }
     let mut text = serde_json::to_string(&Question::Make { dir: dir.to_owned(), older })?;
     text.push('\n');
     stream.get_mut().write_all(text.as_bytes()).await?;
@@ -237,7 +288,8 @@ pub(crate) async fn ask_for_backup(
         let Ok(read) = tokio::time::timeout(timeout, limited.read_line(&mut line)).await else {
             let stuck = late(
                 "has not gone on with the backup",
-                "it may still come to its end, which its log says; wait longer with --timeout SECONDS",
+                "see whether the disk that it is made on hangs; the backup may still come to its end, which the log of the process \
+                 says; wait longer with --timeout SECONDS",
             );
             return Err(if has_begun { stuck } else { silent() }.into());
         };

@@ -25,7 +25,7 @@ impl From<Code> for ExitCode {
 }
 
 /// A failure told to a person, with its exit code and the next thing to try.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Told {
     pub(crate) code: Code,
     pub(crate) message: String,

@@ -15,6 +15,7 @@
 
 mod aside;
 mod contents;
+mod damaged;
 mod in_place;
 mod kinds;
 mod mark;
@@ -26,6 +27,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -38,10 +40,12 @@ use tokio::sync::Mutex;
 
 pub(crate) use self::contents::Room;
 use self::contents::{Contents, holds_something};
+pub(crate) use self::damaged::Damaged;
+pub(crate) use self::kinds::{in_place_of_folder, is_lost, open_file, read_file};
 use self::mark::{BrokerPart, Found, Mark, StorePart};
-pub(crate) use self::missing::unreadable;
 use self::missing::{check_marked, going_on};
-pub(crate) use self::restored::{FilledFrom, Taken, check_formats, log_end};
+pub(crate) use self::missing::{holds_key, unreadable, wrong_key};
+pub(crate) use self::restored::{FilledFrom, Taken, check_formats};
 pub(crate) use self::stopped::{Stopped, verify};
 use crate::exit::{Code, Told};
 
@@ -127,6 +131,8 @@ pub(crate) struct Folder {
     lock: Option<FolderLock>,
     want: Want,
     origin: Origin,
+    /// What waited in the log, or a part of it, is lost, and that was accepted.
+    is_log_lost: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -165,12 +171,14 @@ struct State {
     written: (u64, (u64, u64)),
 }
 
+/// What a refusal begins with.
+fn refusing(path: &Path) -> String {
+    format!("the data folder '{}' is not used as it is, and nothing in it was removed: ", path.display())
+}
+
 /// A refusal: what is wrong, and the ways out.
 fn refused(path: &Path, what: impl fmt::Display, accept: Option<Loss>) -> Told {
-    let message = format!(
-        "the data folder '{}' is not used as it is, and nothing in it was removed: {what}",
-        path.display()
-    );
+    let message = format!("{}{what}", refusing(path));
     let mut next = "bring back what is missing, or restore a backup into another folder (sluice restore BACKUP --data NEW)"
         .to_owned();
     if let Some(loss) = accept {
@@ -226,13 +234,7 @@ impl Folder {
                 Mark::new(uuid::Uuid::new_v4().to_string())
             }
         };
-        if mark.is_restoring {
-            let what = if mark.is_salvaging {
-                "what can be read of a damaged folder was being copied into it (sluice salvage), and that was not finished; salvage \
-                 it again, into another folder"
-            } else {
-                "a backup was being restored into it, and that was not finished; restore it again, into another folder"
-            };
+        if let Some(what) = mark.unfinished() {
             return refuse(what.to_owned(), None);
         }
         if mark.is_fresh {
@@ -249,6 +251,8 @@ impl Folder {
                 None,
             );
         }
+        // A copy need not hold the messages of what its store says.
+        let mut is_log_lost = origin == Origin::Marked && !mark.is_closed && mark.is_copied(path);
         if origin == Origin::Marked {
             check_marked(path, &mark, &there, &want)?;
         } else if origin == Origin::Unmarked && want.broker && !there.broker {
@@ -258,11 +262,13 @@ impl Folder {
                 return refuse(format!("{what}; {how}"), Some(Loss::Broker));
             }
             going_on(format!("the data folder '{}': {what}", path.display()), Loss::Broker);
+            is_log_lost = true;
         }
+        let is_log_lost = AtomicBool::new(is_log_lost);
         let (store_at, broker_at) =
             (mark.store.map_or(0, |part| part.generation), mark.broker.map_or(0, |part| part.generation));
         let state = State { mark, store_at, broker_at, written: (0, (0, 0)) };
-        Ok(Self { path: path.to_owned(), lock, want, origin, state: Mutex::new(state) })
+        Ok(Self { path: path.to_owned(), lock, want, origin, is_log_lost, state: Mutex::new(state) })
     }
 
     /// Marks a folder that nothing is in yet, before anything is made in it: a first start that is cut short is told by it.
@@ -329,7 +335,14 @@ impl Folder {
 
     /// Puts a log that cannot be opened aside, so that one can be begun anew.
     pub(crate) fn set_broker_aside(&self) -> anyhow::Result<PathBuf> {
-        aside::move_parts(&self.path, &[BROKER])
+        let aside = aside::move_parts(&self.path, &[BROKER])?;
+        self.log_is_lost();
+        Ok(aside)
+    }
+
+    /// What waited in the log, or a part of it, is lost.
+    pub(crate) fn log_is_lost(&self) {
+        self.is_log_lost.store(true, Ordering::Relaxed);
     }
 
     /// What a log that could not be opened means.
@@ -357,6 +370,10 @@ impl Folder {
         }
         if self.origin != Origin::Marked && self.origin != Origin::Fresh {
             tracing::info!(folder = %self.path.display(), "the data folder is marked from now on");
+        }
+        if self.is_log_lost.load(Ordering::Relaxed) {
+            // Before the folder counts on: from then on nothing else tells of it.
+            sluice_library::log_lost(&*store.tables()).await?;
         }
         state.mark.is_fresh = self.is_fresh();
         self.advance(&mut state, store, broker).await?;
@@ -398,26 +415,18 @@ impl Folder {
         if !self.want.admin_key || !file.exists() {
             return Ok(None);
         }
-        match sluice_iam::check_admin_key(&file, &*store.tables()).await {
-            Err(sluice_iam::Error::NotAKey { .. }) => {
-                Ok(Some(format!("{ADMIN_KEY} holds no key: it is damaged")))
-            }
-            Err(sluice_iam::Error::OtherKey { .. }) => {
-                Ok(Some(format!("{ADMIN_KEY} is not the key of this data, but another one")))
-            }
-            checked => Ok(checked.map(|()| None)?),
-        }
+        wrong_key(&file, &*store.tables()).await
     }
 
     /// Whether there is a data folder.
-    pub(crate) fn is_at(path: &Path) -> bool {
-        path.join(mark::FILE).exists() || path.join(STORE_FILE).exists()
+    pub(crate) fn is_at(path: &Path) -> Result<bool, Told> {
+        Ok(is_there(&path.join(mark::FILE))? || is_there(&path.join(STORE_FILE))?)
     }
 
     /// Insists that there is a data folder, before anything is made in what may be another's.
     pub(crate) fn insist(path: &Path) -> Result<(), Told> {
         crate::backup::refuse_backup(path)?;
-        if Self::is_at(path) {
+        if Self::is_at(path)? {
             return Ok(());
         }
         let shown = path.display();
@@ -459,8 +468,17 @@ impl Folder {
     /// Counts on, if something was written since the last time: what is copied now is older from then on.
     pub(crate) async fn pulse(&self, store: &Store, broker: Option<&Broker>) -> anyhow::Result<()> {
         let mut state = self.state.lock().await;
+        // Who sees that nothing is taken sends nothing by which it would be found out that there is room again.
+        store.look_for_room();
         let written = (store.commits(), broker.map_or((0, 0), Broker::log_position));
         if written == state.written {
+            if let Some(broker) = broker.filter(|broker| broker.pressure().disk_full)
+                && let Some(stamp) = broker.stamp()
+            {
+                // It looks before it writes; what is written is there already.
+                broker.set_stamp(&stamp).await?;
+                state.written.1 = broker.log_position();
+            }
             return Ok(());
         }
         // As when it advances: one that stayed behind comes up first.
@@ -629,7 +647,10 @@ impl Folder {
             // Nobody may do without what the store held.
             Some(what) if is_store_behind(at) => return Err(self.refuse(what, None)),
             Some(what) if !accepted => return Err(self.refuse(what, Some(Loss::Broker))),
-            Some(what) => going_on(what, Loss::Broker),
+            Some(what) => {
+                going_on(what, Loss::Broker);
+                self.log_is_lost();
+            }
             None => {}
         }
         state.broker_at = at;
@@ -719,6 +740,20 @@ impl Folder {
                 open.join(", "),
                 self.path.display()
             );
+        }
+    }
+}
+
+/// Whether something is in a folder. What this user may not see is not taken for missing.
+pub(crate) fn is_there(part: &Path) -> Result<bool, Told> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    match fs::symlink_metadata(part) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(false),
+        Err(error) => {
+            let what = contents::unusable(part.parent().unwrap_or(part), "looked into");
+            Err(Told::new(Code::Failed, format!("{what} ({error})"))
+                .next("run this as the user that runs the system, or give the folder to this one (chown)"))
         }
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod address;
+mod apart;
 mod api;
 mod backup;
 mod bus;

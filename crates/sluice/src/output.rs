@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
 use crate::cli::Output;
-use crate::exit::Code;
+use crate::exit::{self, Code, Told};
 
 /// Prints a value: as `table` makes it for people, else whole.
 pub(crate) fn show(
@@ -22,7 +22,7 @@ pub(crate) fn show(
     Ok(())
 }
 
-/// Prints a text as a line. A reader that has seen enough (`| head`) ends the command, quietly.
+/// Prints a result, or a part of it, as a line. A reader that has seen enough (`| head`) ends the command, quietly.
 pub(crate) fn say(text: &str) {
     say_on(&format!("{text}\n"));
 }
@@ -30,10 +30,14 @@ pub(crate) fn say(text: &str) {
 /// Prints a piece of a text at once; otherwise as [`say`].
 pub(crate) fn say_on(text: &str) {
     let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        let code = if error.kind() == std::io::ErrorKind::BrokenPipe { Code::Ok } else { Code::Failed };
-        std::process::exit(code as i32);
+    let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) else { return };
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        std::process::exit(Code::Ok as i32);
     }
+    let told = Told::new(Code::Failed, format!("the result cannot be written to standard output: {error}"))
+        .next("what was to be done is done, and only its result is not told; see where standard output goes");
+    exit::report(&told.into());
+    std::process::exit(Code::Failed as i32);
 }
 
 /// A table with a header; a sentence instead when it has no rows.

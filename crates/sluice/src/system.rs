@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_bus::ErrorKind;
+use sluice_gateway::NoRoom;
 use sluice_schema::record;
 use sluice_sdk::{
     Backoff, Catalogue, ConfigClient, ConfigError, ConfigWatch, Host, HostOptions, Process, Roster, watch,
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backup::Source;
 use crate::bus::{Bus, Remote};
 use crate::control;
-use crate::exit::Told;
+use crate::exit::{Code, Told};
 use crate::folder::{self, Folder, Loss, Room, Stopped, Want};
 use crate::services::{Selection, Service};
 use crate::standard;
@@ -86,6 +87,14 @@ struct Opened {
 impl System {
     /// Starts everything in order; on return it serves. What runs in other processes is waited for.
     pub(crate) async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let data = settings.data.clone();
+        Self::start_on(settings).await.map_err(|error| match data {
+            Some(data) if is_damage(&error) => of_damage(&data, &error),
+            _ => error,
+        })
+    }
+
+    async fn start_on(settings: Settings) -> anyhow::Result<Self> {
         // An address that can never work is told before anything is made.
         settings.broker.as_ref().map_or(Ok(()), Remote::check)?;
         if let Some(data) = &settings.data {
@@ -101,7 +110,7 @@ impl System {
                 None => None,
             };
             opened.claim(&settings.selection, &layers.base).await?;
-            let gateway = serve(&settings, &layers, &opened.bus, stores).await?;
+            let gateway = serve(&settings, &layers, &opened.bus, stores, opened.no_room()).await?;
             if let Some(folder) = &opened.folder {
                 folder.settle(settings.objects.as_ref().map(|(url, _)| url.as_str())).await?;
             }
@@ -115,6 +124,11 @@ impl System {
                 Ok(Self { address, gateway, layers, opened })
             }
             Err(error) => {
+                let is_damaged = opened.store.as_ref().is_some_and(|store| is_met(&error, store));
+                let error = match &settings.data {
+                    Some(data) if is_damaged => of_damage(data, &error),
+                    _ => error,
+                };
                 layers.stop(Duration::from_secs(1)).await;
                 // The first error is the one to report.
                 let _ = opened.close().await;
@@ -234,6 +248,7 @@ impl Opened {
             }
         };
         if let Err(error) = folder.admit(&store, bus.embedded()).await {
+            let error = if is_met(&error, &store) { of_damage(data, &error) } else { error };
             bus.close().await;
             store.close().await;
             return Err(error);
@@ -249,7 +264,14 @@ impl Opened {
                 tracing::warn!(%error, aside = %aside.display(), "going on with an empty log, as was asked for; the old one is set aside");
                 Bus::embed(config).map_err(|error| folder.broker_error(error))
             }
-            embedded => embedded.map_err(|error| folder.broker_error(error)),
+            embedded => {
+                let bus = embedded.map_err(|error| folder.broker_error(error))?;
+                // An end that may have been promised was cut.
+                if config.set_aside.is_some_and(|aside| aside.exists()) {
+                    folder.log_is_lost();
+                }
+                Ok(bus)
+            }
         }
     }
 
@@ -257,6 +279,12 @@ impl Opened {
     async fn claim(&self, selection: &Selection, process: &Process) -> anyhow::Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         self.bus.claim(&selection.keepers(), &folder.id().await, process).await
+    }
+
+    /// What tells why the store takes nothing that needs room.
+    fn no_room(&self) -> Option<NoRoom> {
+        let store = self.store.clone()?;
+        Some(Arc::new(move || store.no_room()))
     }
 
     /// Lets the folder count on while there is work.
@@ -296,17 +324,18 @@ impl Opened {
         else {
             return;
         };
-        let listener = match control::listen(data) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::warn!(%error, "'sluice backup' cannot reach this process");
-                return;
-            }
-        };
+        let listener = control::listen(data);
+        if let Err(error) = &listener {
+            tracing::warn!(
+                %error, socket = %control::place(data).display(),
+                "'sluice backup' cannot reach this process, which tries again every {} s to listen there", folder::PULSE.as_secs()
+            );
+        }
         let (id, restored_from, folder) = (folder.id().await, folder.restored_from().await, folder.clone());
         let (broker, objects) = (self.bus.embedded().cloned(), settings.objects.clone());
         let stop = process.stop.clone();
         process.tasks.spawn("folder/control", async move {
+            let running = control::Running::default();
             let source = || Source {
                 path: folder.is_read_at(),
                 folder: id.clone(),
@@ -317,11 +346,12 @@ impl Opened {
             };
             let here = || folder.is_read_at();
             let answering = async {
-                let mut listening = Ok(listener);
+                let mut listening = listener;
                 loop {
+                    let was_deaf = listening.is_err();
                     match listening {
                         Ok(listener) => tokio::select! {
-                            () = control::serve(listener, source) => {}
+                            () = control::serve(listener, &running, source) => {}
                             () = control::gone(here) => {}
                         },
                         Err(error) => {
@@ -330,6 +360,9 @@ impl Opened {
                         }
                     }
                     listening = control::listen(&here());
+                    if was_deaf && listening.is_ok() {
+                        tracing::info!("'sluice backup' reaches this process");
+                    }
                 }
             };
             stop.run_until_cancelled(answering).await;
@@ -355,6 +388,40 @@ impl Settings {
                 .next("give one with --data DIR")
         })
     }
+}
+
+/// Whether a start failed because something in the store is not what was stored.
+fn is_damage(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(sluice_store::Error::is_damage)
+}
+
+/// The same where it was told through another service, or in the middle of a write: the store knows what it has met.
+fn is_met(error: &anyhow::Error, store: &Store) -> bool {
+    let is_through_others = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(ConfigError::Refused { .. }))
+            || matches!(cause.downcast_ref(), Some(sluice_store::Error::OutcomeUnknown { .. }))
+    });
+    let has_met = || {
+        let upkeep = store.upkeep();
+        upkeep.damaged_blocks() > 0
+            || !upkeep.report().damage.is_empty()
+            || store.stamp().is_err_and(|error| error.is_damage())
+    };
+    is_through_others && has_met()
+}
+
+/// How that is told, unless it is already: with the ways out.
+fn of_damage(data: &Path, error: &anyhow::Error) -> anyhow::Error {
+    if let Some(told) = error.chain().find_map(|cause| cause.downcast_ref::<Told>()) {
+        return told.clone().into();
+    }
+    let shown = data.display();
+    Told::new(Code::Failed, format!("the data folder '{shown}' is damaged, and nothing is served from it: {error:#}"))
+        .next(format!(
+            "restore the last whole backup: sluice restore BACKUP --data NEW; without one, `sluice salvage {shown} --data NEW` copies \
+             what can be read and names the rest; `sluice verify {shown}` names all that is damaged"
+        ))
+        .into()
 }
 
 /// Reports once what this machine lacks to confine the processes that read documents and render prompts.
@@ -401,6 +468,7 @@ async fn serve(
     layers: &Layers,
     bus: &Bus,
     stores: Option<Stores>,
+    no_room: Option<NoRoom>,
 ) -> anyhow::Result<Option<sluice_gateway::Gateway>> {
     let (selection, admin) = (&settings.selection, &bus.admin);
     let kept = || stores.clone().context("a service that keeps data was started without a store");
@@ -498,6 +566,7 @@ async fn serve(
         process: process.clone(),
         watch,
         options: settings.gateway.clone(),
+        no_room,
     });
     gateway.await.map(Some).context("the gateway did not start")
 }
@@ -575,7 +644,7 @@ async fn stores(store: &Store, opened: &Opened, settings: &Settings) -> anyhow::
         sluice_store::Error::Refused { ref reason }
             if reason.contains("mark of this data folder") || reason.contains("that the tables name") =>
         {
-            anyhow::Error::from(Told::new(crate::exit::Code::Failed, error.to_string()).next(format!(
+            anyhow::Error::from(Told::new(Code::Failed, error.to_string()).next(format!(
                 "check --objects and --objects-endpoint; to go on without that content: --accept-loss {}",
                 Loss::Objects
             )))

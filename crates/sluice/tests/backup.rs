@@ -4,6 +4,8 @@
 mod common;
 #[path = "backup/others.rs"]
 mod others;
+#[path = "backup/wrong.rs"]
+mod wrong;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -352,10 +354,18 @@ fn damaged_content_is_backed_up_as_it_is_and_named_by_backup_verify_and_restore(
     for number in 1..4 {
         assert!(!is_read(&restored, &format!("large-{number}.txt")), "{number} was damaged");
     }
-    // Once they are whole again the next backup is, and what it holds stays whole.
+    // Once they are whole again the next backup is, and what it holds stays whole. One that is cut short leaves this one.
     heal();
-    backup(&dir, &data);
-    ends(&verify(&dir), 0, "is whole");
+    fs::create_dir(dir.join("sluice-backup.json.new")).unwrap();
+    ends(&run(&["backup", dir.to_str().unwrap()], &data), 1, "no backup was made");
+    let told = verify(&dir);
+    ends(&told, 2, "was backed up as it is");
+    assert!(!text(&told).contains("is not what was backed up"), "{}", text(&told));
+    fs::remove_dir(dir.join("sluice-backup.json.new")).unwrap();
+    for _ in 0..2 {
+        backup(&dir, &data);
+        ends(&verify(&dir), 0, "is whole");
+    }
     // Neither is a key that cannot be read left out without a word.
     let (key, aside) = (data.join("admin.key"), place.path("key"));
     fs::rename(&key, &aside).unwrap();

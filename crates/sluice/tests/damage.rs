@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use common::{Up, ends, sluice, text};
 
@@ -168,4 +169,105 @@ fn that_a_store_was_not_closed_is_told_once_at_a_start() {
     up.kill();
     let up = Up::start(&data);
     assert_eq!(up.log().matches("the store was not closed").count(), 1, "{}", up.log());
+}
+
+/// A flow whose documents nobody takes.
+fn start_sink(up: &Up, folder: &Path) {
+    let blueprint = serde_json::json!({
+        "interfaces": {"text-load": {"flow": "flow:tg:in:{workspace}:{id}"}},
+        "blueprint": {},
+        "flow": {"sink:{id}": {"topics": {"input": "flow:tg:in:{workspace}:{id}"}}},
+    });
+    let file = folder.join("sink.json");
+    fs::write(&file, blueprint.to_string()).unwrap();
+    up.json(&["blueprint", "put", "sink", file.to_str().unwrap()]);
+    up.json(&["flow", "start", "f1", "sink"]);
+}
+
+#[test]
+fn documents_that_were_under_way_when_the_log_was_lost_are_told_and_put_through_again() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    let mut up = Up::start(&data);
+    start_sink(&up, root.path());
+    let mut ids = Vec::new();
+    for name in ["first.txt", "second.txt"] {
+        let file = root.path().join(name);
+        fs::write(&file, format!("What {name} says.")).unwrap();
+        let added = up.json(&["doc", "add", file.to_str().unwrap(), "--flow", "f1", "--no-wait"]);
+        ids.push(added["documents"][0].as_str().unwrap().to_owned());
+    }
+    let findings = |up: &Up| {
+        let output = up.run(&["doctor", "-o", "json"]);
+        let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        all.into_iter().find(|one| one["code"] == "documents-lost")
+    };
+    ends(&up.run(&["doc", "retry", "--lost"]), 0, "Nothing is on record");
+    assert_eq!(up.terminate(), 0);
+    fs::remove_dir_all(data.join("broker")).unwrap();
+    let mut up = Up::start_with(&data, &["--accept-loss", "broker"]);
+    assert!(up.log().contains("`sluice doc retry --lost`"), "{}", up.log());
+    assert_eq!(up.terminate(), 0);
+
+    // It is told also after a start that lost nothing.
+    let up = Up::start(&data);
+    let told = findings(&up).expect("a finding");
+    assert!(told["text"].as_str().unwrap().starts_with("2 document(s)"), "{told}");
+    assert!(told["next"].as_str().unwrap().contains("sluice doc retry --lost"), "{told}");
+    let shown = up.run(&["doc", "show", &ids[0]]);
+    ends(&shown, 0, "not on record as done");
+    assert!(text(&shown).contains(&format!("sluice doc retry {}", ids[0])), "{}", text(&shown));
+    // The flow's topics are made again first.
+    let is_sent = || up.run(&["doc", "retry", &ids[0]]).status.success();
+    common::until("a document to be put through again", is_sent, || up.log());
+    assert!(findings(&up).unwrap()["text"].as_str().unwrap().starts_with("1 document(s)"));
+    ends(&up.run(&["doc", "retry", "--lost"]), 0, &format!("{}: put through flow 'f1' again.", ids[1]));
+    ends(&up.run(&["doc", "retry", "--lost"]), 0, "Nothing is on record");
+    assert_eq!(findings(&up), None);
+    ends(&up.run(&["doc", "show", &ids[0]]), 0, "under way");
+    let described = up.json(&["flow", "describe", "f1"]);
+    assert_eq!(described["status"]["queues"][0]["ready"], 2, "{described}");
+}
+
+/// What is said of a start that is refused; `None` if it serves.
+fn refusal(data: &Path) -> Option<String> {
+    let mut command = sluice();
+    command.args(["up", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+    let mut started = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    for line in BufReader::new(started.stderr.take().unwrap()).lines().map_while(Result::ok) {
+        if line.contains("address=127.0.0.1:") {
+            started.kill().unwrap();
+            break;
+        }
+        said.push_str(&format!("{line}\n"));
+    }
+    // One that was killed has no code.
+    started.wait().unwrap().code().map(|_| said)
+}
+
+#[test]
+fn a_start_that_damage_in_the_store_ends_names_the_ways_out() {
+    const BLOCK: usize = 4096;
+    const BLOCKS: usize = 64;
+    let root = tempfile::tempdir().unwrap();
+    let [data, harmed] = ["data", "harmed"].map(|name| root.path().join(name));
+    let mut up = Up::start(&data);
+    up.json(&["flow", "start", "f1", "document-rag"]);
+    assert_eq!(up.terminate(), 0);
+    let whole = fs::read(data.join("store.redb")).unwrap();
+    let mut refusals = 0;
+    // Its first blocks: what leads to rows, and rows of the config service, of the standard configuration and of identities.
+    for at in 1..BLOCKS {
+        let _ = fs::remove_dir_all(&harmed);
+        copy(&data, &harmed);
+        let mut store = whole.clone();
+        store[at * BLOCK + 2_000] ^= 1;
+        fs::write(harmed.join("store.redb"), store).unwrap();
+        let Some(said) = refusal(&harmed) else { continue };
+        refusals += 1;
+        let ways = said.lines().find(|line| line.starts_with("  try: ")).unwrap_or_default();
+        assert!(ways.contains("sluice restore") && said.contains("sluice salvage"), "block {at}: {said}");
+    }
+    assert!(refusals >= 8, "{refusals}");
 }

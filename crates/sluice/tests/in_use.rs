@@ -144,13 +144,20 @@ fn a_part_that_is_taken_from_under_a_running_process_is_reported_and_nothing_mor
         }
 
         let backup = now_at.with_file_name("backup");
-        let backed_up = || run(&["backup", backup.to_str().unwrap()], now_at).status.success();
+        // The key is a file that nobody holds open: where it went too, that is said.
+        let (code, says) =
+            if now_at.join("admin.key").exists() { (0, "") } else { (2, "admin.key is missing") };
+        let backed_up = || {
+            let output = run(&["backup", backup.to_str().unwrap()], now_at);
+            output.status.code() == Some(code) && text(&output).contains(says)
+        };
         until("a backup of what it holds", backed_up, || up.log());
         assert_eq!(up.terminate(), 1, "{part}: {}", up.log());
         assert!(up.log().contains("not in its place"), "{part}: {}", up.log());
         let restored = now_at.with_file_name("restored");
-        ends(&run(&["restore", backup.to_str().unwrap()], &restored), 0, "Restored");
-        // The key is a file that nobody holds open.
+        let told = run(&["restore", backup.to_str().unwrap()], &restored);
+        ends(&told, code, "Restored");
+        assert!(text(&told).contains(says), "{part}: {}", text(&told));
         let restored = Up::start_with(&restored, &["--accept-loss", "admin-key"]);
         assert_eq!(documents(&restored), 1, "{part}");
     }
@@ -218,6 +225,22 @@ fn a_limit_on_the_size_of_files_is_a_full_disk_and_ends_no_process() {
     assert!(!added.status.success(), "{}", text(&added));
     assert!(text(&added).contains("is full"), "{}", text(&added));
     assert!(documents(&up) > 50);
+    let again = || up.run(&["doc", "add", files.to_str().unwrap(), "--store-only"]);
+    let is_told = || {
+        let ready = get(&up, "/readyz");
+        let is_told = ready.contains(" 503 ") && ready.contains("store-unavailable");
+        is_told || {
+            again();
+            false
+        }
+    };
+    until("readyz to say it", is_told, || up.log());
+    // There is room for a little.
+    let is_well = || {
+        up.run(&["config", "put", "mine", "key", "1"]);
+        get(&up, "/readyz").contains(" 200 ")
+    };
+    until("readyz to be well", is_well, || up.log());
     assert_eq!(up.terminate(), 0, "{}", up.log());
     assert!(!up.log().contains("Previous I/O"), "{}", up.log());
     assert!(documents(&Up::start(&data)) > 50);

@@ -110,6 +110,43 @@ fn what_this_process_may_not_use_is_never_told_as_lost() {
     assert_eq!(documents(&Up::start_as(unprivileged(), &data, &[])), 1);
 }
 
+#[test]
+fn a_folder_that_this_user_may_not_look_into_is_told_as_that_by_every_command() {
+    let (root, data) = copied();
+    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let backup = root.path().join("backup");
+    let (data_at, backup_at) = (path("data"), path("backup"));
+    ends(&sluice().args(["backup", &backup_at, "--data", &data_at]).output().unwrap(), 0, "Backed up");
+    for (folder, mode) in [(&data, 0o000), (&data, 0o600), (&backup, 0o000)] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
+        let at = folder.display().to_string();
+        let mut commands = vec![vec!["verify", &at]];
+        if folder == &data {
+            commands.extend([
+                vec!["backup", "made", "--data", &at],
+                vec!["salvage", &at, "--data", "made"],
+                vec!["doctor", "--data", &at],
+                vec!["doctor", "--largest", "--data", &at],
+                vec!["up", "--listen", "127.0.0.1:0", "--data", &at],
+            ]);
+        } else {
+            commands.push(vec!["restore", &at, "--data", "made"]);
+        }
+        for command in commands {
+            let output = unprivileged().args(&command).current_dir(root.path()).output().unwrap();
+            ends(&output, 1, "who owns it");
+            let said = text(&output);
+            assert!(said.contains(&at) && said.contains("ermission denied"), "{command:?}: {said}");
+            assert!(
+                !said.contains("no data folder") && !said.contains("another backup"),
+                "{command:?}: {said}"
+            );
+        }
+        assert!(!root.path().join("made").exists());
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+}
+
 fn pipe(place: &Path) {
     mknodat(CWD, place, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }

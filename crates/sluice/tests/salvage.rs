@@ -218,3 +218,140 @@ fn a_salvage_that_fails_leaves_nothing_and_one_that_is_killed_is_told_as_that() 
     assert!(!text(&output).contains("a backup was being restored"), "{}", text(&output));
     ends(&salvage(&data, &new), 0, "");
 }
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+}
+
+/// A salvage that ends by itself, or is ended and tells that by another code.
+fn salvage_for_a_while(old: &Path, new: &Path) -> Output {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(env!("CARGO_BIN_EXE_sluice")).arg("salvage").arg(old).arg("--data").arg(new);
+    command.output().unwrap()
+}
+
+const OTHER_LOG: &str = "log in broker belongs to another data folder";
+const OLDER_LOG: &str = "log in broker is an older copy";
+
+#[test]
+fn what_a_start_refuses_a_folder_for_is_told_as_lost_and_the_new_one_starts() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let (data, older, other) = (path("data"), path("older"), path("other"));
+    filled(&data);
+    copy(&data, &older);
+    for _ in 0..2 {
+        assert_eq!(Up::start(&data).terminate(), 0);
+    }
+    assert_eq!(Up::start(&other).terminate(), 0);
+    // Of one that was killed nobody knows where its log ended.
+    let killed = path("killed");
+    copy(&data, &killed);
+    Up::start(&killed).kill();
+    let take = |from: &Path, part: &'static str, to: &Path| {
+        if to.join(part).exists() {
+            remove(&to.join(part));
+        }
+        copy(&from.join(part), &to.join(part));
+    };
+    let edit_key = |to: &Path, change: fn(&mut Vec<u8>)| {
+        let mut key = fs::read(to.join("admin.key")).unwrap();
+        change(&mut key);
+        fs::write(to.join("admin.key"), key).unwrap();
+    };
+    type Harm<'a> = Box<dyn Fn(&Path) + 'a>;
+    let (older, other) = (&older, &other);
+    let harms: Vec<(&str, Harm<'_>)> = vec![
+        ("log of the embedded broker (broker/log-…) is missing", Box::new(|to| remove(&to.join("broker")))),
+        ("it was cut, added to, or comes from elsewhere", Box::new(|to| take(other, "broker", to))),
+        (OTHER_LOG, Box::new(|to| take(other, "broker", to))),
+        (OLDER_LOG, Box::new(|to| take(older, "broker", to))),
+        ("store.redb is an older copy", Box::new(|to| take(older, "store.redb", to))),
+        ("store.redb and sluice.json do not belong together", Box::new(|to| take(other, "store.redb", to))),
+        ("sluice.json: it is missing", Box::new(|to| remove(&to.join("sluice.json")))),
+        ("admin.key is missing", Box::new(|to| remove(&to.join("admin.key")))),
+        ("admin.key is missing or empty", Box::new(|to| edit_key(to, Vec::clear))),
+        (
+            "admin.key is not the key of this data",
+            Box::new(|to| edit_key(to, |key| key[6] = if key[6] == b'a' { b'b' } else { b'a' })),
+        ),
+        ("admin.key holds no key", Box::new(|to| edit_key(to, |key| key.truncate(9)))),
+        ("admin.key is not the key of this data", Box::new(|to| take(other, "admin.key", to))),
+    ];
+    for (number, (says, harm)) in harms.iter().enumerate() {
+        let (old, new) = (path(&format!("old-{number}")), path(&format!("new-{number}")));
+        copy(if [OTHER_LOG, OLDER_LOG].contains(says) { &killed } else { &data }, &old);
+        harm(&old);
+        let before = files(&old);
+        let told = salvage_for_a_while(&old, &new);
+        ends(&told, 2, says);
+        assert!(files(&old) == before, "{number}: the old folder was changed");
+        let start = text(&told);
+        let (_, start) = start.split_once("Start with: sluice up --data '").expect("how to start");
+        let more = match start.contains("--accept-loss admin-key") {
+            true => &["--accept-loss", "admin-key"][..],
+            false => &[],
+        };
+        assert_eq!(
+            !more.is_empty(),
+            says.starts_with("admin.key") || says.contains("belong together"),
+            "{start}"
+        );
+        assert_eq!(Up::start_with(&new, more).terminate(), 0);
+    }
+    // Of a folder of another broker no log is missed, and of one that was not finished all may be lost.
+    let (old, unfinished) = (path("another-broker"), path("unfinished"));
+    copy(&data, &old);
+    copy(&data, &unfinished);
+    remove(&old.join("broker"));
+    let edit = |folder: &Path, change: fn(&mut serde_json::Value)| {
+        let file = folder.join("sluice.json");
+        let mut mark = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut mark);
+        fs::write(file, mark.to_string()).unwrap();
+    };
+    edit(&old, |mark| mark["broker"]["generation"] = 1.into());
+    ends(&salvage_for_a_while(&old, &path("new-broker")), 0, "Nothing is lost");
+    edit(&unfinished, |mark| mark["is-restoring"] = true.into());
+    ends(&salvage_for_a_while(&unfinished, &path("new-unfinished")), 2, "that was not finished");
+}
+
+#[test]
+fn what_may_not_be_read_or_is_something_else_is_refused_and_not_told_as_lost() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let (data, new) = (path("data"), path("new"));
+    filled(&data);
+    let blob = fs::read_dir(data.join("blobs")).unwrap().next().unwrap().unwrap().path();
+    let blob = blob.strip_prefix(&data).unwrap().to_str().unwrap().to_owned();
+    // Whoever runs this, a link that leads to itself cannot be read.
+    let unreadable = |path: &Path| std::os::unix::fs::symlink(path.file_name().unwrap(), path).unwrap();
+    let pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let parts =
+        ["store.redb", "blobs", "broker", "admin.key", "sluice.json", "broker/log-0000000000000001", &blob];
+    for part in parts {
+        let (at, kept) = (data.join(part), path("kept"));
+        fs::rename(&at, &kept).unwrap();
+        unreadable(&at);
+        ends(&salvage_for_a_while(&data, &new), 1, "is there, but cannot be read");
+        remove(&at);
+        pipe(&at);
+        match part == blob {
+            true => ends(&salvage_for_a_while(&data, &new), 2, "is missing or cannot be read"),
+            false => ends(&salvage_for_a_while(&data, &new), 1, &format!("'{part}' is a pipe where a f")),
+        }
+        remove(&at);
+        assert_eq!(new.exists(), part == blob, "{part}");
+        if part == "broker" {
+            fs::write(&at, "").unwrap();
+            ends(&salvage_for_a_while(&data, &new), 1, "'broker' is a file where a folder should be");
+            remove(&at);
+        }
+        fs::rename(&kept, &at).unwrap();
+    }
+    ends(&salvage_for_a_while(&data, &path("whole")), 0, "Nothing is lost");
+}

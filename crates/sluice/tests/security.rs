@@ -28,6 +28,20 @@ fn raw(up: &Up, head: &str, body: &str) -> String {
 }
 
 #[test]
+fn a_document_whose_id_can_be_none_is_refused_when_its_stream_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = Up::start(&folder.path().join("data"));
+    let asked = |id: &str| {
+        let path = format!("/api/v1/document-stream?document-id={id}");
+        let key = up.key();
+        raw(&up, &format!("GET {path} HTTP/1.1\r\nHost: {{own}}\r\nAuthorization: Bearer {key}"), "")
+    };
+    for (id, status) in [("%00", 400), ("nope", 404)] {
+        assert!(asked(id).starts_with(&format!("HTTP/1.1 {status} ")), "{id}: {}", asked(id));
+    }
+}
+
+#[test]
 fn a_page_of_another_site_neither_reads_nor_writes_where_no_key_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let up = Up::start_with(&folder.path().join("data"), &["--no-auth"]);

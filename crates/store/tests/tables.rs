@@ -215,6 +215,44 @@ async fn a_full_disk_refuses_writes_clearly_loses_nothing_and_lets_removals_thro
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn that_there_is_no_room_is_told_until_there_is_some_also_when_nobody_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { reserve_bytes: 1024 * 1024, ..Options::default() };
+    let store = Embedded::open_with(folder.path(), &options).unwrap();
+    let tables = store.tables();
+    put(&*tables, "first", "1").await.unwrap();
+    assert_eq!(store.no_room(), None);
+    options.faults.leave_space_bytes(512 * 1024);
+    let large = async || put(&*tables, "large", vec![7; 4_000_000]).await;
+    assert!(matches!(large().await, Err(Error::Disk { .. })));
+    // What the write gave back, and what was held back, is no room for others.
+    for _ in 0..5 {
+        assert_eq!(store.no_room(), Some("its disk is full"));
+        store.look_for_room();
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let mut batch = Batch::new();
+    batch.delete("t", "first");
+    tables.commit(batch).await.unwrap();
+    assert_eq!(store.no_room(), Some("its disk is full"), "what needs no room says nothing of it");
+    options.faults.give_space();
+    store.look_for_room();
+    let is_told = async {
+        while store.no_room().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), is_told).await.unwrap();
+    // So is it by whoever writes.
+    options.faults.leave_space_bytes(512 * 1024);
+    assert!(large().await.is_err() && store.no_room().is_some());
+    options.faults.give_space();
+    large().await.unwrap();
+    assert_eq!(store.no_room(), None);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reserve_that_cannot_be_made_is_named_and_a_link_in_its_place_is_not_followed() {
     let harms: [fn(&std::path::Path); 2] = [
         |reserve| std::fs::create_dir(reserve).unwrap(),

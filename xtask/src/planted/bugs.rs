@@ -36,7 +36,8 @@ const SEALED: &str = "crates/store/src/embedded/sealed.rs";
 const STORE_TABLES: &str = "crates/store/src/embedded/tables.rs";
 const SANDBOX_CHECK: &str = "crates/processors/src/sandbox/check.rs";
 const FAIR: &str = "crates/processors/src/fair.rs";
-const SHARES: &str = "crates/gateway/src/shares.rs";
+const SHARES: &str = "crates/bus/src/shares.rs";
+const DOORS: &str = "crates/schema/src/doors.rs";
 const CONNECTIONS: &str = "crates/gateway/src/connections.rs";
 const METER: &str = "crates/gateway/src/meter.rs";
 const SOCKET: &str = "crates/gateway/src/socket.rs";
@@ -550,12 +551,19 @@ pub(super) const BUGS: &[Bug] = &[
     )
     .found_by("fair", "a_small_document_beside_any_of_one_neighbour_waits_for_one_slot_at_most"),
     bug(
-        "a caller that is over its share keeps out others",
+        "who is over its share keeps out others",
         SHARES,
-        "if total > self.capacity && !is_fair {",
-        "if total > self.capacity && (PLANTED || !is_fair) {",
+        "if total > self.capacity && own > self.capacity / holders {",
+        "if total > self.capacity && (PLANTED || own > self.capacity / holders) {",
     )
-    .found_by("doors", "a_caller_that_is_over_its_share_keeps_out_nobody_else"),
+    .found_by("doors", "a_workspace_that_is_over_its_share_keeps_out_nobody_else"),
+    bug(
+        "flows count with the services of their workspace",
+        DOORS,
+        "Some((workspace, Some(_))) => Cow::Owned(format!(\"{workspace}:flows\")),",
+        "Some((workspace, Some(_))) => Cow::Owned(if PLANTED { workspace.to_string() } else { format!(\"{workspace}:flows\") }),",
+    )
+    .found_by("bounds", "what_waits_in_some_workspaces_keeps_no_request_of_others_out"),
     bug(
         "silent connections do not give way",
         CONNECTIONS,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use krafka::auth::{AuthConfig, TlsConfig};
 use sluice_bus::{Error, Result};
+use sluice_schema::address;
 use tempfile::NamedTempFile;
 use url::Url;
 
@@ -98,7 +99,7 @@ impl Address {
         let (mechanism, is_beside) = parameters(tail)?;
         let login = login(user, mechanism, options.password.as_ref())?;
         let shown = match &login {
-            Some(login) => format!("{scheme}://{}@{servers}", login.user),
+            Some(login) => format!("{scheme}://{}@{servers}", address::shown_user(&login.user)),
             None => format!("{scheme}://{servers}"),
         };
         let tls = is_tls.then(|| trusting(options.ca_pem.as_deref())).transpose()?;
@@ -240,6 +241,7 @@ mod tests {
         check("kafka://h", "h:9092", "kafka://h:9092", None);
         check("kafka://a:1,b", "a:1,b:9092", "kafka://a:1,b:9092", None);
         check("kafka://u:p%40@h:1", "h:1", "kafka://u@h:1", Some(("p@", Mechanism::Plain)));
+        check("kafka://u%3Bhush:p@h", "h:9092", "kafka://***@h:9092", Some(("p", Mechanism::Plain)));
         check("kafka+ssl://h", "h:9093", "kafka+ssl://h:9093", None);
         check("kafka://[::1]:7", "[::1]:7", "kafka://[::1]:7", None);
         let scram = Some(("p", Mechanism::Scram512));

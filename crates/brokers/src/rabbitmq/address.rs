@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use sluice_bus::{Error, Result};
+use sluice_schema::address;
 use url::Url;
 
 use super::Options;
@@ -99,7 +100,8 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let AMQPAuthority { userinfo, host, port } = &self.uri.authority;
-        write!(f, "{}://{}@{host}:{port}, vhost '{}'", self.uri.scheme, userinfo.username, self.uri.vhost)
+        let user = address::shown_user(&userinfo.username);
+        write!(f, "{}://{user}@{host}:{port}, vhost '{}'", self.uri.scheme, self.uri.vhost)
     }
 }
 
@@ -131,6 +133,10 @@ mod tests {
         check("amqp://u:p%40%2Fs@h:1/tg", "amqp://u@h:1, vhost 'tg'", "p@/s");
         check("amqps://u:p@127.0.0.1/%2Fa", "amqps://u@127.0.0.1:5671, vhost '/a'", "p");
         check("amqp://u:p@[::1]:7/", "amqp://u@::1:7, vhost '/'", "p");
+        // The colon before the password is another character.
+        for mistyped in ["amqp://u hush@h", "amqp://u;hush@h", "amqp://u%20hush@h", "amqp://u%3Ahush@h"] {
+            check(mistyped, "amqp://***@h:5672, vhost '/'", "guest");
+        }
     }
 
     #[test]

@@ -1,60 +1,62 @@
 //! The parts of one answer, on their way from the inbox to the call that waits for them.
 //!
 //! Bounded three ways: in number and in bytes for one call, and in bytes for all calls of a process together, so that calls whose
-//! parts nobody reads cannot fill its memory. A single part that is larger than what one call may have still arrives.
+//! parts nobody reads cannot fill its memory. Workspaces share that: one whose parts nobody reads keeps no answer from another.
+//! A single part that is larger than what one call may have still arrives.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use futures_util::task::AtomicWaker;
+use sluice_schema::{Topic, doors};
 
 use super::{UNREAD_BYTES_MAX, UNREAD_PARTS_MAX, lock};
 use crate::Result;
 use crate::message::Message;
+use crate::shares::{Share, Shares};
 
-/// Unread bytes of all calls of a process together; above it, the call fails for which more comes.
-pub(super) const ALL_UNREAD_BYTES_MAX: usize = 4 * UNREAD_BYTES_MAX;
+/// Unread bytes of all calls of a process together; above it, the call fails for which more comes if its workspace has more than
+/// its part of them.
+pub(super) const ALL_UNREAD_BYTES_MAX: usize = 2 * UNREAD_BYTES_MAX;
 
-/// Both ends of a call's parts, whose bytes count in `all`.
-pub(super) fn parts(all: &Arc<AtomicUsize>) -> (Sender, Receiver) {
-    let queue = Arc::new(Queue { waiting: Mutex::default(), reader: AtomicWaker::new(), all: all.clone() });
+/// A part that waits alone counts only if it is larger: most answers are small and taken at once, and each call may have one.
+const FREE_BYTES: usize = 16 << 10;
+
+/// Both ends of the parts of a call to this topic, whose bytes count in `all`.
+pub(super) fn parts(all: &Arc<Shares>, to: &Topic) -> (Sender, Receiver) {
+    let (all, to) = (all.clone(), to.clone());
+    let waiting = Waiting { parts: VecDeque::new(), all, to, share: None, is_closed: false };
+    let queue = Arc::new(Queue { waiting: Mutex::new(waiting), reader: AtomicWaker::new() });
     (Sender(queue.clone()), Receiver(queue))
 }
 
 struct Queue {
     waiting: Mutex<Waiting>,
     reader: AtomicWaker,
-    all: Arc<AtomicUsize>,
 }
 
-#[derive(Default)]
 struct Waiting {
-    parts: VecDeque<Result<Message>>,
-    bytes: usize,
+    /// Each with what it counts for.
+    parts: VecDeque<(Result<Message>, usize)>,
+    all: Arc<Shares>,
+    to: Topic,
+    /// What they count for together, once one has.
+    share: Option<Share>,
     /// One of the ends is gone.
     is_closed: bool,
 }
 
-impl Queue {
-    /// Whether so many bytes more may wait; they are counted then.
-    fn count(&self, waiting: &mut Waiting, bytes: usize) -> bool {
-        if waiting.bytes > 0 && waiting.bytes.saturating_add(bytes) > UNREAD_BYTES_MAX {
-            return false;
+impl Waiting {
+    /// What so many bytes more count for, if they may wait.
+    fn count(&mut self, bytes: usize) -> Option<usize> {
+        if self.parts.is_empty() && bytes <= FREE_BYTES {
+            return Some(0);
         }
-        let before = self.all.fetch_add(bytes, Ordering::Relaxed);
-        if before > 0 && before.saturating_add(bytes) > ALL_UNREAD_BYTES_MAX {
-            self.all.fetch_sub(bytes, Ordering::Relaxed);
-            return false;
-        }
-        waiting.bytes += bytes;
-        true
-    }
-
-    fn uncount(&self, waiting: &mut Waiting, bytes: usize) {
-        waiting.bytes -= bytes;
-        self.all.fetch_sub(bytes, Ordering::Relaxed);
+        let share = self.share.get_or_insert_with(|| self.all.share(&doors::holder(&self.to), 0));
+        let before = share.amount();
+        let may = before == 0 || before.saturating_add(bytes) <= UNREAD_BYTES_MAX;
+        (may && share.grow(bytes)).then_some(bytes)
     }
 }
 
@@ -70,10 +72,11 @@ impl Sender {
             return true;
         }
         let bytes = part.as_ref().map_or(0, |part| part.body.len());
-        if waiting.parts.len() >= UNREAD_PARTS_MAX || !self.0.count(&mut waiting, bytes) {
+        if waiting.parts.len() >= UNREAD_PARTS_MAX {
             return false;
         }
-        waiting.parts.push_back(part);
+        let Some(counts) = waiting.count(bytes) else { return false };
+        waiting.parts.push_back((part, counts));
         drop(waiting);
         self.0.reader.wake();
         true
@@ -107,8 +110,10 @@ impl Receiver {
     fn take(&self) -> Poll<Option<Result<Message>>> {
         let mut waiting = lock(&self.0.waiting);
         match waiting.parts.pop_front() {
-            Some(part) => {
-                self.0.uncount(&mut waiting, part.as_ref().map_or(0, |part| part.body.len()));
+            Some((part, counts)) => {
+                if let Some(share) = &mut waiting.share {
+                    share.shrink(counts);
+                }
                 Poll::Ready(Some(part))
             }
             None if waiting.is_closed => Poll::Ready(None),
@@ -118,7 +123,7 @@ impl Receiver {
 
     #[cfg(test)]
     pub(super) fn unread_bytes(&self) -> usize {
-        lock(&self.0.waiting).bytes
+        lock(&self.0.waiting).share.as_ref().map_or(0, Share::amount)
     }
 }
 
@@ -127,8 +132,7 @@ impl Drop for Receiver {
         let mut waiting = lock(&self.0.waiting);
         waiting.is_closed = true;
         waiting.parts.clear();
-        let bytes = waiting.bytes;
-        self.0.uncount(&mut waiting, bytes);
+        waiting.share = None;
     }
 }
 
@@ -136,39 +140,52 @@ impl Drop for Receiver {
 mod tests {
     use super::*;
 
+    fn all() -> Arc<Shares> {
+        Shares::new(ALL_UNREAD_BYTES_MAX)
+    }
+
+    fn to(workspace: &str) -> Topic {
+        format!("request:tg:librarian:{workspace}").parse().unwrap()
+    }
+
     fn part(bytes: usize) -> Result<Message> {
         Ok(Message::new(vec![0; bytes]))
     }
 
     #[tokio::test]
     async fn all_calls_together_keep_a_bound_and_give_back_what_they_had() {
-        let all = Arc::default();
+        let all = all();
         let mut calls = Vec::new();
         let half = UNREAD_BYTES_MAX / 2;
         for _ in 0..ALL_UNREAD_BYTES_MAX / half {
-            let (sender, receiver) = parts(&all);
+            let (sender, receiver) = parts(&all, &to("acme"));
             assert!(sender.send(part(half)));
             calls.push((sender, receiver));
         }
-        let (sender, mut receiver) = parts(&all);
-        assert!(!sender.send(part(1)), "there is no room for anybody");
+        let (sender, mut receiver) = parts(&all, &to("acme"));
+        assert!(sender.send(part(FREE_BYTES)), "a small one is free");
+        assert!(!sender.send(part(1)), "there is no room for its workspace");
+        let (others, theirs) = parts(&all, &to("other"));
+        assert!(others.send(part(2 * half)), "half of it is for another, whatever the first has");
+        assert!(!others.send(part(1)));
+        drop(others);
+        drop(theirs);
         assert!(sender.send(part(0)));
         assert!(receiver.next().await.is_some());
         // One that is read, one whose reader leaves.
         assert!(calls[0].1.next().await.is_some());
         drop(calls.pop());
-        assert_eq!(all.load(Ordering::Relaxed), ALL_UNREAD_BYTES_MAX - 2 * half);
+        assert_eq!(all.held(), ALL_UNREAD_BYTES_MAX - 2 * half);
         assert!(sender.send(part(half)));
         drop(calls);
         drop(receiver);
         assert!(sender.send(part(half)), "nobody minds what comes for a reader that has left");
-        assert_eq!(all.load(Ordering::Relaxed), 0);
+        assert_eq!(all.held(), 0);
     }
 
     #[tokio::test]
     async fn a_part_larger_than_one_call_may_have_arrives_alone() {
-        let all = Arc::default();
-        let (sender, mut receiver) = parts(&all);
+        let (sender, mut receiver) = parts(&all(), &to("acme"));
         assert!(sender.send(part(UNREAD_BYTES_MAX + 1)));
         assert!(!sender.send(part(1)));
         assert!(receiver.next().await.is_some());
@@ -180,8 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_waits_is_woken_by_a_part_and_by_the_end() {
-        let all = Arc::default();
-        let (sender, mut receiver) = parts(&all);
+        let (sender, mut receiver) = parts(&all(), &to("acme"));
         let reading = async { (receiver.next().await.is_some(), receiver.next().await.is_none()) };
         let sending = async {
             tokio::task::yield_now().await;

@@ -273,6 +273,25 @@ async fn a_lost_inbox_is_attached_again_with_what_it_followed() {
 }
 
 #[tokio::test]
+async fn a_service_that_has_too_much_waiting_is_asked_once_it_has_room() {
+    let stage = stage().await;
+    let large = Message::new(vec![b' '; 63 << 20]);
+    stage.broker.publish(&Address::Topic(stage.client.request_topic().clone()), large).await.unwrap();
+    let prompt = "x".repeat(2 << 20);
+    let refused = stage.client.call(&question(&prompt), SHORT).await.unwrap_err();
+    assert!(matches!(refused, Error::Full { .. }), "{refused}");
+    let serve = async {
+        tokio::time::sleep(4 * FULL_PAUSE_MIN).await;
+        stage.asked().await.ack();
+        let asked = stage.asked().await;
+        stage.answer(&asked, part("yes", true)).await;
+        asked.ack();
+    };
+    let (answer, ()) = tokio::join!(stage.ask(&prompt), serve);
+    assert_eq!(answer.unwrap().response, "yes");
+}
+
+#[tokio::test]
 async fn a_question_that_nobody_can_receive_fails_at_once() {
     let stage = stage().await;
     let nobody: Topic = "request:tg:nobody".parse().unwrap();

@@ -500,6 +500,7 @@ fn fill(table: &Table, tail: &Tail) {
             bytes,
             deadline: None,
             _share: None,
+            _request: None,
             _backlog: Some(topic.waiting.take(bytes as u64)),
         });
         let mut state = topic.lock();

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::backlog::Part;
 use crate::message::{Message, Verdict};
+use crate::shares;
 
 /// Bytes that bodies may take in memory, over all queues of a broker.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ pub(super) struct Stored {
     /// When nobody waits for it any more.
     pub(super) deadline: Option<Instant>,
     pub(super) _share: Option<Share>,
+    /// Its part of what its workspace's requests take.
+    pub(super) _request: Option<shares::Share>,
     /// Its part of the backlog, for `flow` messages.
     pub(super) _backlog: Option<Part>,
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::Waker;
 
-use sluice_schema::Topic;
+use sluice_schema::{Topic, doors};
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, Waiting};
@@ -13,6 +13,7 @@ use super::own::Own;
 use super::queue::{Budget, Entry, Queue, Stored};
 use crate::contract::{Seen, SeenSubscription};
 use crate::message::{Message, property};
+use crate::shares::{self, Shares};
 use crate::{Error, Result};
 
 /// Memory that a waiting message costs beside its body and properties, in bytes, roughly.
@@ -38,6 +39,8 @@ pub(super) struct TopicState {
     pub(super) id: u64,
     /// What waits in it.
     pub(super) waiting: Arc<Waiting>,
+    /// Of the workspace's requests; nothing is in it.
+    requests: shares::Share,
     state: Mutex<State>,
 }
 
@@ -50,9 +53,10 @@ pub(super) struct State {
 }
 
 impl TopicState {
-    fn new(topic: Topic, id: u64, backlog: &Arc<Backlog>) -> Self {
-        let waiting = backlog.of(&topic);
-        Self { topic, id, waiting, state: Mutex::default() }
+    fn new(topic: Topic, id: u64, table: &Table) -> Self {
+        let waiting = table.backlog.of(&topic);
+        let requests = table.requests.share(&doors::holder(&topic), 0);
+        Self { topic, id, waiting, requests, state: Mutex::default() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,6 +104,7 @@ impl TopicState {
             bytes,
             deadline: None,
             _share: share,
+            _request: None,
             _backlog: Some(self.waiting.take(weight_bytes)),
         });
         let wakers = push(&mut state.queues, &stored);
@@ -132,16 +137,16 @@ impl TopicState {
                 return Err(full(config.queue_bytes_max, "bytes"));
             }
         }
-        let share = table.memory.take(bytes);
-        if share.is_none() {
-            return Err(full(table.memory.bytes_max(), "bytes"));
-        }
+        let Some(share) = self.requests.another(bytes) else {
+            return Err(full(self.requests.most(), "bytes"));
+        };
         let stored = Arc::new(Stored {
             id: 0,
             message: Some(message),
             bytes,
             deadline,
-            _share: share,
+            _share: None,
+            _request: Some(share),
             _backlog: None,
         });
         let wakers = push(&mut state.queues, &stored);
@@ -262,7 +267,10 @@ fn push(queues: &mut [Queue], stored: &Arc<Stored>) -> Wakers {
 /// All topics of a broker and what they share.
 pub(super) struct Table {
     pub(super) config: Config,
+    /// For `flow` messages and inboxes.
     pub(super) memory: Arc<Budget>,
+    /// For `request` messages, by workspace; those of the system are one more.
+    requests: Arc<Shares>,
     /// Bytes of unsettled `flow` messages; counted, not bounded here.
     pub(super) backlog: Arc<Backlog>,
     topics: RwLock<HashMap<Topic, Arc<TopicState>>>,
@@ -274,7 +282,8 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(config: Config) -> Self {
         Self {
-            memory: Arc::new(Budget::new(config.memory_bytes_max)),
+            memory: Arc::new(Budget::new(config.memory_bytes_max / 2)),
+            requests: Shares::new(config.memory_bytes_max / 2),
             backlog: Backlog::new(config.high_water_bytes),
             config,
             topics: RwLock::default(),
@@ -314,9 +323,8 @@ impl Table {
         if self.check_running().is_err() {
             return;
         }
-        let state = topics
-            .entry(topic.clone())
-            .or_insert_with(|| Arc::new(TopicState::new(topic.clone(), id, &self.backlog)));
+        let state =
+            topics.entry(topic.clone()).or_insert_with(|| Arc::new(TopicState::new(topic.clone(), id, self)));
         state.add_queues(queues);
     }
 

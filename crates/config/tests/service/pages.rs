@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::*;
 use sluice_bus::Embedded;
-use sluice_schema::message::{ConfigRequest, ConfigResponse};
+use sluice_schema::message::{ConfigKey, ConfigRequest, ConfigResponse};
 use sluice_sdk::{ConfigError, ConfigWatch, Position};
 use sluice_store::{Batch, BoxFuture, Found, Read, Tables};
 
@@ -358,4 +358,58 @@ async fn a_damaged_value_harms_only_itself() {
     scratched.key.lock().unwrap().clear();
     assert!(house.system.changes(&types, &Position::default()).await.unwrap().damaged.is_empty());
     house.stop().await;
+}
+
+#[tokio::test]
+async fn whatever_is_large_takes_room_before_it_is_read_and_what_is_small_needs_none() {
+    let (broker, store) = (Embedded::in_memory(), Store::new());
+    let instance = Instance::start(&broker, &store).await;
+    instance.register("acme").await;
+    let user = instance.user("acme").await;
+    let text = "x".repeat(2 << 20);
+    let ontology = ["a", "b"].map(|key| value("ontology", key, &text));
+    instance.system.put("acme", ontology.into()).await.unwrap();
+    let named = (0..500).map(|n| value("named", &format!("{n:01000}"), "v")).collect();
+    instance.system.put("acme", named).await.unwrap();
+
+    let of = |kind: &str, operation: &str| ConfigRequest { r#type: kind.to_owned(), ..request(operation) };
+    let get = |kind: &str, key: &str| ConfigRequest {
+        keys: vec![ConfigKey { r#type: kind.to_owned(), key: key.to_owned() }],
+        ..request("get")
+    };
+    let many = |kind: &str| ConfigRequest { types: vec![kind.to_owned()], ..request("getvalues-many") };
+    // However small the pages are that are asked for: single values come whole.
+    let small = |asked: ConfigRequest| ConfigRequest { bytes_max: 1, ..asked };
+    let large = [
+        get("ontology", "a"),
+        small(get("ontology", "a")),
+        small(of("ontology", "getvalues")),
+        small(request("config")),
+        of("named", "list"),
+    ];
+    let large_of_ours =
+        [many("ontology"), many("named"), of("named", "getvalues-all-ws"), of("named", "getkeys-all-ws")];
+    let first = format!("{:01000}", 0);
+    let little = [get("named", &first), get("none", "none"), of("ontology", "list"), of("none", "getvalues")];
+    let ask_all = async || {
+        let users = large.iter().map(|asked| ask(&user, asked.clone()));
+        let ours = large_of_ours.iter().map(|asked| instance.system.call(asked));
+        let (users, ours) =
+            tokio::join!(futures_util::future::join_all(users), futures_util::future::join_all(ours));
+        let users = users.into_iter().map(|answer| answer.error.map_or("", |_| "overloaded"));
+        let ours = ours.into_iter().map(|answer| match answer {
+            Err(ConfigError::Refused { kind, .. }) if kind == "overloaded" => "overloaded",
+            other => other.map(|_| "").unwrap(),
+        });
+        users.chain(ours).collect::<Vec<_>>()
+    };
+    let taken = instance.process.take_all_room();
+    assert_eq!(ask_all().await, ["overloaded"; 9]);
+    for asked in little {
+        assert_eq!(ask(&user, asked).await.error, None);
+    }
+    assert!(instance.system.call(&many("workspace")).await.is_ok());
+    drop(taken);
+    assert_eq!(ask_all().await, [""; 9]);
+    instance.stop().await;
 }

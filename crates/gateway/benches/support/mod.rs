@@ -97,7 +97,9 @@ impl Bed {
 
         let watch = ConfigWatch::start(&front, Duration::from_secs(30));
         let options = Options::new("127.0.0.1:0".parse().unwrap());
-        let gateway = sluice_gateway::start(Parts { process: front.clone(), watch, options }).await.unwrap();
+        let gateway = sluice_gateway::start(Parts { process: front.clone(), watch, options, no_room: None })
+            .await
+            .unwrap();
         let token = std::fs::read_to_string(file).unwrap().trim().to_owned();
         let _processes = [system, front, back];
         Self { address: gateway.local_addr, token, _processes, _store: store, _folder: folder }

@@ -37,7 +37,7 @@ impl House {
         let iam = sluice_iam::Parts { process: process.clone(), admin: broker, tables, config, mode };
         sluice_iam::start(iam).await.unwrap();
         let watch = ConfigWatch::start(&process, Duration::from_secs(30));
-        let parts = Parts { process: process.clone(), watch, options: options() };
+        let parts = Parts { process: process.clone(), watch, options: options(), no_room: None };
         let gateway = sluice_gateway::start(parts).await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { folder, _process: process, _store: store, gateway, http }

@@ -116,8 +116,10 @@ async fn a_flow_without_its_service_is_a_typed_error_at_once() {
             said["error"]["message"] != "Invalid flow default/f"
         })
         .await;
-    assert_eq!((status, &said["error"]["type"]), (200, &json!("flow-error")));
+    assert_eq!((status, &said["error"]["type"]), (503, &json!("flow-error")));
     assert!(said["error"]["message"].as_str().unwrap().contains("nobody serves embeddings"), "{said}");
+    let answer = world.post(EMBEDDINGS, Some("tg_admin"), r#"{"texts": []}"#).await;
+    assert!(answer.headers().contains_key("retry-after"), "it may only just start");
 }
 
 #[tokio::test]
@@ -415,7 +417,10 @@ async fn a_port_in_use_names_the_address_and_what_to_do() {
     options.listen = world.gateway.local_addr;
     let watch = ConfigWatch::start(&world.process, Duration::from_secs(30));
     let error =
-        sluice_gateway::start(Parts { process: world.process.clone(), watch, options }).await.err().unwrap();
+        sluice_gateway::start(Parts { process: world.process.clone(), watch, options, no_room: None })
+            .await
+            .err()
+            .unwrap();
     assert!(matches!(error, Error::InUse { .. }));
     let said = error.to_string();
     assert!(said.contains(&world.gateway.local_addr.to_string()) && said.contains("--listen"), "{said}");

@@ -385,6 +385,6 @@ async fn calls_that_outlast_the_drain_end_typed() {
     };
     let ((status, said), ()) = tokio::join!(http, stop);
     let error = json!({"type": "gateway-error", "message": "the gateway is stopping"});
-    assert_eq!((status, said), (200, json!({"error": error})));
+    assert_eq!((status, said), (503, json!({"error": error})));
     assert_eq!(socket.frame().await, refused("a", "gateway-error", "the gateway is stopping"));
 }

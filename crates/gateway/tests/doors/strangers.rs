@@ -158,13 +158,14 @@ async fn what_is_only_announced_takes_no_room() {
 }
 
 #[tokio::test]
-async fn a_caller_that_is_over_its_share_keeps_out_nobody_else() {
+async fn a_workspace_that_is_over_its_share_keeps_out_nobody_else() {
     let mut options = options();
     options.calls_max = 4;
     let world = World::with(options).await;
     let (go, entered) = with_held_embeddings(&world).await;
     let slow = json!({"texts": ["slow"]});
-    // Of one caller in one workspace, all that there is room for.
+    world.serve_system("default", "librarian", |_, _| async { Ok(json!({"is_final": true})) }).await;
+    // In one workspace, all that there is room for.
     let mut socket = world.socket("?token=tg_admin").await;
     for id in 0..4 {
         socket.send(&json!({"id": id, "flow": "f", "service": "embeddings", "request": slow})).await;
@@ -172,7 +173,19 @@ async fn a_caller_that_is_over_its_share_keeps_out_nobody_else() {
     tokio::time::timeout(PATIENCE, entered.acquire_many(4)).await.unwrap().unwrap().forget();
     let answer = world.post(EMBEDDINGS, Some("tg_admin"), slow.to_string()).await;
     assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (429, &"1".parse().unwrap()));
-    assert!(answer.text().await.unwrap().contains("you have too many calls"));
+    assert!(answer.text().await.unwrap().contains("this workspace has too many calls"));
+    let in_other = json!({"workspace": "other", "texts": ["a"]});
+    assert_eq!(
+        world.ask_as(Some("tg_admin"), EMBEDDINGS, &in_other).await.0,
+        200,
+        "the same caller elsewhere"
+    );
+    let read = json!({"operation": "get-document-content", "document-id": "d"});
+    assert_eq!(
+        world.ask_as(Some("tg_admin"), "/api/v1/librarian", &read).await.0,
+        200,
+        "its services answer"
+    );
     assert_eq!(embeds(&world, "tg_other").await, 200, "another caller, in another workspace");
     let answer = world.post(EMBEDDINGS, Some("tg_default"), slow.to_string()).await;
     assert_eq!(answer.status(), 429, "another caller in the workspace that is over its share");
@@ -184,6 +197,23 @@ async fn a_caller_that_is_over_its_share_keeps_out_nobody_else() {
         assert_eq!(socket.frame().await["complete"], true);
     }
     assert_eq!(embeds(&world, "tg_default").await, 200);
+}
+
+#[tokio::test]
+async fn an_answer_of_nothing_but_values_is_not_read() {
+    let world = World::new().await;
+    let empty = json!([]);
+    world
+        .serve("default", "f", "embeddings", move |question, _| {
+            let value = if question["texts"] == json!(["numbers"]) { json!(0.125) } else { empty.clone() };
+            async move { Ok(json!({"vectors": vec![value; 2_100_000]})) }
+        })
+        .await;
+    world.put_flow("default", "f", "f", &["embeddings"], None).await;
+    let (status, said) = world.ask_as(Some("tg_admin"), EMBEDDINGS, &json!({"texts": ["empty"]})).await;
+    assert_eq!((status, &said["error"]["type"]), (200, &json!("too-large")), "{said}");
+    let (status, said) = world.ask_as(Some("tg_admin"), EMBEDDINGS, &json!({"texts": ["numbers"]})).await;
+    assert_eq!((status, &said["error"]), (200, &Value::Null), "as many numbers are");
 }
 
 #[tokio::test]

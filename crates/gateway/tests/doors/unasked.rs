@@ -169,3 +169,20 @@ async fn config_that_was_never_read_is_told_by_readyz() {
     assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap()), (503, "1"));
     assert!(answer.text().await.unwrap().contains("configuration"));
 }
+
+#[tokio::test]
+async fn a_store_without_room_is_told_by_readyz_until_there_is_some_and_calls_go_on() {
+    let world = World::new().await;
+    world.with_embeddings().await;
+    world.full.store(true, Ordering::SeqCst);
+    let answer = world.http.get(world.url("/readyz")).send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers().contains_key("retry-after"));
+    let said: Value = answer.json().await.unwrap();
+    assert_eq!(said["type"], "store-unavailable");
+    assert!(said["error"].as_str().unwrap().contains("its disk is full"), "{said}");
+    assert_eq!(world.http.get(world.url("/healthz")).send().await.unwrap().status(), 200);
+    assert_eq!(world.ask(EMBEDDINGS, &json!({"texts": ["a"]})).await.0, 200, "what needs no room goes on");
+    world.full.store(false, Ordering::SeqCst);
+    assert_eq!(world.http.get(world.url("/readyz")).send().await.unwrap().status(), 200);
+}

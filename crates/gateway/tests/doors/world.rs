@@ -195,6 +195,8 @@ pub(crate) struct World {
     pub(crate) away: Arc<AtomicBool>,
     /// While set, the broker refuses what the gateway sends.
     pub(crate) refusing: Arc<AtomicBool>,
+    /// While set, the store of the gateway's process takes nothing.
+    pub(crate) full: Arc<AtomicBool>,
     pub(crate) http: reqwest::Client,
 }
 
@@ -277,10 +279,14 @@ impl World {
         )
         .await;
         let watch = ConfigWatch::start(&process, Duration::from_secs(30));
-        let parts = Parts { process: process.clone(), watch, options };
+        let full = Arc::new(AtomicBool::new(false));
+        let is_full = full.clone();
+        let no_room: sluice_gateway::NoRoom =
+            Arc::new(move || is_full.load(Ordering::SeqCst).then_some("its disk is full"));
+        let parts = Parts { process: process.clone(), watch, options, no_room: Some(no_room) };
         let gateway = sluice_gateway::start(parts).await.unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { process, broker, gateway, config, iam, pressure, away, refusing, http }
+        Self { process, broker, gateway, config, iam, pressure, away, refusing, full, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

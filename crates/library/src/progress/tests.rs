@@ -158,7 +158,8 @@ async fn chunks_with_vectors_are_told_of_the_pass_that_is_counted() {
     let begin = async |pass| {
         let processing = ProcessingMetadata { document_id: DOCUMENT.to_owned(), ..Default::default() };
         let mut batch = Batch::new();
-        progress.begin("w", &processing, RUN, pass, true, &mut batch).await.unwrap();
+        let entry = Entry { run: RUN, pass, is_text: true, has_index: false };
+        progress.begin("w", &processing, entry, &mut batch).await.unwrap();
         progress.rows.commit(batch).await.unwrap();
     };
     assert!(told().await.is_empty());
@@ -185,7 +186,8 @@ async fn what_is_sent_into_a_later_run_counts_where_its_pass_began() {
     let progress = Progress::new(Rows::new(store.tables()));
     let processing = ProcessingMetadata { document_id: DOCUMENT.to_owned(), ..Default::default() };
     let mut batch = Batch::new();
-    progress.begin("w", &processing, RUN, 1, false, &mut batch).await.unwrap();
+    let entry = Entry { run: RUN, pass: 1, is_text: false, has_index: false };
+    progress.begin("w", &processing, entry, &mut batch).await.unwrap();
     progress.rows.commit(batch).await.unwrap();
     let (before, after) = (story(3, 2), "f1-r2");
     let half = before.len() / 2;
@@ -251,7 +253,7 @@ async fn beyond_the_bound_documents_are_asked_for_by_name_and_none_is_shown_in_a
 fn the_rate_is_of_the_last_minute_and_tells_what_remains() {
     let mut tally = Tally { texts_announced: 4, texts_done: 2, announced: 100, ..Default::default() };
     let told = |tally: &Tally, now_ms: i64| {
-        let shown = tally.shown("d", "f", now_ms);
+        let shown = tally.shown("d", "f", now_ms, 0);
         (shown.rate_per_minute.round() as i64, shown.remaining_seconds)
     };
     assert_eq!(told(&tally, 0), (0, None), "nothing is known yet");

@@ -226,6 +226,9 @@ message! {
         #[additive] document_ids: Vec<String>,
         /// Additive: `get-progress` of one document tells which of these chunks have their vectors; at most 1 000.
         #[additive] chunk_ids: Vec<String>,
+        /// Additive: `get-progress` answers for documents only of which messages may have been lost with the broker's log, at
+        /// most 1 000.
+        #[additive] lost: bool,
         /// Additive: `remove-processing` also removes what was made of the document in that collection, once no other
         /// record wants it there; without it the record alone goes.
         #[additive] remove_derived: bool,
@@ -287,6 +290,8 @@ message! {
         stored: i64,
         failed: i64,
         complete: bool,
+        /// The broker's log was lost since it was put through, and nothing says that it was done by then: put it through again.
+        #[additive] lost: bool,
         /// When it was put through, in seconds since 1970; 0 where only reports tell of it.
         started: i64,
         /// Chunks stored or failed per minute, over about the last one; 0 while none was.

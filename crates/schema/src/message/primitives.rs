@@ -17,6 +17,8 @@ impl Error {
     pub const CONFIG_UNAVAILABLE: &'static str = "config-unavailable";
     /// The type of a write that a service's store did not take, as on a full disk: as [`Error::CONFIG_UNAVAILABLE`].
     pub const STORE_UNAVAILABLE: &'static str = "store-unavailable";
+    /// The type of a call for which a service could not use the broker: the same call may succeed later.
+    pub const BUS_UNAVAILABLE: &'static str = "bus-unavailable";
     /// The type of an error that says that something is larger than is accepted, or than one answer may be.
     pub const TOO_LARGE: &'static str = "too-large";
     /// The type of an error that says that too many large answers are under way: the same question may be answered later.
@@ -30,10 +32,11 @@ impl Error {
         self.r#type == Self::OVERLOADED
     }
 
-    /// Whether nothing happened because a service's store takes nothing at the moment.
+    /// Whether the same call may succeed later: a service's store, or the broker, takes nothing at the moment.
     #[must_use]
     pub fn is_store_unavailable(&self) -> bool {
-        [Self::STORE_UNAVAILABLE, Self::CONFIG_UNAVAILABLE].contains(&self.r#type.as_str())
+        [Self::STORE_UNAVAILABLE, Self::CONFIG_UNAVAILABLE, Self::BUS_UNAVAILABLE]
+            .contains(&self.r#type.as_str())
     }
 }
 

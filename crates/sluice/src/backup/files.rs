@@ -8,7 +8,9 @@ use sha2::{Digest as _, Sha256};
 use sluice_store::content::{self, Digests, PartDigest};
 
 use super::manifest::Manifest;
-use super::{ADMIN_KEY, BLOBS, CHUNKS, LOG, OBJECTS};
+use super::{ADMIN_KEY, BLOBS, CHUNKS, LOG, OBJECTS, manifest};
+use crate::exit::{Code, Told};
+use crate::folder::{in_place_of_folder, open_file};
 
 /// Bytes read at once.
 const COPY_BYTES: usize = 1024 * 1024;
@@ -59,7 +61,14 @@ pub(super) fn copy_whole(from: impl Read, bytes: u64, to: &Path) -> Result<Sums,
 
 fn copy_and_rename(from: impl Read, bytes: u64, unfinished: &Path, to: &Path) -> Result<Sums, NotCopied> {
     let unwritten = |error| NotCopied::To(to.to_owned(), error);
-    let mut out = File::create(unfinished).map_err(unwritten)?;
+    // What lies there is what was cut short, or no file that could be written over.
+    match fs::remove_file(unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(NotCopied::To(unfinished.to_owned(), error));
+        }
+        _ => {}
+    }
+    let mut out = File::create_new(unfinished).map_err(unwritten)?;
     let mut failed = None;
     let read = each_piece(from.take(bytes), |piece| {
         failed = out.write_all(piece).err();
@@ -105,10 +114,32 @@ fn each_piece(mut from: impl Read, mut take: impl FnMut(&[u8]) -> bool) -> io::R
     }
 }
 
+/// Insists that nothing else is in the place of a backup's folders. What is in that of a file is told by whoever reads it.
+pub(super) fn check_kinds(dir: &Path) -> Result<(), Told> {
+    let wrong = [CHUNKS, BLOBS, LOG, OBJECTS].iter().find_map(|part| in_place_of_folder(&dir.join(part)));
+    wrong.map_or(Ok(()), |what| Err(in_the_way(what)))
+}
+
+/// The same of its lock, which who only reads it does without. What a link leads to is somebody's.
+pub(super) fn check_lock(dir: &Path) -> Result<(), Told> {
+    let lock = dir.join(format!("{}.lock", manifest::FILE));
+    match fs::symlink_metadata(&lock) {
+        Ok(there) if !there.is_file() => Err(in_the_way(format!(
+            "'{}' is no file of its own, so it cannot be written as the lock of a backup is",
+            lock.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn in_the_way(what: String) -> Told {
+    Told::new(Code::Failed, what).next("move it away, then run the same again; or name another folder")
+}
+
 /// Whether a file has this size, and digests that fit.
 pub(super) fn is_there(file: &Path, bytes: u64, fits: impl FnOnce(&Sums) -> bool) -> bool {
     fs::metadata(file).is_ok_and(|found| found.len() == bytes)
-        && File::open(file).and_then(sums_of).is_ok_and(|(_, sums)| fits(&sums))
+        && open_file(file).and_then(sums_of).is_ok_and(|(_, sums)| fits(&sums))
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
@@ -176,6 +207,11 @@ fn is_ours(part: &str, name: &str) -> bool {
             let own = name.split_once('.').map_or(name, |(own, _)| own);
             is_log_file(own) && (own == name || is_version(name, own))
         }
-        _ => name.split_once('-').is_some_and(|(id, unique)| is_hex(id, 16) && is_hex(unique, 32)),
+        _ => {
+            let own = name.split_once('.').map_or(name, |(own, _)| own);
+            let is_content =
+                own.split_once('-').is_some_and(|(id, unique)| is_hex(id, 16) && is_hex(unique, 32));
+            is_content && (own == name || is_version(name, own))
+        }
     }
 }

@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::fs::OFlags;
 use tokio::time::Instant;
 
-use super::{Manifest, manifest, verify};
+use super::{Manifest, Progress, manifest, verify};
 use crate::exit::{Code, Told};
+use crate::folder::open_file;
 
 /// Locked by whoever makes a backup, with its process in it. Earlier versions take such a name for one of a backup too.
 const LOCK: &str = "sluice-backup.json.lock";
@@ -32,8 +34,8 @@ pub(super) struct Making {
 }
 
 impl Making {
-    /// Waits a little for whoever makes a backup there, then refuses.
-    pub(super) async fn begin(dir: &Path) -> anyhow::Result<Self> {
+    /// Waits a little for whoever makes a backup there, then refuses. That this wait will end counts as progress.
+    pub(super) async fn begin(dir: &Path, progress: &Progress) -> anyhow::Result<Self> {
         let until = Instant::now() + WAIT;
         loop {
             let begun = Self::try_begin(&dir.join(LOCK));
@@ -43,13 +45,16 @@ impl Making {
             if Instant::now() >= until {
                 return Err(busy(dir).into());
             }
+            progress.add(1);
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
     fn try_begin(path: &Path) -> io::Result<Option<Self>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        // What a link in its place leads to is somebody's.
+        let no_link = OFlags::NONBLOCK.union(OFlags::NOFOLLOW).bits().cast_signed();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link);
         let mut file = options.open(path)?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -93,8 +98,8 @@ impl Reading {
     }
 }
 
-/// Keeps readers out of the folder, once there are none; `None` if some stay.
-pub(super) async fn alone(dir: &Path) -> Option<File> {
+/// Keeps readers out of the folder, once there are none; `None` if some stay. That this wait will end counts as progress.
+pub(super) async fn alone(dir: &Path, progress: &Progress) -> Option<File> {
     let folder = File::open(dir).ok()?;
     let until = Instant::now() + WAIT;
     // Where a folder cannot be locked like this, as on NFS, readers see by the manifest that it was changed.
@@ -102,6 +107,7 @@ pub(super) async fn alone(dir: &Path) -> Option<File> {
         if Instant::now() >= until {
             return None;
         }
+        progress.add(1);
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Some(folder)
@@ -121,8 +127,7 @@ pub(crate) struct Checked {
 pub(crate) async fn check(dir: &Path) -> anyhow::Result<Option<Checked>> {
     for _ in 0..READS_MAX {
         // A data folder is locked by whoever works in it.
-        let is_there = dir.join(manifest::FILE).try_exists().unwrap_or(true);
-        if !is_there && maker(dir).is_none() {
+        if !crate::folder::is_there(&dir.join(manifest::FILE))? && maker(dir).is_none() {
             return Ok(None);
         }
         let reading = Reading::begin(dir).await?;
@@ -160,7 +165,7 @@ async fn made(dir: &Path) -> Result<(), Told> {
 
 /// The process that makes a backup in a folder, if one does; empty where it is not known which.
 fn maker(dir: &Path) -> Option<String> {
-    let mut file = File::open(dir.join(LOCK)).ok()?;
+    let mut file = open_file(&dir.join(LOCK)).ok()?;
     if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
         return None;
     }

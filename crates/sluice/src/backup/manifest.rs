@@ -8,9 +8,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::files::{hex, is_log_file, write_whole};
+use super::files::{check_kinds, hex, is_log_file, write_whole};
 use super::{ADMIN_KEY, BLOBS, CHUNKS, LOG, OBJECTS, PARTS};
 use crate::exit::{Code, Told};
+use crate::folder::{open_file, read_file};
 
 pub(super) const FILE: &str = "sluice-backup.json";
 /// The newest format that this version reads.
@@ -133,7 +134,8 @@ impl Manifest {
             Told::new(Code::Failed, format!("'{}' {what}", file.display()))
                 .next("use another backup, or back up into an empty folder")
         };
-        let text = match fs::read(&file) {
+        check_kinds(dir)?;
+        let text = match read_file(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(told(format!("cannot be read: {error}")).into()),
@@ -209,6 +211,12 @@ impl Manifest {
         self.files().map(|(place, item)| (place, (item.bytes, item.sha256.clone()))).collect()
     }
 
+    /// The files of content that is not under its own name, by part and name.
+    pub(super) fn renamed(&self) -> HashMap<String, String> {
+        let all = self.items().filter_map(|(part, item)| Some((part, item, item.kept_as.clone()?)));
+        all.map(|(part, item, file)| (format!("{part}/{}", item.name), file)).collect()
+    }
+
     /// Names of its files in their folders, here and where it is restored.
     fn names(&self) -> impl Iterator<Item = &str> {
         let items = self.items().flat_map(|(_, item)| [Some(item.name.as_str()), item.kept_as.as_deref()]);
@@ -282,7 +290,7 @@ impl io::Read for Files {
             let Some(path) = self.next.next() else { return Ok(0) };
             let failed =
                 |error: io::Error| io::Error::new(error.kind(), format!("'{}': {error}", path.display()));
-            self.open = Some(fs::File::open(&path).map_err(failed)?);
+            self.open = Some(open_file(&path).map_err(failed)?);
         }
     }
 }

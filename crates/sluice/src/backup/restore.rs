@@ -12,7 +12,7 @@ use super::files::{NotCopied, copy_whole};
 use super::{BLOBS, CHUNKS, Checked, LOG, Manifest, OBJECTS, Summary, check, is_within};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
-use crate::folder::{self, FilledFrom, Folder, Taken};
+use crate::folder::{self, FilledFrom, Folder, Taken, in_place_of_folder, read_file};
 
 /// What one commit writes, roughly.
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
@@ -36,6 +36,11 @@ pub(crate) async fn restore(
     if is_within(data, dir)? {
         return Err(Told::usage("a data folder inside the backup would work in it")
             .next("name a folder elsewhere with --data NEW")
+            .into());
+    }
+    if let Some(what) = in_place_of_folder(data) {
+        return Err(Told::new(Code::Failed, what)
+            .next("name a folder that is empty or not there with --data NEW")
             .into());
     }
     let taken = Taken::empty(data)?;
@@ -88,6 +93,10 @@ async fn pour(
     sluice_config::begin_history(&*store.tables())
         .await
         .context("the restored config has no usable version")?;
+    if manifest.log.is_empty() {
+        // It was damaged, or is that of another broker, which has gone on since.
+        sluice_library::log_lost(&*store.tables()).await?;
+    }
     let (from, to, files) = (dir.to_owned(), data.to_owned(), manifest.clone());
     let copied = tokio::task::spawn_blocking(move || copy_files(&from, &to, &files));
     summary.bytes += copied.await.context("the restore was cut off")??;
@@ -142,7 +151,7 @@ async fn rows(
     for table in &manifest.tables {
         let (mut batch, mut bytes) = (Batch::new(), 0);
         for chunk in &table.chunks {
-            let content = fs::read(dir.join(CHUNKS).join(&chunk.sha256))
+            let content = read_file(&dir.join(CHUNKS).join(&chunk.sha256))
                 .map_err(|error| unread(&format!("{CHUNKS}/{}", chunk.sha256), error))?;
             let mut rest = &content[..];
             while !rest.is_empty() {
@@ -200,7 +209,7 @@ fn copy_files(dir: &Path, data: &Path, manifest: &Manifest) -> anyhow::Result<u6
         File::open(&to)?.sync_all()?;
     }
     if let Some(place) = manifest.key_place() {
-        let key = fs::read(dir.join(place)).map_err(|error| unread(place, error))?;
+        let key = read_file(&dir.join(place)).map_err(|error| unread(place, error))?;
         copy_whole(&key[..], key.len() as u64, &data.join(folder::ADMIN_KEY))?;
     }
     Ok(bytes)

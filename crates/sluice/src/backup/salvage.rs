@@ -10,14 +10,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use sluice_bus::embedded::Config;
 use sluice_store::embedded::{About, Owner, Place, Salvage, Untouched};
-use sluice_store::{Embedded as Store, Options};
+use sluice_store::{Embedded as Store, Options, Stamp};
 
 use self::names::Names;
 use super::files::NotCopied;
 use super::{ADMIN_KEY, copy_whole, is_within};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
-use crate::folder::{self, FilledFrom, Folder, Taken};
+use crate::folder::{self, Damaged, FilledFrom, Folder, Taken, open_file, read_file};
 
 /// Bytes of content looked at in one step.
 const STEP_BYTES: u64 = 16 * 1024 * 1024;
@@ -38,6 +38,9 @@ pub(crate) struct Found {
     pub(crate) lost: Vec<String>,
     /// What has to be done beside starting on the new folder.
     pub(crate) next: Vec<String>,
+    /// What the first start on it has to be told to do without.
+    #[serde(skip)]
+    pub(crate) accepted: Option<folder::Loss>,
 }
 
 /// Copies what can be read of a folder that no process works in.
@@ -55,20 +58,26 @@ pub(crate) async fn salvage(old: &Path, data: &Path) -> anyhow::Result<Found> {
             .next("name a folder elsewhere with --data NEW, on another disk at best")
             .into());
     }
+    if let Some(what) = folder::in_place_of_folder(data) {
+        return Err(Told::new(Code::Failed, what)
+            .next("name a folder that is empty or not there with --data NEW")
+            .into());
+    }
     let _held = Untouched::hold(old)?;
+    let mut damaged = Damaged::look(old)?;
     let salvage = Salvage::open(old).map_err(|error| {
         Told::new(Code::Failed, error.to_string()).next("restore a backup: sluice restore BACKUP --data NEW")
     })?;
     let about = salvage.about()?;
     folder::check_formats(&about.formats)?;
     let taken = Taken::empty(data)?;
-    let filled = fill(old, data, salvage, about, &taken).await;
+    let filled = fill(&mut damaged, data, salvage, about, &taken).await;
     filled.map_err(|error| taken.failed("nothing was salvaged", &error))
 }
 
 /// Copies it into a folder that is in use by nobody else, and closes that, whatever comes of it.
 async fn fill(
-    old: &Path,
+    damaged: &mut Damaged,
     data: &Path,
     salvage: Salvage,
     about: About,
@@ -79,7 +88,7 @@ async fn fill(
     let store = Arc::new(Store::open_held(data, taken.lock(), &options)?);
     let mut bus = None;
     let poured = async {
-        let (found, url) = pour(old, data, salvage, about, &store, &folder, &mut bus).await?;
+        let (found, url) = pour(damaged, data, salvage, about, &store, &folder, &mut bus).await?;
         folder.restored(&store, bus.as_ref().and_then(Bus::embedded), url.as_deref()).await?;
         anyhow::Ok(found)
     };
@@ -95,7 +104,7 @@ async fn fill(
 
 /// Copies rows, content, log and key; where the objects are.
 async fn pour(
-    old: &Path,
+    damaged: &mut Damaged,
     data: &Path,
     salvage: Salvage,
     about: About,
@@ -105,6 +114,9 @@ async fn pour(
 ) -> anyhow::Result<(Found, Option<String>)> {
     let mut found = Found::default();
     let is_incomplete = rows(salvage, store, &mut found).await?;
+    let stamp = about.folder.clone().zip(about.generation);
+    let stamp = stamp.map(|(folder, generation)| Stamp { folder, generation });
+    found.lost.extend(damaged.check_store(stamp, is_incomplete).await);
     store.set_formats(&about.formats).await?;
     let url = sluice_databases::used_by(&*store.tables()).await?;
     if let (Some(url), Some(id)) = (&url, about.folder) {
@@ -120,20 +132,12 @@ async fn pour(
         let told = |one: Owner| format!("the content of {}: it is not known any more where it is", one.name);
         found.lost.extend(unplaced.into_iter().map(told));
     }
-    content(old, data, store, &mut found).await?;
-    *bus = log(old, data, &mut found)?;
-    let has_key = sluice_iam::knows_admin_key(&*store.tables()).await?;
-    match fs::read(old.join(folder::ADMIN_KEY)) {
-        Ok(key) => {
-            copy_whole(&key[..], key.len() as u64, &data.join(ADMIN_KEY))?;
-        }
-        // Whoever lets everybody in has none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !has_key => {}
-        Err(error) => {
-            found.lost.push(format!("the admin key cannot be read: {error}"));
-            found.next.push("start with --accept-loss admin-key, which makes a new one".to_owned());
-        }
+    content(damaged, data, store, &mut found).await?;
+    *bus = log(damaged, data, &mut found).await?;
+    if bus.is_none() {
+        sluice_library::log_lost(&*store.tables()).await?;
     }
+    key(damaged, data, store, &mut found).await?;
     Ok((found, url))
 }
 
@@ -164,13 +168,17 @@ async fn rows(salvage: Salvage, store: &Store, found: &mut Found) -> anyhow::Res
 }
 
 /// Files of content, damaged ones too: what is whole of them can be read.
-async fn content(old: &Path, data: &Path, store: &Store, found: &mut Found) -> anyhow::Result<()> {
+async fn content(damaged: &Damaged, data: &Path, store: &Store, found: &mut Found) -> anyhow::Result<()> {
     let files = store.snapshot()?.contents().context("it cannot be read which content there is")?.files;
-    let (from, to) = (old.join(folder::BLOBS), data.join(folder::BLOBS));
+    let (from, to) = (damaged.part(folder::BLOBS), data.join(folder::BLOBS));
     let copying = tokio::task::spawn_blocking(move || {
         let mut copied = 0;
         for name in files.into_iter().map(|file| file.name) {
-            let Ok(file) = File::open(from.join(&name)) else { continue };
+            let file = match open_file(&from.join(&name)) {
+                Ok(file) => file,
+                Err(error) if folder::is_lost(&error) => continue,
+                Err(error) => return Err(closed(&from.join(&name), &error).into()),
+            };
             // What cannot be read of it is found below.
             let Ok(bytes) = file.metadata().map(|meta| meta.len()) else { continue };
             match copy_whole(file, bytes, &to.join(&name)) {
@@ -196,34 +204,77 @@ async fn content(old: &Path, data: &Path, store: &Store, found: &mut Found) -> a
     Ok(())
 }
 
+/// How content is told that is there, but for others.
+fn closed(file: &Path, error: &io::Error) -> Told {
+    Told::new(Code::Failed, format!("'{}' is there, but cannot be read: {error}", file.display()))
+        .next("see who owns it, and with which permissions; then salvage again, or as the user who owns it")
+}
+
 /// The log of the embedded broker, if the folder has one that can be used.
-fn log(old: &Path, data: &Path, found: &mut Found) -> anyhow::Result<Option<Bus>> {
-    let (from, to) = (old.join(folder::BROKER), data.join(folder::BROKER));
-    let names = fs::read_dir(&from).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let names: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("log-")).collect();
+async fn log(damaged: &Damaged, data: &Path, found: &mut Found) -> anyhow::Result<Option<Bus>> {
+    let (from, to) = (damaged.part(folder::BROKER), data.join(folder::BROKER));
+    let mut lost = |why: String| {
+        found.lost.push(format!("the messages that waited in the log of the broker: {why}"));
+    };
+    let names = match damaged.logs() {
+        Ok(names) => names,
+        Err(error) => {
+            lost(format!("{error:#}"));
+            return Ok(None);
+        }
+    };
     if names.is_empty() {
+        damaged.without_log().into_iter().for_each(lost);
         return Ok(None);
     }
     fs::create_dir_all(&to)?;
+    let end = damaged.log_end().await;
     let copy = || -> Result<Bus, anyhow::Error> {
         for name in &names {
-            let file = File::open(from.join(name))?;
+            let file = open_file(&from.join(name))?;
             let bytes = file.metadata()?.len();
             copy_whole(file, bytes, &to.join(name))?;
         }
-        Ok(Bus::embed(Config { end: folder::log_end(old), ..Config::in_dir(&to) })?)
+        Ok(Bus::embed(Config { end, ..Config::in_dir(&to) })?)
     };
-    match copy() {
+    let why = match copy() {
         Ok(bus) => {
-            found.files += names.len() as u64;
-            Ok(Some(bus))
+            let wrong = match bus.embedded() {
+                Some(log) => damaged.check_log(log).await,
+                None => None,
+            };
+            let Some(wrong) = wrong else {
+                found.files += names.len() as u64;
+                return Ok(Some(bus));
+            };
+            bus.close().await;
+            wrong
         }
         // That says nothing about the old one.
-        Err(error) if matches!(error.downcast_ref(), Some(NotCopied::To(..))) => Err(error),
-        Err(error) => {
-            found.lost.push(format!("the messages that waited in the log of the broker: {error:#}"));
-            fs::remove_dir_all(&to)?;
-            Ok(None)
-        }
-    }
+        Err(error) if matches!(error.downcast_ref(), Some(NotCopied::To(..))) => return Err(error),
+        // It is read from where it was copied to.
+        Err(error) => format!("{error:#}").replace(&*to.to_string_lossy(), &from.to_string_lossy()),
+    };
+    lost(why);
+    fs::remove_dir_all(&to)?;
+    Ok(None)
+}
+
+/// The admin key, if it is that of the rows.
+async fn key(damaged: &Damaged, data: &Path, store: &Store, found: &mut Found) -> anyhow::Result<()> {
+    let wrong = match damaged.check_key(store).await? {
+        None => match read_file(&damaged.part(folder::ADMIN_KEY)) {
+            Ok(key) => {
+                copy_whole(&key[..], key.len() as u64, &data.join(ADMIN_KEY))?;
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => format!("{ADMIN_KEY} cannot be read: {error}"),
+        },
+        Some(wrong) => wrong,
+    };
+    found.lost.push(wrong);
+    found.next.push("start with --accept-loss admin-key, which makes a new one".to_owned());
+    found.accepted = Some(folder::Loss::AdminKey);
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::up;
+use crate::apart;
 use crate::api::data_folder;
 use crate::backup::{self, Checked, Found, How, Source, Summary};
 use crate::cli::{Backup, Output, Restore, Salvage, Target, Verify};
@@ -31,13 +32,14 @@ const NEXT_OF_FOLDER: &str = "restore the last whole backup with `sluice restore
 pub(super) async fn make(target: &Target, command: Backup) -> anyhow::Result<Code> {
     let data = data_folder(target)?;
     let dir = std::path::absolute(&command.dir)?;
+    let timeout = Duration::from_secs(target.timeout);
+    apart::insist_answering(&[&data, &dir], timeout).await?;
     if backup::is_within(&dir, &data)? {
         return Err(Told::usage("a backup inside the data folder would be lost together with it")
             .next("name a folder elsewhere, on another disk at best")
             .into());
     }
     // First, since the process that works there may hold what is there no more.
-    let timeout = Duration::from_secs(target.timeout);
     let summary = match control::ask_for_backup(&data, &dir, command.older, timeout).await? {
         Some(summary) => summary,
         None => {
@@ -45,7 +47,9 @@ pub(super) async fn make(target: &Target, command: Backup) -> anyhow::Result<Cod
             of_stopped(&data, command, &dir).await?
         }
     };
-    let damaged = backup::Manifest::read(&dir)?.map(|made| made.damaged).unwrap_or_default();
+    let made = dir.clone();
+    let made = apart::look(&dir, timeout, move || backup::Manifest::read(&made)).await??;
+    let damaged = made.map(|made| made.damaged).unwrap_or_default();
     tell(
         target.output,
         &summary,
@@ -58,7 +62,7 @@ pub(super) async fn make(target: &Target, command: Backup) -> anyhow::Result<Cod
 /// Makes a backup of a folder that no process holds.
 async fn of_stopped(data: &Path, command: Backup, dir: &Path) -> anyhow::Result<Summary> {
     let objects = up::objects(command.objects)?;
-    let opened = folder::Stopped::look(data).await?;
+    let opened = folder::Stopped::look(data).await.map_err(|error| control::unreached(data, error))?;
     let made = async {
         if let (Some(known), None) = (sluice_databases::used_by(&*opened.store.tables()).await?, &objects) {
             return Err(Told::usage(format!("the content of this folder's documents rests in {known}"))
@@ -88,6 +92,7 @@ pub(super) async fn restore(target: &Target, command: Restore) -> anyhow::Result
             .into());
     };
     let objects = up::objects(command.objects)?;
+    apart::insist_answering(&[&command.dir, data], Duration::from_secs(target.timeout)).await?;
     let (summary, damaged) = backup::restore(&command.dir, data, objects).await?;
     let what = format!("Restored '{}' into '{}'", command.dir.display(), data.display());
     tell(target.output, &summary, &damaged, &what);
@@ -103,10 +108,11 @@ pub(super) async fn salvage(target: &Target, command: Salvage) -> anyhow::Result
             .next("--data NEW")
             .into());
     };
+    apart::insist_answering(&[&command.dir, data], Duration::from_secs(target.timeout)).await?;
     let found = backup::salvage(&command.dir, data).await?;
     match target.output {
         Output::Table => {
-            let Found { rows, files, lost, next } = &found;
+            let Found { rows, files, lost, next, accepted } = &found;
             let (from, to) = (command.dir.display(), data.display());
             output::say(&format!("Copied {rows} rows and {files} files of '{from}' into '{to}'."));
             match lost.len() {
@@ -115,7 +121,8 @@ pub(super) async fn salvage(target: &Target, command: Salvage) -> anyhow::Result
             }
             lost.iter().for_each(|one| output::say(one));
             next.iter().for_each(|one| output::say(&format!("Next: {one}")));
-            output::say(&format!("Start with: sluice up --data '{to}'"));
+            let without = accepted.map_or_else(String::new, |loss| format!(" --accept-loss {loss}"));
+            output::say(&format!("Start with: sluice up --data '{to}'{without}"));
         }
         Output::Json | Output::Yaml => output::show(target.output, &json!(found), |_| String::new())?,
     }
@@ -124,13 +131,14 @@ pub(super) async fn salvage(target: &Target, command: Salvage) -> anyhow::Result
 
 pub(super) async fn verify(target: &Target, command: Verify) -> anyhow::Result<Code> {
     let dir: PathBuf = command.dir;
+    apart::insist_answering(&[&dir], Duration::from_secs(target.timeout)).await?;
     let (what, wrong, next) = match backup::check(&dir).await? {
         Some(Checked { manifest, wrong, .. }) => {
             let next = if wrong.is_empty() { NEXT_OF_DAMAGED } else { NEXT_OF_BACKUP };
             let named = manifest.damaged.iter().map(|one| format!("was backed up as it is: {}", plain(one)));
             ("backup", wrong.into_iter().chain(named).collect(), next)
         }
-        None if Folder::is_at(&dir) => ("data folder", folder::verify(&dir).await?, NEXT_OF_FOLDER),
+        None if Folder::is_at(&dir)? => ("data folder", folder::verify(&dir).await?, NEXT_OF_FOLDER),
         None => {
             return Err(Told::new(
                 Code::NotFound,

@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::document;
 use super::files::{Source, files_in, read_all};
+use super::{document, lost};
 use crate::api::Api;
 use crate::cli::{Doc, Output};
 use crate::exit::{Code, Told};
@@ -105,7 +105,8 @@ pub(super) async fn run(api: &Api, output: Output, command: Doc) -> anyhow::Resu
             Ok(Code::Ok)
         }
         Doc::Show { id } => document::show(api, output, &id).await.map(|()| Code::Ok),
-        Doc::Retry { ids, flow } => document::retry(api, output, &ids, flow.as_deref()).await,
+        Doc::Retry { ids, flow, lost: false } => document::retry(api, output, &ids, flow.as_deref()).await,
+        Doc::Retry { flow, lost: true, .. } => lost::retry(api, output, flow.as_deref()).await,
         Doc::Rm { ids } => {
             for id in &ids {
                 api.call("librarian", json!({"operation": "remove-document", "document-id": id})).await?;

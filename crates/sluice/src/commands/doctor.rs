@@ -13,7 +13,9 @@ use sluice_processors::sandbox::Confinement;
 use sluice_store::Untouched;
 use sluice_store::embedded::Report;
 
+use super::lost::{self, Lost};
 use super::up;
+use crate::apart;
 use crate::api::{Api, data_folder};
 use crate::bus::Bus;
 use crate::cli::{Broker, Doctor, Target};
@@ -46,12 +48,22 @@ pub(super) async fn run(target: &Target, doctor: Doctor) -> anyhow::Result<Code>
         show(target.output, &json!({"removed": name}), |_| format!("Removed the config value {name}."))?;
         return Ok(Code::Ok);
     }
-    if verify || largest || target.data.is_some() {
+    let is_named = verify || largest || target.data.is_some();
+    let within = LOOK_TIMEOUT.min(Duration::from_secs(target.timeout));
+    let answering = match data_folder(target) {
+        Ok(folder) => apart::insist_answering(&[&folder], within).await,
+        Err(_) => Ok(()),
+    };
+    let is_answering = answering.is_ok();
+    if is_named && is_answering {
         Folder::insist(&data_folder(target)?)?;
     }
     let api = Api::new(target)?;
     let mut findings = Vec::new();
-    if let Ok(folder) = data_folder(target) {
+    if let Err(error) = answering {
+        let next = error.downcast_ref::<Told>().and_then(|told| told.next.clone()).unwrap_or_default();
+        findings.push(finding("error", "folder-silent", error.to_string(), next));
+    } else if let Ok(folder) = data_folder(target) {
         findings.extend(folder_found(&folder));
         if folder.is_dir() {
             findings.push(confinement_found().await);
@@ -80,8 +92,9 @@ pub(super) async fn run(target: &Target, doctor: Doctor) -> anyhow::Result<Code>
     }
     once(&mut findings);
     if findings.iter().any(|one| one["code"] == "flow-answers") {
-        let (store, models) = tokio::join!(store_found(&api), models_found(&api));
+        let (store, lost, models) = tokio::join!(store_found(&api), lost_found(&api), models_found(&api));
         findings.push(store);
+        findings.extend(lost);
         findings.extend(models);
     }
     let code = if findings.iter().all(is_fine) { Code::Ok } else { Code::Differs };
@@ -213,7 +226,10 @@ async fn content_found(folder: &Path, verify_timeout: Option<Duration>) -> Vec<V
             let next = error.downcast_ref::<Told>().and_then(|told| told.next.as_deref());
             let next =
                 next.unwrap_or("start `sluice up` on it, which says more, or restore it from a backup");
-            let text = format!("the data folder was not read: {error:#}");
+            let text = match crate::folder::is_refusal(&error) {
+                true => format!("{error:#}"),
+                false => format!("the data folder was not read: {error:#}"),
+            };
             vec![finding("error", "folder-not-verified", text, next)]
         }
     }
@@ -323,7 +339,12 @@ async fn verified(folder: &Path, timeout: Duration) -> anyhow::Result<Report> {
         Ok(store) => {
             let report = store.upkeep().check_all().await;
             store.close().await;
-            Ok(report?)
+            let report = report?;
+            if report.damage.is_empty() {
+                // All of it matches, and yet something else may be missing, for which a start would refuse it.
+                Stopped::look(folder).await?.close().await;
+            }
+            Ok(report)
         }
         Err(sluice_store::Error::Locked { .. }) => {
             tokio::time::timeout(timeout, verified_by_holder(folder)).await.unwrap_or_else(|_| {
@@ -500,6 +521,23 @@ fn store_told(wrote: anyhow::Result<()>) -> Value {
     }
 }
 
+/// Documents that were under way when the broker's log was lost.
+async fn lost_found(api: &Api) -> Option<Value> {
+    // A library that is not ours tells of no progress.
+    lost_told(&limited(api, lost::ask(api, None)).await.ok()?)
+}
+
+fn lost_told(lost: &Lost) -> Option<Value> {
+    let (document, flow) = lost.first()?;
+    let text = format!(
+        "{} document(s) of this workspace were under way when the broker's log was lost, and are not on record as done; the \
+         first is '{document}' in flow '{flow}'. What extractors make is not counted: of documents that were put through shortly \
+         before, statements may be missing",
+        lost.len()
+    );
+    Some(finding("error", "documents-lost", text, "put them through again: sluice doc retry --lost"))
+}
+
 /// The models of each flow: whether they answer, and whether the provider offers the one that is asked.
 async fn models_found(api: &Api) -> Vec<Value> {
     let flows = match limited(api, api.list("flow", json!({"operation": "list-flows"}))).await {
@@ -630,6 +668,16 @@ mod tests {
         let expected = "Does not work:\n  about b [b]\n    try: look\nWill hurt:\n  about c [c]\n    try: look\nWorth knowing:\n  about a [a]\n    try: look";
         assert_eq!(said, expected);
         assert!(told(&json!([finding("info", "a")])).ends_with("Nothing is wrong."));
+    }
+
+    #[test]
+    fn documents_that_were_under_way_when_the_log_was_lost_are_told_with_what_to_do() {
+        assert_eq!(lost_told(&Lost::new()), None);
+        let one = |id: &str| (id.to_owned(), "f1".to_owned());
+        let told = lost_told(&Lost::from([one("b"), one("a")])).unwrap();
+        let said = text(&told, "text");
+        assert!(said.starts_with("2 document(s)") && said.contains("'a' in flow 'f1'"), "{said}");
+        assert!(text(&told, "next").contains("sluice doc retry --lost") && !is_fine(&told));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::doc::Pace;
+use super::lost;
 use crate::api::Api;
 use crate::cli::Output;
 use crate::exit::{Code, Told};
@@ -76,6 +77,12 @@ fn shown(id: &str, whole: &Value) -> String {
         lines.push(String::new());
         lines.extend(stages(one));
     }
+    if all(&whole["progress"]).any(|one| one["lost"] == true) {
+        lines.push(String::new());
+        lines.push(format!(
+            "The broker's log was lost while it was under way, with messages of it. Put it through again: sluice doc retry {id}"
+        ));
+    }
     let failures = all(&whole["progress"]).flat_map(|one| all(&one["failures"]));
     let failures: Vec<Vec<String>> =
         failures.map(|one| ["piece", "stage", "reason"].map(|name| text(one, name)).to_vec()).collect();
@@ -98,6 +105,7 @@ fn stages(progress: &Value) -> Vec<String> {
     let number = |name: &str| progress[name].as_i64().unwrap_or_default();
     let state = match progress["complete"] == true {
         true => "complete".to_owned(),
+        false if progress["lost"] == true => "not on record as done".to_owned(),
         false => format!("under way {}", Pace::of(std::iter::once(progress))).trim_end().to_owned(),
     };
     let announced = number("announced");
@@ -135,9 +143,11 @@ pub(super) async fn retry(
             None => json!({"count": 0}),
         };
         let kept: Vec<&Value> = all(&answer["kept"]).collect();
-        outcomes.push(json!({"document": id, "sent": answer["count"], "kept": kept}));
+        let progress = api.call("librarian", about("get-progress")).await?;
+        let again = lost::put_through(api, &lost::of(&progress)).await?;
+        outcomes.push(json!({"document": id, "sent": answer["count"], "kept": kept, "again": again}));
     }
-    let stays = outcomes.iter().any(|one| all(&one["kept"]).next().is_some());
+    let stays = outcomes.iter().any(|one| all(&one["kept"]).next().is_some() || lost::stays(&one["again"]));
     print(output, &Value::Array(outcomes), retried)?;
     Ok(if stays { Code::Failed } else { Code::Ok })
 }
@@ -146,12 +156,17 @@ fn retried(outcomes: &Value) -> String {
     let mut lines = Vec::new();
     for one in all(outcomes) {
         let id = text(one, "document");
-        lines.push(match (one["sent"].as_i64().unwrap_or_default(), all(&one["kept"]).count()) {
-            (0, 0) => format!(
-                "{id}: no failed message of it is kept. `sluice doc show {id}` shows what failed; `sluice doc add` puts it through again."
-            ),
-            (sent, 0) => format!("{id}: {sent} failed message(s) sent again."),
-            (sent, kept) => format!("{id}: {sent} failed message(s) sent again, {kept} stay:"),
+        let again = Some(lost::told(&one["again"])).filter(|again| !again.is_empty());
+        let counts = (one["sent"].as_i64().unwrap_or_default(), all(&one["kept"]).count());
+        lines.extend(again.clone());
+        lines.extend(match counts {
+            (0, 0) if again.is_some() => None,
+            (0, 0) => Some(format!(
+                "{id}: no failed message of it is kept, and none was lost. `sluice doc show {id}` shows what failed; `sluice doc rm \
+                 {id}`, then `sluice doc add` puts all of it through again."
+            )),
+            (sent, 0) => Some(format!("{id}: {sent} failed message(s) sent again.")),
+            (sent, kept) => Some(format!("{id}: {sent} failed message(s) sent again, {kept} stay:")),
         });
         lines.extend(all(&one["kept"]).map(|kept| format!("  {}", text(kept, "reason"))));
     }

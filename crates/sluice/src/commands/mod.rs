@@ -14,6 +14,7 @@ mod doctor;
 mod document;
 mod files;
 mod flow;
+mod lost;
 mod render;
 mod up;
 mod watch;

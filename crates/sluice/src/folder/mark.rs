@@ -146,6 +146,25 @@ impl Mark {
         store.chain(broker).flatten().chain([self.generation])
     }
 
+    /// Whether the folder is not whole without a log. One that another broker took the place of is not missed.
+    pub(crate) fn holds_log(&self) -> bool {
+        self.broker.is_some_and(|part| part.generation == self.generation)
+    }
+
+    /// What was not finished, if the folder was only being filled.
+    pub(crate) fn unfinished(&self) -> Option<&'static str> {
+        match (self.is_restoring, self.is_salvaging) {
+            (false, _) => None,
+            (true, false) => Some(
+                "a backup was being restored into it, and that was not finished; restore it again, into another folder",
+            ),
+            (true, true) => Some(
+                "what can be read of a damaged folder was being copied into it (sluice salvage), and that was not finished; salvage \
+                 it again, into another folder",
+            ),
+        }
+    }
+
     /// Whether a store at this generation may stand beside a mark of a first start that is not over: one that was ended while it
     /// was about to be over, perhaps again and again, has said that it goes there.
     pub(crate) fn is_of_first_starts(&self, store_generation: u64) -> bool {
@@ -250,6 +269,17 @@ mod tests {
         let copy = tempfile::tempdir().unwrap();
         fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
         assert!(mark.is_copied(copy.path()));
+    }
+
+    #[test]
+    fn a_log_that_another_broker_took_the_place_of_is_not_missed() {
+        let mut mark = Mark::new("a".to_owned());
+        assert!(!mark.holds_log(), "it was never used");
+        mark.generation = 3;
+        mark.broker = Some(BrokerPart { generation: 3, before: None, end: None });
+        assert!(mark.holds_log());
+        mark.generation = 4;
+        assert!(!mark.holds_log());
     }
 
     #[test]

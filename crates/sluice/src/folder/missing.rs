@@ -4,9 +4,9 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use sluice_store::{BlobAudit, Embedded as Store, embedded::MissingBlob};
+use sluice_store::{BlobAudit, Embedded as Store, Tables, embedded::MissingBlob};
 
-use super::mark::Mark;
+use super::mark::{self, Found, Mark};
 use super::{ADMIN_KEY, BLOBS, BROKER, Contents, Folder, Loss, Origin, STORE_FILE, Want, refused};
 
 /// Missing content that is named.
@@ -16,7 +16,10 @@ const MISSING_SHOWN: usize = 5;
 pub(super) fn going_on(what: impl fmt::Display, loss: Loss) {
     let follows = match loss {
         Loss::Mark => "what else is missing or older cannot be told without it",
-        Loss::Broker => "messages that waited are lost, or some that were settled come again",
+        Loss::Broker => {
+            "messages that waited are lost, or some that were settled come again; `sluice doctor` tells which documents were \
+             under way, and `sluice doc retry --lost` puts them through again"
+        }
         Loss::Blobs | Loss::Objects => "documents whose content is missing cannot be read",
         Loss::AdminKey => "the old key works no more",
         Loss::Copy => {
@@ -58,6 +61,27 @@ pub(super) fn check_marked(path: &Path, mark: &Mark, there: &Contents, want: &Wa
         return refuse(format!("{ADMIN_KEY} is missing or empty"), Some(Loss::AdminKey));
     }
     Ok(())
+}
+
+/// What is wrong with a key file that is there.
+pub(crate) async fn wrong_key(file: &Path, tables: &dyn Tables) -> anyhow::Result<Option<String>> {
+    match sluice_iam::check_admin_key(file, tables).await {
+        Err(sluice_iam::Error::NotAKey { .. }) => {
+            Ok(Some(format!("{ADMIN_KEY} holds no key: it is damaged")))
+        }
+        Err(sluice_iam::Error::OtherKey { .. }) => {
+            Ok(Some(format!("{ADMIN_KEY} is not the key of this data, but another one")))
+        }
+        checked => Ok(checked.map(|()| None)?),
+    }
+}
+
+/// Whether a folder should hold a key; where its mark does not say, whether its data knows one.
+pub(crate) async fn holds_key(path: &Path, tables: &dyn Tables) -> anyhow::Result<bool> {
+    match mark::read(path) {
+        Found::Mark(mark) => Ok(mark.has_admin_key),
+        Found::Nothing | Found::Unusable(_) => Ok(sluice_iam::knows_admin_key(tables).await?),
+    }
 }
 
 impl Folder {

@@ -3,14 +3,16 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use sluice_bus::embedded::Embedded as Broker;
 use sluice_store::{Embedded as Store, FolderLock};
 use tokio::sync::Mutex;
 
-use super::mark::{self, Found, Mark};
+use super::mark::{self, Mark};
 use super::{
     ADMIN_KEY, Contents, Folder, Origin, SERVICE_FORMATS, State, Want, holds_something, keep_private,
 };
@@ -43,6 +45,7 @@ impl Folder {
             lock: Some(lock),
             want: Want::default(),
             origin: Origin::Fresh,
+            is_log_lost: AtomicBool::new(false),
             state: Mutex::new(state),
         };
         folder.write(&mut *folder.state.try_lock().context("the folder is in use")?)?;
@@ -96,14 +99,6 @@ pub(crate) fn check_formats(formats: &[(String, u32)]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the log of a folder ended when that was closed; `None` where it was not, or nobody knows.
-pub(crate) fn log_end(path: &Path) -> Option<sluice_bus::embedded::LogEnd> {
-    match mark::read(path) {
-        Found::Mark(mark) => mark.broker.and_then(|part| part.end).filter(|_| mark.is_closed).map(Into::into),
-        Found::Nothing | Found::Unusable(_) => None,
-    }
-}
-
 /// A folder that nothing was in, held to be filled: in the end all is in it, or nothing.
 pub(crate) struct Taken {
     path: PathBuf,
@@ -125,7 +120,7 @@ impl Taken {
         let had_lock = path.join(LOCK).exists();
         let taken = fs::create_dir_all(path)
             .with_context(|| format!("'{}' cannot be made", path.display()))
-            .and_then(|()| take_empty(path));
+            .and_then(|()| take_empty(path, had_lock));
         match taken {
             Ok(lock) => Ok(Self { path: path.to_owned(), lock, made, had_lock }),
             Err(error) => {
@@ -141,16 +136,10 @@ impl Taken {
 
     /// Removes all that was put into it, which nobody has open any more; answers whether nothing is left.
     pub(crate) fn give_up(self) -> bool {
-        let is_ours = |name: &OsStr| name != LOST_AND_FOUND && !(self.had_lock && name == LOCK);
-        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let mut is_gone = true;
-        for entry in entries.filter(|entry| is_ours(&entry.file_name())) {
-            let removed = match entry.file_type() {
-                Ok(kind) if kind.is_dir() => fs::remove_dir_all(entry.path()),
-                _ => fs::remove_file(entry.path()),
-            };
-            is_gone &= removed.is_ok();
-        }
+        let is_gone = remove_all_by(&self.path, self.had_lock, |path, is_folder| match is_folder {
+            true => fs::remove_dir_all(path),
+            false => fs::remove_file(path),
+        });
         remove_empty(&self.made);
         is_gone
     }
@@ -178,6 +167,27 @@ impl Taken {
     }
 }
 
+/// Removes what is in a folder, and answers whether nothing is left. The mark, by which every start refuses what is there, goes
+/// last, and stays if something else does: the rest would be taken for a folder from before there were marks.
+fn remove_all_by(
+    path: &Path,
+    keeps_lock: bool,
+    mut remove: impl FnMut(&Path, bool) -> io::Result<()>,
+) -> bool {
+    let is_ours = |name: &OsStr| {
+        let is_kept = name == LOST_AND_FOUND || name == mark::FILE || (keeps_lock && name == LOCK);
+        !is_kept
+    };
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut is_gone = true;
+    for entry in entries.filter(|entry| is_ours(&entry.file_name())) {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        is_gone &= remove(&entry.path(), is_folder).is_ok();
+    }
+    let mark = path.join(mark::FILE);
+    is_gone && (remove(&mark, false).is_ok() || !mark.exists())
+}
+
 /// Removes folders in which nothing is.
 fn remove_empty(folders: &[PathBuf]) {
     for folder in folders {
@@ -186,14 +196,28 @@ fn remove_empty(folders: &[PathBuf]) {
     }
 }
 
-fn take_empty(path: &Path) -> anyhow::Result<FolderLock> {
+/// Takes a folder in which nothing is. Nothing is left in one that is somebody's.
+fn take_empty(path: &Path, had_lock: bool) -> anyhow::Result<FolderLock> {
+    insist_empty(path)?;
     let lock = FolderLock::take(path)?;
+    // Somebody may have put something into it before it was taken.
+    if let Err(error) = insist_empty(path) {
+        if !had_lock {
+            // Where it stays, nobody holds it.
+            let _ = fs::remove_file(path.join(LOCK));
+        }
+        return Err(error);
+    }
+    Ok(lock)
+}
+
+fn insist_empty(path: &Path) -> anyhow::Result<()> {
     let refused = |what: String| {
         Err(Told::new(Code::Failed, what)
             .next("name a folder that is empty or not there with --data NEW")
             .into())
     };
-    if Folder::is_at(path) || !Contents::of(path)?.is_empty() {
+    if Folder::is_at(path)? || !Contents::of(path)?.is_empty() {
         return refused(format!("there is a data folder in '{}' already", path.display()));
     }
     let is_other = |name: &OsStr| name != LOCK && name != LOST_AND_FOUND;
@@ -202,5 +226,39 @@ fn take_empty(path: &Path) -> anyhow::Result<FolderLock> {
     {
         return refused(format!("'{}' is not empty: '{}' is in it", path.display(), other.display()));
     }
-    Ok(lock)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_up_is_refused_by_its_mark_until_all_else_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a", mark::FILE, "store.redb", "z", LOCK] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join("blobs")).unwrap();
+        let left = || {
+            let names = fs::read_dir(folder.path()).unwrap().map(|one| one.unwrap().file_name());
+            let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let remove = |path: &Path, is_folder| {
+            assert!(folder.path().join(mark::FILE).exists(), "{} goes after the mark", path.display());
+            if is_folder { fs::remove_dir(path) } else { fs::remove_file(path) }
+        };
+        let all_but_one = |path: &Path, is_folder| match path.ends_with("store.redb") {
+            true => Err(io::ErrorKind::ResourceBusy.into()),
+            false => remove(path, is_folder),
+        };
+        assert!(!remove_all_by(folder.path(), true, all_but_one));
+        assert_eq!(left(), [mark::FILE, LOCK, "store.redb"]);
+        assert!(remove_all_by(folder.path(), true, remove));
+        assert_eq!(left(), [LOCK]);
+        assert!(remove_all_by(folder.path(), false, |path, _| fs::remove_file(path)), "without a mark too");
+        assert!(left().is_empty());
+    }
 }

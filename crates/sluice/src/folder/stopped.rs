@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sluice_store::{Embedded as Store, FolderLock, Untouched};
 
+use super::mark::{self, Found};
 use super::{Contents, Folder, Origin, STORE_FILE, Want, keep_private};
 use crate::bus::Bus;
 use crate::exit::{Code, Told};
@@ -51,8 +52,14 @@ impl Stopped {
         Ok(())
     }
 
+    /// What the folder should hold: by its mark, since what is there says nothing of what is missing, and what is there besides.
     fn wants(path: &Path) -> anyhow::Result<Want> {
-        Ok(Want { broker: Contents::of(path)?.broker, ..Want::default() })
+        let there = Contents::of(path)?;
+        let (log, key) = match mark::read(path) {
+            Found::Mark(mark) => (mark.holds_log(), mark.has_admin_key),
+            Found::Nothing | Found::Unusable(_) => (false, false),
+        };
+        Ok(Want { broker: there.broker || log, admin_key: there.admin_key || key, ..Want::default() })
     }
 
     /// Opens it to change something in it.

@@ -233,6 +233,20 @@ impl Embedded {
         self.tables.failure()
     }
 
+    /// Why everything that needs room is refused, while it is; removals and what is essential go on. Anybody may read it: it
+    /// names no place on this machine.
+    #[must_use]
+    pub fn no_room(&self) -> Option<&'static str> {
+        self.tables.no_room()
+    }
+
+    /// Has it looked soon whether there is room again, which is else found out by the next write.
+    pub fn look_for_room(&self) {
+        if self.no_room().is_some() {
+            self.tables.look_for_room();
+        }
+    }
+
     /// Everything, as a service is handed it.
     #[must_use]
     pub fn stores(&self) -> Stores {

@@ -64,6 +64,8 @@ pub(super) enum Order {
     Compact(oneshot::Sender<Result<bool>>),
     /// Leave the file so that an unclean end from here on costs no check of it.
     Settle,
+    /// Look whether a full disk has room again.
+    Room,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,11 @@ impl Work {
     /// Whether it is done although the disk is full.
     pub(super) fn may_use_reserve(&self) -> bool {
         self.batch.only_removes() || (self.batch.is_essential && self.bytes <= ESSENTIAL_BYTES_MAX)
+    }
+
+    /// Whether it writes something for which nothing is held back.
+    pub(super) fn needs_room(&self) -> bool {
+        !self.batch.is_empty() && !self.may_use_reserve()
     }
 }
 
@@ -99,6 +106,8 @@ pub(super) struct Shared {
     pub(super) commits: AtomicU64,
     /// Why it ended, if its disk failed.
     pub(super) failure: watch::Sender<Option<String>>,
+    /// Why all is refused that needs room, while it is. It names no place.
+    pub(super) no_room: Mutex<Option<&'static str>>,
 }
 
 /// What keeps other processes out of the folder.
@@ -160,6 +169,7 @@ impl EmbeddedTables {
             engine: RwLock::new(Engine::Open(Box::new(database))),
             commits: AtomicU64::new(0),
             failure: watch::Sender::new(None),
+            no_room: Mutex::new(None),
         });
 
         let (work, waiting) = mpsc::channel(WAITING_BATCHES_MAX);
@@ -194,6 +204,19 @@ impl EmbeddedTables {
     /// Why the engine ended, once its disk failed.
     pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
         self.shared.failure.subscribe()
+    }
+
+    /// Why all is refused that needs room, while it is.
+    pub(crate) fn no_room(&self) -> Option<&'static str> {
+        *self.shared.no_room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the writer look whether there is room again, once it has time for that.
+    pub(crate) fn look_for_room(&self) {
+        if let Ok(work) = self.sender() {
+            // Where it is filled, what waits there looks.
+            let _ = work.try_send(Order::Room);
+        }
     }
 
     /// For parts beside the tables, to report that the disk failed under them.

@@ -59,6 +59,15 @@ impl Reserve {
         grown.is_ok()
     }
 
+    /// Whether there is room for as much again as is held back; less may be what was just given free, or what a write that
+    /// failed gave back.
+    fn has_more(&self, state: &DiskState) -> bool {
+        let twice = Self { path: self.path.clone(), bytes: 2 * self.bytes, why: None };
+        let has_more = twice.grow(state).is_ok();
+        self.shrink_to(self.bytes, state);
+        has_more
+    }
+
     /// Takes what room there is, for the next to open the store.
     fn hold_rest(&self, state: &DiskState) {
         if let Err(error) = self.grow(state) {
@@ -159,6 +168,9 @@ impl Writer {
     /// Writes until everybody who could send work is gone.
     pub(super) fn run(&mut self) {
         self.short = !self.shared.is_looked_at && !self.reserve.ensure(&self.shared.state);
+        if self.short {
+            self.tell_no_room();
+        }
         let mut other = None;
         while let Some(first) = other.take().or_else(|| self.waiting.blocking_recv()) {
             let first = match first {
@@ -169,6 +181,15 @@ impl Writer {
                 }
                 Order::Settle => {
                     self.settle();
+                    continue;
+                }
+                Order::Room => {
+                    let state = &self.shared.state;
+                    let is_ours = self.shared.check_in_place().is_ok();
+                    if is_ours && self.reserve.ensure(state) && self.reserve.has_more(state) {
+                        self.short = false;
+                        self.there_is_room();
+                    }
                     continue;
                 }
             };
@@ -194,6 +215,19 @@ impl Writer {
         }
     }
 
+    /// Has it told that something was refused for want of room, and why.
+    fn tell_no_room(&self) {
+        let why = match self.reserve.why {
+            Some(_) => "the file that holds room for removals cannot be made",
+            None => "its disk is full",
+        };
+        *self.shared.no_room.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    fn there_is_room(&self) {
+        *self.shared.no_room.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn handle(&mut self, mut gathered: Vec<Work>) {
         if self.short {
             gathered = self.admit(gathered);
@@ -217,6 +251,10 @@ impl Writer {
         let was_short = self.short;
         match self.transact(&gathered) {
             Ok(verdicts) => {
+                let mut done = gathered.iter().zip(&verdicts);
+                if done.any(|(work, verdict)| verdict.is_ok() && work.needs_room()) {
+                    self.there_is_room();
+                }
                 for (work, verdict) in gathered.into_iter().zip(verdicts) {
                     let _ = work.done.send(verdict);
                 }
@@ -249,6 +287,9 @@ impl Writer {
         if ordinary && self.reserve.ensure(&self.shared.state) {
             self.short = false;
             return gathered;
+        }
+        if ordinary {
+            self.tell_no_room();
         }
         let (first, ordinary): (Vec<_>, Vec<_>) = gathered.into_iter().partition(Work::may_use_reserve);
         for work in ordinary {
@@ -436,6 +477,7 @@ impl Writer {
         };
         if let (Some(reason), None, None) = (&health.full, &health.sync, &health.broken) {
             self.short = true;
+            self.tell_no_room();
             self.reserve.release(&self.shared.state);
             return match self.reopen() {
                 Ok(()) => self.disk_full(reason),

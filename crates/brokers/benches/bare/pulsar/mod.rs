@@ -285,7 +285,7 @@ impl Producer {
                 ..Metadata::default()
             };
             self.link.shared.receipts.lock().unwrap().insert(sequence, receipt);
-            let send = Command::Send(proto::Send { producer: 1, sequence, ..proto::Send::default() });
+            let send = Command::Send(proto::Send { producer: 1, sequence });
             let _ = self.link.out.send(frame::encode_message(send, &metadata, body));
         }
         received.await.unwrap();
