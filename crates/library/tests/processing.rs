@@ -213,7 +213,7 @@ async fn a_document_recorded_and_not_sent_is_sent_by_the_next_call_or_the_next_s
     for id in ["one", "two"] {
         world.ok(add(id, "text")).await;
         let said = world.refused(add_processing(id, id, "cap1")).await;
-        assert_eq!(said.r#type, "unexpected-error", "{said:?}");
+        assert_eq!(said.r#type, "outcome-unknown", "{said:?}");
     }
     let load = world.read(LOAD, "reader").await;
     cut.cut.store(false, Ordering::SeqCst);

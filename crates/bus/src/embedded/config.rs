@@ -39,10 +39,10 @@ pub struct Config {
     /// A folder, made if need be, into which a file of the log is copied before its torn end is cut. Without, which is the
     /// default, the end of a log that was not closed is cut as what nobody was told is kept.
     pub set_aside: Option<PathBuf>,
-    /// Bytes of messages kept in memory over all queues, 256 MiB. Half of it is for `flow` messages and inboxes: beyond it
-    /// `flow` messages stay in the log alone and are read again for delivery, inboxes lose what is newest. Half is for
-    /// `request` messages: beyond it topics are full for a workspace that has more than an equal part, and others are let in
-    /// up to as much again ([`crate::shares`]).
+    /// Bytes of messages kept in memory over all queues, 256 MiB. Half of it, or all where there is no log, is for `flow`
+    /// messages and inboxes: beyond it `flow` messages stay in the log alone and are read again for delivery, inboxes lose
+    /// what is newest. Half is for `request` messages: beyond it topics are full for a workspace that has more than an equal
+    /// part, and others are let in ([`crate::shares`] says how much that may be together).
     pub memory_bytes_max: usize,
     /// Bytes of messages that one queue or inbox keeps in memory, 64 MiB; beyond it the same happens.
     pub queue_bytes_max: usize,

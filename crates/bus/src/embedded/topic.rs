@@ -282,7 +282,7 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(config: Config) -> Self {
         Self {
-            memory: Arc::new(Budget::new(config.memory_bytes_max / 2)),
+            memory: Arc::new(Budget::new(config.memory_bytes_max / if config.dir.is_some() { 2 } else { 1 })),
             requests: Shares::new(config.memory_bytes_max / 2),
             backlog: Backlog::new(config.high_water_bytes),
             config,
