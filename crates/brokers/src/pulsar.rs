@@ -1,8 +1,8 @@
 //! Apache Pulsar: names are those that TrustGraph 2.11 uses, and all topics are persistent ones. Processes of 2.11 take part
-//! where the address says so ([`beside`]); else all readers and writers are ours.
+//! where the address says so (`beside`); else all readers and writers are ours.
 //!
 //! # Flow
-//! A link of our own on the binary protocol ([`link`]), one connection for publishing and one for reading to each broker that
+//! A link of our own on the binary protocol (`link`), one connection for publishing and one for reading to each broker that
 //! serves a topic, and the admin API for everything that is made, seen or removed. A persistent topic per topic, a shared
 //! subscription that its owner makes per subscription; inboxes and their followers read without a subscription that anybody
 //! made. A reader permits the broker as many messages as it has room for, and one more for each that it settles. Tenant and
@@ -11,7 +11,7 @@
 //! # Guarantees
 //! A publish returns when the broker has acknowledged it: it is on the bookies' disks then. Whether anybody would get it is
 //! asked once for each producer: an owner removes subscriptions with their topic only, which ends the producer. Each
-//! hand-over is noted before it happens, in a topic of its own ([`notes`]), since the broker does not count those that ended
+//! hand-over is noted before it happens, in a topic of its own (`notes`), since the broker does not count those that ended
 //! their reader. A message whose reader ends, however, comes back at once. What is removed stays so: who attaches to it is
 //! reported that it is absent.
 //!
